@@ -1,0 +1,393 @@
+"""A family of models as data: which tensors there are, what their dims mean, how big they are.
+
+What comes in is a config (plain data) and a source's tensor list; what goes out is an `Inventory` in which every tensor is
+claimed by exactly one row and every row is used, the target's config, and the target's tensor list. No torch, no weights.
+The tables lie in `families/`, one file each, without a function in them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from ligo_convert.axes import (
+    Layout,
+    NotationError,
+    SizeError,
+    depth_axis,
+    evaluate,
+    expand,
+    matcher,
+    name_at,
+    parse_layout,
+    size_keys,
+)
+from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.tensors import FLOAT_DTYPES, TensorSpec
+
+Config = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """The normalisation of the residual stream."""
+
+    stream: str
+    kind: Literal["layernorm", "rmsnorm"]
+    epsilon: str  # config key
+    head: str  # the norm that feeds the head: its rows' name without `.weight` and `.bias`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a family's table, alternatives expanded."""
+
+    pattern: str
+    layout: Layout
+
+    @property
+    def depth(self) -> str | None:
+        return depth_axis(self.pattern)
+
+    def name(self, layer: int | None) -> str:
+        return name_at(self.pattern, layer)
+
+    def present(self, config: Config) -> bool:
+        """Whether `config` calls for this row; an optional row is decided by the checkpoint instead."""
+        if not self.layout.condition:
+            return True
+        return bool(config.get(self.layout.condition)) != self.layout.negated
+
+    def piece_keys(self) -> tuple[str, ...]:
+        """The names under which the unfused pieces keep their depth weights: the pattern, or `pattern/part`."""
+        return tuple(f"{self.pattern}/{label}" if label else self.pattern for label, _ in self.layout.pieces())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """A source checkpoint as its family sees it: every tensor claimed once, every row used."""
+
+    config: Config
+    rows: tuple[Row, ...]
+    stored: Mapping[str, TensorSpec]  # canonical name -> the tensor on disk (its spec carries the name on disk)
+    ignored: tuple[str, ...]
+    copies: tuple[tuple[str, str], ...]  # (alias, canonical), both on disk and tied: their bytes must agree
+
+    def layers(self, family: Family, row: Row) -> range | tuple[None]:
+        return family.layers(row, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A table of rows with what the growth mathematics must know about the model around them.
+
+    Attributes:
+        name, task, model_type, architecture: what it is called here, what it is trained for, `model_type` in config.json,
+            and the transformers class that config.json names.
+        axes: axis -> size expression over config keys. streams: stream -> product of axes, slowest first.
+        tensors: name pattern -> layout.
+        optional_prefix: a leading part of names that old checkpoints leave out.
+        tied: alias -> canonical pattern, in force where the config key `tie_key` is true.
+        ignored: patterns of buffers that some checkpoints carry and no model reads.
+        branch_ends: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
+            that must do nothing yet.
+        kept: axes that are looked up, never grown. fixed: axes whose entries keep their meaning by position (rotary pairs).
+        products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
+        carries: stream -> stream whose content it is, for the paper's ties.
+        whole: expressions that the library wants to be whole numbers. defaults: what the library takes for a missing key.
+        requires: config values without which this table does not hold. layer_lists: config lists with an entry a layer -> depth axis.
+        index_keys: config keys that make a layer depend on its index.
+        inert: config keys that may change without changing the function of a trained model at inference.
+        residual_init: rows that the library initialises with a deviation divided by sqrt(2 * layers).
+    """
+
+    name: str
+    task: Literal["causal-lm"]
+    model_type: str
+    architecture: str
+    axes: Mapping[str, str]
+    streams: Mapping[str, str]
+    tensors: Mapping[str, str]
+    norm: Norm
+    defaults: Mapping[str, object]
+    optional_prefix: str = ""
+    tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tie_key: str = "tie_word_embeddings"
+    ignored: tuple[str, ...] = ()
+    branch_ends: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    products: tuple[tuple[str, str], ...] = ()
+    scale_key: str = ""
+    carries: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    whole: tuple[str, ...] = ()
+    requires: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    layer_lists: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    index_keys: tuple[str, ...] = ()
+    inert: tuple[str, ...] = ()
+    residual_init: tuple[str, ...] = ()
+
+    # The table, expanded and checked against itself.
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        rows = tuple(
+            Row(pattern=name, layout=parse_layout(layout))
+            for pattern, layout in self.tensors.items()
+            for name in expand(pattern)
+        )
+        known = {*self.axes, *self.streams, "1"}
+        for row in rows:
+            for stream in row.layout.streams:
+                if stream not in known:
+                    raise NotationError(f"{self.name}: {row.pattern}: {stream!r} is neither an axis nor a stream")
+            if row.depth is not None and row.depth not in self.axes:
+                raise NotationError(f"{self.name}: {row.pattern}: {row.depth!r} is no axis")
+        if len({row.pattern for row in rows}) != len(rows):
+            raise NotationError(f"{self.name}: two rows have one pattern")
+        return rows
+
+    @cached_property
+    def depth_axes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.depth for row in self.rows if row.depth is not None))
+
+    @cached_property
+    def global_streams(self) -> frozenset[str]:
+        """Streams seen in a row without a depth axis: one map serves all layers."""
+        return frozenset(stream for row in self.rows if row.depth is None for stream in row.layout.streams)
+
+    @cached_property
+    def size_keys(self) -> tuple[str, ...]:
+        """Every config key that decides a size."""
+        return tuple(dict.fromkeys(key for expression in self.axes.values() for key in size_keys(expression)))
+
+    def factors(self, stream: str) -> tuple[str, ...]:
+        """The axes a stream is the product of, slowest first."""
+        return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)
+
+    def is_branch_end(self, row: Row) -> bool:
+        return row.pattern.rpartition(".")[0] in {name for end in self.branch_ends for name in expand(end)}
+
+    def has_residual_init(self, row: Row) -> bool:
+        return row.pattern in {name for pattern in self.residual_init for name in expand(pattern)}
+
+    def feeds_head(self, row: Row) -> bool:
+        return row.pattern.rpartition(".")[0] == self.norm.head
+
+    # Sizes, from plain config data.
+
+    def complete(self, config: Config) -> dict[str, object]:
+        """`config` with the library's defaults for what it leaves out."""
+        return {**self.defaults, **config}
+
+    def sizes(self, config: Config) -> dict[str, int]:
+        """Axis and stream -> size. Raises SizeError."""
+        complete = self.complete(config)
+        sizes = {axis: evaluate(expression, complete) for axis, expression in self.axes.items()}
+        for expression in self.whole:
+            evaluate(expression, complete)
+        for stream in self.streams:
+            size = 1
+            for axis in self.factors(stream):
+                size *= sizes[axis]
+            sizes[stream] = size
+        return sizes
+
+    def shape(self, row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(sum(sizes.get(part, 1) for part in dim.parts) for dim in row.layout.dims)
+
+    def layers(self, row: Row, config: Config) -> range | tuple[None]:
+        return (None,) if row.depth is None else range(self.sizes(config)[row.depth])
+
+    def is_tied(self, config: Config) -> bool:
+        return bool(self.tied) and bool(self.complete(config).get(self.tie_key))
+
+    def parameters(self, rows: Iterable[Row], config: Config) -> int:
+        """How many parameters `rows` hold at the sizes of `config`."""
+        return sum(spec.elements for _, _, spec in self.tensors_of(rows, config, dtype="F32"))
+
+    def tensors_of(self, rows: Iterable[Row], config: Config, *, dtype: str) -> Iterator[tuple[Row, int | None, TensorSpec]]:
+        """Every tensor that `rows` stand for at the sizes of `config`, in table order, then by layer."""
+        sizes = self.sizes(config)
+        for row in rows:
+            shape = self.shape(row, sizes)
+            for layer in (None,) if row.depth is None else range(sizes[row.depth]):
+                yield row, layer, TensorSpec(name=row.name(layer), dtype=dtype, shape=shape)
+
+    def rows_for(self, config: Config, *, optional: Iterable[str] = ()) -> tuple[Row, ...]:
+        """The rows that a model of `config` has: by config key, without tied aliases, optional ones where named."""
+        complete = self.complete(config)
+        tied = set(self.tied) if self.is_tied(config) else set()
+        keep = set(optional)
+        return tuple(
+            row
+            for row in self.rows
+            if row.present(complete) and row.pattern not in tied and (not row.layout.optional or row.pattern in keep)
+        )
+
+    # What a source holds.
+
+    def check_config(self, config: Config, *, where: str) -> None:
+        """Refuse a config that this table does not describe. Raises SourceError."""
+        for key, value in self.requires.items():
+            if key in config and config[key] != value:
+                raise SourceError(
+                    f"{self.name} with {key} = {config[key]!r} is not supported", where=where, expected=f"{key} = {value!r}"
+                )
+        try:
+            self.sizes(config)
+        except SizeError as error:
+            raise SourceError(f"the sizes of this {self.name} do not fit: {error}", where=where) from None
+
+    def check(self, config: Config, tensors: Mapping[str, TensorSpec], *, label: str) -> Inventory:
+        """Claim every tensor of a source by exactly one row.
+
+        Args:
+            config: config.json of the source. tensors: name on disk -> spec. label: how errors name the source.
+
+        Raises:
+            SourceError: a tensor unclaimed or claimed twice, a row unused, a wrong shape, a dtype that is no float.
+        """
+        self.check_config(config, where=f"{label}/config.json")
+        complete, sizes, tied = self.complete(config), self.sizes(config), self.is_tied(config)
+        wanted: dict[str, tuple[Row, int | None]] = {}
+        for row in self.rows:
+            if row.present(complete):
+                for layer in self.layers(row, config):
+                    wanted[row.name(layer)] = (row, layer)
+        ignored = [matcher(pattern) for name in self.ignored for pattern in expand(name)]
+        stored: dict[str, TensorSpec] = {}
+        unclaimed, passed = [], []
+        for name, spec in tensors.items():
+            canonical = name if name in wanted else self.optional_prefix + name
+            if canonical in wanted:
+                if canonical in stored:
+                    raise SourceError(
+                        "a tensor is there twice", where=label, found=f"{stored[canonical].name} and {name}", hint="keep one"
+                    )
+                row, _ = wanted[canonical]
+                self._check_spec(spec, self.shape(row, sizes), label)
+                stored[canonical] = spec
+            elif any(pattern.match(name) or pattern.match(self.optional_prefix + name) for pattern in ignored):
+                passed.append(name)
+            else:
+                unclaimed.append(name)
+        if unclaimed:
+            raise self._unclaimed(unclaimed, wanted, sizes, label)
+        copies = []
+        for alias, pattern in self.tied.items() if tied else ():
+            # Tied: one of the two names is enough, whichever a writer kept.
+            if alias in stored and pattern in stored:
+                copies.append((stored[alias].name, stored[pattern].name))
+            elif alias in stored:
+                stored[pattern] = stored[alias]
+            stored.pop(alias, None)
+            wanted.pop(alias, None)
+        found_optional = {wanted[name][0].pattern for name in stored if wanted[name][0].layout.optional}
+        rows = self.rows_for(config, optional=found_optional)
+        missing = [row.name(layer) for row in rows for layer in self.layers(row, config) if row.name(layer) not in stored]
+        if missing:
+            raise SourceError(
+                f"{len(missing)} tensor(s) that config.json calls for are in no weight file",
+                where=label,
+                expected=_few(missing),
+                hint="the checkpoint is incomplete, or config.json is another model's",
+            )
+        return Inventory(config=config, rows=rows, stored=stored, ignored=tuple(passed), copies=tuple(copies))
+
+    def _check_spec(self, spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
+        if spec.shape != shape:
+            raise SourceError(
+                "a tensor has another shape than config.json says",
+                where=f"{label}: {spec.name}",
+                expected=list(shape),
+                found=list(spec.shape),
+            )
+        if spec.dtype not in FLOAT_DTYPES:
+            raise SourceError(
+                "a weight is no floating-point tensor",
+                where=f"{label}: {spec.name}",
+                expected=" ".join(FLOAT_DTYPES),
+                found=spec.dtype,
+                hint="quantised checkpoints cannot grow; take the original one",
+            )
+
+    def _unclaimed(
+        self, names: list[str], wanted: Mapping[str, object], sizes: Mapping[str, int], label: str
+    ) -> SourceError:
+        first = names[0]
+        patterns = {row.name(0 if row.depth else None): row.pattern for row in self.rows}
+        near = difflib.get_close_matches(first, list(patterns), n=1, cutoff=0.0)
+        more = f" (+{len(names) - 1} more)" if len(names) > 1 else ""
+        depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in self.depth_axes)
+        return SourceError(
+            f"{self.name}: no row claims {first}{more}",
+            where=label,
+            hint=f"nearest row: {patterns[near[0]] if near else '-'}\nconfig.json says {depths}; `ligo-convert describe {self.name}`"
+            " lists every row",
+        )
+
+    # What a target is.
+
+    def resize(self, config: Config, changes: Mapping[str, object], *, where: str = "target.config") -> dict[str, object]:
+        """The target's config: `changes` over the source's, refused where growth cannot get there.
+
+        Raises:
+            RecipeError: an unknown key, a size that does not fit or shrinks, an axis that cannot grow, a new tie.
+        """
+        known = {*config, *self.defaults, *self.size_keys}
+        for key in changes:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), sorted(known), n=1)
+                raise RecipeError(
+                    f"{key}: {self.name} has no such config key" + (f" (did you mean {near[0]!r}?)" if near else ""),
+                    where=where,
+                    hint="sizes are set by: " + ", ".join(self.size_keys),
+                )
+            if key in ("dtype", "torch_dtype"):
+                raise RecipeError(f"{key}: set output.dtype instead", where=where)
+            if key in ("model_type", "architectures", "auto_map"):
+                raise RecipeError(f"{key} cannot change: a model grows within its family", where=where)
+        target = {**config, **changes}
+        try:
+            old, new = self.sizes(config), self.sizes(target)
+        except SizeError as error:
+            raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
+        for axis in self.axes:
+            if axis in self.kept and new[axis] != old[axis]:
+                raise RecipeError(f"{axis} cannot grow", where=where, expected=old[axis], found=new[axis])
+            if axis in self.fixed and new[axis] != old[axis]:
+                raise RecipeError(
+                    f"{axis} must stay as it is in the {self.name} family: positions are encoded in it",
+                    where=where,
+                    expected=f"{self.axes[axis]} = {old[axis]}",
+                    found=new[axis],
+                    hint="grow the number of heads with the width",
+                )
+            if new[axis] < old[axis]:
+                raise RecipeError(
+                    f"the target is smaller than its source along {axis} ({self.axes[axis]})",
+                    where=where,
+                    expected=f"at least {old[axis]}",
+                    found=new[axis],
+                )
+        if self.is_tied(target) and not self.is_tied(config):
+            raise RecipeError(f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True)
+        for key, value in self.requires.items():
+            if key in changes and changes[key] != value:
+                raise RecipeError(f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value)
+        return target
+
+    def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:
+        """Config keys that change what a model computes without changing a size, such as an activation."""
+        old, new = self.complete(config), self.complete(target)
+        free = {*self.size_keys, *self.inert, *self.layer_lists, self.norm.epsilon, self.tie_key}
+        return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

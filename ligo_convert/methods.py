@@ -1,0 +1,433 @@
+"""Starts: the width and depth maps that growth begins from, one small function each, and the tables they are found in.
+
+A width start takes one axis (its sizes, the norm on it, how the head reads it) and gives the four maps of `maps.Axis`; its
+claim says, from the sizes alone, whether the function survives. A depth start gives, for every new layer, the old layer it
+takes and whether it is silent. Nothing here knows a family.
+
+Sources: Net2Net arXiv:1511.05641, StackBERT (Gong et al., ICML 2019), bert2BERT arXiv:2110.07143, LiGO arXiv:2303.00980,
+LEMON arXiv:2310.07999, HyperCloning arXiv:2409.12903. The exact maps are derived in docs/exact-starts.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ligo_convert.maps import Axis, Map, corner, dense, identity_axis, plain_axis, selection
+
+Verdict = Literal["exact", "near", "lossy"]
+
+
+class CannotPreserve(ValueError):
+    """A start that promises the function cannot keep the promise here; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthRequest:
+    """One axis to grow.
+
+    Attributes:
+        axis: its name. old, new: its sizes.
+        norm: the normalisation that reads of this axis pass through; None where there is none between write and read.
+        tied_head: whether the head is the embedding, so that it reads with the write map.
+        seed: of everything drawn.
+    """
+
+    axis: str
+    old: int
+    new: int
+    norm: Literal["layernorm", "rmsnorm"] | None
+    tied_head: bool
+    seed: int
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        return generator(self.seed, purpose, self.axis)
+
+
+def generator(seed: int, *names: str) -> np.random.Generator:
+    """A generator of its own for every purpose: adding one draw changes no other."""
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a width start promises for one axis.
+
+    Attributes:
+        verdict, reason: of the map. epsilon: factor on the norm's epsilon in the target's config.
+        head: factor on the norm that feeds a tied head.
+    """
+
+    verdict: Verdict
+    reason: str
+    epsilon: float = 1.0
+    head: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthStart:
+    """One line of the width table."""
+
+    build: Callable[[WidthRequest], Axis]
+    claim: Callable[[WidthRequest], Claim]
+    preserving: bool  # promises the function, and refuses where it cannot
+    paper: str
+    summary: str
+    # AKI's second term: rows that are added take their difference to the next layer.
+    advance: Callable[[WidthRequest], Axis] | None = None
+    # Dot products are rescaled when the head size grows (all starts but those that copy the corner literally).
+    rescales: bool = True
+
+
+# Width.
+
+
+def _tile(request: WidthRequest) -> np.ndarray:
+    return np.arange(request.new, dtype=np.int64) % request.old
+
+
+def _copies(index: np.ndarray, old: int) -> np.ndarray:
+    return np.bincount(index, minlength=old)
+
+
+def _uneven_split(index: np.ndarray, old: int, rng: np.random.Generator) -> np.ndarray:
+    """Reads of copied entries: random, summing to one over the copies of each, so that copies learn apart (LEMON, section 4)."""
+    draw = rng.uniform(0.5, 1.5, size=len(index))
+    draw /= np.bincount(index, weights=draw, minlength=old)[index]
+    # An entry without a second copy is read as it was, to the bit.
+    return np.where(_copies(index, old)[index] == 1, 1.0, draw)
+
+
+def copy(request: WidthRequest) -> Axis:
+    assert request.old == request.new
+    return identity_axis(request.old)
+
+
+def copy_claim(request: WidthRequest) -> Claim:
+    raise CannotPreserve(
+        f"{request.axis} grows from {request.old} to {request.new}, and `copy` is for an axis that does not grow"
+    )
+
+
+def lemon(request: WidthRequest) -> Axis:
+    """LEMON's exact map. Under LayerNorm k whole tiles and mean rows ("average expansion"), under RMSNorm zero rows.
+
+    With k = new // old and kappa = k old / new: mean' = mean and var' = kappa var (LayerNorm), meansquare' = kappa meansquare
+    (RMSNorm), so gains times sqrt(kappa) and epsilon times kappa cancel; the entries past the tiles are exactly zero after the
+    norm, so their reads C are free: drawn, to break the symmetry.
+    """
+    if request.norm is None:
+        index = _tile(request)
+        read = selection(index, request.old, _uneven_split(index, request.old, request.generator("split")))
+        return plain_axis(selection(index, request.old), read)
+    old, times, rest = request.old, request.new // request.old, request.new % request.old
+    index = np.tile(np.arange(old), times)
+    mean = np.full((rest, old), 1.0 / old)
+    rng = request.generator("free reads")
+    root = np.sqrt(times * old / request.new)
+    return Axis(
+        write=selection(index, old, tail=mean if request.norm == "layernorm" else np.zeros((rest, old))),
+        read=selection(index, old, _uneven_split(index, old, rng), tail=rng.normal(0, old**-0.5, size=(rest, old))),
+        gain=selection(index, old, tail=mean).scaled(root),
+        shift=selection(index, old, tail=np.zeros((rest, old))),
+    )
+
+
+def lemon_claim(request: WidthRequest) -> Claim:
+    times = request.new // request.old
+    if request.norm is None:
+        return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
+    kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
+    return Claim(
+        verdict="exact",
+        reason=f"{times} tile(s) and {kind}, gains and epsilon rescaled",
+        epsilon=times * request.old / request.new,
+        head=1.0 / times if request.tied_head else 1.0,
+    )
+
+
+def hyperclone(request: WidthRequest) -> Axis:
+    """HyperCloning: whole tiles, reads divided evenly."""
+    index = _tile(request)
+    return plain_axis(selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index]))
+
+
+def hyperclone_claim(request: WidthRequest) -> Claim:
+    if request.new % request.old:
+        raise CannotPreserve(
+            f"{request.axis} grows from {request.old} to {request.new}, which is no whole multiple; `lemon` takes any ratio"
+        )
+    times = request.new // request.old
+    head = 1.0 / times if request.tied_head and request.norm else 1.0
+    return Claim(verdict="exact", reason=f"{times} whole tiles", head=head)
+
+
+def net2net(request: WidthRequest) -> Axis:
+    """Net2Net and bert2BERT's FPI: random entries copied, reads divided by the number of copies."""
+    index = _net2net_index(request)
+    return plain_axis(selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index]))
+
+
+def _net2net_index(request: WidthRequest) -> np.ndarray:
+    added = request.generator("copied").integers(0, request.old, size=request.new - request.old)
+    return np.concatenate([np.arange(request.old), added])
+
+
+def net2net_claim(request: WidthRequest) -> Claim:
+    if request.norm:
+        return Claim(verdict="lossy", reason=f"uneven copies change the statistics of the {request.norm}")
+    return Claim(verdict="exact", reason="copied entries, reads divided by the number of copies")
+
+
+def aki(request: WidthRequest) -> Axis:
+    """bert2BERT's advanced knowledge initialisation, first term: as `net2net`."""
+    return net2net(request)
+
+
+def aki_advance(request: WidthRequest) -> Axis:
+    """AKI's second term: only the added entries are written; the operator multiplies it with (next layer - own layer)."""
+    index = _net2net_index(request)
+    added = np.concatenate([np.zeros(request.old), np.ones(request.new - request.old)])
+    return plain_axis(selection(index, request.old, added), net2net(request).read)
+
+
+def aki_claim(request: WidthRequest) -> Claim:
+    return Claim(verdict="lossy", reason="added entries come from the next layer")
+
+
+def zero(request: WidthRequest) -> Axis:
+    """The old block in the corner, zeros elsewhere; gains times sqrt(old / new), centred where that is exact.
+
+    Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact once what is written has no
+    mean. LayerNorm does not see the mean, so writes may be centred, unless the head is tied to the embedding: it would see it.
+    """
+    block = corner(request.old, request.new)
+    if request.norm is None:
+        return plain_axis(block, block)
+    scaled = block.scaled(np.sqrt(request.old / request.new))
+    write = block
+    if request.norm == "layernorm" and not request.tied_head:
+        centred = np.eye(request.old) - 1.0 / request.old
+        write = dense(np.concatenate([centred, np.zeros((request.new - request.old, request.old))]))
+    return Axis(write=write, read=block, gain=scaled, shift=block)
+
+
+def zero_claim(request: WidthRequest) -> Claim:
+    epsilon = request.old / request.new if request.norm else 1.0
+    if request.norm == "layernorm" and request.tied_head:
+        return Claim(
+            verdict="near",
+            reason="the mean of the residual stream stays in: a tied head does not allow centring",
+            epsilon=epsilon,
+        )
+    return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon)
+
+
+def direct(request: WidthRequest) -> Axis:
+    """DirectCopy: the old block in the corner, the rest drawn as the library initialises."""
+    block = corner(request.old, request.new)
+    return plain_axis(block, block, drawn=np.arange(request.new) >= request.old)
+
+
+def direct_claim(request: WidthRequest) -> Claim:
+    return Claim(verdict="lossy", reason="drawn weights beside the old block")
+
+
+def random(request: WidthRequest) -> Axis:
+    """The whole axis drawn as the library initialises."""
+    nothing = corner(request.old, request.new).scaled(0.0)
+    return plain_axis(nothing, nothing, drawn=np.ones(request.new, dtype=bool))
+
+
+def random_claim(request: WidthRequest) -> Claim:
+    return Claim(verdict="lossy", reason="drawn afresh")
+
+
+# Depth.
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMap:
+    """Where the layers of one depth axis come from.
+
+    Attributes:
+        source: for every new layer, the old layer it takes.
+        silent: new layers whose branch ends are zero: they pass their input on.
+        drawn: new layers drawn as the library initialises.
+    """
+
+    source: tuple[int, ...]
+    silent: tuple[bool, ...]
+    drawn: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthStart:
+    """One line of the depth table."""
+
+    build: Callable[[int, int], DepthMap]
+    verdict: Verdict
+    reason: str
+    paper: str
+    summary: str
+
+
+def _plain(source: list[int]) -> DepthMap:
+    none = (False,) * len(source)
+    return DepthMap(source=tuple(source), silent=none, drawn=none)
+
+
+def copy_depth(old: int, new: int) -> DepthMap:
+    assert old == new
+    return _plain(list(range(old)))
+
+
+def stack(old: int, new: int) -> DepthMap:
+    """StackBERT: layer i takes layer i mod old."""
+    return _plain([layer % old for layer in range(new)])
+
+
+def interpolate(old: int, new: int) -> DepthMap:
+    """Every layer repeated in place: layer i takes layer i old // new."""
+    return _plain([layer * old // new for layer in range(new)])
+
+
+def identity(old: int, new: int) -> DepthMap:
+    """As `interpolate`, the repeated layers silent: they add nothing to the residual stream yet (LLaMA-Pro, LEMON)."""
+    source = interpolate(old, new).source
+    silent = tuple(layer > 0 and source[layer - 1] == source[layer] for layer in range(new))
+    return DepthMap(source=source, silent=silent, drawn=(False,) * new)
+
+
+def random_depth(old: int, new: int) -> DepthMap:
+    return DepthMap(source=interpolate(old, new).source, silent=(False,) * new, drawn=(True,) * new)
+
+
+WIDTHS: dict[str, WidthStart] = {
+    "copy": WidthStart(
+        build=copy,
+        claim=copy_claim,
+        preserving=True,
+        paper="-",
+        summary="the axis does not grow",
+    ),
+    "net2net": WidthStart(
+        build=net2net,
+        claim=net2net_claim,
+        preserving=False,
+        paper="Net2Net, arXiv:1511.05641; FPI of bert2BERT, arXiv:2110.07143",
+        summary="random entries copied, reads divided by the number of copies",
+    ),
+    "hyperclone": WidthStart(
+        build=hyperclone,
+        claim=hyperclone_claim,
+        preserving=True,
+        paper="HyperCloning, arXiv:2409.12903",
+        summary="whole tiles, reads divided evenly; whole multiples only",
+    ),
+    "lemon": WidthStart(
+        build=lemon,
+        claim=lemon_claim,
+        preserving=True,
+        paper="LEMON, arXiv:2310.07999",
+        summary="exact at any ratio: tiles and mean (LayerNorm) or zero (RMSNorm) entries, uneven reads",
+    ),
+    "aki": WidthStart(
+        build=aki,
+        claim=aki_claim,
+        preserving=False,
+        paper="AKI of bert2BERT, arXiv:2110.07143",
+        summary="as net2net, the added entries taken from the next layer",
+        advance=aki_advance,
+    ),
+    "zero": WidthStart(
+        build=zero,
+        claim=zero_claim,
+        preserving=False,
+        paper="-",
+        summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
+    ),
+    "direct": WidthStart(
+        build=direct,
+        claim=direct_claim,
+        preserving=False,
+        paper="DirectCopy, a baseline of arXiv:2303.00980",
+        summary="old block in the corner, the rest drawn as the library initialises",
+        rescales=False,
+    ),
+    "random": WidthStart(
+        build=random,
+        claim=random_claim,
+        preserving=False,
+        paper="-",
+        summary="the whole axis drawn as the library initialises",
+        rescales=False,
+    ),
+}
+
+DEPTHS: dict[str, DepthStart] = {
+    "copy": DepthStart(
+        build=copy_depth, verdict="exact", reason="the depth does not grow", paper="-", summary="the depth does not grow"
+    ),
+    "stack": DepthStart(
+        build=stack,
+        verdict="lossy",
+        reason="layers are applied again",
+        paper="StackBERT, Gong et al., ICML 2019",
+        summary="layer i takes layer i mod L: the whole stack again",
+    ),
+    "interpolate": DepthStart(
+        build=interpolate,
+        verdict="lossy",
+        reason="layers are applied again",
+        paper="Interpolation, a baseline of arXiv:2303.00980",
+        summary="layer i takes layer i L // L': every layer again in place",
+    ),
+    "identity": DepthStart(
+        build=identity,
+        verdict="exact",
+        reason="new layers add nothing to the residual stream yet",
+        paper="LLaMA-Pro, arXiv:2401.02415; LEMON, arXiv:2310.07999",
+        summary="as interpolate, the new layers silent",
+    ),
+    "random": DepthStart(
+        build=random_depth,
+        verdict="lossy",
+        reason="drawn afresh",
+        paper="-",
+        summary="every layer drawn as the library initialises",
+    ),
+}
+
+
+def width_axis(name: str, request: WidthRequest) -> Axis:
+    """The maps of one axis under the start `name`; the identity where the axis does not grow."""
+    return identity_axis(request.old) if request.old == request.new else WIDTHS[name].build(request)
+
+
+def width_claim(name: str, request: WidthRequest) -> Claim:
+    """What the start `name` promises for one axis. Raises CannotPreserve."""
+    if request.old == request.new:
+        return Claim(verdict="exact", reason="does not grow")
+    return WIDTHS[name].claim(request)
+
+
+def depth_map(name: str, old: int, new: int) -> DepthMap:
+    """Where the layers come from under the start `name`; every layer itself where the depth does not grow."""
+    return copy_depth(old, new) if old == new else DEPTHS[name].build(old, new)
+
+
+def advance_axis(name: str, request: WidthRequest) -> Axis | None:
+    """The second term's maps, or None for a start that has one term."""
+    build = WIDTHS[name].advance
+    if build is None:
+        return None
+    if request.old == request.new:
+        nothing = Map(index=np.arange(request.old), weight=np.zeros(request.old), tail=np.zeros((0, request.old)))
+        return plain_axis(nothing, identity_axis(request.old).read)
+    return build(request)

@@ -1,0 +1,229 @@
+"""The growth operator as data: width maps by stream, depth weights by module, drawn constants by name; load and save.
+
+    W'_i = constant_i + sum over terms of  sum_j D[i, j] B_j W_j A_j^T        keying source (LiGO, arXiv:2303.00980, eq. 6 and 7)
+                                           B_i (sum_j D[i, j] W_j) A_i^T      keying target (the paper's published code)
+                                           B (sum_j D[i, j] W_j) A^T          keying shared
+
+B is the write map, A the read map of the streams that a tensor's dims lie along. Nothing is applied here (see `growth`), and
+nothing imports torch: arrays are numpy's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ligo_convert.errors import SourceError
+from ligo_convert.maps import Array, Axis, Map
+from ligo_convert.tensors import TensorSpec
+
+Keying = Literal["source", "target", "shared"]
+FORMAT = "ligo-operator/1"
+ROLES = ("write", "read", "gain", "shift")
+_FIELDS = ("index", "weight", "tail")
+_DTYPES = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "U8": np.dtype("u1")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One product of the sum.
+
+    Attributes:
+        widths: `stream`, or `stream@axis.k` where maps are kept by layer -> the maps of the stream's factors, slowest first.
+        depths: piece (`pattern` or `pattern/part`) -> D [new layers, old layers]; [1, 1] for a row without a depth axis.
+    """
+
+    widths: Mapping[str, tuple[Axis, ...]]
+    depths: Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """Everything needed to grow a checkpoint of the given shape.
+
+    Attributes:
+        family: its name. source, target: the configs it leads from and to.
+        keying, tie: how width maps are kept (see above); `paper` ties reads, gains and shifts to writes.
+        terms: the sum. drawn_layers: depth axis -> new layers that are drawn. seed: of what is drawn.
+        notes: what the operator was made from, for provenance; plain JSON values.
+    """
+
+    family: str
+    source: Mapping[str, object]
+    target: Mapping[str, object]
+    keying: Keying
+    tie: Literal["paper"] | None
+    terms: tuple[Term, ...]
+    drawn_layers: Mapping[str, tuple[bool, ...]]
+    seed: int
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+    def stream(self, term: Term, stream: str, axis: str | None, old: int | None, new: int | None) -> tuple[Axis, ...]:
+        """The maps of `stream` in a row of depth axis `axis`, at source layer `old` or target layer `new`; () where it is passed on."""
+        if axis is not None and stream not in term.widths:
+            layer = old if self.keying == "source" else new
+            return term.widths.get(f"{stream}@{axis}.{layer}", ())
+        return term.widths.get(stream, ())
+
+    def map_arrays(self, change: Callable[[str, Array], Array]) -> Operator:
+        """The same operator with every float array replaced by `change(name, array)`; shared maps stay shared."""
+        done: dict[int, Map] = {}
+        names = self.map_names()
+
+        def changed(found: Map) -> Map:
+            if id(found) not in done:
+                name = names[id(found)]
+                done[id(found)] = replace(
+                    found, weight=change(f"{name}.weight", found.weight), tail=change(f"{name}.tail", found.tail)
+                )
+            return done[id(found)]
+
+        terms = tuple(
+            Term(
+                widths={
+                    key: tuple(replace(axis, **{role: changed(axis.role(role)) for role in ROLES}) for axis in factors)
+                    for key, factors in term.widths.items()
+                },
+                depths={key: change(f"{number}/depth/{key}", array) for key, array in term.depths.items()},
+            )
+            for number, term in enumerate(self.terms)
+        )
+        return replace(self, terms=terms)
+
+    def map_names(self) -> dict[int, str]:
+        """id(map) -> its name: term, stream, factor and role of its first use."""
+        names: dict[int, str] = {}
+        for number, term in enumerate(self.terms):
+            for key, factors in term.widths.items():
+                for position, axis in enumerate(factors):
+                    for role in ROLES:
+                        names.setdefault(id(axis.role(role)), f"{number}/width/{key}/{position}/{role}")
+        return names
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every stored array with its name; a map that is used in several places is there once."""
+        names = self.map_names()
+        seen: set[str] = set()
+        for number, term in enumerate(self.terms):
+            for key, factors in term.widths.items():
+                for position, axis in enumerate(factors):
+                    for role in ROLES:
+                        found = axis.role(role)
+                        name = names[id(found)]
+                        if name not in seen:
+                            seen.add(name)
+                            for part in _FIELDS:
+                                yield f"{name}.{part}", getattr(found, part)
+                    if axis.drawn is not None:
+                        yield f"{number}/width/{key}/{position}/drawn", axis.drawn.astype(np.uint8)
+            for key, array in term.depths.items():
+                yield f"{number}/depth/{key}", array
+
+    @property
+    def parameters(self) -> int:
+        """Coefficients of the operator: every number of a width map or depth matrix that is not an index."""
+        return sum(array.size for name, array in self.arrays() if not name.endswith((".index", "/drawn")))
+
+
+# Storage.
+
+
+def describe(operator: Operator) -> dict[str, str]:
+    """The metadata of `operator.safetensors`: everything but the arrays, as one canonical JSON text."""
+    names = operator.map_names()
+    terms = [
+        {
+            "widths": {
+                key: [
+                    {**{role: names[id(axis.role(role))] for role in ROLES}, "drawn": axis.drawn is not None}
+                    for axis in factors
+                ]
+                for key, factors in term.widths.items()
+            },
+            "depths": list(term.depths),
+        }
+        for term in operator.terms
+    ]
+    data = {
+        "format": FORMAT,
+        "family": operator.family,
+        "source": operator.source,
+        "target": operator.target,
+        "keying": operator.keying,
+        "tie": operator.tie,
+        "terms": terms,
+        "drawn_layers": {axis: list(flags) for axis, flags in operator.drawn_layers.items()},
+        "seed": operator.seed,
+        "notes": operator.notes,
+    }
+    return {"format": "pt", "ligo": json.dumps(data, sort_keys=False, separators=(",", ":"), allow_nan=False)}
+
+
+def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
+    """The arrays as the safetensors writer takes them."""
+    result = []
+    for name, array in operator.arrays():
+        array = np.ascontiguousarray(array)
+        dtype = _NAMES[array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype]
+        result.append((TensorSpec(name=name, dtype=dtype, shape=array.shape), memoryview(array.reshape(-1)).cast("B")))
+    return result
+
+
+def restore(
+    metadata: Mapping[str, str], specs: Mapping[str, TensorSpec], read: Callable[[str], Any], *, label: str
+) -> Operator:
+    """The operator from a file's metadata and arrays. Raises SourceError where the file holds no operator of ours."""
+    try:
+        data = json.loads(metadata["ligo"])
+        if data["format"] != FORMAT:
+            raise SourceError("an operator of another version", where=label, expected=FORMAT, found=data["format"])
+        return _restore(data, specs, read)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise SourceError(
+            f"this file holds no growth operator ({type(error).__name__}: {error})",
+            where=label,
+            hint="operators are written by `ligo-convert fit` and lie at ligo/operator.safetensors of every output",
+        ) from None
+
+
+def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Any]) -> Operator:
+    def array(name: str) -> np.ndarray:
+        spec = specs[name]
+        return np.frombuffer(read(name), dtype=_DTYPES[spec.dtype]).reshape(spec.shape)
+
+    maps: dict[str, Map] = {}
+
+    def stored_map(name: str) -> Map:
+        if name not in maps:
+            maps[name] = Map(**{part: array(f"{name}.{part}") for part in _FIELDS})
+        return maps[name]
+
+    terms = []
+    for number, term in enumerate(data["terms"]):
+        widths = {
+            key: tuple(
+                Axis(
+                    **{role: stored_map(factor[role]) for role in ROLES},
+                    drawn=array(f"{number}/width/{key}/{position}/drawn").astype(bool) if factor["drawn"] else None,
+                )
+                for position, factor in enumerate(factors)
+            )
+            for key, factors in term["widths"].items()
+        }
+        terms.append(Term(widths=widths, depths={key: array(f"{number}/depth/{key}") for key in term["depths"]}))
+    return Operator(
+        family=data["family"],
+        source=data["source"],
+        target=data["target"],
+        keying=data["keying"],
+        tie=data["tie"],
+        terms=tuple(terms),
+        drawn_layers={axis: tuple(flags) for axis, flags in data["drawn_layers"].items()},
+        seed=data["seed"],
+        notes=data["notes"],
+    )

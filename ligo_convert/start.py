@@ -1,0 +1,429 @@
+"""From a recipe's `growth` to the operator that learning begins at, and what that start promises.
+
+What comes in: a family, the source's and the target's config, the names of the starts. What goes out: a `Start`, decided from
+the configs alone (its verdict, its reasons, what it changes in the target's config), and, asked for separately because it
+makes arrays, the initial `Operator`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ligo_convert.errors import RecipeError
+from ligo_convert.family import Family, Row
+from ligo_convert.maps import Axis, dense, identity_axis, kronecker
+from ligo_convert.methods import (
+    DEPTHS,
+    WIDTHS,
+    CannotPreserve,
+    Claim,
+    DepthMap,
+    Verdict,
+    WidthRequest,
+    advance_axis,
+    depth_map,
+    width_axis,
+    width_claim,
+)
+from ligo_convert.operator import Keying, Operator, Term
+
+_RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The recipe's `growth`, as this floor needs it."""
+
+    width: str
+    depth: str
+    keying: Keying
+    tie: str | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why a start is what it is; `breaks` where it is not a start's own doing and a promise cannot stand beside it."""
+
+    verdict: Verdict
+    text: str
+    breaks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a start will do, known before a weight is read.
+
+    Attributes:
+        source, target: the configs; the target's with the start's own edits (epsilon, lists with an entry a layer).
+        verdict, reasons: of the map; one reason for every axis that grows, worst first.
+        requests: axis -> width request. depths: depth axis -> where its layers come from. head: factor on the head's norm.
+    """
+
+    family: Family
+    growth: Growth
+    source: Mapping[str, object]
+    target: Mapping[str, object]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    requests: Mapping[str, WidthRequest]
+    depths: Mapping[str, DepthMap]
+    head: float
+
+    @property
+    def grows_width(self) -> bool:
+        return any(map(_grows, self.requests.values()))
+
+    @property
+    def copies_only(self) -> bool:
+        """Whether every target tensor is a source tensor, byte for byte (but for its dtype)."""
+        silent = any(any(found.silent) or any(found.drawn) for found in self.depths.values())
+        return not self.grows_width and not silent
+
+
+def plan_start(
+    family: Family,
+    growth: Growth,
+    source: Mapping[str, object],
+    target: Mapping[str, object],
+    *,
+    asked: Mapping[str, object],
+    where: str,
+) -> Start:
+    """Decide what the starts do from configs alone.
+
+    Args:
+        source, target: configs, the target's as `Family.resize` gave it. asked: what the recipe itself set in the target.
+
+    Raises:
+        RecipeError: a start that promises the function and cannot keep it here, or `copy` for an axis that grows.
+    """
+    old, new = family.sizes(source), family.sizes(target)
+    tied = family.is_tied(target)
+    growing = tuple(axis for axis in family.axes if axis not in family.kept and axis not in family.depth_axes)
+    requests = {
+        axis: WidthRequest(
+            axis=axis,
+            old=old[axis],
+            new=new[axis],
+            norm=family.norm.kind if axis == family.norm.stream else None,
+            tied_head=tied,
+            seed=growth.seed,
+        )
+        for axis in growing
+    }
+    claims = {}
+    for axis, request in requests.items():
+        try:
+            claims[axis] = width_claim(growth.width, request)
+        except CannotPreserve as error:
+            raise RecipeError(f"growth.width: {growth.width}: {error}", where=where) from None
+    reasons = [
+        Reason(verdict=claim.verdict, text=f"{axis} {old[axis]} to {new[axis]} by {growth.width}: {claim.reason}")
+        for axis, claim in claims.items()
+        if old[axis] != new[axis]
+    ]
+    depths, depth_reasons = _plan_depth(family, growth, source, old, new, where)
+    reasons += depth_reasons
+    changed = family.changed_function(source, target)
+    if changed:
+        reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
+    if growth.tie == "paper" and any(map(_grows, requests.values())):
+        reasons.append(Reason(verdict="lossy", text="tie: paper reads with the write maps"))
+    final, edits = _edit_config(family, source, target, claims, asked, depths)
+    reasons += edits
+    broken = [reason for reason in reasons if reason.breaks]
+    grows = any(map(_grows, requests.values()))
+    if grows and WIDTHS[growth.width].advance:
+        _refuse_two_at_once(family, growth, requests, where)
+    if broken and grows and WIDTHS[growth.width].preserving:
+        raise RecipeError(
+            f"growth.width: {growth.width} promises the source's function, and {broken[0].text}", where=where
+        )
+    return Start(
+        family=family,
+        growth=growth,
+        source=source,
+        target=final,
+        verdict=max((reason.verdict for reason in reasons), key=_RANK.__getitem__, default="exact"),
+        reasons=tuple(reason.text for reason in sorted(reasons, key=lambda reason: -_RANK[reason.verdict])),
+        requests=requests,
+        depths=depths,
+        head=math.prod(claim.head for claim in claims.values()),
+    )
+
+
+def _grows(request: WidthRequest) -> bool:
+    return request.old != request.new
+
+
+def _refuse_two_at_once(family: Family, growth: Growth, requests: Mapping[str, WidthRequest], where: str) -> None:
+    """What is added along two factors of a stream at once is no product, and a second term cannot hold it."""
+    for stream in family.streams:
+        grown = [axis for axis in family.factors(stream) if axis in requests and _grows(requests[axis])]
+        if len(grown) > 1:
+            raise RecipeError(
+                f"growth.width: {growth.width}: {stream} would grow along {' and '.join(grown)} at once",
+                where=where,
+                hint="grow one of them, or take net2net",
+            )
+
+
+def _plan_depth(
+    family: Family,
+    growth: Growth,
+    source: Mapping[str, object],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
+    where: str,
+) -> tuple[dict[str, DepthMap], list[Reason]]:
+    depths, reasons = {}, []
+    for axis in family.depth_axes:
+        grows = old[axis] != new[axis]
+        if grows and growth.depth == "copy":
+            raise RecipeError(
+                f"growth.depth: copy: {axis} grows from {old[axis]} to {new[axis]}, and `copy` is for a depth that does not grow",
+                where=where,
+            )
+        depths[axis] = depth_map(growth.depth, old[axis], new[axis])
+        if grows:
+            start = DEPTHS[growth.depth]
+            text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {start.reason}"
+            reasons.append(Reason(verdict=start.verdict, text=text))
+    moved = [key for key in family.index_keys if family.complete(source).get(key)]
+    if reasons and moved:
+        if growth.depth == "identity":
+            raise RecipeError(
+                f"growth.depth: identity: {moved[0]} makes a layer depend on its index, so moving layers changes the function",
+                where=where,
+            )
+        reasons.append(Reason(verdict="lossy", text=f"{moved[0]} makes a layer depend on its index"))
+    return depths, reasons
+
+
+def _edit_config(
+    family: Family,
+    source: Mapping[str, object],
+    target: Mapping[str, object],
+    claims: Mapping[str, Claim],
+    asked: Mapping[str, object],
+    depths: Mapping[str, DepthMap],
+) -> tuple[dict[str, object], list[Reason]]:
+    """The target's config with what the start changes in it: epsilon, and lists with an entry a layer."""
+    final, reasons = dict(target), []
+    key = family.norm.epsilon
+    old_value = family.complete(source)[key]
+    assert isinstance(old_value, (int, float))
+    wanted = old_value * math.prod(claim.epsilon for claim in claims.values())
+    if key in asked and asked[key] != wanted:
+        text = f"the recipe sets {key} = {asked[key]} where {wanted} would be exact"
+        reasons.append(Reason(verdict="near", text=text, breaks=True))
+    elif wanted != old_value:
+        final[key] = wanted
+    for name, axis in family.layer_lists.items():
+        values = source.get(name)
+        if isinstance(values, list) and name not in asked:
+            final[name] = [values[layer] for layer in depths[axis].source]
+    return final, reasons
+
+
+# The operator.
+
+
+def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> Operator:
+    """The operator that learning begins at, in factors: nothing is multiplied out."""
+    family, growth = start.family, start.growth
+    axes = {axis: width_axis(growth.width, request) for axis, request in start.requests.items()}
+    sizes = family.sizes(start.source)
+    kept = {axis: identity_axis(sizes[axis]) for axis in family.kept}
+    rows = family.rows_for(start.target, optional=[row.pattern for row in family.rows])
+    terms = [_term(start, {**axes, **kept}, rows, advance=False)]
+    if WIDTHS[growth.width].advance and start.grows_width:
+        terms.append(_term(start, {**_advanced(start), **kept}, rows, advance=True))
+    operator = Operator(
+        family=family.name,
+        source=dict(start.source),
+        target=dict(start.target),
+        keying=growth.keying,
+        tie="paper" if growth.tie == "paper" else None,
+        terms=tuple(terms),
+        drawn_layers={axis: found.drawn for axis, found in start.depths.items()},
+        seed=growth.seed,
+    )
+    if operator.tie:
+        operator = _tied(operator, family)
+    return operator.map_arrays(lambda _, array: np.asarray(array, dtype=dtype))
+
+
+def _advanced(start: Start) -> dict[str, Axis]:
+    found = {axis: advance_axis(start.growth.width, request) for axis, request in start.requests.items()}
+    return {axis: maps for axis, maps in found.items() if maps is not None}
+
+
+def _term(start: Start, axes: Mapping[str, Axis], rows: tuple[Row, ...], *, advance: bool) -> Term:
+    family = start.family
+    old, new = family.sizes(start.source), family.sizes(start.target)
+    streams = dict.fromkeys(stream for row in rows for stream in row.layout.streams)
+    widths: dict[str, tuple[Axis, ...]] = {}
+    for stream in streams:
+        factors = _stream_factors(start, stream, axes, advance=advance)
+        # What does not grow is left out: a stream without maps is passed on.
+        if not all(axis.is_identity for axis in factors):
+            widths.update(dict.fromkeys(stream_keys(family, stream, start.growth.keying, old, new, rows), factors))
+    depths: dict[str, np.ndarray] = {}
+    for row in rows:
+        for key in row.piece_keys():
+            depths[key] = _depth_matrix(start, row, old, new, advance=advance)
+    return Term(widths=widths, depths=depths)
+
+
+def stream_keys(
+    family: Family, stream: str, keying: Keying, old: Mapping[str, int], new: Mapping[str, int], rows: tuple[Row, ...]
+) -> list[str]:
+    """The names under which the maps of a stream are kept: by layer unless shared, or seen outside the layers, or never grown."""
+    if keying == "shared" or stream in family.global_streams:
+        return [stream]
+    axes = dict.fromkeys(row.depth for row in rows if row.depth and stream in row.layout.streams)
+    sizes = old if keying == "source" else new
+    return [f"{stream}@{axis}.{layer}" for axis in axes for layer in range(sizes[axis])]
+
+
+def _stream_factors(start: Start, stream: str, axes: Mapping[str, Axis], *, advance: bool) -> tuple[Axis, ...]:
+    """The maps of a stream's factors. Streams that meet in a scaled dot product get dual maps along the head size."""
+    family = start.family
+    names = family.factors(stream)
+    factors = [axes[axis] for axis in names]
+    if advance:
+        # One factor of a product carries the difference to the next layer (the one that grows), the others are as they were.
+        growing = [at for at, axis in enumerate(names) if axis in start.requests and _grows(start.requests[axis])]
+        carrier = growing[0] if growing else 0
+        factors = [axis if at == carrier else identity_axis(axis.old) for at, axis in enumerate(factors)]
+    for first, second in family.products:
+        if stream not in (first, second):
+            continue
+        last = family.factors(stream)[-1]
+        request_last = start.requests.get(last)
+        if request_last is None or request_last.old == request_last.new or not WIDTHS[start.growth.width].rescales:
+            continue
+        scaled = not family.scale_key or bool(family.complete(start.source).get(family.scale_key))
+        root = float(np.sqrt(request_last.new / request_last.old)) if scaled else 1.0
+        axis = factors[-1]
+        written = axis.write.scaled(root) if stream == first else axis.read
+        factors[-1] = replace(axis, write=written, gain=written, shift=written)
+    return tuple(factors)
+
+
+def _depth_matrix(
+    start: Start, row: Row, old: Mapping[str, int], new: Mapping[str, int], *, advance: bool
+) -> np.ndarray:
+    """D [new, old] of one row: one-hot, zero where a branch end is silent or the layer is drawn."""
+    if row.depth is None:
+        scale = start.head if start.family.feeds_head(row) else 1.0
+        return np.full((1, 1), 0.0 if advance else scale)
+    found = start.depths[row.depth]
+    matrix = np.zeros((new[row.depth], old[row.depth]))
+    end = start.family.is_branch_end(row)
+    for layer, source in enumerate(found.source):
+        if found.drawn[layer] or (end and found.silent[layer]):
+            continue
+        if advance:
+            matrix[layer, source] -= 1.0
+            matrix[layer, min(source + 1, old[row.depth] - 1)] += 1.0
+        else:
+            matrix[layer, source] = 1.0
+    return matrix
+
+
+def _tied(operator: Operator, family: Family) -> Operator:
+    """The paper's ties: what is read, and a norm's gain and shift, use the map that the stream is written with."""
+
+    def term(found: Term) -> Term:
+        widths = {}
+        for key, factors in found.widths.items():
+            stream, at, layer = key.partition("@")
+            partner = found.widths.get(family.carries.get(stream, stream) + at + layer, factors)
+            # Under grouped queries a context is longer than the value it carries: it keeps a map of its own.
+            same = [(axis.old, axis.new) for axis in partner] == [(axis.old, axis.new) for axis in factors]
+            maps = partner if same else factors
+            widths[key] = tuple(
+                Axis(write=axis.write, read=axis.write, gain=axis.write, shift=axis.write, drawn=axis.drawn)
+                for axis in maps
+            )
+        return Term(widths=widths, depths=found.depths)
+
+    return replace(operator, terms=tuple(term(found) for found in operator.terms))
+
+
+def random_operator(start: Start) -> Operator:
+    """The operator of training from scratch: every tensor of the target drawn as the library initialises."""
+    operator = initial_operator(start)
+    drawn = {
+        key: tuple(
+            Axis(
+                write=axis.write.scaled(0.0),
+                read=axis.read.scaled(0.0),
+                gain=axis.gain.scaled(0.0),
+                shift=axis.shift.scaled(0.0),
+                drawn=np.ones(axis.new, dtype=bool),
+            )
+            for axis in factors
+        )
+        for key, factors in operator.terms[0].widths.items()
+    }
+    return replace(operator, terms=(Term(widths=drawn, depths=operator.terms[0].depths),))
+
+
+def learnable(operator: Operator, family: Family) -> Operator:
+    """The operator in the form that is learned: growing streams as dense maps, the others left as they are.
+
+    A stream's factors are multiplied out, as the paper's B is, but for `fixed` axes, whose entries keep their places: rotary
+    pairs must not be mixed. Maps that were one stay one, so ties and shared keys are kept.
+    """
+    done: dict[tuple[object, ...], Axis] = {}
+
+    def grown(key: str, factors: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        stream, _, layer = key.partition("@")
+        names = family.factors(stream)
+        split = len(names)
+        while split > 0 and names[split - 1] in family.fixed:
+            split -= 1
+        product = list(factors[:split])
+        if not operator.tie:
+            return (_dense_axis(product, normed=stream == family.norm.stream), *factors[split:])
+        # The paper's ties hold within a layer: streams that share their maps there go on sharing them.
+        token = (layer, *(id(axis.write) for axis in product))
+        if token not in done:
+            made = dense(kronecker([axis.write for axis in product]))
+            done[token] = Axis(write=made, read=made, gain=made, shift=made, drawn=_drawn(product))
+        return (done[token], *factors[split:])
+
+    def term(found: Term) -> Term:
+        widths = {key: grown(key, factors) for key, factors in found.widths.items()}
+        return Term(widths=widths, depths=dict(found.depths))
+
+    return replace(operator, terms=tuple(term(found) for found in operator.terms))
+
+
+def _dense_axis(factors: list[Axis], *, normed: bool) -> Axis:
+    """One axis for a product of axes, with a dense map of its own for every role that is used."""
+    write, read, gain, shift = (
+        dense(kronecker([axis.role(role) for axis in factors])) for role in ("write", "read", "gain", "shift")
+    )
+    if not normed:
+        gain = shift = write
+    return Axis(write=write, read=read, gain=gain, shift=shift, drawn=_drawn(factors))
+
+
+def _drawn(factors: list[Axis]) -> np.ndarray | None:
+    """[new] bool over a product of axes: an entry is drawn where any of its factors is."""
+    if all(axis.drawn is None for axis in factors):
+        return None
+    drawn = np.zeros(1, dtype=bool)
+    for axis in factors:
+        flags = axis.drawn if axis.drawn is not None else np.zeros(axis.new, dtype=bool)
+        drawn = np.logical_or.outer(drawn, flags).reshape(-1)
+    return drawn
