@@ -131,6 +131,11 @@ class Family:
     inert: tuple[str, ...] = ()
     residual_init: tuple[str, ...] = ()
 
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads a model for this task."""
+        return {"causal-lm": "AutoModelForCausalLM"}[self.task]
+
     # The table, expanded and checked against itself.
 
     @cached_property
@@ -210,7 +215,9 @@ class Family:
         """How many parameters `rows` hold at the sizes of `config`."""
         return sum(spec.elements for _, _, spec in self.tensors_of(rows, config, dtype="F32"))
 
-    def tensors_of(self, rows: Iterable[Row], config: Config, *, dtype: str) -> Iterator[tuple[Row, int | None, TensorSpec]]:
+    def tensors_of(
+        self, rows: Iterable[Row], config: Config, *, dtype: str
+    ) -> Iterator[tuple[Row, int | None, TensorSpec]]:
         """Every tensor that `rows` stand for at the sizes of `config`, in table order, then by layer."""
         sizes = self.sizes(config)
         for row in rows:
@@ -236,7 +243,9 @@ class Family:
         for key, value in self.requires.items():
             if key in config and config[key] != value:
                 raise SourceError(
-                    f"{self.name} with {key} = {config[key]!r} is not supported", where=where, expected=f"{key} = {value!r}"
+                    f"{self.name} with {key} = {config[key]!r} is not supported",
+                    where=where,
+                    expected=f"{key} = {value!r}",
                 )
         try:
             self.sizes(config)
@@ -267,7 +276,10 @@ class Family:
             if canonical in wanted:
                 if canonical in stored:
                     raise SourceError(
-                        "a tensor is there twice", where=label, found=f"{stored[canonical].name} and {name}", hint="keep one"
+                        "a tensor is there twice",
+                        where=label,
+                        found=f"{stored[canonical].name} and {name}",
+                        hint="keep one",
                     )
                 row, _ = wanted[canonical]
                 self._check_spec(spec, self.shape(row, sizes), label)
@@ -289,7 +301,9 @@ class Family:
             wanted.pop(alias, None)
         found_optional = {wanted[name][0].pattern for name in stored if wanted[name][0].layout.optional}
         rows = self.rows_for(config, optional=found_optional)
-        missing = [row.name(layer) for row in rows for layer in self.layers(row, config) if row.name(layer) not in stored]
+        missing = [
+            row.name(layer) for row in rows for layer in self.layers(row, config) if row.name(layer) not in stored
+        ]
         if missing:
             raise SourceError(
                 f"{len(missing)} tensor(s) that config.json calls for are in no weight file",
@@ -333,7 +347,9 @@ class Family:
 
     # What a target is.
 
-    def resize(self, config: Config, changes: Mapping[str, object], *, where: str = "target.config") -> dict[str, object]:
+    def resize(
+        self, config: Config, changes: Mapping[str, object], *, where: str = "target.config"
+    ) -> dict[str, object]:
         """The target's config: `changes` over the source's, refused where growth cannot get there.
 
         Raises:
@@ -376,10 +392,14 @@ class Family:
                     found=new[axis],
                 )
         if self.is_tied(target) and not self.is_tied(config):
-            raise RecipeError(f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True)
+            raise RecipeError(
+                f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
+            )
         for key, value in self.requires.items():
             if key in changes and changes[key] != value:
-                raise RecipeError(f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value)
+                raise RecipeError(
+                    f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
+                )
         return target
 
     def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:

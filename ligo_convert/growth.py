@@ -74,7 +74,9 @@ class _Piece:
     number: int
     load: Callable[[int | None], torch.Tensor]
 
-    def grow(self, used: list[int], weights: torch.Tensor, layer: int | None, wide: dict[int, torch.Tensor]) -> torch.Tensor:
+    def grow(
+        self, used: list[int], weights: torch.Tensor, layer: int | None, wide: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
         """sum over `used` source layers; `wide` holds what was widened for earlier layers."""
         keying = "shared" if self.row.depth is None else self.grower.operator.keying
         if keying == "target" or (keying == "shared" and len(used) > 1):
@@ -108,14 +110,24 @@ class Grower:
     Args:
         operator: its arrays may be numpy's, or torch tensors (parameters that are being learned).
         family: the operator's family. dtype: of the arithmetic, float32 or wider.
+        keep_drawn: hold what is drawn in memory instead of drawing it each time it is asked for.
     """
 
-    def __init__(self, operator: Operator, family: Family, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        family: Family,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        keep_drawn: bool = False,
+    ) -> None:
         self.operator, self.family, self.device, self.dtype = operator, family, device, dtype
         self.old, self.new = family.sizes(operator.source), family.sizes(operator.target)
         self._maps: dict[int, TorchMap] = {}
         self._factors: dict[int, Factors] = {}
         self._keep: list[object] = []
+        self._kept_drawn: dict[str, torch.Tensor] | None = {} if keep_drawn else None
         self._drawn_rows = {row.pattern: self._row_is_drawn(row) for row in family.rows}
 
     # Maps on the device.
@@ -125,7 +137,7 @@ class Grower:
             return array
         return torch.tensor(np.asarray(array), dtype=dtype, device=self.device)
 
-    def _map(self, found: Map) -> TorchMap:
+    def map_of(self, found: Map) -> TorchMap:
         if id(found) not in self._maps:
             learned = isinstance(found.tail, torch.Tensor) or isinstance(found.weight, torch.Tensor)
             self._keep.append(found)  # ids stay unique while the object lives
@@ -142,7 +154,7 @@ class Grower:
         if id(factors) not in self._factors:
             self._keep.append(factors)
             self._factors[id(factors)] = tuple(
-                {role: self._map(axis.role(role)) for role in ROLES} for axis in factors
+                {role: self.map_of(axis.role(role)) for role in ROLES} for axis in factors
             )
         return self._factors[id(factors)]
 
@@ -167,7 +179,8 @@ class Grower:
             if len(maps) == 1:
                 tensor = maps[0].apply(tensor, at)
                 continue
-            tensor = tensor.unflatten(at, [found.old for found in maps])
+            shape = tensor.shape
+            tensor = tensor.reshape(*shape[:at], *(found.old for found in maps), *shape[at + 1 :])
             for offset, found in enumerate(maps):
                 tensor = found.apply(tensor, at + offset)
             tensor = tensor.flatten(at, at + len(maps) - 1)
@@ -181,7 +194,7 @@ class Grower:
         if at is None:
             return [tensor]
         sizes = [self.old[part] for part in row.layout.dims[at].parts]
-        return list(tensor.split(sizes, dim=at - len(row.layout.dims)))
+        return list(torch.split(tensor, sizes, dim=at - len(row.layout.dims)))
 
     def join(self, row: Row, pieces: list[torch.Tensor]) -> torch.Tensor:
         at = row.layout.fused_dim
@@ -216,7 +229,9 @@ class Grower:
         mixed = _mix(matrix, piece)
         return torch.stack([self.widen(term, row, dims, layer, None, number) for number, layer in enumerate(mixed)])
 
-    def grow_layer(self, row: Row, layer: int | None, load: Callable[[int | None], torch.Tensor], cache: Cache) -> torch.Tensor:
+    def grow_layer(
+        self, row: Row, layer: int | None, load: Callable[[int | None], torch.Tensor], cache: Cache
+    ) -> torch.Tensor:
         """One target tensor, asking only for the source layers that it needs.
 
         Args:
@@ -262,10 +277,16 @@ class Grower:
 
     def drawn(self, row: Row, layer: int | None) -> torch.Tensor:
         """What the library's initialisation puts where nothing is taken from the source; zero elsewhere."""
+        name = row.name(layer)
+        if self._kept_drawn is not None and name in self._kept_drawn:
+            return self._kept_drawn[name]
         shape = self.family.shape(row, self.new)
-        mask = self._drawn_mask(row, layer, shape)
         values = drawn_values(self.family, self.operator.target, row, layer, shape, self.operator.seed)
-        return torch.tensor(np.where(mask, values, 0.0), dtype=self.dtype, device=self.device)
+        values = np.where(self._drawn_mask(row, layer, shape), values, np.float32(0))
+        drawn = torch.tensor(values, dtype=self.dtype, device=self.device)
+        if self._kept_drawn is not None:
+            self._kept_drawn[name] = drawn
+        return drawn
 
     def _drawn_mask(self, row: Row, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
         flags = self.operator.drawn_layers.get(row.depth or "", ())
@@ -304,4 +325,6 @@ def drawn_values(
     if row.depth is not None and family.has_residual_init(row):
         deviation = deviation / math.sqrt(2 * family.sizes(config)[row.depth])
     rng = generator(seed, "drawn", row.name(layer))
-    return rng.standard_normal(size=shape, dtype=np.float32) * np.float32(deviation)
+    values: np.ndarray = rng.standard_normal(size=shape, dtype=np.float32)
+    values *= np.float32(deviation)
+    return values

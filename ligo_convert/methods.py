@@ -154,7 +154,9 @@ def lemon_claim(request: WidthRequest) -> Claim:
 def hyperclone(request: WidthRequest) -> Axis:
     """HyperCloning: whole tiles, reads divided evenly."""
     index = _tile(request)
-    return plain_axis(selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index]))
+    return plain_axis(
+        selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index])
+    )
 
 
 def hyperclone_claim(request: WidthRequest) -> Claim:
@@ -170,7 +172,9 @@ def hyperclone_claim(request: WidthRequest) -> Claim:
 def net2net(request: WidthRequest) -> Axis:
     """Net2Net and bert2BERT's FPI: random entries copied, reads divided by the number of copies."""
     index = _net2net_index(request)
-    return plain_axis(selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index]))
+    return plain_axis(
+        selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index])
+    )
 
 
 def _net2net_index(request: WidthRequest) -> np.ndarray:
@@ -372,7 +376,11 @@ WIDTHS: dict[str, WidthStart] = {
 
 DEPTHS: dict[str, DepthStart] = {
     "copy": DepthStart(
-        build=copy_depth, verdict="exact", reason="the depth does not grow", paper="-", summary="the depth does not grow"
+        build=copy_depth,
+        verdict="exact",
+        reason="the depth does not grow",
+        paper="-",
+        summary="the depth does not grow",
     ),
     "stack": DepthStart(
         build=stack,

@@ -25,7 +25,12 @@ Keying = Literal["source", "target", "shared"]
 FORMAT = "ligo-operator/1"
 ROLES = ("write", "read", "gain", "shift")
 _FIELDS = ("index", "weight", "tail")
-_DTYPES = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "U8": np.dtype("u1"),
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -71,9 +76,15 @@ class Operator:
         return term.widths.get(stream, ())
 
     def map_arrays(self, change: Callable[[str, Array], Array]) -> Operator:
-        """The same operator with every float array replaced by `change(name, array)`; shared maps stay shared."""
+        """The same operator with every float array replaced by `change(name, array)`; what is shared stays shared."""
         done: dict[int, Map] = {}
+        depths: dict[int, Array] = {}
         names = self.map_names()
+
+        def changed_depth(name: str, array: Array) -> Array:
+            if id(array) not in depths:
+                depths[id(array)] = change(name, array)
+            return depths[id(array)]
 
         def changed(found: Map) -> Map:
             if id(found) not in done:
@@ -89,7 +100,7 @@ class Operator:
                     key: tuple(replace(axis, **{role: changed(axis.role(role)) for role in ROLES}) for axis in factors)
                     for key, factors in term.widths.items()
                 },
-                depths={key: change(f"{number}/depth/{key}", array) for key, array in term.depths.items()},
+                depths={key: changed_depth(f"{number}/depth/{key}", array) for key, array in term.depths.items()},
             )
             for number, term in enumerate(self.terms)
         )
@@ -170,7 +181,9 @@ def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
     for name, array in operator.arrays():
         array = np.ascontiguousarray(array)
         dtype = _NAMES[array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype]
-        result.append((TensorSpec(name=name, dtype=dtype, shape=array.shape), memoryview(array.reshape(-1)).cast("B")))
+        result.append(
+            (TensorSpec(name=name, dtype=dtype, shape=array.shape), memoryview(array.reshape(-1).view(np.uint8).data))
+        )
     return result
 
 
@@ -194,7 +207,8 @@ def restore(
 def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Any]) -> Operator:
     def array(name: str) -> np.ndarray:
         spec = specs[name]
-        return np.frombuffer(read(name), dtype=_DTYPES[spec.dtype]).reshape(spec.shape)
+        flat: np.ndarray = np.frombuffer(bytes(read(name)), dtype=np.uint8).view(_DTYPES[spec.dtype])
+        return flat.reshape(spec.shape)  # a read-only view
 
     maps: dict[str, Map] = {}
 

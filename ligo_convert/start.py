@@ -218,7 +218,9 @@ def _edit_config(
     key = family.norm.epsilon
     old_value = family.complete(source)[key]
     assert isinstance(old_value, (int, float))
-    wanted = old_value * math.prod(claim.epsilon for claim in claims.values())
+    ratio = math.prod(claim.epsilon for claim in claims.values())
+    # To 15 digits: 7.5e-06, not 7.500000000000001e-06.
+    wanted = float(f"{old_value * ratio:.15g}") if ratio != 1 else old_value
     if key in asked and asked[key] != wanted:
         text = f"the recipe sets {key} = {asked[key]} where {wanted} would be exact"
         reasons.append(Reason(verdict="near", text=text, breaks=True))
@@ -377,6 +379,26 @@ def random_operator(start: Start) -> Operator:
     return replace(operator, terms=(Term(widths=drawn, depths=operator.terms[0].depths),))
 
 
+def learned_parameters(start: Start) -> int:
+    """How many coefficients `learnable` makes of this start's operator, from sizes alone."""
+    family, tied = start.family, start.growth.tie == "paper"
+    old, new = family.sizes(start.source), family.sizes(start.target)
+    rows = family.rows_for(start.target)
+    terms = 2 if WIDTHS[start.growth.width].advance and start.grows_width else 1
+    total = 0
+    for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
+        factors = [axis for axis in family.factors(stream) if axis not in family.fixed]
+        if not any(axis in start.requests and _grows(start.requests[axis]) for axis in factors):
+            continue
+        one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
+        roles = 1 if tied else 4 if stream == family.norm.stream else 2
+        total += one * roles * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
+    for row in rows:
+        if row.depth is not None:
+            total += len(row.piece_keys()) * old[row.depth] * new[row.depth]
+    return terms * total
+
+
 def learnable(operator: Operator, family: Family) -> Operator:
     """The operator in the form that is learned: growing streams as dense maps, the others left as they are.
 
@@ -403,9 +425,20 @@ def learnable(operator: Operator, family: Family) -> Operator:
 
     def term(found: Term) -> Term:
         widths = {key: grown(key, factors) for key, factors in found.widths.items()}
-        return Term(widths=widths, depths=dict(found.depths))
+        if not operator.tie:
+            return Term(widths=widths, depths=dict(found.depths))
+        modules: dict[str, np.ndarray] = {}
+        for key, array in found.depths.items():
+            modules.setdefault(_module(key), array)
+        return Term(widths=widths, depths={key: modules[_module(key)] for key in found.depths})
 
     return replace(operator, terms=tuple(term(found) for found in operator.terms))
+
+
+def _module(key: str) -> str:
+    """The module that a piece belongs to: the paper has one depth matrix for a module's weight and bias."""
+    pattern, _, part = key.partition("/")
+    return pattern.rpartition(".")[0] + "/" + part
 
 
 def _dense_axis(factors: list[Axis], *, normed: bool) -> Axis:

@@ -92,7 +92,9 @@ def start_of(family: str, config: Mapping[str, object], changes: Mapping[str, ob
     return plan_start(found, Growth(**asked), config, target, asked=changes, where="recipe")  # type: ignore[arg-type]
 
 
-def grown_state(operator: Operator, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+def grown_state(
+    operator: Operator, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
     """Every tensor of the target, layer by layer, as the stream grows them."""
     family = FAMILIES[operator.family]
     grower = Grower(operator, family, dtype=dtype)
@@ -110,7 +112,9 @@ def grown_state(operator: Operator, state: Mapping[str, torch.Tensor], *, dtype:
     return result
 
 
-def target_model(operator: Operator, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+def target_model(
+    operator: Operator, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float64
+) -> torch.nn.Module:
     """The library's model of the target with the grown tensors in it; every key must match."""
     model = transformers.AutoModelForCausalLM.from_config(library_config(operator.target)).to(dtype).eval()
     grown = grown_state(operator, state, dtype=dtype)

@@ -1,0 +1,275 @@
+"""The command line: parse, call, print. Progress and messages go to stderr, results to stdout.
+
+Everything heavy is imported inside a command, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ligo_convert.errors import Interrupted, LigoError, MachineError, printable
+
+if TYPE_CHECKING:
+    from ligo_convert.progress import Progress
+    from ligo_convert.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        import importlib.metadata
+
+        click.echo(f"ligo-convert {importlib.metadata.version('ligo-convert')}")
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Grow a small pretrained transformer into a larger one.
+
+    A recipe says what grows into what; `plan` says what it will do, `run` does it.
+    """
+    context.obj = debug
+
+
+def _recipe_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a recipe key (fit.steps=20)."
+        ),
+        click.option("--out", metavar="DIR", help="Replace output.dir."),
+        click.option("--source", metavar="MODEL", help="Replace the source: a directory or a Hub id."),
+        click.argument("recipe", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
+)
+
+
+def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str | None) -> Recipe:
+    from ligo_convert.recipe import load_recipe
+
+    return load_recipe(recipe, overrides=overrides, source=source, out=out)
+
+
+@cli.command()
+@_recipe_options
+@_device
+@_as_json
+def run(
+    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Carry out a recipe. Run again after a stop, it goes on where it stopped."""
+    from ligo_convert.render import run_report
+
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.convert import convert
+
+        outcome = convert(loaded, device=device, progress=progress)
+    _print(outcome.json(), as_json, lambda: run_report(outcome))
+
+
+@cli.command()
+@_recipe_options
+@_device
+@_as_json
+def plan(
+    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Say what a recipe will do: rows, sizes, memory, verdict. Reads no weights."""
+    from ligo_convert.plan import plan_json, plan_recipe
+    from ligo_convert.render import plan_report
+
+    made = plan_recipe(_load(recipe, overrides, source, out))
+    _print(plan_json(made), as_json, lambda: plan_report(made))
+
+
+@cli.command()
+@_recipe_options
+@click.option("--operator", "file", type=click.Path(path_type=Path), required=True, help="Where to write the operator.")
+@_device
+@_as_json
+def fit(
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    file: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Learn the operator of a recipe, and write it alone."""
+    from ligo_convert.render import fit_report
+
+    with _showing() as progress:
+        # A fit writes no output directory, so a recipe without one is as good.
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.convert import fit_operator
+
+        figures = fit_operator(loaded, file, device=device, progress=progress)
+    _print(figures, as_json, lambda: fit_report(figures))
+
+
+@cli.command()
+@click.argument("operator", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@_as_json
+def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
+    """Stream SOURCE, or any sibling of its shape, through a learned OPERATOR into OUT."""
+    from ligo_convert.render import run_report
+
+    with _showing() as progress:
+        from ligo_convert.convert import apply_operator
+
+        outcome = apply_operator(operator, source, out, progress=progress)
+    _print(outcome.json(), as_json, lambda: run_report(outcome))
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_as_json
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a checkpoint, an operator or an output directory holds."""
+    from ligo_convert.inspection import inspect_path
+    from ligo_convert.render import inspect_report
+
+    found = inspect_path(path)
+    _print(found, as_json, lambda: inspect_report(found))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--source", metavar="MODEL", help="Derive every tensor again from this source and compare.")
+@click.option("--load", is_flag=True, help="Load it in the real library, too.")
+@_as_json
+def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> None:
+    """Check every digest of an output directory, its tensors against its family's table, and more if asked."""
+    from ligo_convert.render import verify_report
+
+    with _showing() as progress:
+        from ligo_convert.verify import verify as check
+
+        report = check(directory, source=source, load=load, progress=progress)
+    _print(report, as_json, lambda: verify_report(report))
+
+
+@cli.command()
+@_as_json
+def families(as_json: bool) -> None:
+    """List the families of models, one a line."""
+    from ligo_convert.inspection import families_list
+    from ligo_convert.render import listing
+
+    found = families_list()
+    _print({"families": found}, as_json, lambda: listing(found, ("name", "architecture", "task", "summary")))
+
+
+@cli.command()
+@_as_json
+def methods(as_json: bool) -> None:
+    """List the starts for width and depth, one a line."""
+    from ligo_convert.inspection import methods_list
+    from ligo_convert.render import listing
+
+    found = methods_list()
+    _print(
+        {"methods": found}, as_json, lambda: listing(found, ("axis", "name", "keeps the function", "summary", "paper"))
+    )
+
+
+@cli.command()
+@click.argument("family")
+@_as_json
+def describe(family: str, as_json: bool) -> None:
+    """Print a family's table with its sizes filled in."""
+    from ligo_convert.inspection import describe_family
+    from ligo_convert.render import describe_report
+
+    found = describe_family(family)
+    _print(found, as_json, lambda: describe_report(found))
+
+
+def _print(data: dict[str, Any], as_json: bool, report: Callable[[], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(data, default=str, allow_nan=False))
+    else:
+        report()
+
+
+@contextmanager
+def _showing() -> Iterator[Progress]:
+    """Progress on stderr while a terminal watches; messages always."""
+    from ligo_convert.render import shown_progress
+
+    with shown_progress() as progress:
+        yield progress
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    # A second signal does not wait for anything.
+    signal.signal(number, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Entry point: every error becomes a few lines on stderr and its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell that started us in the background has had SIGINT ignored, and it stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except LigoError as error:
+        code = _fail(error, debug)
+    except MemoryError:
+        code = _fail(MachineError("out of memory", hint="`ligo-convert plan` says how much a run needs"), debug)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to say, and the interpreter must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported as ours, not as a traceback
+        text = f"{type(error).__name__}: {error}"
+        code = _fail(
+            LigoError(f"a bug in ligo-convert: {text}", hint="please report it with `ligo-convert --debug ...`"), debug
+        )
+    sys.exit(code)
+
+
+def _fail(error: LigoError, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
+    for line in f"error: {error}".splitlines():
+        click.echo(printable(line), err=True)
+    return error.exit_code

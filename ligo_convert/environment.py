@@ -1,0 +1,37 @@
+"""What the machine brings to a run: versions, peak memory, the device. Nothing that names a person or a place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+
+PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Package -> installed version, with Python's own."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def choose_device(asked: str) -> str:
+    """`cpu` or `cuda`: as asked, or for `auto` what is there. Raises MachineError where CUDA is asked for and is not there."""
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
+    from ligo_convert.errors import MachineError
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise MachineError("no CUDA device can be used here", where="--device cuda", hint="leave --device out")
+    return "cpu"

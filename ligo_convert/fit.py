@@ -1,0 +1,206 @@
+"""Learning the operator: min over M of E L(x; M(source)), LiGO, arXiv:2303.00980, eq. 5.
+
+What comes in: an initial operator, source tensors, a slice of data. What goes out: the operator of the best step on the validation
+slice. The loss is the target's own, from the library's model; its gradient reaches the operator through growth.
+
+Memory: the target's weights and their gradients, the source, the operator with its two moments. Growth keeps nothing for the backward
+pass: rows are grown without a graph, and grown once more, one row at a time, when their gradients are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ligo_convert.family import Family, Inventory, Row
+from ligo_convert.growth import Grower
+from ligo_convert.models import LibraryModel, mean_loss
+from ligo_convert.operator import Operator
+from ligo_convert.start import learnable
+from ligo_convert.stream import Read, source_name, target_rows
+from ligo_convert.torchio import tensor_from_bytes
+from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Slices(Protocol):
+    """What learning needs of a data slice."""
+
+    @property
+    def validation(self) -> Any: ...
+
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The recipe's `fit`, defaults filled in. Rates are AdamW's; one for width maps, one for depth weights."""
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    sequence_length: int
+    width_rate: float
+    depth_rate: float
+    weight_decay: float
+    warmup_steps: int
+    seed: int
+    evaluate_every: int
+    autocast: bool
+
+
+def stacked_source(
+    read: Read, family: Family, inventory: Inventory, rows: tuple[Row, ...], *, device: str, dtype: torch.dtype
+) -> Tensors:
+    """The source in memory: row pattern -> [old layers, ...] ([1, ...] for a row without a depth axis)."""
+    stacked = {}
+    for row in rows:
+        layers = []
+        for layer in family.layers(row, inventory.config):
+            spec = source_name(family, inventory, row, layer)
+            layers.append(tensor_from_bytes(read(spec.name), spec).to(device=device, dtype=dtype))
+        stacked[row.pattern] = torch.stack(layers)
+    return stacked
+
+
+def named_source(family: Family, inventory: Inventory, stacked: Tensors) -> Tensors:
+    """The stacked source by its canonical tensor names, as the library's model takes it."""
+    return {
+        row.name(layer): stacked[row.pattern][layer or 0]
+        for row in inventory.rows
+        for layer in family.layers(row, inventory.config)
+    }
+
+
+class GrownTarget:
+    """The target as a function of the operator, row by row."""
+
+    def __init__(self, grower: Grower, rows: tuple[Row, ...], stacked: Tensors) -> None:
+        self.grower, self.rows, self.stacked = grower, rows, stacked
+        self.family, self.config = grower.family, grower.operator.target
+
+    def tensors(self, *, leaves: bool = False) -> Tensors:
+        """Every target tensor by name; with `leaves`, each asks for a gradient of its own."""
+        grown: Tensors = {}
+        with torch.no_grad():
+            for row in self.rows:
+                layers = self.grower.grow_stacked(row, self.stacked[row.pattern])
+                for at, layer in enumerate(self.family.layers(row, self.config)):
+                    grown[row.name(layer)] = layers[at]
+        if leaves:
+            for tensor in grown.values():
+                tensor.requires_grad_()
+        return grown
+
+    def backward(self, leaves: Tensors) -> None:
+        """Carry the gradients of the target's tensors to the operator, one row at a time, dropping them on the way."""
+        for row in self.rows:
+            gradients = []
+            for layer in self.family.layers(row, self.config):
+                tensor = leaves[row.name(layer)]
+                assert tensor.grad is not None, row.name(layer)
+                gradients.append(tensor.grad)
+                tensor.grad = None
+            grown = self.grower.grow_stacked(row, self.stacked[row.pattern])
+            if grown.requires_grad:
+                grown.backward(torch.stack(gradients))  # type: ignore[no-untyped-call]
+
+
+def learned_arrays(
+    operator: Operator, device: str, dtype: torch.dtype
+) -> tuple[Operator, dict[str, torch.nn.Parameter]]:
+    """The operator with its learned arrays as parameters: dense maps, and the depth matrices of rows with a depth axis."""
+    parameters: dict[str, torch.nn.Parameter] = {}
+
+    def parameter(name: str, array: Any) -> Any:
+        is_map = name.endswith(".tail") and array.shape[0] > 0
+        is_depth = "/depth/" in name and "{" in name
+        if not (is_map or is_depth):
+            return array
+        parameters[name] = torch.nn.Parameter(torch.tensor(array, dtype=dtype, device=device))
+        return parameters[name]
+
+    return operator.map_arrays(parameter), parameters
+
+
+def fit(
+    initial: Operator,
+    family: Family,
+    inventory: Inventory,
+    stacked: Tensors,
+    slices: Slices,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    store: StateStore | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[Operator, Outcome]:
+    """Learn the operator, beginning at `initial`.
+
+    Returns:
+        The operator of the best validated step (`initial`, in dense form, where nothing was better), and how it went.
+    """
+    dtype = next(iter(stacked.values())).dtype
+    dense, parameters = learned_arrays(learnable(initial, family), device, dtype)
+    grower = Grower(dense, family, device=device, dtype=dtype, keep_drawn=True)
+    target = GrownTarget(grower, target_rows(family, inventory, initial.target), stacked)
+    model = LibraryModel(family, initial.target, device=device)
+    model.check_table(target.rows)
+
+    def gradients(step: int) -> float:
+        batch = slices.batch(step, batch_size=settings.batch_size, seed=settings.seed)
+        tokens = torch.as_tensor(np.asarray(batch).astype(np.int64), device=device)
+        leaves = target.tensors(leaves=True)
+        total = 0.0
+        for part in torch.split(tokens, settings.micro_batch_size):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.autocast):
+                loss = model.loss(leaves, part) * (len(part) / len(tokens))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        target.backward(leaves)
+        return total
+
+    def validate() -> float:
+        return mean_loss(
+            model,
+            target.tensors(),
+            slices.validation,
+            batch_size=settings.micro_batch_size,
+            autocast=settings.autocast,
+        )
+
+    depth = {name: parameter for name, parameter in parameters.items() if "/depth/" in name}
+    width = {name: parameter for name, parameter in parameters.items() if name not in depth}
+    groups = [
+        Group(name="width", parameters=width, learning_rate=settings.width_rate, weight_decay=settings.weight_decay),
+        Group(name="depth", parameters=depth, learning_rate=settings.depth_rate),
+    ]
+    outcome = train(
+        [group for group in groups if group.parameters],
+        gradients,
+        schedule=Schedule(steps=settings.steps, warmup=settings.warmup_steps),
+        tokens_a_step=settings.batch_size * settings.sequence_length,
+        validate=validate,
+        validate_every=settings.evaluate_every,
+        store=store,
+        on_step=on_step,
+    )
+    best = outcome.best
+    learned = learnable(initial, family).map_arrays(
+        lambda name, array: best[name].cpu().numpy() if name in best else array
+    )
+    return learned, outcome
+
+
+def autocast_pays(device: str, precision: str) -> bool:
+    """Whether bfloat16 arithmetic is used: as the recipe says, or, for `auto`, on hardware with matrix units for it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return False

@@ -1,0 +1,445 @@
+"""The part of a run that needs a model in memory: pretraining a source, fitting the operator, measuring what growth kept.
+
+What comes in: a plan, the source, a staging directory. What goes out: the operator, staged, and the figures. Each step that is finished is
+staged with its results, so that a run that goes on does not do it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ligo_convert.errors import OutputBusy, RecipeError
+from ligo_convert.fs import WORK, Staging
+from ligo_convert.operator import Operator, describe, stored_arrays
+from ligo_convert.plan import Plan
+from ligo_convert.progress import Progress
+from ligo_convert.source import Source, open_source
+from ligo_convert.start import initial_operator, random_operator
+from ligo_convert.stored import read_operator, read_safetensors
+from ligo_convert.stream import compute_dtype, target_rows
+from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
+from ligo_convert.writer import safetensors_pieces
+
+if TYPE_CHECKING:
+    from ligo_convert.data import TokenSlices
+
+OPERATOR = "ligo/operator.safetensors"
+FIT_LOG = "ligo/fit.jsonl"
+FIT_PICTURE = "ligo/fit.png"
+TRAINED_SOURCE = "ligo/source"
+RESULTS = f"{WORK}/results.json"
+MEASURED_BLOCKS = 16
+RANDOM_BLOCKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """The operator to apply, and what is known of it.
+
+    Attributes:
+        metrics: parameters, loss, flops, preservation, fit: plain JSON. log: one line a step. data: the slice, None without one.
+    """
+
+    operator: Operator
+    metrics: Mapping[str, Any]
+    log: tuple[Mapping[str, Any], ...]
+    data: Mapping[str, Any] | None
+
+
+class StagedState:
+    """A training state in a staging directory (`training.StateStore`)."""
+
+    def __init__(self, staging: Staging, name: str) -> None:
+        self.staging, self.name = staging, f"{WORK}/{name}.safetensors"
+
+    def save(self, arrays: dict[str, np.ndarray], text: str) -> None:
+        tensors = []
+        for name, array in sorted(arrays.items()):
+            flat = np.ascontiguousarray(array)
+            spec = TensorSpec(name=name, dtype={4: "F32", 8: "F64"}[flat.itemsize], shape=flat.shape)
+            tensors.append((spec, flat.reshape(-1).view(np.uint8).data))
+        self.staging.write_bytes(self.name, safetensors_pieces(tensors, {"state": text}))
+
+    def load(self) -> tuple[dict[str, np.ndarray], str] | None:
+        path = self.staging.path / self.name
+        if not path.exists():
+            return None
+        arrays, metadata = read_safetensors(path)
+        return arrays, metadata["state"]
+
+    def drop(self) -> None:
+        self.staging.remove(self.name)
+
+
+def staged_results(staging: Staging) -> dict[str, Any]:
+    """What finished steps have left behind."""
+    path = staging.path / RESULTS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep_result(staging: Staging, name: str, value: object) -> None:
+    staging.write_bytes(RESULTS, json.dumps({**staged_results(staging), name: value}).encode())
+
+
+# Data.
+
+
+def tokenizer_directory(plan: Plan, source: Source | None) -> Path:
+    """Where the tokenizer of the fit lies: the recipe's, else the source's own."""
+    assert plan.recipe.fit is not None
+    named = plan.recipe.fit.data.tokenizer
+    if named is not None:
+        place = plan.recipe.base / Path(named).expanduser()
+        return place if place.is_dir() else _tokenizer_from_hub(named)
+    assert source is not None
+    return source.root
+
+
+def _tokenizer_from_hub(name: str) -> Path:
+    from ligo_convert.source import fetch_tokenizer
+
+    return fetch_tokenizer(name)
+
+
+def slices_of(
+    plan: Plan, tokenizer: Path, *, sequence_length: int, train_tokens: int, progress: Progress
+) -> TokenSlices:
+    """The recipe's data as token slices. Held-out slices are the same documents at every sequence length of a recipe."""
+    from ligo_convert.data import token_slices
+
+    fit, pretrain = plan.recipe.fit, plan.recipe.source.pretrain
+    assert fit is not None
+    lengths = [fit.sequence_length, *([pretrain.sequence_length] if pretrain else [])]
+    whole = math.lcm(*lengths)
+    with progress.task("reading text", unit="tokens") as task:
+        return token_slices(
+            fit.data,
+            tokenizer,
+            base=plan.recipe.base,
+            sequence_length=sequence_length,
+            train_tokens=train_tokens,
+            heldout_tokens=-(-fit.heldout_tokens // whole) * whole,
+            seed=fit.seed,
+            vocabulary=plan.family.sizes(plan.start.source)["vocab"],
+            on_progress=lambda done, total: task.reach(done / max(1, total)),
+        )
+
+
+def _same_data(staging: Staging, digest: str) -> None:
+    """Work that was begun on one slice must not go on with another."""
+    before = staged_results(staging).get("data_digest")
+    if before is None:
+        keep_result(staging, "data_digest", digest)
+    elif before != digest:
+        raise OutputBusy(
+            "the data has changed since this output was begun",
+            where=staging.path,
+            expected=before,
+            found=digest,
+            hint="remove that directory to begin anew",
+        )
+
+
+# A source of our own.
+
+
+@contextlib.contextmanager
+def trained_source(plan: Plan, staging: Staging, *, device: str, progress: Progress) -> Iterator[Source]:
+    """The recipe's `source.pretrain`, trained into the staging directory, opened as any source is."""
+    directory = staging.path / TRAINED_SOURCE
+    if "pretrain" not in staged_results(staging):
+        keep_result(staging, "pretrain", _train_source(plan, staging, device=device, progress=progress))
+    with open_source(str(directory), base=directory) as source:
+        yield source
+
+
+def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progress) -> dict[str, Any]:
+    from ligo_convert.fit import autocast_pays
+    from ligo_convert.pretrain import pretrain
+
+    settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
+    assert settings is not None
+    assert fit is not None
+    config = _with_tokenizer(plan, staging, progress)
+    tokens = settings.steps * settings.batch_size * settings.sequence_length
+    slices = slices_of(
+        plan,
+        staging.path / TRAINED_SOURCE,
+        sequence_length=settings.sequence_length,
+        train_tokens=tokens,
+        progress=progress,
+    )
+    store = StagedState(staging, "pretrain-state")
+    with progress.task("training a source", settings.steps, unit="steps") as task:
+
+        def on_step(step: int, line: Mapping[str, Any]) -> None:
+            task.reach(step)
+            task.note(f"loss {line['loss']:.3f}")
+
+        tensors, outcome, loss = pretrain(
+            plan.family,
+            config,
+            slices,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            sequence_length=settings.sequence_length,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            device=device,
+            autocast=autocast_pays(device, fit.precision),
+            store=store,
+            on_step=on_step,
+        )
+    pieces = []
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
+        pieces.append((TensorSpec(name=name, dtype="F32", shape=array.shape), array.reshape(-1).view(np.uint8).data))
+    staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))
+    store.drop()
+    return {"steps": settings.steps, "tokens": tokens, "last_loss": outcome.log[-1]["loss"], "validation_loss": loss}
+
+
+def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[str, object]:
+    """Stage the trained source's tokenizer and config; return the config."""
+    from ligo_convert.data import load_tokenizer, train_tokenizer
+    from ligo_convert.output import json_bytes
+    from ligo_convert.source import TOKENIZER_FILES
+
+    settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
+    assert settings is not None
+    assert fit is not None
+    config = {
+        **plan.family.complete(settings.config),
+        "architectures": [plan.family.architecture],
+        "dtype": "float32",
+    }
+    directory = staging.path / TRAINED_SOURCE
+    if fit.data.tokenizer is not None:
+        found = tokenizer_directory(plan, None)
+        files = {name: (found / name).read_bytes() for name in TOKENIZER_FILES if (found / name).is_file()}
+    else:
+        with progress.task("training a tokenizer"):
+            vocabulary = plan.family.sizes(config)["vocab"]
+            files = train_tokenizer(
+                fit.data,
+                base=plan.recipe.base,
+                vocabulary=vocabulary,
+                seed=settings.seed,
+                model_type=plan.family.model_type,
+                context=settings.sequence_length,
+            )
+    for name, data in files.items():
+        staging.write_bytes(f"{TRAINED_SOURCE}/{name}", data)
+    staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(config))
+    tokenizer = load_tokenizer(directory)
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = {**config, **ids}
+    staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(config))
+    return config
+
+
+# The operator.
+
+
+def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], str], progress: Progress) -> Learned:
+    """Make the operator: the start, measured, and where the recipe says so fitted. Stages it with its log.
+
+    Args:
+        device: asked only where a model is run.
+    """
+    done = staged_results(staging).get("learned")
+    if done is not None:
+        operator = read_operator(staging.path / OPERATOR)
+        log = [json.loads(line) for line in _log_lines(staging)]
+        return Learned(operator=operator, metrics=done["metrics"], log=tuple(log), data=done["data"])
+    wide = compute_dtype(plan.inventory) == "F64"
+    initial = initial_operator(plan.start, dtype=np.float64 if wide else np.float32)
+    metrics: dict[str, Any] = {
+        "parameters": plan.parameters,
+        "loss": {"source": None, "initial": None, "fitted": None, "random_target": None},
+        "flops": plan.flops,
+        "preservation": _planned_preservation(plan),
+        "fit": None,
+    }
+    if plan.recipe.source.pretrain is not None:
+        metrics["pretrain"] = staged_results(staging)["pretrain"]
+    operator, log, data = initial, list[dict[str, Any]](), None
+    if plan.measures:
+        operator, log, data = _with_models(plan, source, initial, staging, device(), progress, metrics)
+    staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
+    if plan.recipe.fit is not None:
+        staging.write_bytes(FIT_LOG, "".join(json.dumps(line) + "\n" for line in log).encode())
+    keep_result(staging, "learned", {"metrics": metrics, "data": data})
+    StagedState(staging, "fit-state").drop()
+    return Learned(operator=operator, metrics=metrics, log=tuple(log), data=data)
+
+
+def _log_lines(staging: Staging) -> list[str]:
+    path = staging.path / FIT_LOG
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _planned_preservation(plan: Plan) -> dict[str, Any]:
+    return {
+        "verdict": None,
+        "planned": plan.start.verdict,
+        "reasons": list(plan.start.reasons),
+        "max_logit_difference": None,
+        "mean_logit_difference": None,
+        "logit_scale": None,
+        "loss_difference": None,
+        "departs_at": None,
+        "tokens": 0,
+        "rounding": None,
+    }
+
+
+def _with_models(
+    plan: Plan,
+    source: Source,
+    initial: Operator,
+    staging: Staging,
+    device: str,
+    progress: Progress,
+    metrics: dict[str, Any],
+) -> tuple[Operator, list[dict[str, Any]], dict[str, Any] | None]:
+    """Measure the start, fit where asked, measure again."""
+    import torch
+
+    from ligo_convert.fit import GrownTarget, fit, named_source, stacked_source
+    from ligo_convert.growth import Grower
+    from ligo_convert.measure import Model, certificate, rounding
+    from ligo_convert.models import LibraryModel, mean_loss
+    from ligo_convert.torchio import TORCH_DTYPES
+
+    torch.manual_seed(0)  # nothing here draws from torch; a library that did would still do it the same each time
+    family, inventory, settings = plan.family, plan.inventory, plan.recipe.fit
+    rows = target_rows(family, inventory, plan.start.target)
+    dtype = TORCH_DTYPES[compute_dtype(inventory)]
+    with progress.task("reading the source", len(rows), unit="rows"):
+        stacked = stacked_source(source.read, family, inventory, rows, device=device, dtype=dtype)
+    slices, data = None, None
+    if settings is not None:
+        tokens = settings.steps * settings.batch_size * settings.sequence_length
+        tokenizer = tokenizer_directory(plan, source)
+        slices = slices_of(
+            plan, tokenizer, sequence_length=settings.sequence_length, train_tokens=tokens, progress=progress
+        )
+        _same_data(staging, slices.digest)
+        assert plan.data is not None
+        sizes = {name: int(getattr(slices, name).size) for name in ("train", "validation", "test")}
+        data = {"digest": slices.digest, "kind": plan.data.kind, "tokens": sizes}
+        blocks = slices.test[:MEASURED_BLOCKS]
+    else:
+        blocks = _random_blocks(plan)
+    old = Model(
+        library=LibraryModel(family, plan.start.source, device=device),
+        parameters=named_source(family, inventory, stacked),
+    )
+    library = LibraryModel(family, plan.start.target, device=device)
+    library.check_table(rows)
+
+    def grown(operator: Operator) -> Model:
+        grower = Grower(operator, family, device=device, dtype=dtype)
+        return Model(library=library, parameters=GrownTarget(grower, rows, stacked).tensors())
+
+    def loss(model: Model) -> float:
+        assert slices is not None
+        return mean_loss(model.library, model.parameters, slices.test, batch_size=plan.micro_batch)
+
+    with progress.task("measuring the start", 4 if slices is not None else 1) as task:
+        new = grown(initial)
+        depths = {axis: found.source for axis, found in plan.start.depths.items()}
+        measured = certificate(old, new, initial, depths, blocks, batch_size=plan.micro_batch)
+        stored = {spec.dtype for spec in plan.specs}
+        narrow = min(stored, key=lambda name: torch.finfo(TORCH_DTYPES[name]).bits)
+        if torch.finfo(TORCH_DTYPES[narrow]).bits < torch.finfo(dtype).bits:
+            measured["rounding"] = {
+                "dtype": next(name for name, short in DTYPE_NAMES.items() if short == narrow),
+                **rounding(new, TORCH_DTYPES[narrow], blocks, batch_size=plan.micro_batch),
+            }
+        metrics["preservation"] = {**metrics["preservation"], **measured}
+        task.advance()
+        if slices is None or settings is None:
+            return initial, [], None
+        metrics["loss"]["source"] = loss(old)
+        task.advance()
+        metrics["loss"]["initial"] = loss(new)
+        task.advance()
+        del new
+        metrics["loss"]["random_target"] = loss(grown(random_operator(plan.start)))
+        task.advance()
+    chosen = _fit_settings(plan, device)
+    with progress.task("fitting the operator", settings.steps, unit="steps") as task:
+
+        def on_step(step: int, line: Mapping[str, Any]) -> None:
+            task.reach(step)
+            validation = f", held out {line['validation_loss']:.3f}" if "validation_loss" in line else ""
+            task.note(f"loss {line['loss']:.3f}{validation}")
+
+        operator, outcome = fit(
+            initial,
+            family,
+            inventory,
+            stacked,
+            slices,
+            chosen,
+            device=device,
+            store=StagedState(staging, "fit-state"),
+            on_step=on_step,
+        )
+    with progress.task("measuring the fit"):
+        # The best operator on the validation slice is kept; where that is the start, it is kept as it was.
+        operator = operator if outcome.best_step else initial
+        fitted = loss(grown(operator))
+    metrics["loss"]["fitted"] = fitted
+    metrics["fit"] = {
+        "steps": settings.steps,
+        "best_step": outcome.best_step,
+        "best_validation_loss": outcome.best_loss,
+        "seed": settings.seed,
+        "precision": "bfloat16" if chosen.autocast else "float32",
+        "device": device,
+    }
+    return operator, outcome.log, data
+
+
+def _random_blocks(plan: Plan) -> np.ndarray:
+    from ligo_convert.data import random_slice
+
+    sizes = plan.family.sizes(plan.start.source)
+    length = min(128, sizes.get("position", 128))
+    return random_slice(vocabulary=sizes["vocab"], sequence_length=length, blocks=RANDOM_BLOCKS, seed=0)
+
+
+def _fit_settings(plan: Plan, device: str) -> Any:
+    from ligo_convert.fit import Settings, autocast_pays
+
+    fit = plan.recipe.fit
+    assert fit is not None
+    warmup = fit.warmup_steps if fit.warmup_steps is not None else min(10, fit.steps // 10)
+    if warmup >= fit.steps and warmup:
+        raise RecipeError(
+            "fit.warmup_steps: no step is left after the warmup", where=plan.recipe.where("fit", "warmup_steps")
+        )
+    return Settings(
+        steps=fit.steps,
+        batch_size=fit.batch_size,
+        micro_batch_size=plan.micro_batch,
+        sequence_length=fit.sequence_length,
+        width_rate=fit.learning_rate.width,
+        depth_rate=fit.learning_rate.depth,
+        weight_decay=fit.weight_decay,
+        warmup_steps=warmup,
+        seed=fit.seed,
+        evaluate_every=fit.evaluate_every,
+        autocast=autocast_pays(device, fit.precision),
+    )

@@ -1,0 +1,82 @@
+"""What lies beside the weights: config, tokenizer, recipe, card, provenance, digests.
+
+What comes in: the plan, the source, what was learned. What goes out: files in the staging directory. Nothing here holds a path, a name or a
+time, but for the log, its picture, the card and the provenance, which carry times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ligo_convert.card import card
+from ligo_convert.family import Family
+from ligo_convert.fs import Staging
+from ligo_convert.picture import fit_picture
+from ligo_convert.provenance import Record, statement_bytes, sums
+from ligo_convert.recipe import dump_yaml
+from ligo_convert.source import Source
+from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
+from ligo_convert.writer import rehash
+
+RECIPE = "ligo/recipe.yaml"
+PROVENANCE = "ligo/provenance.json"
+SUMS = "ligo/SHA256SUMS"
+CARD = "README.md"
+PICTURE = "ligo/fit.png"
+# Written by the library for its own use; another machine's path may stand in it.
+_LEFT_OUT = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version")
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def target_config(family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...]) -> dict[str, object]:
+    """config.json of the target: what the library needs to build the right class, at the stored dtype."""
+    kept = {key: value for key, value in target.items() if key not in _LEFT_OUT}
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    stored = max(sizes, key=lambda name: sizes[name])
+    dtype = next(name for name, short in DTYPE_NAMES.items() if short == stored)
+    return {**kept, "model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype}
+
+
+def write_model_files(
+    family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...], source: Source, staging: Staging
+) -> None:
+    """config.json, and the source's generation config and tokenizer as they are."""
+    staging.write_bytes("config.json", json_bytes(target_config(family, target, specs)))
+    for name in ("generation_config.json", *source.tokenizer_files):
+        if name in source.side_files:
+            staging.write_bytes(name, source.file_bytes(name))
+
+
+def write_record(
+    record: Record,
+    recipe: Mapping[str, Any],
+    log: tuple[Mapping[str, Any], ...],
+    weights: Mapping[str, str],
+    staging: Staging,
+) -> None:
+    """The recipe, the picture, the card, the provenance, and, last of all, the digests of everything.
+
+    Args:
+        weights: digests of the weight files, taken while they were written.
+    """
+    staging.write_bytes(RECIPE, dump_yaml(recipe).encode())
+    if log:
+        picture = fit_picture(log, losses=record.metrics["loss"], title=f"{record.source['label']}, grown")
+        staging.write_bytes(PICTURE, picture)
+    for name in (CARD, PROVENANCE, SUMS):
+        staging.remove(name)
+    digests = {name: weights.get(name) or rehash(staging.path / name) for name in staging.files()}
+    sizes = {name: (staging.path / name).stat().st_size for name in digests}
+    text = card(record, files=sizes, figure=bool(log)).encode()
+    staging.write_bytes(CARD, text)
+    digests[CARD] = rehash(staging.path / CARD)
+    staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
+    digests[PROVENANCE] = rehash(staging.path / PROVENANCE)
+    staging.write_bytes(SUMS, sums(digests))

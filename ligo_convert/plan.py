@@ -1,0 +1,364 @@
+"""The plan: all that headers and configs can tell, and every refusal, before a weight is read.
+
+What comes in: a recipe and, where it is at hand, the source's headers. What goes out: a `Plan` of plain values that `convert` carries
+out, and that prints. No torch: a plan takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.data import DataFacts, check_data, check_tokenizer
+from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family, Inventory
+from ligo_convert.flops import step_flops
+from ligo_convert.fs import check_place, check_room
+from ligo_convert.recipe import Recipe
+from ligo_convert.source import Source, open_source, read_config
+from ligo_convert.start import Growth, Start, learned_parameters, plan_start
+from ligo_convert.stream import target_specs
+from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
+from ligo_convert.writer import ShardPlan, plan_shards
+
+# Resident memory of a process that has imported what a run needs, before it holds a tensor.
+BASE_BYTES = 850_000_000
+COPY_BASE_BYTES = 120_000_000
+# What activations of one micro batch may take; micro batches are chosen by it.
+ACTIVATION_BYTES = 1_500_000_000
+DEFAULT_KEYING = "shared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        label, revision: of the source; the label is a Hub id or a folder's name. at_hand: whether its headers were read.
+        inventory: the source's tensors (from config alone where it is not at hand). start: the operator's plan.
+        specs, shards: what is written. memory: bytes at the peak, estimated. micro_batch: sequences at a time.
+        measures: whether a model is run at all; without it preservation figures are null.
+    """
+
+    recipe: Recipe
+    family: Family
+    label: str
+    revision: str | None
+    at_hand: bool
+    inventory: Inventory
+    start: Start
+    specs: tuple[TensorSpec, ...]
+    shards: ShardPlan
+    data: DataFacts | None
+    memory: int
+    micro_batch: int
+    measures: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        old = self.family.parameters(self.inventory.rows, self.start.source)
+        return {"source": old, "target": sum(spec.elements for spec in self.specs)}
+
+    @property
+    def flops(self) -> dict[str, int | None]:
+        """Operations of one training step of the target, and of the whole fit (growing the target at every step left out)."""
+        fit = self.recipe.fit
+        length = fit.sequence_length if fit else 128
+        tokens = fit.batch_size * length if fit else length
+        step = step_flops(self.family, self.start.target, tokens=tokens, sequence_length=length)
+        return {"target_step": step, "fit": step * fit.steps if fit else 0}
+
+
+def find_family(config: Mapping[str, object], *, where: str) -> Family:
+    """The family of a config. Raises SourceError naming what is supported."""
+    found = config.get("model_type")
+    for family in FAMILIES.values():
+        if family.model_type == found:
+            return family
+    names = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
+    near = difflib.get_close_matches(str(found), [family.model_type for family in FAMILIES.values()], n=1)
+    raise SourceError(
+        f"model_type {found!r} is not supported" if found else "config.json names no model_type",
+        where=where,
+        expected=f"one of: {names}",
+        hint=f"did you mean {near[0]}?" if near else "docs/adding-a-family.md says how a family is added",
+    )
+
+
+def open_planned(recipe: Recipe, *, weights: bool) -> Source | None:
+    """The recipe's source; None where it is still to be trained, or, for planning, where only its config is known."""
+    if recipe.source.model is None:
+        return None
+    try:
+        return open_source(
+            recipe.source.model, revision=recipe.source.revision, base=recipe.source_base, weights=weights
+        )
+    except SourceChanged:
+        if weights or recipe.source.config is None:
+            raise
+        return None
+
+
+def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True) -> Plan:
+    """Decide everything that headers and configs decide.
+
+    Args:
+        source: as `open_planned` gave it; where None, the recipe's own config stands for it.
+
+    Raises:
+        RecipeError, SourceError, MachineError: whatever would make the run fail later.
+    """
+    config, label, warnings = _source_config(recipe, source)
+    family = find_family(config, where=f"{label}: config.json")
+    inventory = _inventory(family, config, source, label)
+    changes, where = _changes(recipe, family, config)
+    target = family.resize(config, changes, where=where)
+    growth = Growth(
+        width=recipe.growth.width,
+        depth=recipe.growth.depth,
+        keying=recipe.growth.operator.keying or DEFAULT_KEYING,
+        tie=recipe.growth.operator.tie,
+        seed=recipe.growth.seed,
+    )
+    start = plan_start(family, growth, config, target, asked=changes, where=str(recipe.path.name))
+    dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
+    specs = target_specs(family, inventory, start.target, dtype=dtype)
+    shards = plan_shards(specs, recipe.output.max_shard_size)
+    data = _check_data(recipe, family, source, start)
+    measures = recipe.fit is not None or not start.copies_only
+    micro_batch = _micro_batch(recipe, family, start)
+    memory = estimate_memory(recipe, family, inventory, start, specs, measures=measures, micro_batch=micro_batch)
+    installed = physical_memory()
+    if memory > installed:
+        if recipe.fit is not None:
+            raise MachineError(
+                "the fit needs more memory than this machine has",
+                where=recipe.path.name,
+                expected=f"{memory / 1e9:.1f} GB",
+                found=f"{installed / 1e9:.1f} GB",
+                hint="lower fit.micro_batch_size, or leave `fit` out: growing alone streams",
+            )
+        measures = False
+        warnings.append("too little memory to run source and target: preservation is not measured")
+        memory = estimate_memory(recipe, family, inventory, start, specs, measures=False, micro_batch=micro_batch)
+    if check_disk:
+        check_room(Path(recipe.output.dir), shards.nbytes + 16_000_000)
+    return Plan(
+        recipe=recipe,
+        family=family,
+        label=label,
+        revision=source.revision if source else None,
+        at_hand=source is not None,
+        inventory=inventory,
+        start=start,
+        specs=specs,
+        shards=shards,
+        data=data,
+        memory=memory,
+        micro_batch=micro_batch,
+        measures=measures,
+        warnings=tuple(warnings),
+    )
+
+
+def _source_config(recipe: Recipe, source: Source | None) -> tuple[dict[str, object], str, list[str]]:
+    stated = recipe.source.config
+    if source is None:
+        pretrain = recipe.source.pretrain
+        if pretrain is not None:
+            return dict(pretrain.config), "pretrained source", []
+        if stated is None:
+            raise LigoError("no source and no config of one")
+        label = recipe.source.model or "source.config"
+        return dict(stated), label, [f"{label} is not at hand: planned from source.config"]
+    if stated is not None:
+        family = find_family(source.config, where=f"{source.label}: config.json")
+        real = family.complete(source.config)
+        for key, value in stated.items():
+            if real.get(key) != value:
+                raise RecipeError(
+                    f"source.config.{key} is not what {source.label} has",
+                    where=recipe.where("source", "config", key),
+                    expected=real.get(key),
+                    found=value,
+                )
+    return dict(source.config), source.label, list(source.warnings)
+
+
+def _inventory(family: Family, config: dict[str, object], source: Source | None, label: str) -> Inventory:
+    if source is not None:
+        return family.check(config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label)
+    family.check_config(config, where=label)
+    rows = family.rows_for(config)
+    specs = {spec.name: spec for _, _, spec in family.tensors_of(rows, config, dtype="F32")}
+    return family.check(config, specs, label=label)
+
+
+def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tuple[dict[str, object], str]:
+    """What the recipe wants changed in the source's config, and where it says so."""
+    if recipe.target.model is None:
+        changes = dict(recipe.target.config or {})
+        for key in changes:
+            if key not in {*config, *family.defaults, *family.size_keys}:
+                return changes, recipe.where("target", "config", key)
+        return changes, recipe.where("target", "config")
+    wanted = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
+    where = recipe.where("target", "model")
+    if find_family(wanted, where=where) is not family:
+        raise RecipeError(
+            "a model grows within its family", where=where, expected=family.model_type, found=wanted.get("model_type")
+        )
+    complete, old = family.complete(wanted), family.complete(config)
+    keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
+    return {key: complete[key] for key in keys if complete[key] != old.get(key)}, where
+
+
+def _check_data(recipe: Recipe, family: Family, source: Source | None, start: Start) -> DataFacts | None:
+    if recipe.fit is None:
+        if recipe.source.pretrain is not None:
+            raise RecipeError(
+                "source.pretrain trains on fit.data, and there is no `fit`", where=recipe.where("source", "pretrain")
+            )
+        return None
+    facts = check_data(recipe.fit.data, base=recipe.base)
+    positions = family.sizes(start.source).get("position")
+    for name, length in _sequence_lengths(recipe):
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"{'.'.join(name)}: longer than the positions that the model has",
+                where=recipe.where(*name),
+                expected=f"at most {positions}",
+                found=length,
+            )
+    if recipe.fit.data.tokenizer is not None:
+        place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
+        if place.is_dir():
+            check_tokenizer(place, label=recipe.fit.data.tokenizer)
+    elif source is not None:
+        check_tokenizer(source.root, label=source.label)
+    return facts
+
+
+def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:
+    lengths = []
+    if recipe.fit is not None:
+        lengths.append((("fit", "sequence_length"), recipe.fit.sequence_length))
+    if recipe.source.pretrain is not None:
+        lengths.append((("source", "pretrain", "sequence_length"), recipe.source.pretrain.sequence_length))
+    return lengths
+
+
+# Memory.
+
+
+def physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def activation_bytes(family: Family, config: Mapping[str, object], sequence_length: int) -> int:
+    """Bytes that one sequence's forward and backward pass hold: logits and their softmax, and what every layer keeps."""
+    sizes = family.sizes(config)
+    layers = sum(sizes[axis] for axis in family.depth_axes)
+    logits = 4 * 4 * sequence_length * sizes["vocab"]
+    layer = 4 * sequence_length * (14 * sizes["embed"] + 5 * sizes["mlp"]) + 8 * sequence_length**2
+    return logits + layers * layer
+
+
+def _micro_batch(recipe: Recipe, family: Family, start: Start) -> int:
+    fit = recipe.fit
+    if fit is None:
+        return 4
+    if fit.micro_batch_size is not None:
+        return min(fit.micro_batch_size, fit.batch_size)
+    one = activation_bytes(family, start.target, fit.sequence_length)
+    return max(1, min(fit.batch_size, ACTIVATION_BYTES // one))
+
+
+def estimate_memory(
+    recipe: Recipe,
+    family: Family,
+    inventory: Inventory,
+    start: Start,
+    specs: tuple[TensorSpec, ...],
+    *,
+    measures: bool,
+    micro_batch: int,
+) -> int:
+    """Peak resident bytes of a run: the larger of learning, measuring and writing."""
+    largest = max(spec.elements for spec in specs)
+    row = max(
+        sum(inventory.stored[name].elements for name in _row_names(family, inventory, pattern))
+        for pattern in (row.pattern for row in inventory.rows)
+    )
+    if not measures:
+        return COPY_BASE_BYTES + 3 * largest * 4 if start.copies_only else BASE_BYTES + 4 * (row + 3 * largest)
+    source = 4 * sum(spec.elements for spec in inventory.stored.values())
+    target = 4 * sum(spec.elements for spec in specs)
+    fit = recipe.fit
+    length = fit.sequence_length if fit else 128
+    activations = micro_batch * activation_bytes(family, start.target, length)
+    if fit is None:
+        return BASE_BYTES + source + target + activations + 4 * (row + 2 * largest)
+    # Parameters, gradients, two moments, the best so far and the start; a saved state is written from them, not copied.
+    operator = 4 * 6 * learned_parameters(start)
+    return BASE_BYTES + source + 2 * target + operator + activations + 4 * 4 * row
+
+
+def _row_names(family: Family, inventory: Inventory, pattern: str) -> list[str]:
+    row = next(row for row in inventory.rows if row.pattern == pattern)
+    return [row.name(layer) for layer in family.layers(row, inventory.config)]
+
+
+def plan_recipe(recipe: Recipe) -> Plan:
+    """Plan a recipe from headers alone."""
+    check_output(Path(recipe.output.dir))
+    source = open_planned(recipe, weights=False)
+    if source is None:
+        return make_plan(recipe, None)
+    with source:
+        return make_plan(recipe, source)
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output place that a run could not take, unless what is there may be the finished output itself."""
+    if not (out / "ligo" / "provenance.json").is_file():
+        check_place(out)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as one JSON object."""
+    old, new = plan.family.sizes(plan.start.source), plan.family.sizes(plan.start.target)
+    return {
+        "family": plan.family.name,
+        "source": {"label": plan.label, "revision": plan.revision, "at_hand": plan.at_hand},
+        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in plan.family.axes},
+        "parameters": plan.parameters,
+        "growth": {
+            "width": plan.start.growth.width,
+            "depth": plan.start.growth.depth,
+            "keying": plan.start.growth.keying,
+            "tie": plan.start.growth.tie,
+            "learned_parameters": learned_parameters(plan.start) if plan.recipe.fit else 0,
+        },
+        "preservation": {"verdict": plan.start.verdict, "reasons": list(plan.start.reasons)},
+        "config_edits": config_edits(plan),
+        "files": [{"name": shard.filename, "nbytes": shard.nbytes} for shard in plan.shards.shards],
+        "nbytes": plan.shards.nbytes,
+        "memory_bytes": plan.memory,
+        "micro_batch_size": plan.micro_batch,
+        "flops": plan.flops,
+        "ignored": list(plan.inventory.ignored),
+        "warnings": list(plan.warnings),
+    }
+
+
+def config_edits(plan: Plan) -> dict[str, dict[str, object]]:
+    """Every key of the config that changes: key -> source's and target's value."""
+    old, new = plan.family.complete(plan.start.source), plan.family.complete(plan.start.target)
+    return {key: {"source": old.get(key), "target": new[key]} for key in new if new[key] != old.get(key)}

@@ -1,0 +1,81 @@
+"""A small source trained from scratch, for recipes without a pretrained one at hand.
+
+What comes in: a family, a config, a data slice. What goes out: the trained tensors by name. Weights are drawn as the library
+initialises, the loss is the library's own, the schedule warmup-stable-decay (Hu et al., arXiv:2404.06395), without dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ligo_convert.family import Family
+from ligo_convert.fit import Slices
+from ligo_convert.growth import drawn_values
+from ligo_convert.models import LibraryModel, mean_loss
+from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
+
+WEIGHT_DECAY = 0.1
+
+
+def drawn_model(family: Family, config: Mapping[str, object], *, seed: int) -> dict[str, np.ndarray]:
+    """Every tensor of a model of `config`, drawn as the library initialises it."""
+    return {
+        spec.name: drawn_values(family, config, row, layer, spec.shape, seed)
+        for row, layer, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")
+    }
+
+
+def pretrain(
+    family: Family,
+    config: Mapping[str, object],
+    slices: Slices,
+    *,
+    steps: int,
+    batch_size: int,
+    sequence_length: int,
+    learning_rate: float,
+    seed: int,
+    device: str = "cpu",
+    autocast: bool = False,
+    store: StateStore | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[dict[str, torch.Tensor], Outcome, float]:
+    """Train a model of `config` for `steps` steps of next-token prediction.
+
+    Returns:
+        Its tensors by canonical name (float32), how training went, and its loss on the validation slice.
+    """
+    model = LibraryModel(family, config, device=device)
+    parameters = {
+        name: torch.nn.Parameter(torch.tensor(values, device=device))
+        for name, values in drawn_model(family, config, seed=seed).items()
+    }
+
+    def gradients(step: int) -> float:
+        batch = slices.batch(step, batch_size=batch_size, seed=seed)
+        tokens = torch.as_tensor(np.asarray(batch).astype(np.int64), device=device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = model.loss(parameters, tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    # Decay acts on matrices alone, as is usual for transformers.
+    matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
+    vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 1}
+    outcome = train(
+        [
+            Group(name="matrices", parameters=matrices, learning_rate=learning_rate, weight_decay=WEIGHT_DECAY),
+            Group(name="vectors", parameters=vectors, learning_rate=learning_rate),
+        ],
+        gradients,
+        schedule=Schedule(steps=steps, warmup=max(1, min(100, steps // 10)), shape="stable"),
+        tokens_a_step=batch_size * sequence_length,
+        store=store,
+        on_step=on_step,
+    )
+    final = {name: parameter.detach() for name, parameter in parameters.items()}
+    return final, outcome, mean_loss(model, final, slices.validation, batch_size=batch_size, autocast=autocast)

@@ -1,0 +1,311 @@
+"""What people look at: progress bars and messages on stderr, tables on stdout. Rich does the drawing.
+
+Everything foreign (names, labels, reasons) passes `printable` and is put into `Text`, never into markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+from rich.table import Table
+from rich.text import Text
+
+from ligo_convert.errors import printable
+from ligo_convert.progress import Progress, Task
+
+if TYPE_CHECKING:
+    from ligo_convert.convert import Outcome
+    from ligo_convert.plan import Plan
+
+
+# Progress.
+
+
+class _ShownTask(Task):
+    def __init__(self, bars: RichProgress, number: Any, unit: str) -> None:
+        self.bars, self.number, self.unit = bars, number, unit
+
+    def advance(self, amount: float = 1) -> None:
+        self.bars.advance(self.number, amount)
+
+    def reach(self, completed: float) -> None:
+        self.bars.update(self.number, completed=completed)
+
+    def note(self, text: str) -> None:
+        self.bars.update(self.number, note=printable(text))
+
+
+class ShownProgress(Progress):
+    """Bars on a terminal; without one, messages alone."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = RichProgress(
+            SpinnerColumn(finished_text="[green]v"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
+        number = self.bars.add_task(f"{name:<24}", total=total, note="")
+        try:
+            yield _ShownTask(self.bars, number, unit)
+        except BaseException:
+            self.bars.update(number, note="stopped")
+            self.bars.stop_task(number)
+            raise
+        ended = self.bars.tasks[self.bars.task_ids.index(number)].total or 1
+        self.bars.update(number, total=ended, completed=ended)
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(printable(text)))
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text("warning: " + printable(text), style="yellow"))
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    console = Console(stderr=True)
+    progress = ShownProgress(console)
+    with progress.bars:
+        yield progress
+
+
+# Reports.
+
+
+def _out() -> Console:
+    console = Console(highlight=False)
+    # Piped into a file or another program a table must not be folded at 80 columns.
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _text(value: object) -> Text:
+    return Text(printable("-" if value is None else value))
+
+
+def _table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in right else "left", overflow="fold")
+    return table
+
+
+def _pairs(console: Console, title: str, pairs: Mapping[str, object]) -> None:
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
+    for key, value in pairs.items():
+        table.add_row(Text(key, style="dim"), _text(value))
+    console.print(table)
+
+
+def amount(number: float | None) -> str:
+    """A count with three figures and its thousand: 124439808 -> 124M."""
+    if number is None:
+        return "-"
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= limit:
+            return f"{nbytes / limit:.2f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def plan_report(plan: Plan) -> None:
+    """The plan as people read it: every row from its source to its target shape."""
+    from ligo_convert.plan import plan_json
+
+    console, data, family = _out(), plan_json(plan), plan.family
+    old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
+    table = _table("", "row", "layout", "source", "target", "layers")
+    from ligo_convert.inspection import family_layout
+    from ligo_convert.stream import target_rows
+
+    for row in target_rows(family, plan.inventory, plan.start.target):
+        layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
+        shapes = ["x".join(map(str, family.shape(row, sizes))) for sizes in (old, new)]
+        table.add_row(_text(row.pattern), _text(family_layout(family, row.pattern)), *shapes, layers)
+    console.print(table)
+    console.print()
+    growth, preservation = data["growth"], data["preservation"]
+    parameters = data["parameters"]
+    pairs: dict[str, object] = {
+        "source": plan.label
+        + (f" @ {plan.revision}" if plan.revision else "")
+        + ("" if plan.at_hand else " (not at hand)"),
+        "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
+        "start": f"width {growth['width']}, depth {growth['depth']}",
+        "verdict": preservation["verdict"],
+    }
+    for reason in preservation["reasons"]:
+        pairs[" " * len(pairs)] = reason
+    if data["config_edits"]:
+        pairs["config"] = ", ".join(
+            f"{key} {edit['source']} -> {edit['target']}" for key, edit in data["config_edits"].items()
+        )
+    if plan.recipe.fit is not None:
+        pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
+            ", tied as the paper prints it" if growth["tie"] else ""
+        )
+        pairs["fit"] = (
+            f"{plan.recipe.fit.steps} steps of {plan.recipe.fit.batch_size} x {plan.recipe.fit.sequence_length} tokens, "
+        )
+        pairs["fit"] = f"{pairs['fit']}{amount(data['flops']['fit'])}FLOP"
+    files = data["files"]
+    pairs["files"] = f"{len(files)} of weights, {size(data['nbytes'])}"
+    pairs["memory"] = f"about {size(data['memory_bytes'])}"
+    if data["ignored"]:
+        pairs["ignored"] = f"{len(data['ignored'])} buffers, such as {data['ignored'][0]}"
+    _pairs(console, "", pairs)
+    for warning in plan.warnings:
+        Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+
+
+def run_report(outcome: Outcome) -> None:
+    """What a run ends with: the losses side by side, what the start kept, where everything is."""
+    console, metrics = _out(), outcome.metrics
+    losses = metrics["loss"]
+    if losses["source"] is not None:
+        table = _table("Held-out loss, nats a token", "model", "loss", "against the source", right=(1, 2))
+        names = {
+            "source": "source",
+            "random_target": "random target",
+            "initial": "starting operator",
+            "fitted": "fitted operator",
+        }
+        for key, name in names.items():
+            if losses.get(key) is not None:
+                apart = "" if key == "source" else f"{losses[key] - losses['source']:+.4f}"
+                style = "bold" if key == "fitted" else ""
+                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart)
+        console.print(table)
+        console.print()
+    kept = metrics["preservation"]
+    pairs: dict[str, object] = {
+        "output": outcome.out,
+        "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
+    }
+    if kept["verdict"] is not None:
+        pairs["start"] = (
+            f"{kept['verdict']}: logits differ by {kept['max_logit_difference']:.2e} at most, "
+            f"loss by {kept['loss_difference']:+.2e}"
+        )
+    if metrics.get("fit"):
+        fit = metrics["fit"]
+        best = f"best at step {fit['best_step']}" if fit["best_step"] else "nothing beat the start, which is kept"
+        pairs["fit"] = f"{fit['steps']} steps, {best}, {amount(metrics['flops']['fit'])}FLOP"
+        pairs["picture"] = f"{outcome.out}/ligo/fit.png"
+    checks = metrics.get("verification")
+    if checks:
+        loaded = f", loads as {checks['loaded']['class']} with every key set empty" if checks.get("loaded") else ""
+        pairs["verified"] = f"{checks['tensors']} tensors, all finite{loaded}"
+    seconds = metrics.get("seconds")
+    if seconds:
+        pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
+        pairs["peak memory"] = size(metrics["peak_rss_bytes"])
+    _pairs(console, "", pairs)
+
+
+def fit_report(figures: Mapping[str, Any]) -> None:
+    losses = figures["loss"]
+    _pairs(
+        _out(),
+        "",
+        {
+            "operator": figures["operator"],
+            "family": figures["family"],
+            "held-out loss": ", ".join(f"{key} {value:.4f}" for key, value in losses.items() if value is not None),
+            "best step": figures["fit"]["best_step"],
+        },
+    )
+
+
+def verify_report(report: Mapping[str, Any]) -> None:
+    pairs: dict[str, object] = {
+        "output": report["out"],
+        "digests": f"{report['files']} files, all as recorded",
+        "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, all finite",
+    }
+    if "derived" in report:
+        pairs["derived"] = (
+            f"{report['derived']['tensors']} tensors grown again from {report['derived']['source']}, bit for bit"
+        )
+    if "loaded" in report:
+        pairs["loaded"] = f"as {report['loaded']['class']} with every key set empty"
+    _pairs(_out(), "", pairs)
+
+
+def inspect_report(found: Mapping[str, Any]) -> None:
+    """Whatever `inspect` found, nested mappings indented under their names."""
+    console = _out()
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            _pairs(console, key, {str(name): _short(item) for name, item in value.items()})
+        else:
+            _pairs(console, "", {key: _short(value)})
+
+
+def _short(value: object) -> object:
+    if isinstance(value, Mapping) and set(value) == {"source", "target"}:
+        return f"{value['source']} -> {value['target']}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return ", ".join(" ".join(str(part) for part in item.values()) for item in value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return value
+
+
+def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
+    table = _table("", *columns)
+    for row in rows:
+        table.add_row(*(_text(row[column]) for column in columns))
+    _out().print(table)
+
+
+def describe_report(found: Mapping[str, Any]) -> None:
+    console = _out()
+    console.print(
+        Text(
+            f"{found['family']}: {found['architecture']}, {found['parameters']:,} parameters at these sizes",
+            style="bold",
+        )
+    )
+    for title, columns in (("axes", ("axis", "size", "config", "note")), ("streams", ("stream", "size", "product"))):
+        table = _table(title, *columns)
+        for row in found[title]:
+            table.add_row(*(_text(row[column]) for column in columns))
+        console.print(table)
+        console.print()
+    table = _table("rows", "pattern", "layout", "shape", "note")
+    for row in found["rows"]:
+        table.add_row(_text(row["pattern"]), _text(row["layout"]), "x".join(map(str, row["shape"])), _text(row["note"]))
+    console.print(table)

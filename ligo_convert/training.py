@@ -1,0 +1,185 @@
+"""One training loop, for whatever is trained here: an operator, a small source, later a target.
+
+What comes in: parameter groups, a function that fills their gradients for a step, a schedule, a place to keep the state. What goes
+out: the parameters after the last step, and, where a validation loss is given, those of the best step. A run that is stopped goes on
+from its last saved step and ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+SAVE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning-rate factor by step: linear warmup, then `cosine` to zero or `stable` with a linear last fifth."""
+
+    steps: int
+    warmup: int
+    shape: str = "cosine"
+
+    def factor(self, step: int) -> float:
+        """The factor of step `step`, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        left = max(1, self.steps - self.warmup)
+        done = (step - self.warmup) / left
+        if self.shape == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return min(1.0, 5 * (1 - done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    name: str
+    parameters: dict[str, torch.nn.Parameter]
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+class StateStore(Protocol):
+    """Where a training state survives a stop: arrays by name, and a text."""
+
+    def save(self, arrays: dict[str, np.ndarray], text: str) -> None: ...
+
+    def load(self) -> tuple[dict[str, np.ndarray], str] | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a training run ended with. `best_*` are of the lowest validation loss, step 0 being the start."""
+
+    log: list[dict[str, Any]]
+    best_step: int
+    best_loss: float | None
+    best: dict[str, torch.Tensor]
+
+
+def train(
+    groups: Sequence[Group],
+    gradients: Callable[[int], float],
+    *,
+    schedule: Schedule,
+    tokens_a_step: int,
+    betas: tuple[float, float] = (0.9, 0.95),
+    clip: float = 1.0,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 10,
+    store: StateStore | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """AdamW over `groups` for `schedule.steps` steps.
+
+    Args:
+        gradients: step -> loss, having filled `.grad` of every parameter (earlier gradients are cleared before).
+        validate: loss of the parameters as they are; asked before the first step, every `validate_every` steps and after the last.
+        store: kept at most every ten seconds and after the last step.
+        on_step: told after every step (steps done, log line).
+    """
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(group.parameters.values()), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+            for group in groups
+        ],
+        betas=betas,
+    )
+    run = _Run(groups=groups, optimizer=optimizer, store=store)
+    run.resume()
+    if validate is not None and run.best_loss is None:
+        run.consider(0, validate())
+    saved = time.monotonic()
+    for step in range(run.step, schedule.steps):
+        began = time.monotonic()
+        factor = schedule.factor(step)
+        for group, settings in zip(groups, optimizer.param_groups, strict=True):
+            settings["lr"] = group.learning_rate * factor
+        optimizer.zero_grad(set_to_none=True)
+        loss = gradients(step)
+        norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), clip)
+        optimizer.step()
+        line: dict[str, Any] = {
+            "step": step + 1,
+            "loss": round(loss, 6),
+            "learning_rate": {group.name: group.learning_rate * factor for group in groups},
+            "gradient_norm": round(float(norm), 6),
+            "tokens": tokens_a_step * (step + 1),
+        }
+        last = step + 1 == schedule.steps
+        if validate is not None and (last or (step + 1) % validate_every == 0):
+            line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
+        line["seconds"] = round(time.monotonic() - began, 3)
+        run.step, run.log = step + 1, [*run.log, line]
+        if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
+            run.save()
+            saved = time.monotonic()
+        if on_step is not None:
+            on_step(step + 1, line)
+    if run.best_loss is None:
+        run.keep(run.step)
+    return Outcome(log=run.log, best_step=run.best_step, best_loss=run.best_loss, best=run.best)
+
+
+class _Run:
+    """The state of a run: parameters, moments, the best so far, the log."""
+
+    def __init__(self, *, groups: Sequence[Group], optimizer: torch.optim.Optimizer, store: StateStore | None) -> None:
+        self.parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
+        self.optimizer, self.store = optimizer, store
+        self.step, self.log = 0, list[dict[str, Any]]()
+        self.best_step, self.best_loss, self.best = 0, None, dict[str, torch.Tensor]()  # type: tuple[int, float | None, dict[str, torch.Tensor]]
+
+    def keep(self, step: int) -> None:
+        self.best_step = step
+        self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def consider(self, step: int, loss: float) -> float:
+        # A loss that is no number never becomes the best.
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss = loss
+            self.keep(step)
+        return loss
+
+    def save(self) -> None:
+        if self.store is None:
+            return
+        arrays = {}
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state[parameter]
+            arrays[f"parameter/{name}"] = parameter.detach().cpu().numpy()
+            arrays[f"first/{name}"] = state["exp_avg"].cpu().numpy()
+            arrays[f"second/{name}"] = state["exp_avg_sq"].cpu().numpy()
+            if name in self.best:
+                arrays[f"best/{name}"] = self.best[name].cpu().numpy()
+        text = {"step": self.step, "best_step": self.best_step, "best_loss": self.best_loss, "log": self.log}
+        self.store.save(arrays, json.dumps(text))
+
+    def resume(self) -> None:
+        found = self.store.load() if self.store is not None else None
+        if found is None:
+            return
+        arrays, text = found
+        data = json.loads(text)
+        self.step, self.log = data["step"], data["log"]
+        self.best_step, self.best_loss = data["best_step"], data["best_loss"]
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
+                    "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),
+                }
+                if f"best/{name}" in arrays:
+                    self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(parameter.device)

@@ -1,0 +1,208 @@
+"""Verification: that an output directory holds what was meant, byte for byte, and loads in the library it is for.
+
+What comes in: a directory, and where given the source it grew from. What goes out: a report; a failure raises VerificationError (7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
+from ligo_convert.operator import Operator
+from ligo_convert.plan import find_family
+from ligo_convert.progress import Progress
+from ligo_convert.provenance import check_sums, read_statement
+from ligo_convert.source import Source, nonfinite_count, open_source
+from ligo_convert.stored import read_operator
+from ligo_convert.stream import grow
+from ligo_convert.tensors import TensorSpec
+from ligo_convert.writer import rehash
+
+if TYPE_CHECKING:
+    from ligo_convert.family import Inventory
+
+OPERATOR = "ligo/operator.safetensors"
+PROVENANCE = "ligo/provenance.json"
+
+
+def check_finite(source: Source, *, allow: bool, progress: Progress) -> None:
+    """Refuse a source that holds NaN or infinity. Raises SourceError naming the tensor and how many."""
+    total = sum(tensor.spec.nbytes for tensor in source.tensors.values())
+    with progress.task("checking the source", total, unit="bytes") as task:
+        for name, tensor in source.tensors.items():
+            spec = tensor.spec
+            bad = 0 if allow else nonfinite_count(source.read(name), spec.dtype)
+            task.advance(spec.nbytes)
+            if bad:
+                raise SourceError(
+                    f"{bad} of {spec.elements} values are NaN or infinite",
+                    where=f"{source.label}: {name}",
+                    hint="set source.allow_nonfinite: true to convert it all the same",
+                )
+
+
+def check_copies(source: Source, inventory: Inventory) -> None:
+    """Tied tensors that are stored twice must be one. Raises SourceError."""
+    for alias, canonical in inventory.copies:
+        if bytes(source.read(alias)) != bytes(source.read(canonical)):
+            raise SourceError(
+                f"{alias} is not {canonical}, though config.json ties them",
+                where=source.label,
+                hint="set tie_word_embeddings to false in its config.json if the head is a matrix of its own",
+            )
+
+
+def check_weights(
+    root: Path, specs: Mapping[str, TensorSpec], *, allow_nonfinite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Read written weights back: names, shapes and dtypes as planned, and finite values."""
+    try:
+        with open_source(str(root.absolute()), base=root) as written:
+            found = {name: tensor.spec for name, tensor in written.tensors.items()}
+            if found != dict(specs):
+                different = sorted({*found.items()} ^ {*specs.items()}, key=lambda pair: pair[0])
+                raise VerificationError(
+                    "the weights are not the planned ones",
+                    where=root,
+                    found=", ".join(name for name, _ in different[:4]),
+                )
+            total = sum(spec.nbytes for spec in specs.values())
+            with progress.task("reading back", total, unit="bytes") as task:
+                for name, spec in specs.items():
+                    bad = nonfinite_count(written.read(name), spec.dtype)
+                    task.advance(spec.nbytes)
+                    if bad and not allow_nonfinite:
+                        raise VerificationError(f"{bad} values are NaN or infinite", where=f"{root.name}: {name}")
+    except SourceError as error:
+        raise VerificationError(
+            f"the written checkpoint cannot be read back: {error.what}", where=error.where
+        ) from None
+    return {"tensors": len(specs), "finite": True}
+
+
+def check_loads(root: Path, family: Family) -> dict[str, Any]:
+    """Load a directory in the library it is for; every key set must be empty. Raises VerificationError."""
+    import transformers
+
+    from ligo_convert.models import quiet
+
+    with quiet():
+        try:
+            model, info = getattr(transformers, family.auto_class).from_pretrained(
+                str(root), output_loading_info=True, local_files_only=True, dtype="auto"
+            )
+        except Exception as error:  # noqa: BLE001  whatever the library raises, the directory does not load
+            raise VerificationError(
+                f"transformers cannot load it: {type(error).__name__}: {error}", where=root
+            ) from None
+    keys = {
+        name: sorted(map(str, info.get(name) or [])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if any(keys.values()):
+        raise VerificationError(
+            "transformers loads it with keys left over", where=root, expected="no such key", found=keys
+        )
+    return {"class": type(model).__name__, **keys}
+
+
+def verify(
+    directory: Path, *, source: str | None = None, load: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify a finished output directory.
+
+    Args:
+        source: the checkpoint it grew from: every tensor is then derived again and compared, bit for bit.
+        load: also load it in the real library.
+
+    Raises:
+        VerificationError: anything is not what was recorded.
+    """
+    progress = progress or Progress()
+    if not directory.is_dir():
+        raise VerificationError("no such directory", where=directory)
+    report: dict[str, Any] = {"out": str(directory)}
+    with progress.task("checking digests"):
+        report["files"] = len(check_sums(directory))
+    statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
+    operator = read_operator(directory / OPERATOR)
+    family = FAMILIES[operator.family]
+    specs = _table_specs(directory, family)
+    report["family"] = family.name
+    report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
+    if source is not None:
+        report["derived"] = _derive_again(directory, statement, operator, family, specs, source, progress)
+    if load:
+        report["loaded"] = check_loads(directory, family)
+    return report
+
+
+def _allows_nonfinite(statement: Mapping[str, Any]) -> bool:
+    definition = statement["predicate"]["buildDefinition"]
+    return bool(definition["internalParameters"].get("nonfiniteAllowed", False))
+
+
+def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
+    """What is stored, required to be exactly what the family's table says at the sizes of config.json."""
+    try:
+        with open_source(str(directory.absolute()), base=directory, weights=False) as written:
+            if find_family(written.config, where="config.json") is not family:
+                raise VerificationError("config.json is of another family", where=directory, expected=family.name)
+            tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
+            family.check(written.config, tensors, label=directory.name)
+    except SourceError as error:
+        raise VerificationError(f"not a whole {family.name}: {error.what}", where=error.where) from None
+    return tensors
+
+
+def _derive_again(
+    directory: Path,
+    statement: Mapping[str, Any],
+    operator: Operator,
+    family: Family,
+    specs: Mapping[str, TensorSpec],
+    source: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Grow every tensor once more and compare. Raises VerificationError naming the first that differs."""
+    recorded = {
+        item["name"]: item["digest"]["sha256"]
+        for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        if item.get("annotations", {}).get("role") == "source"
+    }
+    with open_source(source, base=Path.cwd()) as old, open_source(str(directory.absolute()), base=directory) as new:
+        digests = old.digest()
+        for name, expected in recorded.items():
+            if digests.get(name) != expected:
+                raise VerificationError(
+                    "this is not the source it grew from",
+                    where=f"{old.label}/{name}",
+                    expected=expected,
+                    found=digests.get(name, "no such file"),
+                )
+        inventory = family.check(
+            old.config, {name: tensor.spec for name, tensor in old.tensors.items()}, label=old.label
+        )
+        ordered = tuple(specs.values())
+        with progress.task("deriving every tensor again", len(ordered), unit="tensors") as task:
+            for name, data in grow(old.read, family, inventory, operator, ordered):
+                if memoryview(data).cast("B") != new.read(name):
+                    raise VerificationError(
+                        "a tensor is not what source and operator give", where=f"{directory.name}: {name}"
+                    )
+                task.advance()
+        old.recheck()
+    return {"source": old.label, "tensors": len(ordered)}
+
+
+def check_digests(root: Path, digests: Mapping[str, str]) -> None:
+    """Hash written files again: what the disk gives back must be what was written. Raises VerificationError."""
+    for name, expected in digests.items():
+        found = rehash(root / name)
+        if found != expected:
+            raise VerificationError(
+                "the disk gives back other bytes than were written", where=root / name, expected=expected, found=found
+            )
