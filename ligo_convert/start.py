@@ -346,11 +346,7 @@ def _tied(operator: Operator, family: Family) -> Operator:
     def term(found: Term) -> Term:
         widths = {}
         for key, factors in found.widths.items():
-            stream, at, layer = key.partition("@")
-            partner = found.widths.get(family.carries.get(stream, stream) + at + layer, factors)
-            # Under grouped queries a context is longer than the value it carries: it keeps a map of its own.
-            same = [(axis.old, axis.new) for axis in partner] == [(axis.old, axis.new) for axis in factors]
-            maps = partner if same else factors
+            maps = found.widths[_owner(family, key, found.widths)]
             widths[key] = tuple(
                 Axis(write=axis.write, read=axis.write, gain=axis.write, shift=axis.write, drawn=axis.drawn)
                 for axis in maps
@@ -358,6 +354,18 @@ def _tied(operator: Operator, family: Family) -> Operator:
         return Term(widths=widths, depths=found.depths)
 
     return replace(operator, terms=tuple(term(found) for found in operator.terms))
+
+
+def _owner(family: Family, key: str, widths: Mapping[str, tuple[Axis, ...]]) -> str:
+    """Whose map a stream uses under the paper's ties: the one whose content it carries, at the same layer, where the sizes agree.
+
+    Under grouped queries a context is longer than the value it carries, and keeps a map of its own.
+    """
+    stream, at, layer = key.partition("@")
+    partner = family.carries.get(stream, stream) + at + layer
+    sizes = [math.prod(getattr(axis, end) for axis in widths[key]) for end in ("old", "new")]
+    found = [math.prod(getattr(axis, end) for axis in widths.get(partner, ())) for end in ("old", "new")]
+    return partner if found == sizes else key
 
 
 def random_operator(start: Start) -> Operator:
@@ -387,16 +395,22 @@ def learned_parameters(start: Start) -> int:
     terms = 2 if WIDTHS[start.growth.width].advance and start.grows_width else 1
     total = 0
     for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
+        partner = family.carries.get(stream)
+        if tied and partner and old[partner] == old[stream] and new[partner] == new[stream]:
+            continue
         factors = [axis for axis in family.factors(stream) if axis not in family.fixed]
         if not any(axis in start.requests and _grows(start.requests[axis]) for axis in factors):
             continue
         one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
         roles = 1 if tied else 4 if stream == family.norm.stream else 2
         total += one * roles * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
-    for row in rows:
-        if row.depth is not None:
-            total += len(row.piece_keys()) * old[row.depth] * new[row.depth]
-    return terms * total
+    modules = {
+        _module(key) if tied else key: old[row.depth] * new[row.depth]
+        for row in rows
+        if row.depth is not None
+        for key in row.piece_keys()
+    }
+    return terms * (total + sum(modules.values()))
 
 
 def learnable(operator: Operator, family: Family) -> Operator:
@@ -405,10 +419,10 @@ def learnable(operator: Operator, family: Family) -> Operator:
     A stream's factors are multiplied out, as the paper's B is, but for `fixed` axes, whose entries keep their places: rotary
     pairs must not be mixed. Maps that were one stay one, so ties and shared keys are kept.
     """
-    done: dict[tuple[object, ...], Axis] = {}
+    done: dict[str, Axis] = {}
 
-    def grown(key: str, factors: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        stream, _, layer = key.partition("@")
+    def grown(key: str, factors: tuple[Axis, ...], widths: Mapping[str, tuple[Axis, ...]]) -> tuple[Axis, ...]:
+        stream = key.partition("@")[0]
         names = family.factors(stream)
         split = len(names)
         while split > 0 and names[split - 1] in family.fixed:
@@ -416,15 +430,14 @@ def learnable(operator: Operator, family: Family) -> Operator:
         product = list(factors[:split])
         if not operator.tie:
             return (_dense_axis(product, normed=stream == family.norm.stream), *factors[split:])
-        # The paper's ties hold within a layer: streams that share their maps there go on sharing them.
-        token = (layer, *(id(axis.write) for axis in product))
-        if token not in done:
+        owner = _owner(family, key, widths)
+        if owner not in done:
             made = dense(kronecker([axis.write for axis in product]))
-            done[token] = Axis(write=made, read=made, gain=made, shift=made, drawn=_drawn(product))
-        return (done[token], *factors[split:])
+            done[owner] = Axis(write=made, read=made, gain=made, shift=made, drawn=_drawn(product))
+        return (done[owner], *factors[split:])
 
     def term(found: Term) -> Term:
-        widths = {key: grown(key, factors) for key, factors in found.widths.items()}
+        widths = {key: grown(key, factors, found.widths) for key, factors in found.widths.items()}
         if not operator.tie:
             return Term(widths=widths, depths=dict(found.depths))
         modules: dict[str, np.ndarray] = {}

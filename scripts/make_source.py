@@ -1,0 +1,69 @@
+"""Make a full-size source checkpoint where none can be downloaded: real shapes, weights drawn as the library initialises them.
+
+    python scripts/make_source.py gpt2 out/gpt2-base --tokenizer path/to/gpt2-tokenizer
+    python scripts/make_source.py llama out/llama-1b --set hidden_size=2048 --set num_hidden_layers=22 --dtype bfloat16
+
+What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers writes it (config.json,
+safetensors, the tokenizer's files). Such a model has learned nothing; it is for memory, speed and loading, not for losses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+
+from ligo_convert.families import FAMILIES
+from ligo_convert.growth import drawn_values
+from ligo_convert.output import json_bytes, target_config
+from ligo_convert.source import TOKENIZER_FILES
+from ligo_convert.staging import Staging
+from ligo_convert.tensors import DTYPE_NAMES
+from ligo_convert.torchio import tensor_to_bytes
+from ligo_convert.writer import Writer, plan_shards
+from ligo_convert.yamlcore import parse_value
+
+
+@click.command()
+@click.argument("family", type=click.Choice(sorted(FAMILIES)))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A config key over the library's default.")
+@click.option("--dtype", type=click.Choice(sorted(DTYPE_NAMES)), default="float32", show_default=True)
+@click.option("--max-shard-size", type=int, default=5 * 10**9, show_default=True, metavar="BYTES")
+@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Copy its files, too.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(
+    family: str,
+    out: Path,
+    settings: tuple[str, ...],
+    dtype: str,
+    max_shard_size: int,
+    tokenizer: Path | None,
+    seed: int,
+) -> None:
+    """Write a checkpoint of FAMILY to the new directory OUT."""
+    found = FAMILIES[family]
+    changes = {key: parse_value(value, label=f"--set {key}").data for key, _, value in (s.partition("=") for s in settings)}
+    config = {"model_type": family, **found.defaults, **changes}
+    rows = found.rows_for(config)
+    planned = list(found.tensors_of(rows, config, dtype=DTYPE_NAMES[dtype]))
+    specs = tuple(spec for _, _, spec in planned)
+    with Staging.open(out, key=f"make_source {family} {settings} {dtype} {seed}") as staging:
+        with Writer(staging, plan_shards(specs, max_shard_size)) as writer:
+            wanted = {spec.name for spec in writer.pending()}
+            for row, layer, spec in planned:
+                if spec.name in wanted:
+                    values = drawn_values(found, config, row, layer, spec.shape, seed)
+                    writer.put(spec.name, tensor_to_bytes(torch.from_numpy(values), spec))
+        staging.write_bytes("config.json", json_bytes(target_config(found, config, specs)))
+        for name in TOKENIZER_FILES if tokenizer else ():
+            assert tokenizer is not None
+            if (tokenizer / name).is_file():
+                staging.write_bytes(name, (tokenizer / name).read_bytes())
+        staging.commit()
+    click.echo(f"{out}: {sum(spec.elements for spec in specs):,} parameters in {len(specs)} tensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The factored operator against the explicit matrix M = L_depth R_width of the paper, element for element, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, TARGETS, config_of, grown_state, model_of, start_of
+
+from ligo_convert.families import FAMILIES
+from ligo_convert.fit import GrownTarget
+from ligo_convert.growth import Grower
+from ligo_convert.maps import Axis, Map, kronecker
+from ligo_convert.operator import Operator, describe, restore, stored_arrays
+from ligo_convert.start import initial_operator, learnable, learned_parameters
+
+KEYINGS = [("source", None), ("target", None), ("shared", None), ("source", "paper")]
+
+
+def dense_operator(family: str, target: str, keying: str, tie: str | None) -> tuple[Operator, dict[str, torch.Tensor]]:
+    """An operator in learned form with every coefficient random: no structure hides a wrong index."""
+    config = config_of(family)
+    start = start_of(family, config, TARGETS[family][target], width="net2net", depth="stack", keying=keying, tie=tie)
+    operator = learnable(initial_operator(start, dtype=np.float64), FAMILIES[family])
+    rng = np.random.default_rng(0)
+
+    def noise(name: str, array: np.ndarray) -> np.ndarray:
+        learned = name.endswith(".tail") or "/depth/" in name
+        return rng.normal(size=array.shape) if learned else array
+
+    return operator.map_arrays(noise), dict(model_of(config).state_dict())
+
+
+def stream_matrix(operator: Operator, stream: str, role: str, axis: str | None, old: int | None, new: int | None, size: int):
+    factors = operator.stream(operator.terms[0], stream, axis, old, new)
+    return kronecker([factor.role(role) for factor in factors]) if factors else np.eye(size)
+
+
+def width_matrix(operator: Operator, row, old_layer: int | None, new_layer: int | None) -> np.ndarray:
+    """R_width of one row at one layer: the Kronecker product over its stored dims, fused parts as diagonal blocks."""
+    family = FAMILIES[operator.family]
+    sizes = family.sizes(operator.source)
+    product = np.ones((1, 1))
+    for dim in row.layout.dims:
+        blocks = [
+            stream_matrix(operator, part, dim.role, row.depth, old_layer, new_layer, sizes[part]) for part in dim.parts
+        ]
+        along = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
+        at = [0, 0]
+        for block in blocks:
+            along[at[0] : at[0] + block.shape[0], at[1] : at[1] + block.shape[1]] = block
+            at = [at[0] + block.shape[0], at[1] + block.shape[1]]
+        product = np.kron(product, along)
+    return product
+
+
+def depth_blocks(operator: Operator, row, new: int, old: int, new_shape: tuple[int, ...]) -> np.ndarray:
+    """The diagonal of L_depth's block (new, old): one weight for every element, that of the part it lies in."""
+    keys = row.piece_keys()
+    weights = [operator.terms[0].depths[key][new, old] for key in keys]
+    if len(keys) == 1:
+        return np.full(int(np.prod(new_shape)), weights[0])
+    family = FAMILIES[operator.family]
+    sizes = family.sizes(operator.target)
+    at = row.layout.fused_dim
+    along = np.concatenate(
+        [np.full(sizes[part], weight) for part, weight in zip(row.layout.dims[at].parts, weights, strict=True)]
+    )
+    view = [1] * len(new_shape)
+    view[at] = -1
+    return np.broadcast_to(along.reshape(view), new_shape).reshape(-1)
+
+
+def explicit(operator: Operator, row, state: dict[str, torch.Tensor]) -> np.ndarray:
+    """vec(target) = L_depth R_width vec(source) of one row, all layers stacked, by explicit matrices."""
+    family = FAMILIES[operator.family]
+    old, new = family.sizes(operator.source), family.sizes(operator.target)
+    layers_old, layers_new = (old[row.depth], new[row.depth]) if row.depth else (1, 1)
+    shape = family.shape(row, new)
+    source = [state[row.name(j if row.depth else None)].numpy().reshape(-1) for j in range(layers_old)]
+    rows_, columns = int(np.prod(shape)), source[0].size
+    matrix = np.zeros((layers_new * rows_, layers_old * columns))
+    for i in range(layers_new):
+        for j in range(layers_old):
+            width = width_matrix(operator, row, j if row.depth else None, i if row.depth else None)
+            block = depth_blocks(operator, row, i, j, shape)[:, None] * width
+            matrix[i * rows_ : (i + 1) * rows_, j * columns : (j + 1) * columns] = block
+    return (matrix @ np.concatenate(source)).reshape(layers_new, *shape)
+
+
+@pytest.mark.parametrize(("keying", "tie"), KEYINGS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_growth_is_the_explicit_matrix(family: str, keying: str, tie: str | None) -> None:
+    operator, state = dense_operator(family, "both", keying, tie)
+    grown = grown_state(operator, state)
+    for row in FAMILIES[family].rows_for(operator.target):
+        expected = explicit(operator, row, state)
+        for at, layer in enumerate(FAMILIES[family].layers(row, operator.target)):
+            # float64: what is left is the order of summation.
+            np.testing.assert_allclose(grown[row.name(layer)].numpy(), expected[at], rtol=0, atol=1e-11 * 100)
+
+
+@pytest.mark.parametrize(("keying", "tie"), KEYINGS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_learning_and_streaming_grow_the_same(family: str, keying: str, tie: str | None) -> None:
+    operator, state = dense_operator(family, "both", keying, tie)
+    found = FAMILIES[family]
+    rows = found.rows_for(operator.target)
+    stacked = {
+        row.pattern: torch.stack([state[row.name(layer)].double() for layer in found.layers(row, operator.source)])
+        for row in rows
+    }
+    learned = GrownTarget(Grower(operator, found, dtype=torch.float64), rows, stacked).tensors()
+    for name, tensor in grown_state(operator, state).items():
+        torch.testing.assert_close(learned[name], tensor, rtol=1e-12, atol=1e-11)
+
+
+def test_the_paper_ties_reads_to_writes() -> None:
+    operator, _ = dense_operator("gpt2", "uneven", "source", "paper")
+    (term,) = operator.terms
+    for factors in term.widths.values():
+        for axis in factors:
+            assert axis.read is axis.write
+    weight, bias = "transformer.h.{layer}.attn.c_attn.weight/key", "transformer.h.{layer}.attn.c_attn.bias/key"
+    assert term.depths[weight] is term.depths[bias], "the paper has one depth matrix a module"
+    assert term.depths[weight] is not term.depths[weight.replace("/key", "/query")]
+    # Eq. 6 and Algorithm 1: a map for every source layer, but for the embedding's.
+    assert {key for key in term.widths if key.startswith("query")} == {"query@layer.0", "query@layer.1"}
+    assert "embed" in term.widths
+    maps = {id(term.widths[f"{stream}@layer.1"][0].write) for stream in ("query", "key", "value", "mlp")}
+    assert len(maps) == 4, "B_Q, B_K, B_V and B_fc1 are learned apart"
+
+
+def test_without_grouped_queries_the_context_reads_with_the_values_map() -> None:
+    config = config_of("llama", num_key_value_heads=4)
+    target = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 6}
+    start = start_of("llama", config, target, width="net2net", depth="copy", keying="source", tie="paper")
+    (term,) = learnable(initial_operator(start), FAMILIES["llama"]).terms
+    assert term.widths["context@layer.1"][0].read is term.widths["value@layer.1"][0].write
+    assert term.widths["context@layer.1"][0].read is not term.widths["context@layer.0"][0].read
+
+
+@pytest.mark.parametrize("width", ["lemon", "net2net", "aki", "zero", "direct", "random", "hyperclone"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, TARGETS[family]["even"], width=width, depth="stack")
+    state = dict(model_of(config).state_dict())
+    initial = initial_operator(start, dtype=np.float64)
+    dense = learnable(initial, FAMILIES[family])
+    assert any(len(axis.write.index) == 0 for factors in dense.terms[0].widths.values() for axis in factors)
+    before, after = grown_state(initial, state), grown_state(dense, state)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("keying", "tie"), KEYINGS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, keying: str, tie: str | None) -> None:
+    start = start_of(family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie)
+    operator = learnable(initial_operator(start), FAMILIES[family])
+    maps = {id(axis.role(role)): axis.role(role).tail.size for term in operator.terms for factors in term.widths.values() for axis in factors for role in ("write", "read", "gain", "shift") if len(axis.role(role).index) == 0}  # fmt: skip
+    depths = sum({id(array): array.size for key, array in operator.terms[0].depths.items() if "{" in key}.values())
+    assert sum(maps.values()) + depths == learned_parameters(start)
+
+
+def test_the_default_operator_of_gpt2_base_to_medium_is_small() -> None:
+    config = {"model_type": "gpt2", **FAMILIES["gpt2"].defaults}
+    target = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
+    counts = {keying: learned_parameters(start_of("gpt2", config, target, width="lemon", depth="identity", keying=keying)) for keying in ("shared", "source", "target")}  # fmt: skip
+    assert 25e6 < counts["shared"] < 35e6
+    assert counts["shared"] < counts["source"] < counts["target"]
+
+
+@pytest.mark.parametrize("width", ["lemon", "aki", "direct"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_operator_survives_its_file(family: str, width: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, TARGETS[family]["both"], width="net2net" if width == "aki" else width, depth="identity")
+    operator = initial_operator(start)
+    arrays = stored_arrays(operator)
+    data = {spec.name: bytes(view) for spec, view in arrays}
+    back = restore(describe(operator), {spec.name: spec for spec, _ in arrays}, data.__getitem__, label="op")
+    assert describe(back) == describe(operator)
+    state = dict(model_of(config).state_dict())
+    before, after = grown_state(operator, state), grown_state(back, state)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+
+
+def test_growing_to_the_same_size_changes_nothing() -> None:
+    config = config_of("gpt2")
+    operator = initial_operator(start_of("gpt2", config, {}, width="lemon", depth="stack"))
+    state = dict(model_of(config, dtype=torch.float32).state_dict())
+    for name, tensor in grown_state(operator, state, dtype=torch.float32).items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_maps_are_what_their_matrix_is() -> None:
+    rng = np.random.default_rng(0)
+    found = Map(index=np.array([2, 0, 0]), weight=np.array([1.0, 0.5, 0.0]), tail=rng.normal(size=(2, 4)))
+    axis = Axis(write=found, read=found, gain=found, shift=found)
+    assert (axis.old, axis.new) == (4, 5)
+    matrix = found.matrix()
+    assert matrix[0].tolist() == [0, 0, 1, 0]
+    assert matrix[1].tolist() == [0.5, 0, 0, 0]
+    assert not matrix[2].any()
+    np.testing.assert_array_equal(matrix[3:], found.tail)
