@@ -26,7 +26,7 @@ from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_model_files, write_record
 from ligo_convert.plan import Plan, find_family, make_plan, open_planned
 from ligo_convert.progress import Progress
-from ligo_convert.provenance import Record, read_statement, recorded_metrics
+from ligo_convert.provenance import Record, read_statement, metrics_of
 from ligo_convert.recipe import Recipe
 from ligo_convert.source import Source, nonfinite_count, open_source
 from ligo_convert.start import Start
@@ -351,7 +351,7 @@ def _unchanged(out: Path, statement: Mapping[str, Any], key: str, plan: Plan, pr
         )
     verify(out, progress=progress)
     progress.say(f"{out} is finished and whole; nothing to do")
-    metrics = recorded_metrics(statement)
+    metrics = metrics_of(statement)
     return Outcome(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=False)
 
 

@@ -170,6 +170,16 @@ class Family:
         """Every config key that decides a size."""
         return tuple(dict.fromkeys(key for expression in self.axes.values() for key in size_keys(expression)))
 
+    @cached_property
+    def roles(self) -> Mapping[str, frozenset[str]]:
+        """What is done with each stream somewhere in the table: written, read, scaled or shifted."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            for dim in row.layout.dims:
+                for part in dim.parts:
+                    found.setdefault(part, set()).add(dim.role)
+        return {stream: frozenset(roles) for stream, roles in found.items()}
+
     def factors(self, stream: str) -> tuple[str, ...]:
         """The axes a stream is the product of, slowest first."""
         return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)

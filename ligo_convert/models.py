@@ -38,12 +38,15 @@ def library_config(family: Family, config: Mapping[str, object]) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """The library's own warnings (token ids, generation settings) kept off the user's screen."""
-    level = hf_logging.get_verbosity()
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -77,6 +80,8 @@ class LibraryModel:
             with _parameters_on_meta():
                 model = getattr(transformers, family.architecture)(made)
             model.tie_weights()
+        # The library derives it from the class's name and warns where it cannot; a causal model's is always this one.
+        model.loss_type = "ForCausalLM"
         self.module: torch.nn.Module = model.eval()
         self.buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -45,6 +45,8 @@ PRESERVATION = "urn:ligo-convert:preservation:v1"
 STATEMENT_FILE = "ligo/provenance.json"
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
 # Keys that a library writes for itself; they may hold a path, and say nothing about the model.
 _LOCAL_KEYS = frozenset(("_name_or_path", "name_or_path", "transformers_version"))
 
@@ -84,13 +86,27 @@ class Record:
     @property
     def hub_id(self) -> str | None:
         """The source's Hub id; None where it is a directory, or was trained by this recipe."""
-        of_hub = self.source["revision"] is not None and not self.source["pretrained_here"]
-        return str(self.source["label"]) if of_hub else None
+        label, commit = str(self.source["label"]), str(self.source["revision"])
+        of_hub = not self.source["pretrained_here"] and _HUB_ID.fullmatch(label) and _COMMIT.fullmatch(commit)
+        return label if of_hub else None
 
     @property
     def source_name(self) -> str:
         """What the source is called in public: the name of a directory only where it gives nobody away."""
         return public_name(str(self.source["label"]), of_hub=self.hub_id is not None)
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """The Hub ids that the record names on purpose."""
+        data = (self.recipe.get("fit") or {}).get("data") or {}
+        found = [
+            self.hub_id,
+            (self.recipe.get("source") or {}).get("model"),
+            (self.recipe.get("target") or {}).get("model"),
+            (data.get("hub") or {}).get("id"),
+            data.get("tokenizer"),
+        ]
+        return tuple(name for name in found if isinstance(name, str) and not name.startswith("."))
 
     def config_changes(self) -> dict[str, dict[str, Any]]:
         """Config keys that differ, with `source` and `target`; a side that lacks the key is left out."""
@@ -104,12 +120,10 @@ class Record:
 
     def strings(self) -> Iterator[str]:
         """Every string of the record that came from outside, but for Hub ids and configs, which are public by nature."""
-        public = set(_hub_ids(self))
+        # The label goes out as `source_name`.
+        public = {*self.hub_ids, self.source["label"]}
         parts = (self.recipe, self.source, self.data, self.operator, self.metrics, self.drawn)
-        hidden = {self.source["label"]}  # goes out as `source_name`
-        for text in _strings(parts):
-            if text not in public and text not in hidden:
-                yield text
+        return (text for text in _strings(parts) if text not in public)
 
 
 def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
@@ -160,7 +174,7 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
 def statement_bytes(record: Record, outputs: Mapping[str, str]) -> bytes:
     """The statement as JSON in ASCII; the same record gives the same bytes. Raises LigoError where it holds something private."""
     text = json.dumps(statement(record, outputs), indent=2, allow_nan=False) + "\n"
-    check_nothing_private(text, where=STATEMENT_FILE, names_in=record.strings(), public=_hub_ids(record))
+    check_nothing_private(text, where=STATEMENT_FILE, names_in=record.strings(), public=record.hub_ids)
     return text.encode("ascii")
 
 
@@ -298,17 +312,3 @@ def _strings(value: object) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
-
-
-def _hub_ids(record: Record) -> tuple[str, ...]:
-    """The Hub ids that the record names on purpose."""
-    recipe = record.recipe
-    data = (recipe.get("fit") or {}).get("data") or {}
-    found = [
-        record.hub_id,
-        (recipe.get("source") or {}).get("model"),
-        (recipe.get("target") or {}).get("model"),
-        (data.get("hub") or {}).get("id"),
-        data.get("tokenizer"),
-    ]
-    return tuple(name for name in found if isinstance(name, str) and not name.startswith("."))

@@ -29,7 +29,7 @@ from ligo_convert.methods import (
     width_axis,
     width_claim,
 )
-from ligo_convert.operator import Keying, Operator, Term
+from ligo_convert.operator import ROLES, Keying, Operator, Term
 
 _RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
 
@@ -402,8 +402,7 @@ def learned_parameters(start: Start) -> int:
         if not any(axis in start.requests and _grows(start.requests[axis]) for axis in factors):
             continue
         one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
-        roles = 1 if tied else 4 if stream == family.norm.stream else 2
-        total += one * roles * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
+        total += one * (1 if tied else len(family.roles[stream])) * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
     modules = {
         _module(key) if tied else key: old[row.depth] * new[row.depth]
         for row in rows
@@ -429,7 +428,7 @@ def learnable(operator: Operator, family: Family) -> Operator:
             split -= 1
         product = list(factors[:split])
         if not operator.tie:
-            return (_dense_axis(product, normed=stream == family.norm.stream), *factors[split:])
+            return (_dense_axis(product, family.roles[stream]), *factors[split:])
         owner = _owner(family, key, widths)
         if owner not in done:
             made = dense(kronecker([axis.write for axis in product]))
@@ -454,14 +453,11 @@ def _module(key: str) -> str:
     return pattern.rpartition(".")[0] + "/" + part
 
 
-def _dense_axis(factors: list[Axis], *, normed: bool) -> Axis:
-    """One axis for a product of axes, with a dense map of its own for every role that is used."""
-    write, read, gain, shift = (
-        dense(kronecker([axis.role(role) for axis in factors])) for role in ("write", "read", "gain", "shift")
-    )
-    if not normed:
-        gain = shift = write
-    return Axis(write=write, read=read, gain=gain, shift=shift, drawn=_drawn(factors))
+def _dense_axis(factors: list[Axis], roles: frozenset[str]) -> Axis:
+    """One axis for a product of axes, with a dense map of its own for every role in `roles`; the others are never asked for."""
+    made = {role: dense(kronecker([axis.role(role) for axis in factors])) for role in ROLES if role in roles}
+    other = next(iter(made.values()))
+    return Axis(**{role: made.get(role, other) for role in ROLES}, drawn=_drawn(factors))
 
 
 def _drawn(factors: list[Axis]) -> np.ndarray | None:

@@ -107,6 +107,8 @@ def train(
             settings["lr"] = group.learning_rate * factor
         optimizer.zero_grad(set_to_none=True)
         loss = gradients(step)
+        unused = [name for name, parameter in run.parameters.items() if parameter.grad is None]
+        assert not unused, f"no gradient reaches {unused[:3]}"
         norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), clip)
         optimizer.step()
         line: dict[str, Any] = {

@@ -15,7 +15,7 @@ from ligo_convert.family import Family
 from ligo_convert.operator import Operator
 from ligo_convert.plan import find_family
 from ligo_convert.progress import Progress
-from ligo_convert.provenance import check_sums, read_statement
+from ligo_convert.provenance import check_subjects, check_sums, read_statement
 from ligo_convert.source import Source, nonfinite_count, open_source
 from ligo_convert.stored import read_operator
 from ligo_convert.stream import grow
@@ -126,8 +126,10 @@ def verify(
         raise VerificationError("no such directory", where=directory)
     report: dict[str, Any] = {"out": str(directory)}
     with progress.task("checking digests"):
-        report["files"] = len(check_sums(directory))
+        digests = check_sums(directory)
+    report["files"] = len(digests)
     statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
+    check_subjects(statement, digests)
     operator = read_operator(directory / OPERATOR)
     family = FAMILIES[operator.family]
     specs = _table_specs(directory, family)

@@ -18,7 +18,7 @@ from ligo_convert.families import FAMILIES
 from ligo_convert.growth import drawn_values
 from ligo_convert.output import json_bytes, target_config
 from ligo_convert.source import TOKENIZER_FILES
-from ligo_convert.staging import Staging
+from ligo_convert.fs import Staging
 from ligo_convert.tensors import DTYPE_NAMES
 from ligo_convert.torchio import tensor_to_bytes
 from ligo_convert.writer import Writer, plan_shards

@@ -1,0 +1,379 @@
+"""The model card: README.md of an output directory, with the Hub's metadata in front.
+
+What comes in: the `Record` of a run and the sizes of the files beside the card. What goes out: Markdown in UTF-8, the same for the same
+record; times stand in one line of the provenance alone. Names, config values and reasons come from files that others wrote: they are
+quoted so that nothing in them is markup, a link or a control character.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ligo_convert.families import FAMILIES
+from ligo_convert.markdown import code, prose, table
+from ligo_convert.methods import DEPTHS, WIDTHS
+from ligo_convert.provenance import Record, check_nothing_private
+from ligo_convert.yamldump import dump
+
+PIPELINES = {"causal-lm": "text-generation"}
+FIGURE = "ligo/fit.png"
+_SOURCE_FOLDER = "ligo/source/"
+
+_LIGO = """@inproceedings{wang2023learning,
+  title     = {Learning to Grow Pretrained Models for Efficient Transformer Training},
+  author    = {Wang, Peihao and Panda, Rameswar and Torroba Hennigen, Lucas and Greengard, Philip and Karlinsky, Leonid and
+               Feris, Rogerio and Cox, David Daniel and Wang, Zhangyang and Kim, Yoon},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023},
+  url       = {https://arxiv.org/abs/2303.00980}
+}"""
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
+
+_VERDICTS = {
+    "exact": "preserves the function of the source: every logit is the source's, to the rounding of the arithmetic",
+    "near": "preserves the source's loss within 0.01 nats a token, but not every logit",
+    "lossy": "does not preserve the function of the source",
+}
+
+
+def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
+    """README.md of an output directory.
+
+    Args:
+        files: the files beside the card: name -> bytes. figure: whether the picture of the fit is one of them.
+
+    Raises:
+        LigoError: something private would stand in it.
+    """
+    sections = (
+        _opening(record),
+        _sizes(record),
+        _method(record),
+        _preservation(record),
+        _losses(record, figure=figure),
+        _use(record),
+        _limits(record),
+        _provenance(record, files),
+        _license(record),
+        _citations(record),
+    )
+    text = _front_matter(record) + "\n" + "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
+    check_nothing_private(text, where="README.md", names_in=record.strings(), public=record.hub_ids)
+    return text
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def _front_matter(record: Record) -> str:
+    family = FAMILIES[record.family]
+    data: dict[str, object] = {"library_name": "transformers", "pipeline_tag": PIPELINES[family.task]}
+    if record.source["license"] is not None:
+        data["license"] = str(record.source["license"]).lower()
+    dataset = _dataset(record)
+    if dataset is not None:
+        data["datasets"] = [dataset]
+    data["tags"] = ["ligo", "model-growth", family.model_type]
+    text = dump(data)
+    if record.hub_id is not None:
+        relation = dump({"base_model": record.hub_id, "base_model_relation": "finetune"})
+        # The Hub guesses a relation where none is stated, and knows none that means "grown".
+        text += "# The Hub has no relation that means `grown`; of those it has, this is the nearest.\n" + relation
+    return f"---\n{text}---\n"
+
+
+def _dataset(record: Record) -> str | None:
+    data = (record.recipe.get("fit") or {}).get("data") or {}
+    found = (data.get("hub") or {}).get("id")
+    return None if found is None else str(found)
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+def _source(record: Record) -> str:
+    """The source as a reader can find it."""
+    if record.hub_id is not None:
+        name = prose(record.hub_id)
+        commit = str(record.source["revision"])
+        return f"[{name}](https://huggingface.co/{record.hub_id}) at commit {code(commit[:12])}"
+    if record.source["pretrained_here"]:
+        return f"a small {FAMILIES[record.family].model_type} trained for it first"
+    return f"{code(record.source_name)}, a checkpoint that is not on the Hub"
+
+
+def _opening(record: Record) -> Iterator[str]:
+    parameters = record.metrics["parameters"]
+    name = record.source_name.rpartition("/")[2]
+    title = "A model grown from one trained for it" if record.source["pretrained_here"] else f"{prose(name)}, grown"
+    ratio = parameters["target"] / parameters["source"]
+    yield f"# {title}"
+    yield ""
+    yield (
+        f"A {FAMILIES[record.family].model_type} of {parameters['target']:,} parameters, grown from {_source(record)} "
+        f"({parameters['source']:,} parameters; {ratio:.2f} times as many now) with "
+        "[LiGO](https://arxiv.org/abs/2303.00980), learned linear growth. Every weight is a linear function of the source's."
+    )
+    yield ""
+    yield "**A grown model is a start for training, not a finished model.** It knows what its source knew, in a larger body."
+
+
+def _sizes(record: Record) -> Iterator[str]:
+    parameters = record.metrics["parameters"]
+    yield "## Sizes"
+    yield ""
+    rows = [("parameters", f"{parameters['source']:,}", f"{parameters['target']:,}")]
+    for key, sides in record.config_changes().items():
+        old, new = (code(sides[side]) if side in sides else "not set" for side in ("source", "target"))
+        rows.append((code(key), old, new))
+    yield from table(("", "source", "this model"), rows)
+
+
+def _method(record: Record) -> Iterator[str]:
+    growth, operator, fit = record.recipe.get("growth") or {}, record.operator, record.metrics["fit"]
+    yield "## Method"
+    yield ""
+    for axis, known in (("width", WIDTHS), ("depth", DEPTHS)):
+        if growth.get(axis) in known:
+            yield f"- {axis}: {code(growth[axis])}: {known[growth[axis]].summary}"
+    for start in operator["starts"]:
+        yield f"- {code(start)}"
+    count = operator["parameters"]
+    tie = ", read maps tied to write maps as the paper prints them" if operator["tie"] else ""
+    size = f"{count['width']:,} coefficients of width, {count['depth']:,} of depth"
+    yield f"- the operator: width maps {_KEYINGS[operator['keying']]}{tie}; {size}"
+    if "apply" in record.recipe:
+        yield "- the operator was made by an earlier run and applied to this source"
+    elif fit is None:
+        yield "- nothing was learned: this is the starting operator's result"
+    elif not fit["best_step"]:
+        yield f"- {fit['steps']:,} steps of learning gave nothing better on held-out data: this is the starting operator's result"
+    else:
+        best = f"step {fit['best_step']:,} was the best on held-out data and is the one applied"
+        yield f"- the operator was learned for {fit['steps']:,} steps; {best}"
+    for name in record.drawn:
+        yield f"- drawn at random, as the library initialises: {prose(name)}"
+    if record.nonfinite_allowed:
+        yield "- **NaN and infinite values were let through**, as the recipe asked (`source.allow_nonfinite`)"
+
+
+_KEYINGS = {
+    "source": "by source layer, as in the paper",
+    "target": "by target layer, as in the paper's code",
+    "shared": "shared by all layers",
+}
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _preservation(record: Record) -> Iterator[str]:
+    found, fit = record.metrics["preservation"], record.metrics["fit"]
+    verdict, planned = found.get("verdict"), found.get("planned")
+    yield "## What growth kept"
+    yield ""
+    if verdict is None and planned is None:
+        yield "How far the function of the source is preserved was not measured."
+        return
+    if verdict is None:
+        yield f"**{planned.capitalize()}**, by construction: the start {_VERDICTS[planned]}. No model was run to measure it."
+    else:
+        yield f"**{verdict.capitalize()}**: the start {_VERDICTS[verdict]}, measured on {found['tokens']:,} tokens in float32 or wider."
+    if fit is not None and fit["best_step"]:
+        yield ""
+        yield "This is the certificate of the start. The operator was then learned, and the weights here are the learned one's."
+    reasons = [f"- {prose(reason)}" for reason in found.get("reasons") or ()]
+    if reasons:
+        yield ""
+        yield from reasons
+    if verdict is None:
+        return
+    yield ""
+    rows = [
+        ("largest difference of a logit", number(found["max_logit_difference"])),
+        ("mean difference of a logit", number(found.get("mean_logit_difference"))),
+        ("largest logit of the source", number(found.get("logit_scale"))),
+        ("difference of the loss, nats a token", number(found["loss_difference"], signed=True)),
+    ]
+    yield from table(("start against source", ""), [row for row in rows if row[1]])
+    if found.get("departs_at") is not None:
+        yield ""
+        yield f"Hidden states depart from the source's at layer {found['departs_at']} (counted from 0)."
+    rounding = found.get("rounding")
+    if rounding:
+        yield ""
+        yield (
+            f"Storing the weights as {code(rounding['dtype'])} moves logits by at most {number(rounding['max_logit_difference'])} "
+            f"and the loss by {number(rounding['loss_difference'], signed=True)} nats a token; the verdict is about the map, before that."
+        )
+
+
+def _losses(record: Record, *, figure: bool) -> Iterator[str]:
+    loss, fit, flops = record.metrics["loss"], record.metrics["fit"], record.metrics["flops"]
+    names = {
+        "source": "source",
+        "random_target": "a model of this size, drawn at random",
+        "initial": "start",
+        "fitted": "fitted: this model",
+    }
+    rows = [
+        (text, number(loss[name]), number(_perplexity(loss[name])))
+        for name, text in names.items()
+        if _known(loss, name)
+    ]
+    if not rows and fit is None and not figure:
+        return
+    yield "## Loss and cost"
+    yield ""
+    if rows:
+        tokens = ((record.data or {}).get("tokens") or {}).get("test")
+        where = f" of {tokens:,} tokens" if tokens else ""
+        yield f"Mean next-token loss on a held-out slice{where}, which was used neither to learn nor to choose."
+        yield ""
+        yield from table(("model", "loss, nats a token", "perplexity"), rows)
+    if figure:
+        yield ""
+        yield f"![Loss while the operator was learned, step by step]({FIGURE})"
+    costs = []
+    if fit is not None:
+        costs.append(f"- learning: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}")
+    if flops.get("fit"):
+        costs.append(f"- FLOPs of learning the operator: {number(float(flops['fit']))}")
+    if flops.get("target_step"):
+        costs.append(
+            f"- FLOPs of one training step of this model at the same batch: {number(float(flops['target_step']))}"
+        )
+    if costs:
+        yield ""
+        yield from costs
+
+
+def _known(figures: Mapping[str, Any], name: str) -> bool:
+    return figures.get(name) is not None
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """A figure at four digits; empty for None.
+
+    >>> number(3.14159), number(1.2e-06), number(123456789.0), number(float("nan"))
+    ('3.142', '1.2e-06', '1.235e+08', 'not a number')
+    """
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite"
+    return f"{value:{'+' if signed else ''}.4g}"
+
+
+# --- how to use it ----------------------------------------------------------------------------------------------------
+
+
+def _use(record: Record) -> Iterator[str]:
+    family = FAMILIES[record.family]
+    yield "## How to load it"
+    yield ""
+    yield "```python"
+    yield f"from transformers import AutoTokenizer, {family.auto_class}"
+    yield ""
+    yield f'model = {family.auto_class}.from_pretrained(".")  # this directory, or the name of its repository'
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield "```"
+    yield ""
+    yield "## How to go on training"
+    yield ""
+    yield "- Take the source's own recipe: data, batch, weight decay and schedule. The vocabulary is the source's."
+    yield "- Peak learning rate: at most that of the source's own training; a larger one undoes what growth kept."
+    yield "- Warm up for a short while, some hundreds of steps: the weights are trained, the optimiser's moments start empty."
+    yield "- Judge it by the loss a budget ends at, beside a model trained from scratch for as much."
+
+
+def _limits(record: Record) -> Iterator[str]:
+    verdict = record.metrics["preservation"].get("verdict")
+    yield "## Limits"
+    yield ""
+    yield "- Growth adds room, not knowledge: without training it is at best about as good as its source."
+    yield "- What the source does wrong, its biases included, this model does too. It was not evaluated on any benchmark here."
+    if verdict == "lossy" or verdict is None:
+        yield "- Outputs may differ from the source's at every token; look at the figures above before use."
+    if verdict is not None and record.data is None:
+        yield "- Preservation was measured on random tokens, for want of data: how far the functions agree, not how well either does."
+    yield "- Figures hold for the slice they were measured on, and differ in the last digits between kinds of processors."
+
+
+# --- where it is from -------------------------------------------------------------------------------------------------
+
+
+def _provenance(record: Record, files: Mapping[str, int]) -> Iterator[str]:
+    own = any(name.startswith(_SOURCE_FOLDER) for name in files)
+    source = record.hub_id or (_SOURCE_FOLDER.rstrip("/") if own else "SOURCE")
+    seconds = record.metrics["seconds"]
+    took = ", ".join(f"{stage} {number(float(value))} s" for stage, value in seconds.items())
+    memory = f"; {record.metrics['peak_rss_bytes'] / 1e9:.2f} GB of memory at the peak"
+    yield "## Provenance"
+    yield ""
+    yield "Every file is listed with its SHA-256 in `ligo/SHA256SUMS`; `ligo/provenance.json` says what they were made of."
+    yield "Both are written by the program itself and not signed."
+    yield ""
+    yield "```sh"
+    yield "sha256sum -c ligo/SHA256SUMS                     # every byte is the one that was written"
+    yield f"ligo-convert verify . --load --source {source}  # every tensor derived again from its source"
+    yield "```"
+    yield ""
+    rows = [("recipe", code(record.recipe_digest)), ("operator", code(record.operator["digest"]))]
+    if record.data is not None:
+        rows.append(("data", code(record.data["digest"])))
+    rows += [(f"source, {code(name)}", code(digest)) for name, digest in sorted(record.source["files"].items())]
+    yield from table(("", "SHA-256"), rows)
+    yield ""
+    yield from table(("file", "bytes"), [(code(name), f"{size:,}") for name, size in sorted(files.items())])
+    yield ""
+    yield (
+        "Versions: "
+        + ", ".join(f"{prose(name)} {prose(version)}" for name, version in sorted(record.versions.items()))
+        + "."
+    )
+    yield f"Made {record.finished} ({took}{memory})."
+
+
+def _license(record: Record) -> Iterator[str]:
+    yield "## Licence"
+    yield ""
+    stated = record.source["license"]
+    if stated is not None:
+        yield f"{code(stated)}, inherited from the source: these weights derive from its weights, and its terms hold."
+    elif record.source["pretrained_here"]:
+        yield "No licence was stated. The source was trained for this model; whoever publishes it states one."
+    else:
+        yield "The source states no licence, and none is given here. Weights derived from it are under its terms; ask its authors."
+
+
+def _citations(record: Record) -> Iterator[str]:
+    growth = record.recipe.get("growth") or {}
+    papers = [
+        known[growth[axis]].paper for axis, known in (("width", WIDTHS), ("depth", DEPTHS)) if growth.get(axis) in known
+    ]
+    yield "## Citation"
+    yield ""
+    yield "```bibtex"
+    yield _LIGO
+    yield "```"
+    cited = dict.fromkeys(
+        part for paper in papers for part in paper.split("; ") if part != "-" and "2303.00980" not in part
+    )
+    if cited:
+        yield ""
+        yield "The start is from:"
+        yield ""
+        yield from ("- " + _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", part) for part in cited)
+    if record.hub_id is not None:
+        yield ""
+        yield f"And cite the source, as [its page](https://huggingface.co/{record.hub_id}) asks."

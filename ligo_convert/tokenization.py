@@ -1,0 +1,241 @@
+"""Tokenizers: a local folder or text in, a checked `transformers` tokenizer or a trained one's files out.
+
+A folder's files are data. No code that they name is run, no path in them is followed, no network is asked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.corpus import TextData, documents, first_bytes
+from ligo_convert.errors import MachineError, MissingExtra, RecipeError, SourceError
+
+TOKENIZER_TRAINING_BYTES = 6_000_000
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+
+# The order is the order of ids, and it is not free: BERT pads with id 0 and RoBERTa counts positions around id 1.
+BERT_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+SPECIAL_TOKENS = {
+    "bert": BERT_TOKENS,
+    "distilbert": BERT_TOKENS,
+    "electra": BERT_TOKENS,
+    "roberta": ROBERTA_TOKENS,
+    "xlm-roberta": ROBERTA_TOKENS,
+    "camembert": ROBERTA_TOKENS,
+}
+CAUSAL_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+_SCREENS: Mapping[str, Callable[[str], bool]] = {
+    "config.json": lambda key: key in ("model_type", "tokenizer_class", "transformers_version"),
+    "special_tokens_map.json": lambda key: key.endswith(("_token", "_tokens")),
+    "tokenizer_config.json": lambda key: (
+        key not in ("auto_map", "init_inputs", "chat_template", "name_or_path")
+        and not key.endswith(("_file", "_files"))
+    ),
+}
+
+
+def check_tokenizer(directory: Path, *, label: str) -> None:
+    """Refuse a folder that no tokenizer can be loaded from, by the names of its files.
+
+    Args:
+        directory: where the tokenizer's files are.
+        label: what the user calls it, for messages: a model, a folder.
+
+    Raises:
+        RecipeError: no tokenizer there.
+        MissingExtra: only a SentencePiece model there, and no package to read it.
+    """
+    if any(all(_is_file(directory / name) for name in names) for names in VOCABULARY_FILES):
+        return
+    model = next((name for name in SENTENCEPIECE_FILES if _is_file(directory / name)), None)
+    if model is None:
+        raise RecipeError(
+            "text needs a tokenizer, and there is none",
+            where=label,
+            expected="tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model",
+            hint="name one in fit.data.tokenizer: a folder, or the Hub id of a model with the same vocabulary",
+        )
+    if not (_installed("sentencepiece") and _installed("google") and _installed("google.protobuf")):
+        raise MissingExtra(f"{model} needs the packages sentencepiece and protobuf", extra="sentencepiece", where=label)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=path) from None
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The `transformers` tokenizer of a local folder: no network, no code from the folder, no output.
+
+    It is loaded from a screened copy. `tokenizer_config.json` and `special_tokens_map.json` reach the constructor as
+    keyword arguments, paths and code references among them; `config.json` only says which class.
+
+    Raises:
+        RecipeError, MissingExtra: as `check_tokenizer`.
+        SourceError: files that are broken, or ask for a class that is not there.
+    """
+    check_tokenizer(directory, label=str(directory))
+    with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
+        for names in (*VOCABULARY_FILES, SENTENCEPIECE_FILES, ("added_tokens.json",)):
+            for name in names:
+                if _is_file(directory / name):
+                    (Path(scratch) / name).symlink_to((directory / name).absolute())
+        for name, keep in _SCREENS.items():
+            content = _read_object(directory / name)
+            if content is not None:
+                kept = {key: value for key, value in content.items() if keep(key)}
+                (Path(scratch) / name).write_text(json.dumps(kept), encoding="utf-8")
+        tokenizer = _auto_tokenizer(Path(scratch), directory)
+    tokenizer.name_or_path = str(directory)
+    return tokenizer
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not _is_file(path):
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SourceError("no JSON", where=path, found=str(error)[:120]) from None
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=path) from None
+    if not isinstance(content, dict):
+        raise SourceError("no JSON object", where=path, found=type(content).__name__)
+    return content
+
+
+def _auto_tokenizer(screened: Path, directory: Path) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as library_logging
+
+    verbosity = library_logging.get_verbosity()
+    library_logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AutoTokenizer.from_pretrained(screened, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizers library raises bare exceptions; whatever it was, the files are what is wrong.
+        raise SourceError(
+            "the tokenizer cannot be loaded",
+            where=directory,
+            found=f"{type(error).__name__}: {str(error)[:300]}".replace(str(screened), str(directory)),
+            hint="name another in fit.data.tokenizer",
+        ) from error
+    finally:
+        library_logging.set_verbosity(verbosity)
+
+
+def train_tokenizer(
+    data: TextData,
+    *,
+    base: Path,
+    vocabulary: int,
+    seed: int,
+    model_type: str,
+    context: int,
+    max_bytes: int = TOKENIZER_TRAINING_BYTES,
+) -> dict[str, bytes]:
+    """Train a byte-level BPE tokenizer on the first `max_bytes` (default 6 MB) of shuffled text.
+
+    Args:
+        vocabulary: entries at most; little text fills fewer.
+        model_type: the `model_type` of the config.json it will lie beside; decides the special tokens.
+        context: the longest sequence the model takes, in tokens.
+
+    Returns:
+        `tokenizer.json` and `tokenizer_config.json` as bytes, the same for the same text and arguments.
+
+    Raises:
+        RecipeError: a vocabulary too small for bytes and special tokens; a model type beside which `AutoTokenizer`
+            reads the files as another tokenizer.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = SPECIAL_TOKENS.get(model_type, CAUSAL_TOKENS)
+    names = list(dict.fromkeys(special.values()))
+    if vocabulary < 256 + len(names):
+        raise RecipeError(
+            "the vocabulary is too small for a byte-level tokenizer",
+            expected=f"at least {256 + len(names)}: 256 bytes and {len(names)} special tokens",
+            found=vocabulary,
+        )
+    texts = list(first_bytes(documents(data, base=base, seed=seed), max_bytes))
+    if not texts:
+        raise RecipeError("no text to train a tokenizer on", where=base)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    config = {
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "tokenizer_class": "GPT2Tokenizer" if model_type == "gpt2" else "PreTrainedTokenizerFast",
+        **special,
+    }
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+    }
+    _check_trained(files, tokenizer, model_type, texts[0][:4096])
+    return files
+
+
+def _check_trained(files: Mapping[str, bytes], tokenizer: Any, model_type: str, sample: str) -> None:
+    """Some model types bring a tokenizer class that puts its own rules over those in tokenizer.json."""
+    with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
+        for name, content in files.items():
+            (Path(scratch) / name).write_bytes(content)
+        (Path(scratch) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        loaded = load_tokenizer(Path(scratch))
+    sample += " don't\n\n\t x1234 \u00e9\u2603"
+    if encoder(loaded)([sample])[0] != tokenizer.encode(sample, add_special_tokens=False).ids:
+        raise RecipeError(
+            f"a tokenizer trained here reads differently beside a model of type {model_type}",
+            hint="name one in fit.data.tokenizer",
+        )
+
+
+def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
+    """Texts to ids without special tokens; truncation, padding and dropout that a tokenizer.json asks for are off."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda texts: [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
+    return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
