@@ -101,7 +101,9 @@ def _source(record: Record) -> str:
         commit = str(record.source["revision"])
         return f"[{name}](https://huggingface.co/{record.hub_id}) at commit {code(commit[:12])}"
     if record.source["pretrained_here"]:
-        return f"a small {FAMILIES[record.family].model_type} trained for it first"
+        trained = record.metrics.get("pretrain")
+        how = f" ({trained['steps']:,} steps, {trained['tokens']:,} tokens)" if trained else ""
+        return f"a small {FAMILIES[record.family].model_type} that was trained for it first{how}"
     return f"{code(record.source_name)}, a checkpoint that is not on the Hub"
 
 
@@ -109,13 +111,14 @@ def _opening(record: Record) -> Iterator[str]:
     parameters = record.metrics["parameters"]
     name = record.source_name.rpartition("/")[2]
     title = "A model grown from one trained for it" if record.source["pretrained_here"] else f"{prose(name)}, grown"
+    drawn = ", but for those drawn at random" if record.drawn else ""
     ratio = parameters["target"] / parameters["source"]
     yield f"# {title}"
     yield ""
     yield (
-        f"A {FAMILIES[record.family].model_type} of {parameters['target']:,} parameters, grown from {_source(record)} "
+        f"A {FAMILIES[record.family].model_type} model of {parameters['target']:,} parameters, grown from {_source(record)} "
         f"({parameters['source']:,} parameters; {ratio:.2f} times as many now) with "
-        "[LiGO](https://arxiv.org/abs/2303.00980), learned linear growth. Every weight is a linear function of the source's."
+        f"[LiGO](https://arxiv.org/abs/2303.00980), learned linear growth. Every weight is a linear function of the source's{drawn}."
     )
     yield ""
     yield "**A grown model is a start for training, not a finished model.** It knows what its source knew, in a larger body."
@@ -212,11 +215,11 @@ def _preservation(record: Record) -> Iterator[str]:
 
 
 def _losses(record: Record, *, figure: bool) -> Iterator[str]:
-    loss, fit, flops = record.metrics["loss"], record.metrics["fit"], record.metrics["flops"]
+    loss = record.metrics["loss"]
     names = {
         "source": "source",
         "random_target": "a model of this size, drawn at random",
-        "initial": "start",
+        "initial": "start" if loss["fitted"] is not None else "start: this model",
         "fitted": "fitted: this model",
     }
     rows = [
@@ -224,7 +227,8 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         for name, text in names.items()
         if _known(loss, name)
     ]
-    if not rows and fit is None and not figure:
+    costs = list(_costs(record))
+    if not rows and not costs and not figure:
         return
     yield "## Loss and cost"
     yield ""
@@ -234,21 +238,21 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         yield f"Mean next-token loss on a held-out slice{where}, which was used neither to learn nor to choose."
         yield ""
         yield from table(("model", "loss, nats a token", "perplexity"), rows)
+        yield ""
     if figure:
-        yield ""
         yield f"![Loss while the operator was learned, step by step]({FIGURE})"
-    costs = []
-    if fit is not None:
-        costs.append(f"- learning: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}")
-    if flops.get("fit"):
-        costs.append(f"- FLOPs of learning the operator: {number(float(flops['fit']))}")
-    if flops.get("target_step"):
-        costs.append(
-            f"- FLOPs of one training step of this model at the same batch: {number(float(flops['target_step']))}"
-        )
-    if costs:
         yield ""
-        yield from costs
+    yield from costs
+
+
+def _costs(record: Record) -> Iterator[str]:
+    fit, flops = record.metrics["fit"], record.metrics["flops"]
+    if fit is not None:
+        yield f"- learning: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}"
+    if flops.get("fit"):
+        yield f"- FLOPs of learning the operator: {number(float(flops['fit']))}"
+    if flops.get("target_step"):
+        yield f"- FLOPs of one training step of this model at the same batch: {number(float(flops['target_step']))}"
 
 
 def _known(figures: Mapping[str, Any], name: str) -> bool:
@@ -262,8 +266,8 @@ def _perplexity(loss: float) -> float:
 def number(value: float | None, *, signed: bool = False) -> str:
     """A figure at four digits; empty for None.
 
-    >>> number(3.14159), number(1.2e-06), number(123456789.0), number(float("nan"))
-    ('3.142', '1.2e-06', '1.235e+08', 'not a number')
+    >>> number(3.14159), number(1.2e-06), number(57021.3), number(123456789.0), number(float("nan"))
+    ('3.142', '1.2e-06', '57,021', '1.235e+08', 'not a number')
     """
     if value is None:
         return ""
@@ -271,7 +275,8 @@ def number(value: float | None, *, signed: bool = False) -> str:
         return "not a number"
     if math.isinf(value):
         return "infinite"
-    return f"{value:{'+' if signed else ''}.4g}"
+    sign = "+" if signed else ""
+    return f"{value:{sign},.0f}" if 1000 <= abs(value) < 1e6 else f"{value:{sign}.4g}"
 
 
 # --- how to use it ----------------------------------------------------------------------------------------------------
@@ -324,8 +329,10 @@ def _provenance(record: Record, files: Mapping[str, int]) -> Iterator[str]:
     yield "Both are written by the program itself and not signed."
     yield ""
     yield "```sh"
-    yield "sha256sum -c ligo/SHA256SUMS                     # every byte is the one that was written"
-    yield f"ligo-convert verify . --load --source {source}  # every tensor derived again from its source"
+    yield "# every byte is the one that was written"
+    yield "sha256sum -c ligo/SHA256SUMS"
+    yield "# and every tensor is what its source and the operator give"
+    yield f"ligo-convert verify . --load --source {source}"
     yield "```"
     yield ""
     rows = [("recipe", code(record.recipe_digest)), ("operator", code(record.operator["digest"]))]

@@ -20,19 +20,21 @@ from ligo_convert.environment import choose_device, peak_rss_bytes, versions
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
-from ligo_convert.fs import Staging, check_place, check_room, clear_leftovers, write_file
+from ligo_convert.fs import check_place, check_room, write_file
 from ligo_convert.learning import OPERATOR, Learned, learn, trained_source
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_model_files, write_record
 from ligo_convert.plan import Plan, find_family, make_plan, open_planned
 from ligo_convert.progress import Progress
-from ligo_convert.provenance import Record, read_statement, metrics_of
+from ligo_convert.provenance import Record, metrics_of, read_statement
 from ligo_convert.recipe import Recipe
-from ligo_convert.source import Source, nonfinite_count, open_source
+from ligo_convert.source import Source, open_source
+from ligo_convert.staging import Staging, clear_leftovers
 from ligo_convert.start import Start
 from ligo_convert.stored import read_operator
 from ligo_convert.stream import grow, target_specs
 from ligo_convert.tensors import TensorSpec
+from ligo_convert.values import nonfinite_count
 from ligo_convert.verify import check_copies, check_digests, check_finite, check_loads, check_weights, verify
 from ligo_convert.writer import ShardPlan, Writer, plan_shards, rehash, safetensors_pieces
 

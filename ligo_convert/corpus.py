@@ -71,7 +71,10 @@ def check_data(data: TextData, *, base: Path) -> DataFacts:
     kind, files = _find(data, base)
     if kind != "stdlib":
         for file in files:
-            _check_head(file)
+            if file.suffix == PARQUET_SUFFIX:
+                open_parquet(file.path)
+            else:
+                check_head(file)
     return DataFacts(kind=kind, files=tuple(file.path for file in files), nbytes=sum(file.nbytes for file in files))
 
 
@@ -160,6 +163,7 @@ def documents(data: TextData, *, base: Path, seed: int) -> Iterator[str]:
 
 
 def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """As many of `texts` as it takes for `limit` bytes of UTF-8; no more is asked for."""
     taken = 0
     for text in texts:
         yield text

@@ -17,7 +17,7 @@ import numpy as np
 from ligo_convert.corpus import DataFacts, TextData, documents, first_bytes
 from ligo_convert.errors import MachineError, RecipeError
 from ligo_convert.permutation import permuted
-from ligo_convert.tokenization import encoder, load_tokenizer, loaded_files
+from ligo_convert.tokenization import encoder, known_files, load_tokenizer
 
 ENCODE_CHARACTERS = 256 * 1024  # tokenised at a time
 
@@ -25,16 +25,16 @@ ENCODE_CHARACTERS = 256 * 1024  # tokenised at a time
 def content_digest(facts: DataFacts, *, tokenizer: Path | None) -> str:
     """The SHA-256, in hex, that names text and tokenizer by what their files hold, wherever those lie.
 
-    It covers the SHA-256 of each file of `facts`, sorted, and the names and SHA-256 of the files that a tokenizer is
-    loaded from in the folder `tokenizer`, if one is given. A dataset of the Hub has no files and adds nothing. Every
-    file is read to its end.
+    It covers the SHA-256 of each file of `facts`, sorted, and name and SHA-256 of each file that makes up the tokenizer
+    in the folder `tokenizer`, if one is given. A dataset of the Hub has no files and adds nothing. Every file is read
+    to its end.
 
     Raises:
         MachineError: a file that is gone or cannot be read.
     """
     lines = sorted(_file_digest(path) for path in facts.files)
     if tokenizer is not None:
-        lines += [f"{path.name} {_file_digest(path)}" for path in loaded_files(tokenizer)]
+        lines += [f"{path.name} {_file_digest(path)}" for path in known_files(tokenizer)]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Strict reading of safetensors headers, shard indexes and configs: untrusted bytes in, checked plain data out.
+"""Strict reading of safetensors headers and shard indexes: untrusted bytes in, checked plain data out.
 
 A safetensors file is an 8-byte little-endian length, that many bytes of JSON, then the tensors. The library's own
 reader lets through what is ambiguous or hostile (of two entries with one name the last wins, unknown fields, headers
@@ -8,16 +8,15 @@ tensor. Whatever passes here, the library's reader accepts too, with the same na
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 from ligo_convert.errors import SourceChanged, SourceError
+from ligo_convert.jsoncore import Pairs, decode, distinct, is_unicode, looks_like, short, strict_json
 from ligo_convert.tensors import DTYPE_BYTES, TensorSpec
 
 MAX_HEADER = 16 << 20  # bytes: some 130 000 tensors, parsed in two seconds
@@ -25,19 +24,10 @@ MAX_TENSORS = 200_000
 MAX_RANK = 8
 MAX_NAME = 512  # bytes of UTF-8
 MAX_DIM = 1 << 40
-MAX_DEPTH = 32  # nesting of a config or index
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,240}\.safetensors")
 _PACKED = re.compile(r"F(4|6|8)(_\w+)?|C64")
-_OTHER_FORMATS = (
-    (b"PK\x03\x04", "a zip archive, such as a PyTorch .bin file"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (b"/annex/objects/", "a git-annex pointer, not the file itself: run `git annex get`"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89HDF\r\n", "an HDF5 file"),
-    (b"\x1f\x8b", "a gzip file"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +55,6 @@ class Index:
 
     weight_map: dict[str, str]
     total_size: int | None
-
-
-class _Object(list[tuple[str, object]]):
-    """A JSON object as the pairs that were written, so that a repeated key can be seen and named."""
-
-
-def short(name: object) -> str:
-    """`name` cut to what fits on a line of an error."""
-    text = str(name)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def looks_like(prefix: bytes) -> str | None:
-    """What a file that is not what it should be seems to be, from its first bytes; None where nothing is recognised."""
-    for magic, name in _OTHER_FORMATS:
-        if prefix.startswith(magic):
-            return name
-    text = prefix.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "an HTML page, such as an error or login page saved in its place"
-    if prefix[:1] == b"\x80" and prefix[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a Python pickle"
-    return None
 
 
 def read_at(fd: int, view: memoryview, start: int, *, label: str) -> None:
@@ -161,14 +128,14 @@ def parse_header(data: bytes, *, file_size: int, label: str) -> Header:
     end = header_end(data[:256], file_size=file_size, label=label)
     if len(data) < end:
         raise ValueError(f"{end} bytes of header are needed, {len(data)} were given")
-    entries = _decode(data[8:end], label=label)
-    if not isinstance(entries, _Object):
+    entries = decode(data[8:end], label=label)
+    if not isinstance(entries, Pairs):
         raise SourceError("the header is not a JSON object", where=label)
     metadata: dict[str, str] = {}
     tensors: dict[str, StoredTensor] = {}
     if len(entries) > MAX_TENSORS + 1:
         raise SourceError("too many tensors", where=label, expected=f"at most {MAX_TENSORS}", found=len(entries))
-    for name, entry in _distinct(entries, label=label, kind="tensor"):
+    for name, entry in distinct(entries, label=label, kind="tensor"):
         if name == "__metadata__":
             metadata = _metadata(entry, label=label)
         else:
@@ -220,94 +187,12 @@ def parse_index(data: bytes, *, label: str) -> Index:
     return Index(weight_map=weight_map, total_size=total if type(total) is int else None)
 
 
-def strict_json(data: bytes, *, label: str) -> dict[str, object]:
-    """A JSON object as plain data: one meaning only, finite numbers, bounded depth.
-
-    Raises:
-        SourceError: not UTF-8 JSON, a repeated key, NaN or Infinity, nested too deeply, or not an object.
-    """
-    other = looks_like(data[:256])
-    if other:
-        raise SourceError(f"not JSON: looks like {other}", where=label)
-    content = _decode(data, label=label)
-    if not isinstance(content, _Object):
-        raise SourceError("not a JSON object", where=label)
-    plain = _plain(content, label=label, depth=0)
-    assert isinstance(plain, dict)
-    return plain
-
-
-def _plain(value: object, *, label: str, depth: int) -> object:
-    if depth > MAX_DEPTH:
-        raise SourceError("the JSON is nested too deeply", where=label, expected=f"at most {MAX_DEPTH} levels")
-    if isinstance(value, _Object):
-        pairs = _distinct(value, label=label, kind="key")
-        return {key: _plain(item, label=label, depth=depth + 1) for key, item in pairs}
-    if isinstance(value, list):
-        return [_plain(item, label=label, depth=depth + 1) for item in value]
-    if isinstance(value, str) and not _is_unicode(value):
-        raise SourceError("a string holds half of a surrogate pair", where=label, found=short(value))
-    return value
-
-
-def _refuse_constant(text: str) -> object:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _integer(text: str) -> int | float:
-    # "-0" is a float to other readers; as the integer 0 it would be taken for an offset or a size.
-    return int(text) if text != "-0" else -0.0
-
-
-def _real(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is too large for a number")
-    return value
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_Object, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_real
-)
-
-
-def _decode(data: bytes, *, label: str) -> object:
-    try:
-        return _DECODER.decode(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise SourceError(f"the JSON is not UTF-8 (byte {error.start})", where=label) from None
-    except RecursionError:
-        raise SourceError("the JSON is nested too deeply", where=label) from None
-    except ValueError as error:
-        # JSONDecodeError, our own refusals above, and integers of thousands of digits.
-        raise SourceError(f"malformed JSON: {error}", where=label) from None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _distinct(entries: _Object, *, label: str, kind: str) -> Iterator[tuple[str, object]]:
-    seen = set()
-    for key, value in entries:
-        if key in seen:
-            raise SourceError(f"the {kind} {short(key)!r} is there twice", where=label)
-        if not _is_unicode(key):
-            raise SourceError(f"the name of a {kind} holds half of a surrogate pair", where=label, found=short(key))
-        seen.add(key)
-        yield key, value
-
-
 def _metadata(entry: object, *, label: str) -> dict[str, str]:
-    if not isinstance(entry, _Object):
+    if not isinstance(entry, Pairs):
         raise SourceError("__metadata__ is not an object of strings", where=label)
     metadata: dict[str, str] = {}
-    for key, value in _distinct(entry, label=f"{label}: __metadata__", kind="key"):
-        if not isinstance(value, str) or not _is_unicode(value):
+    for key, value in distinct(entry, label=f"{label}: __metadata__", kind="key"):
+        if not isinstance(value, str) or not is_unicode(value):
             raise SourceError(f"__metadata__ {short(key)!r} is not a string", where=label, found=short(value))
         metadata[key] = value
     return metadata
@@ -322,7 +207,7 @@ def _tensor(name: str, entry: object, *, data_start: int, label: str) -> StoredT
             expected=f"1 to {MAX_NAME} bytes",
             found=f"{len(name.encode('utf-8'))} bytes",
         )
-    if not isinstance(entry, _Object):
+    if not isinstance(entry, Pairs):
         raise SourceError("the entry of a tensor is not an object", where=where)
     fields = dict(entry)
     if fields.keys() != _FIELDS or len(entry) != len(_FIELDS):
@@ -351,8 +236,8 @@ def _tensor(name: str, entry: object, *, data_start: int, label: str) -> StoredT
     return StoredTensor(spec=spec, start=data_start + offsets[0], end=data_start + offsets[1])
 
 
-def _refuse_fields(entry: _Object, *, where: str) -> NoReturn:
-    fields = dict(_distinct(entry, label=where, kind="field"))
+def _refuse_fields(entry: Pairs, *, where: str) -> NoReturn:
+    fields = dict(distinct(entry, label=where, kind="field"))
     unknown = sorted(fields.keys() - _FIELDS)
     what = f"unknown field {short(unknown[0])!r}" if unknown else "a field is missing"
     raise SourceError(what, where=where, expected=", ".join(sorted(_FIELDS)), found=short(", ".join(fields)))

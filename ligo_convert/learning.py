@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ligo_convert.errors import OutputBusy, RecipeError
-from ligo_convert.fs import WORK, Staging
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
 from ligo_convert.progress import Progress
 from ligo_convert.source import Source, open_source
+from ligo_convert.staging import WORK, Staging
 from ligo_convert.start import initial_operator, random_operator
 from ligo_convert.stored import read_operator, read_safetensors
 from ligo_convert.stream import compute_dtype, target_rows
@@ -104,7 +104,7 @@ def tokenizer_directory(plan: Plan, source: Source | None) -> Path:
 
 
 def _tokenizer_from_hub(name: str) -> Path:
-    from ligo_convert.source import fetch_tokenizer
+    from ligo_convert.hub import fetch_tokenizer
 
     return fetch_tokenizer(name)
 
@@ -209,9 +209,9 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
 
 def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[str, object]:
     """Stage the trained source's tokenizer and config; return the config."""
-    from ligo_convert.data import load_tokenizer, train_tokenizer
+    from ligo_convert.checkpoint_files import TOKENIZER_FILES
     from ligo_convert.output import json_bytes
-    from ligo_convert.source import TOKENIZER_FILES
+    from ligo_convert.tokenization import load_tokenizer, train_tokenizer
 
     settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
     assert settings is not None

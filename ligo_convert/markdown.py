@@ -32,7 +32,8 @@ def code(value: object) -> str:
     text = _cut(printable(text).replace("|", r"\x7c")) if text else '""'
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     # One space is taken off each end where both have one; a code span of spaces alone is left alone.
-    padded = f" {text} " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else text
+    edges = text[:1] + text[-1:]
+    padded = f" {text} " if text.strip() and ("`" in edges or " " in edges) else text
     return fence + padded + fence
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from ligo_convert.card import card
 from ligo_convert.family import Family
-from ligo_convert.fs import Staging
 from ligo_convert.picture import fit_picture
 from ligo_convert.provenance import Record, statement_bytes, sums
 from ligo_convert.recipe import dump_yaml
 from ligo_convert.source import Source
+from ligo_convert.staging import Staging
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.writer import rehash
 

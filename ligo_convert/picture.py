@@ -28,24 +28,27 @@ _GAP = 0.052  # between two labels, as a part of the height
 _RATES = {"width": "solid", "depth": (0, (3, 1.5))}
 
 
-def fit_picture(log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float | None], title: str) -> bytes:
+def fit_picture(
+    log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float | None], title: str, best_step: int | None = None
+) -> bytes:
     """A PNG of how the operator was learned.
 
     Args:
         log: a line a step: `step`, `loss`, `learning_rate` {group: rate}, and at times `validation_loss`; nats a token.
         losses: `source`, `initial`, `fitted`, `random_target` on the test slice; None where unknown. title: any text.
+        best_step: the step whose operator was kept, 0 for the start; None: the one of the lowest validation loss in the log.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     upper, lower = figure.subplots(
         2,
         1,
         sharex=True,
         height_ratios=(5, 1),
-        gridspec_kw={"hspace": 0.08, "left": 0.09, "right": 0.8, "top": 0.91, "bottom": 0.11},
+        gridspec_kw={"hspace": 0.08, "left": 0.09, "right": 0.77, "top": 0.91, "bottom": 0.11},
     )
     known = {name: float(value) for name, value in losses.items() if name in _LEVELS and value is not None}
     finite = {name: value for name, value in known.items() if math.isfinite(value)}
@@ -54,7 +57,7 @@ def fit_picture(log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float 
     marked = [(int(line["step"]), float(line["validation_loss"])) for line in log if "validation_loss" in line]
     low, high = _limits([*training, *(loss for _, loss in marked)], finite)
     upper.set_ylim(low, high)
-    upper.set_xlim(0, max([*steps, 1]))
+    upper.set_xlim(0, 1.01 * max([*steps, 1]))
     upper.plot(
         steps,
         training,
@@ -71,13 +74,14 @@ def fit_picture(log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float 
             linewidth=1.4,
             marker="o",
             markersize=3.5,
+            clip_on=False,
             label="validation slice",
             zorder=4,
         )
-        _mark_best(upper, marked)
+        _mark_best(upper, marked, best_step)
     _draw_levels(upper, finite, low, high)
     upper.set_ylabel("loss, nats a token")
-    upper.set_title(_shortened(title), loc="left", fontsize=11, parse_math=False)
+    _draw_title(upper, canvas, title)
     upper.legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
     _draw_rates(lower, steps, log)
     lower.set_xlabel("steps of learning the operator")
@@ -87,6 +91,8 @@ def fit_picture(log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float 
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
+    if finite:
+        figure.text(0.99, 0.02, "horizontal lines: test slice", ha="right", fontsize=8, color=_RATE)
     buffer = io.BytesIO()
     canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
@@ -107,14 +113,16 @@ def _limits(curve: Sequence[float], levels: Mapping[str, float]) -> tuple[float,
         height = max(high - low, 0.02)
         if name in ("initial", "fitted") or low - _SQUASH * height <= value <= high + _SQUASH * height:
             low, high = min(low, value), max(high, value)
-    margin = 0.06 * max(high - low, 0.02)
-    return low - margin, high + margin
+    height = max(high - low, 0.02)
+    middle = (low + high) / 2
+    return middle - 0.56 * height, middle + 0.56 * height
 
 
 def _draw_levels(axes: Any, levels: Mapping[str, float], low: float, high: float) -> None:
     """Every level as a line with its name at the right edge; one beyond the axis as its name and an arrow."""
     names = sorted(levels, key=lambda name: levels[name])
     at = [(min(max(levels[name], low), high) - low) / (high - low) for name in names]
+    at = [min(max(place, 0.02), 0.98) for place in at]
     for name, place in zip(names, _spread(at), strict=True):
         text, colour, dashes = _LEVELS[name]
         value = levels[name]
@@ -125,14 +133,21 @@ def _draw_levels(axes: Any, levels: Mapping[str, float], low: float, high: float
         axes.annotate(
             f"{text} {value:.3f}{arrow}",
             xy=(1.0, (min(max(value, low), high) - low) / (high - low)),
-            xytext=(1.03, place),
+            xytext=(1.04, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
             color=colour,
-            fontsize=9,
+            fontsize=8.5,
             fontweight="bold",
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            }
             if inside
             else None,
             annotation_clip=False,
@@ -165,13 +180,17 @@ def _extent(group: Sequence[float]) -> float:
     return _GAP * (len(group) - 1) / 2
 
 
-def _mark_best(axes: Any, marked: Sequence[tuple[int, float]]) -> None:
-    finite = [pair for pair in marked if math.isfinite(pair[1])]
+def _mark_best(axes: Any, marked: Sequence[tuple[int, float]], best_step: int | None) -> None:
+    if best_step == 0:
+        axes.plot([], [], linestyle="none", label="no step was better than the start")
+        return
+    finite = [pair for pair in marked if math.isfinite(pair[1]) and best_step in (None, pair[0])]
     if not finite:
         return
     step, loss = min(finite, key=lambda pair: pair[1])
     axes.plot(
-        [step], [loss], marker="o", markersize=9, color="none", markeredgecolor="black", markeredgewidth=1.2, linestyle="none",
+        [step], [loss], marker="o", markersize=9, color="none", markeredgecolor="black", markeredgewidth=1.2,
+        linestyle="none", clip_on=False,
         label=f"best step: {step}, {loss:.3f}", zorder=5,
     )  # fmt: skip
 
@@ -198,6 +217,14 @@ def _draw_rates(axes: Any, steps: Sequence[int], log: Sequence[Mapping[str, Any]
         )  # fmt: skip
 
 
-def _shortened(title: str) -> str:
-    text = printable(title)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _draw_title(axes: Any, canvas: Any, title: str) -> None:
+    """The title on one line, made small enough to fit; what the font may not have is shown as its code."""
+    text = "".join(
+        character if character < "\u0250" else character.encode("unicode_escape").decode("ascii")
+        for character in printable(title)
+    )
+    text = text if len(text) <= 100 else f"{text[:97]}..."
+    drawn = axes.set_title(text, loc="left", fontsize=11, parse_math=False)
+    width, room = drawn.get_window_extent(canvas.get_renderer()).width, 0.89 * _WIDTH * _DPI
+    if width > room:
+        drawn.set_fontsize(11 * room / width)

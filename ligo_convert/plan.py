@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.data import DataFacts, check_data, check_tokenizer
+from ligo_convert.corpus import DataFacts, check_data
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
@@ -24,6 +24,7 @@ from ligo_convert.source import Source, open_source, read_config
 from ligo_convert.start import Growth, Start, learned_parameters, plan_start
 from ligo_convert.stream import target_specs
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
+from ligo_convert.tokenization import check_tokenizer
 from ligo_convert.writer import ShardPlan, plan_shards
 
 # Resident memory of a process that has imported what a run needs, before it holds a tensor.

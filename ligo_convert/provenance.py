@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ligo_convert.errors import LigoError, SourceError, VerificationError
-from ligo_convert.headers import strict_json
+from ligo_convert.jsoncore import strict_json
 from ligo_convert.private import check_nothing_private, public_name
 from ligo_convert.sums import SUMS_FILE, check_sums, read_sums, sums
 

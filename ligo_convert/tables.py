@@ -38,12 +38,13 @@ class HubText(Protocol):
 
 
 def require_datasets(what: str) -> None:
-    if not _installed("datasets", "pyarrow"):
+    """Raise MissingExtra, saying that `what` needs it, where the extra is not installed."""
+    if any(importlib.util.find_spec(package) is None for package in ("datasets", "pyarrow")):
         raise MissingExtra(f"data: {what} needs the package datasets", extra="datasets")
 
 
 def open_parquet(path: Path) -> Any:
-    """A parquet file with a text column `text`; only its footer is read."""
+    """A parquet file with a text column `text`; only its footer is read. RecipeError where it is none."""
     pyarrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
     try:
@@ -57,7 +58,7 @@ def open_parquet(path: Path) -> Any:
 
 
 def parquet_rows(files: Sequence[Path], seed: int) -> Iterator[str]:
-    """The rows of all files, row group by row group in shuffled order."""
+    """The rows of all files, row group by row group in shuffled order. RecipeError names file and row of what is no text."""
     pyarrow = importlib.import_module("pyarrow")
     groups = [(path, group) for path in files for group in range(open_parquet(path).num_row_groups)]
     for index in range(len(groups)):
@@ -84,7 +85,12 @@ def _row_text(value: object, where: str) -> str:
 
 
 def hub_rows(hub: HubText) -> Iterator[str]:
-    """The rows of a dataset of the Hub, as a stream: only what is read is downloaded."""
+    """The rows of a dataset of the Hub, as a stream: only what is read is downloaded.
+
+    Raises:
+        RecipeError: a folder of its name, an unknown configuration, split or column, a row without text.
+        SourceChanged: out of reach, or broken on the way.
+    """
     import datasets
 
     # `load_dataset` takes a folder of this name before it asks the Hub: another dataset, without a word.

@@ -31,6 +31,8 @@ RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
+    """A file to read and the bytes it had when it was found."""
+
     path: Path
     nbytes: int
 

@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.checkpoint_files import CONFIG, TOKENIZER_FILES
 from ligo_convert.corpus import TextData, documents, first_bytes
 from ligo_convert.errors import MachineError, MissingExtra, RecipeError, SourceError
 
 TOKENIZER_TRAINING_BYTES = 6_000_000
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+_AS_THEY_ARE = (*(name for names in VOCABULARY_FILES for name in names), *SENTENCEPIECE_FILES, "added_tokens.json")
 
 # The order is the order of ids, and it is not free: BERT pads with id 0 and RoBERTa counts positions around id 1.
 BERT_TOKENS = {
@@ -78,7 +80,8 @@ def check_tokenizer(directory: Path, *, label: str) -> None:
             expected="tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model",
             hint="name one in fit.data.tokenizer: a folder, or the Hub id of a model with the same vocabulary",
         )
-    if not (_installed("sentencepiece") and _installed("google") and _installed("google.protobuf")):
+    needed = ("sentencepiece", "google", "google.protobuf")  # one after another: a package is looked for in its parent
+    if any(importlib.util.find_spec(package) is None for package in needed):
         raise MissingExtra(f"{model} needs the packages sentencepiece and protobuf", extra="sentencepiece", where=label)
 
 
@@ -103,10 +106,9 @@ def load_tokenizer(directory: Path) -> Any:
     """
     check_tokenizer(directory, label=str(directory))
     with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
-        for names in (*VOCABULARY_FILES, SENTENCEPIECE_FILES, ("added_tokens.json",)):
-            for name in names:
-                if _is_file(directory / name):
-                    (Path(scratch) / name).symlink_to((directory / name).absolute())
+        for name in _AS_THEY_ARE:
+            if _is_file(directory / name):
+                (Path(scratch) / name).symlink_to((directory / name).absolute())
         for name, keep in _SCREENS.items():
             content = _read_object(directory / name)
             if content is not None:
@@ -115,6 +117,11 @@ def load_tokenizer(directory: Path) -> Any:
         tokenizer = _auto_tokenizer(Path(scratch), directory)
     tokenizer.name_or_path = str(directory)
     return tokenizer
+
+
+def known_files(directory: Path) -> list[Path]:
+    """The files of a folder that make up its tokenizer, sorted by name. MachineError for what cannot be looked at."""
+    return [directory / name for name in sorted((CONFIG, *TOKENIZER_FILES)) if _is_file(directory / name)]
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
@@ -177,8 +184,6 @@ def train_tokenizer(
         RecipeError: a vocabulary too small for bytes and special tokens; a model type beside which `AutoTokenizer`
             reads the files as another tokenizer.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     special = SPECIAL_TOKENS.get(model_type, CAUSAL_TOKENS)
     names = list(dict.fromkeys(special.values()))
     if vocabulary < 256 + len(names):
@@ -190,16 +195,7 @@ def train_tokenizer(
     texts = list(first_bytes(documents(data, base=base, seed=seed), max_bytes))
     if not texts:
         raise RecipeError("no text to train a tokenizer on", where=base)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=names,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer = _byte_level_bpe(texts, vocabulary=vocabulary, special=names)
     config = {
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
@@ -212,6 +208,22 @@ def train_tokenizer(
     }
     _check_trained(files, tokenizer, model_type, texts[0][:4096])
     return files
+
+
+def _byte_level_bpe(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
 
 
 def _check_trained(files: Mapping[str, bytes], tokenizer: Any, model_type: str, sample: str) -> None:

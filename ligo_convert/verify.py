@@ -16,10 +16,11 @@ from ligo_convert.operator import Operator
 from ligo_convert.plan import find_family
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import check_subjects, check_sums, read_statement
-from ligo_convert.source import Source, nonfinite_count, open_source
+from ligo_convert.source import Source, open_source
 from ligo_convert.stored import read_operator
 from ligo_convert.stream import grow
 from ligo_convert.tensors import TensorSpec
+from ligo_convert.values import nonfinite_count
 from ligo_convert.writer import rehash
 
 if TYPE_CHECKING:

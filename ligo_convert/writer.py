@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ligo_convert.errors import VerificationError
-from ligo_convert.fs import WORK, Handle, Staging, flat, reporting
+from ligo_convert.fs import Handle, flat, reporting
+from ligo_convert.staging import WORK, Staging
 from ligo_convert.tensors import TensorSpec
 
 if TYPE_CHECKING:

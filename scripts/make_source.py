@@ -14,11 +14,11 @@ from pathlib import Path
 import click
 import torch
 
+from ligo_convert.checkpoint_files import TOKENIZER_FILES
 from ligo_convert.families import FAMILIES
 from ligo_convert.growth import drawn_values
 from ligo_convert.output import json_bytes, target_config
-from ligo_convert.source import TOKENIZER_FILES
-from ligo_convert.fs import Staging
+from ligo_convert.staging import Staging
 from ligo_convert.tensors import DTYPE_NAMES
 from ligo_convert.torchio import tensor_to_bytes
 from ligo_convert.writer import Writer, plan_shards
@@ -44,7 +44,9 @@ def main(
 ) -> None:
     """Write a checkpoint of FAMILY to the new directory OUT."""
     found = FAMILIES[family]
-    changes = {key: parse_value(value, label=f"--set {key}").data for key, _, value in (s.partition("=") for s in settings)}
+    changes = {
+        key: parse_value(value, label=f"--set {key}").data for key, _, value in (s.partition("=") for s in settings)
+    }
     config = {"model_type": family, **found.defaults, **changes}
     rows = found.rows_for(config)
     planned = list(found.tensors_of(rows, config, dtype=DTYPE_NAMES[dtype]))

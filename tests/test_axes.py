@@ -27,7 +27,19 @@ def test_a_layout_says_what_every_dim_does(text: str, expected: list[tuple[str, 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "->", "embed ->", "-> embed", "a -> b -> c", "a -> b gain", "Embed", "a+ <- b", "a+b <- c+d", "a b! <- c", "gain"],
+    [
+        "",
+        "->",
+        "embed ->",
+        "-> embed",
+        "a -> b -> c",
+        "a -> b gain",
+        "Embed",
+        "a+ <- b",
+        "a+b <- c+d",
+        "a b! <- c",
+        "gain",
+    ],
 )
 def test_what_is_no_layout_is_refused(text: str) -> None:
     with pytest.raises(NotationError):
@@ -54,7 +66,15 @@ def test_alternatives_expand_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "claimed"),
-    [("h.0.w", True), ("h.12.w", True), ("h.01.w", False), ("h..w", False), ("h.1.w.x", False), ("xh.1.w", False), ("h.1xw", False)],
+    [
+        ("h.0.w", True),
+        ("h.12.w", True),
+        ("h.01.w", False),
+        ("h..w", False),
+        ("h.1.w.x", False),
+        ("xh.1.w", False),
+        ("h.1xw", False),
+    ],
 )
 def test_a_pattern_claims_whole_names(name: str, claimed: bool) -> None:
     assert bool(matcher("h.{layer}.w").match(name)) == claimed

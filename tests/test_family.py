@@ -78,9 +78,7 @@ def test_a_tied_head_may_be_on_disk_too_or_alone() -> None:
     head = TensorSpec(name="lm_head.weight", dtype="F32", shape=(29, 16))
     both = found.check(config, {**specs, head.name: head}, label="source")
     assert both.copies == (("lm_head.weight", "transformer.wte.weight"),)
-    alone = found.check(
-        config, {**{k: v for k, v in specs.items() if "wte" not in k}, head.name: head}, label="source"
-    )
+    alone = found.check(config, {**{k: v for k, v in specs.items() if "wte" not in k}, head.name: head}, label="source")
     assert alone.stored["transformer.wte.weight"].name == "lm_head.weight"
 
 
@@ -179,4 +177,6 @@ def test_drawn_weights_are_spread_as_the_library_spreads_them(family: str) -> No
         theirs = library[spec.name]
         assert abs(float(ours.mean() - theirs.mean())) < 0.01, spec.name
         # A deviation estimated from n values is good to about 1/sqrt(2n): 5 of those.
-        assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=5 / (2 * spec.elements) ** 0.5, abs=1e-9), spec.name
+        assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=5 / (2 * spec.elements) ** 0.5, abs=1e-9), (
+            spec.name
+        )

@@ -15,16 +15,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from ligo_convert.errors import SourceChanged, SourceError
-from ligo_convert.headers import (
-    MAX_HEADER,
-    Header,
-    header_end,
-    looks_like,
-    parse_header,
-    parse_index,
-    read_header,
-    strict_json,
-)
+from ligo_convert.headers import MAX_HEADER, Header, header_end, parse_header, parse_index, read_header
 
 LABEL = "small/model.safetensors"
 
@@ -70,7 +61,6 @@ def test_scalars_empty_tensors_and_padding_are_fine() -> None:
 LAST = json.dumps(entry())
 TWICE_A = f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry())}}}'.encode()
 ESCAPED_A = f'{{"a":{json.dumps(entry())},"\\u0061":{json.dumps(entry())}}}'.encode()
-
 # name: (file, words that the error must hold)
 BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "empty": (b"", ("the file is empty",)),
@@ -418,43 +408,3 @@ def test_an_index_without_a_map_is_refused(text: str) -> None:
 def test_an_index_entry_twice_is_refused() -> None:
     with pytest.raises(SourceError, match="the key 'a' is there twice"):
         parse_index(b'{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}', label=INDEX)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b"", "malformed JSON"),
-        (b"[]", "not a JSON object"),
-        (b"3", "not a JSON object"),
-        (b'{"a":1,"a":2}', "the key 'a' is there twice"),
-        (b'{"b":{"a":1,"\\u0061":2}}', "the key 'a' is there twice"),
-        (b'{"a":NaN}', "NaN is not a JSON number"),
-        (b'{"a":-Infinity}', "-Infinity is not a JSON number"),
-        (b'{"a":1e999}', "1e999 is too large"),
-        (b'{"a":"\\ud800"}', "half of a surrogate pair"),
-        (b'{"\\ud800":1}', "half of a surrogate pair"),
-        (b'{"a":' * 40 + b"1" + b"}" * 40, "nested too deeply"),
-        (b'{"a":' + b"[" * 200_000, "nested too deeply"),
-        (b'\xff\xfe{\0"\0', "not UTF-8"),
-        (b"\xef\xbb\xbf{}", "malformed JSON"),
-        (b"<html>404</html>", "looks like an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    ],
-)
-def test_json_has_one_meaning(text: bytes, words: str) -> None:
-    with pytest.raises(SourceError) as caught:
-        strict_json(text, label="small/config.json")
-    assert words in str(caught.value)
-    assert str(caught.value).startswith("small/config.json")
-
-
-def test_json_comes_as_plain_data() -> None:
-    text = b' {"a": [1, 2.5, null, true, {"b": "\\u00e9"}], "c": -3} '
-    content = strict_json(text, label="config.json")
-    assert content == json.loads(text)
-    assert type(content["a"]) is list
-    assert type(content["a"][4]) is dict
-
-
-def test_nothing_is_recognised_in_plain_text() -> None:
-    assert looks_like(b'{"a": 1}') is None

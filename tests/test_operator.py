@@ -31,7 +31,9 @@ def dense_operator(family: str, target: str, keying: str, tie: str | None) -> tu
     return operator.map_arrays(noise), dict(model_of(config).state_dict())
 
 
-def stream_matrix(operator: Operator, stream: str, role: str, axis: str | None, old: int | None, new: int | None, size: int):
+def stream_matrix(
+    operator: Operator, stream: str, role: str, axis: str | None, old: int | None, new: int | None, size: int
+):
     factors = operator.stream(operator.terms[0], stream, axis, old, new)
     return kronecker([factor.role(role) for factor in factors]) if factors else np.eye(size)
 
@@ -157,7 +159,9 @@ def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> 
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, keying: str, tie: str | None) -> None:
-    start = start_of(family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie)
+    start = start_of(
+        family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie
+    )
     operator = learnable(initial_operator(start), FAMILIES[family])
     maps = {id(axis.role(role)): axis.role(role).tail.size for term in operator.terms for factors in term.widths.values() for axis in factors for role in ("write", "read", "gain", "shift") if len(axis.role(role).index) == 0}  # fmt: skip
     depths = sum({id(array): array.size for key, array in operator.terms[0].depths.items() if "{" in key}.values())
@@ -176,7 +180,9 @@ def test_the_default_operator_of_gpt2_base_to_medium_is_small() -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_an_operator_survives_its_file(family: str, width: str) -> None:
     config = config_of(family)
-    start = start_of(family, config, TARGETS[family]["both"], width="net2net" if width == "aki" else width, depth="identity")
+    start = start_of(
+        family, config, TARGETS[family]["both"], width="net2net" if width == "aki" else width, depth="identity"
+    )
     operator = initial_operator(start)
     arrays = stored_arrays(operator)
     data = {spec.name: bytes(view) for spec, view in arrays}

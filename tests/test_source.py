@@ -1,9 +1,8 @@
-"""Sources: what is there is checked, what is read is what was digested, and the Hub's client is the real one."""
+"""Sources: what is there is checked, and what is read is what was digested."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -18,66 +17,13 @@ from pathlib import Path
 import loopback
 import numpy as np
 import pytest
+from checkpoints import CONFIG, FIRST, HERE, SECOND, TENSORS, Array, Tree, checkpoint, sharded, write
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-import ligo_convert
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
-from ligo_convert.source import Source, nonfinite_count, open_source
-
-Tree = dict[str, bytes]
-Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-
-TENSORS: dict[str, Array] = {
-    "wte.weight": np.arange(60, dtype=np.float32).reshape(12, 5),
-    "h.0.ln_1.weight": np.ones(5, np.float16),
-    "h.0.mask": np.array([True, False, True]),
-    "empty": np.zeros((0, 4), np.float32),
-    "position_ids": np.arange(7),
-}
-CONFIG = {"model_type": "gpt2", "n_embd": 5, "architectures": ["GPT2LMHeadModel"]}
-
-
-def checkpoint(**more: bytes | None) -> Tree:
-    """Files of a small single-file checkpoint; `more` replaces or (None) removes, with `__` for the dot of a name."""
-    tree: Tree = {
-        "config.json": json.dumps(CONFIG).encode(),
-        "model.safetensors": save(TENSORS, metadata={"format": "pt"}),
-        "tokenizer.json": b'{"version": "1.0"}',
-        "generation_config.json": b'{"eos_token_id": 1}',
-        "README.md": b"---\nlicense: mit\n---\n# small\n",
-    }
-    for key, data in more.items():
-        name = key.replace("__", ".")
-        tree.pop(name, None)
-        if data is not None:
-            tree[name] = data
-    return tree
-
-
-FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-
-
-def sharded(weight_map: dict[str, str] | None = None, *, total: object = None) -> Tree:
-    names = list(TENSORS)
-    shards = {FIRST: names[:2], SECOND: names[2:]}
-    true_map = {name: shard for shard, there in shards.items() for name in there}
-    index = {
-        "metadata": {"total_size": sum(array.nbytes for array in TENSORS.values()) if total is None else total},
-        "weight_map": true_map if weight_map is None else weight_map,
-    }
-    tree = checkpoint(model__safetensors=None)
-    tree["model.safetensors.index.json"] = json.dumps(index).encode()
-    for shard, there in shards.items():
-        tree[shard] = save({name: TENSORS[name] for name in there})
-    return tree
-
-
-def write(folder: Path, tree: Tree) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in tree.items():
-        (folder / name).write_bytes(data)
-    return folder
+from ligo_convert.source import Source, open_source
+from ligo_convert.values import nonfinite_count
 
 
 def opened(tmp_path: Path, tree: Tree) -> Source:
@@ -614,28 +560,6 @@ def test_a_bool_holds_zeros_and_ones(tmp_path: Path) -> None:
         assert "small/model.safetensors: h.0.mask" in str(caught.value)
 
 
-@pytest.mark.parametrize(("dtype", "numpy"), [("F64", np.float64), ("F32", np.float32), ("F16", np.float16)])
-def test_nonfinite_numbers_are_counted(dtype: str, numpy: type[np.floating]) -> None:
-    values = np.zeros((1 << 20) + 7, numpy)
-    limits = np.finfo(numpy)
-    values[:4] = [limits.max, limits.min, limits.smallest_subnormal, -0.0]
-    assert nonfinite_count(values.tobytes(), dtype) == 0
-    values[[0, 9, -1]] = [np.nan, -np.inf, np.inf]
-    assert nonfinite_count(values.tobytes(), dtype) == 3
-    assert nonfinite_count(memoryview(bytearray(values.tobytes())), dtype) == 3
-
-
-def test_nonfinite_bfloat16_is_the_upper_half_of_float32() -> None:
-    values = np.array([1, np.inf, -np.inf, np.nan, 3.3e38, 1e-40], np.float32)
-    upper = (values.view(np.uint32) >> 16).astype(np.uint16)
-    assert nonfinite_count(upper.tobytes(), "BF16") == 3
-
-
-def test_whole_numbers_are_finite() -> None:
-    assert nonfinite_count(b"\xff" * 16, "I64") == 0
-    assert nonfinite_count(b"", "F32") == 0
-
-
 def test_real_checkpoints_read_as_the_library_reads_them() -> None:
     root = os.environ.get("LIGO_TEST_MODELS")
     if not root:
@@ -653,230 +577,6 @@ def test_real_checkpoints_read_as_the_library_reads_them() -> None:
                     assert bytes(data) == expected.contiguous().numpy().tobytes()
                     assert nonfinite_count(data, tensor.spec.dtype) == 0
             source.recheck()
-
-
-# ---- the Hub ----
-
-# Opens a source in a child, whose environment names the Hub, and says what came of it on one line of JSON.
-CHILD = """
-import json, sys
-from pathlib import Path
-from ligo_convert.errors import LigoError
-from ligo_convert.source import open_source
-model, revision, weights, base = sys.argv[1:]
-said = {}
-try:
-    with open_source(model, revision=revision, base=Path(base), weights=weights == "weights") as source:
-        said |= {"revision": source.revision, "label": source.label, "license": source.license}
-        said |= {"tensors": {name: list(one.spec.shape) for name, one in source.tensors.items()}}
-        said |= {"warnings": source.warnings, "config": source.config, "tokenizer": source.tokenizer_files}
-        if weights == "weights":
-            said["digests"] = source.digest()
-            said["bytes"] = {name: source.read(name).hex() for name in source.tensors}
-            source.recheck()
-except LigoError as error:
-    said |= {"error": type(error).__name__, "text": str(error), "code": error.exit_code}
-print(json.dumps(said))
-"""
-ID = "org/small"
-HERE = str(Path(ligo_convert.__file__).parents[1])
-COMMIT = "a" * 40
-
-
-def ask(
-    hub: loopback.Hub, home: Path, model: str = ID, revision: str = "main", *, weights: bool = True, **environment: str
-) -> dict[str, object]:
-    command = [sys.executable, "-W", "error", "-c", CHILD, model, revision, "weights" if weights else "plan", str(home)]
-    done = subprocess.run(
-        command,
-        env=hub.environment(home, PYTHONPATH=HERE, **environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    said: dict[str, object] = json.loads(done.stdout)
-    return said
-
-
-def fails(said: dict[str, object], error: str, *words: str) -> None:
-    assert said.get("error") == error, said
-    for word in words:
-        assert word in str(said["text"]), said["text"]
-    assert "http" not in str(said["text"]).replace("https", "")
-
-
-def shapes() -> dict[str, list[int]]:
-    return {name: list(array.shape) for name, array in TENSORS.items()}
-
-
-@pytest.mark.parametrize("tree", [checkpoint(), sharded()], ids=["single", "sharded"])
-def test_a_branch_of_the_hub_is_pinned_fetched_and_checked(tmp_path: Path, tree: Tree) -> None:
-    junk = {"pytorch_model.bin": b"\x80\x04.", "flax_model.msgpack": b"x", "evil.py": b"raise SystemExit(1)"}
-    with loopback.serve({ID: loopback.one_commit(tree | junk)}) as hub:
-        said = ask(hub, tmp_path / "home", HF_TOKEN="hf_secret_of_this_test")
-        assert "error" not in said, said
-        assert (said["revision"], said["label"], said["license"]) == (COMMIT, ID, "mit")
-        assert (said["config"], said["tokenizer"], said["warnings"]) == (CONFIG, ["tokenizer.json"], [])
-        assert said["tensors"] == shapes()
-        assert said["bytes"] == {name: array.tobytes().hex() for name, array in TENSORS.items()}
-        assert said["digests"] == {name: hashlib.sha256(tree[name]).hexdigest() for name in tree if name != "README.md"}
-        assert not set(junk) & set(hub.served)  # only what is needed
-        assert not any("/resolve/main/" in request for request in hub.requests)  # pinned to the commit
-        before = dict(hub.served)
-        assert ask(hub, tmp_path / "home") == said
-        assert {name: hub.served[name] for name in tree} == {name: before[name] for name in tree}  # from the cache
-        assert ask(hub, tmp_path / "home", revision=COMMIT) == said
-    assert "hf_secret_of_this_test" not in json.dumps(said)
-
-
-def big() -> Tree:
-    return checkpoint(model__safetensors=save({"wte.weight": np.zeros((1 << 20, 2), np.float32)}))
-
-
-@pytest.mark.parametrize("ignores_ranges", [False, True])
-def test_planning_reads_headers_and_no_weights(tmp_path: Path, ignores_ranges: bool) -> None:
-    tree = big()
-    repository = loopback.one_commit(tree)
-    repository.ignores_ranges = ignores_ranges
-    with loopback.serve({ID: repository}) as hub:
-        said = ask(hub, tmp_path / "home", weights=False)
-        assert said.get("tensors") == {"wte.weight": [1 << 20, 2]}, said
-        assert said["revision"] == COMMIT
-        # A server that ignores the range fills the socket's buffers before it notices that nobody reads on.
-        assert hub.served["model.safetensors"] <= (
-            len(tree["model.safetensors"]) - (1 << 20) if ignores_ranges else 1 << 16
-        )
-        assert not list((tmp_path / "home").rglob("model.safetensors"))
-        assert ask(hub, tmp_path / "home")["tensors"] == said["tensors"]
-        before = hub.served["model.safetensors"]
-        assert ask(hub, tmp_path / "home", weights=False)["tensors"] == said["tensors"]  # now from the cache
-        assert hub.served["model.safetensors"] == before
-
-
-def test_planning_over_shards_and_long_headers(tmp_path: Path) -> None:
-    many = {f"layer.{number}.weight": np.full(1, number, np.float32) for number in range(2000)}
-    tree = checkpoint(model__safetensors=None)
-    tree |= {FIRST: save(many), SECOND: save({"last": np.zeros(3)})}
-    index = {"weight_map": dict.fromkeys(many, FIRST) | {"last": SECOND}}
-    tree["model.safetensors.index.json"] = json.dumps(index).encode()
-    assert int.from_bytes(tree[FIRST][:8], "little") > 1 << 16
-    with loopback.serve({ID: loopback.one_commit(tree)}) as hub:
-        said = ask(hub, tmp_path / "home", weights=False)
-    assert said["tensors"] == {name: [1] for name in many} | {"last": [3]}
-
-
-def test_planning_refuses_a_bad_header_without_a_download(tmp_path: Path) -> None:
-    bad = checkpoint(model__safetensors=b"\x80\x04" + bytes(500_000))
-    with loopback.serve({ID: loopback.one_commit(bad)}) as hub:
-        fails(ask(hub, tmp_path / "home", weights=False), "SourceError", f"{ID}/model.safetensors", "Python pickle")
-        assert hub.served["model.safetensors"] <= 1 << 16
-
-
-def test_a_flipped_bit_on_the_way_is_found(tmp_path: Path) -> None:
-    for name in ("model.safetensors", "tokenizer.json"):
-        repository = loopback.one_commit(checkpoint())
-        repository.damaged = frozenset({name})
-        with loopback.serve({ID: repository}) as hub:
-            said = ask(hub, tmp_path / name)
-        data = checkpoint()[name]
-        digest = hashlib.sha256(data).hexdigest() if loopback.is_large(name) else loopback.git_blob(data)
-        fails(said, "SourceChanged", f"{ID}/{name}: the file is not the one on the Hub", digest)
-
-
-def test_a_side_file_that_is_too_large_is_not_downloaded(tmp_path: Path) -> None:
-    for name, size in (("config.json", 5 << 20), ("generation_config.json", 5 << 20)):
-        tree = checkpoint() | {name: b" " * size}
-        with loopback.serve({ID: loopback.one_commit(tree)}) as hub:
-            said = ask(hub, tmp_path / name, weights=False)
-            fails(said, "SourceError", f"{ID}/{name}: the file is too large", f"{size} bytes")
-            assert name not in hub.served
-
-
-def test_a_moved_branch_gives_the_new_commit(tmp_path: Path) -> None:
-    repository = loopback.one_commit(checkpoint())
-    repository.commits["b" * 40] = checkpoint(config__json=b'{"model_type": "bert"}')
-    with loopback.serve({ID: repository}) as hub:
-        assert ask(hub, tmp_path / "home")["revision"] == COMMIT
-        repository.branches["main"] = "b" * 40
-        said = ask(hub, tmp_path / "home")
-        assert (said["revision"], said["config"]) == ("b" * 40, {"model_type": "bert"})
-        assert ask(hub, tmp_path / "home", revision=COMMIT)["config"] == CONFIG
-
-
-def test_what_the_hub_refuses_is_one_clear_line(tmp_path: Path) -> None:
-    repositories = {
-        ID: loopback.one_commit(checkpoint()),
-        "org/gated": loopback.one_commit(checkpoint()),
-        "org/private": loopback.one_commit(checkpoint()),
-        "org/down": loopback.one_commit(checkpoint()),
-        "org/forbidden": loopback.one_commit(checkpoint()),
-        "org/pickle": loopback.one_commit(checkpoint(model__safetensors=None) | {"pytorch_model.bin": b"x"}),
-    }
-    repositories["org/gated"].gated = True
-    repositories["org/private"].private = True
-    repositories["org/down"].status = 500
-    repositories["org/forbidden"].status = 403
-    home = tmp_path / "home"
-    with loopback.serve(repositories) as hub:
-        fails(
-            ask(hub, home, "org/nothing"),
-            "SourceChanged",
-            "org/nothing: no such repository on the Hub, or it is private",
-        )
-        fails(ask(hub, home, "org/private"), "SourceChanged", "no such repository", "hf auth login")
-        fails(ask(hub, home, "org/gated"), "SourceChanged", "org/gated: the repository is gated", "hf auth login")
-        fails(ask(hub, home, "org/gated", HF_TOKEN="hf_x"), "SourceChanged", "the repository is gated")
-        fails(ask(hub, home, revision="v9"), "SourceChanged", f"{ID}: no such revision", "v9")
-        fails(ask(hub, home, revision="c" * 40), "SourceChanged", "no such revision", "c" * 40)
-        fails(ask(hub, home, "org/down"), "SourceChanged", "org/down: the Hub cannot be reached")
-        fails(ask(hub, home, "org/forbidden"), "SourceChanged", "the Hub refuses access", "HTTP status 403")
-        fails(ask(hub, home, "org/pickle"), "SourceError", "org/pickle: no safetensors weights, only pytorch_model.bin")
-        fails(ask(hub, home, HF_ENDPOINT="http://hub.example"), "MachineError", "HF_ENDPOINT", "not https")
-
-
-def test_the_cache_serves_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with loopback.serve({ID: loopback.one_commit(sharded())}) as hub:
-        nothing = ask(hub, home, HF_HUB_OFFLINE="1")
-        fails(nothing, "SourceChanged", f"{ID}: the Hub cannot be reached", "HF_HUB_OFFLINE", "cache does not hold")
-        assert hub.requests == []
-        planned = ask(hub, home, weights=False)
-        partial = ask(hub, home, weights=False, HF_HUB_OFFLINE="1")
-        fails(partial, "SourceChanged", f"{ID}/{FIRST}: the file is not in the cache", "hf download")
-        fails(ask(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", "cache does not hold")
-        online = ask(hub, home)
-        count = len(hub.requests)
-        offline = ask(hub, home, HF_HUB_OFFLINE="1")
-        assert offline == online
-        assert ask(hub, home, revision=COMMIT, HF_HUB_OFFLINE="1") == online
-        assert ask(hub, home, weights=False, HF_HUB_OFFLINE="1")["tensors"] == planned["tensors"]
-        assert len(hub.requests) == count
-        fails(ask(hub, home, revision="v9", HF_HUB_OFFLINE="1"), "SourceChanged", "cache does not hold", "v9")
-    unreached = ask(hub, home)  # the server is gone
-    assert unreached["digests"] == online["digests"]
-    assert unreached["warnings"] == [f"{ID}: the Hub could not be reached; commit {COMMIT} is read from the cache"]
-    fails(ask(hub, home, "org/other"), "SourceChanged", "org/other: the Hub cannot be reached")
-
-
-def test_a_damaged_cache_is_found_without_the_hub(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub:
-        ask(hub, home)
-        blob = next(home.rglob("model.safetensors")).resolve()
-        data = bytearray(blob.read_bytes())
-        data[-1] ^= 1
-        blob.chmod(0o644)
-        blob.write_bytes(data)
-        fails(ask(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", f"{ID}/model.safetensors: the file is not the one")
-        fails(ask(hub, home), "SourceChanged", f"{ID}/model.safetensors", f"hf download {ID} model.safetensors")
-
-
-def test_a_token_goes_to_the_endpoint_alone(tmp_path: Path) -> None:
-    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub:
-        ask(hub, tmp_path / "home", weights=False, HF_TOKEN="hf_secret_of_this_test")
-        assert set(hub.tokens) == {"Bearer hf_secret_of_this_test"}
 
 
 def test_the_hub_client_is_imported_only_for_the_hub(tmp_path: Path) -> None:

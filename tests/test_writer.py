@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from ligo_convert import fs
 from ligo_convert.errors import MachineError, OutputBusy, VerificationError
-from ligo_convert.fs import Staging, clear_leftovers, write_file
+from ligo_convert.fs import write_file
+from ligo_convert.staging import Staging, clear_leftovers
 from ligo_convert.tensors import DTYPE_BYTES, TensorSpec
 from ligo_convert.writer import INDEX, JOURNAL, Writer, plan_shards, rehash, safetensors_bytes, safetensors_pieces
 
@@ -476,7 +477,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> No
 import sys
 from pathlib import Path
 from ligo_convert.errors import MachineError
-from ligo_convert.fs import Staging
+from ligo_convert.staging import Staging
 from ligo_convert.tensors import TensorSpec
 from ligo_convert.writer import Writer, plan_shards
 out = Path(sys.argv[1]) / "OUT"

@@ -1,0 +1,296 @@
+"""A repository of the Hub in, a folder of checked files at one pinned commit out.
+
+All requests go through the Hub's own client and its cache. What the client raises comes out as one clear line.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ligo_convert.checkpoint_files import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, Place, check_size, small_file
+from ligo_convert.errors import MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.headers import Header, header_end, parse_header
+from ligo_convert.jsoncore import short
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,249}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNREACHED = "go online, or fetch it first on a machine that is: hf download"
+
+
+def open_repository(model: str, *, revision: str) -> Repository:
+    """The checkpoint `model`, an id of the Hub, at what `revision` means now; its config is fetched.
+
+    Raises:
+        SourceError: no id of the Hub; no config there.
+        RecipeError: no branch, tag or commit can be called `revision`.
+        SourceChanged: out of reach, and not in the cache.
+        MachineError: an endpoint that is not https; a cache that cannot be written.
+    """
+    repository = _pinned(model, revision)
+    repository.check_checkpoint()
+    repository.root = repository.snapshot([CONFIG])
+    return repository
+
+
+def fetch_tokenizer(name: str, *, revision: str = "main") -> Path:
+    """Fetch a tokenizer's files, and the config beside them, from the repository `name` of the Hub.
+
+    Returns the folder of the commit in the Hub's cache; each file of a tokenizer in it is checked against the digest that
+    the Hub gives. Other files may lie there too.
+
+    Raises:
+        SourceError: no id of the Hub; a file that is too large.
+        RecipeError: no branch, tag or commit can be called `revision`; a repository without a tokenizer.
+        SourceChanged: out of reach and not in the cache, or damaged.
+        MachineError: as `open_repository`.
+    """
+    repository = _pinned(name, revision)
+    files = [file for file in (CONFIG, *TOKENIZER_FILES) if file in repository.names]
+    repository.check_tokenizer()
+    # By all their names, not only those found: of a cache, the client then says whether one that belongs there is missing.
+    repository.root = repository.snapshot([CONFIG, *TOKENIZER_FILES])
+    for file in files:
+        small_file(repository, file)
+    return repository.root
+
+
+def _pinned(model: str, revision: str) -> Repository:
+    if not _HUB_ID.fullmatch(model) or ".." in model or "--" in model or model.endswith(".git"):
+        raise SourceError(
+            "no such directory, and no id of the Hub either",
+            where=short(model),
+            expected="a directory, `name` or `org/name`",
+        )
+    if not _REVISION.fullmatch(revision) or ".." in revision or revision.endswith("/"):
+        raise RecipeError("not a branch, tag or commit", where=model, found=short(revision))
+    return Repository(model, revision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """What the Hub, or its cache, says of a repository at one commit."""
+
+    commit: str
+    names: frozenset[str]
+    sizes: dict[str, int] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
+
+
+class Repository(Place):
+    """A model repository of the Hub at one commit as a `Place`, read through the Hub's own client and cache."""
+
+    def __init__(self, model: str, revision: str) -> None:
+        self.label = model
+        self.warnings = []
+        self._sizes: dict[str, int] = {}
+        self._check_endpoint()
+        listing = self._online(revision)
+        self.complete = listing is not None
+        if listing is None:
+            listing = self._cached(revision)
+        self.revision = listing.commit
+        self.names, self.expected, self._sizes = listing.names, listing.expected, listing.sizes
+
+    def check_checkpoint(self) -> None:
+        """Refuse what cannot be a checkpoint, by the names of its files."""
+        if CONFIG not in self.names:
+            raise (SourceError if self.complete else SourceChanged)(
+                f"no {CONFIG}", where=self._at(), hint=self._offline()
+            )
+        if not self.complete and not {WEIGHTS, INDEX} & self.names:
+            raise SourceChanged("the weights are not in the cache", where=self._at(), hint=self._offline())
+
+    def check_tokenizer(self) -> None:
+        """Refuse what holds no file of a tokenizer."""
+        if self.names.isdisjoint(TOKENIZER_FILES):
+            if not self.complete:
+                raise SourceChanged("the tokenizer is not in the cache", where=self._at(), hint=self._offline())
+            raise RecipeError("no tokenizer there", where=self._at(), hint="name another in fit.data.tokenizer")
+
+    def fetch(self, names: Iterable[str]) -> None:
+        wanted = [name for name in names if not (self.root / name).exists()]
+        if wanted:
+            self.snapshot(wanted)
+        for name in wanted:
+            if not os.path.lexists(self.root / name):
+                raise SourceChanged("the file is not in the cache", where=f"{self.label}/{name}", hint=self._offline())
+
+    def header(self, name: str) -> tuple[Header, int]:
+        """Of a file that is on the Hub only, by two ranged requests at most."""
+        label = f"{self.label}/{name}"
+        if not self.complete:
+            raise SourceChanged("the file is not in the cache", where=label, hint=self._offline())
+        data, size = self._prefix(name, 64 << 10)
+        end = header_end(data[:256], file_size=size, label=label)
+        if end > len(data):
+            data, size = self._prefix(name, end)
+        return parse_header(data, file_size=size, label=label), size
+
+    def _at(self) -> str:
+        return f"{self.label} at {self.revision}"
+
+    def _offline(self) -> str:
+        return "" if self.complete else f"{_UNREACHED} {self.label} --revision {self.revision}"
+
+    def _check_endpoint(self) -> None:
+        from huggingface_hub import constants
+
+        parts = urlsplit(constants.ENDPOINT)
+        if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            # The client sends the token to whatever this names.
+            raise MachineError("the endpoint of the Hub is not https", where="HF_ENDPOINT", hint="use an https address")
+
+    def _online(self, revision: str) -> _Listing | None:
+        """The repository as the Hub has it now; None where the Hub cannot be reached at all."""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+        api = HfApi()
+        with _hub_errors(self.label, revision):
+            try:
+                info = api.model_info(
+                    self.label, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+                )
+            except (httpx.TransportError, OfflineModeIsEnabled):
+                return None
+            except HfHubHTTPError as error:
+                if error.response.status_code < 500:
+                    raise
+                return None
+            if not _COMMIT.fullmatch(revision):
+                # For its note in the cache of what the revision means, so that it can be found without the Hub later.
+                api.resolve_revision(self.label, revision=revision)
+        if info.sha is None or not _COMMIT.fullmatch(info.sha):
+            raise SourceChanged("the Hub did not say which commit this is", where=self.label, found=short(info.sha))
+        files = {file.rfilename: file for file in info.siblings or ()}
+        expected = {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()}
+        return _Listing(
+            commit=info.sha,
+            names=frozenset(files),
+            sizes={name: file.size for name, file in files.items() if file.size is not None},
+            expected={name: digest for name, digest in expected.items() if digest is not None},
+        )
+
+    def _cached(self, revision: str) -> _Listing:
+        """The repository as the cache has it."""
+        from huggingface_hub import HfApi, constants
+
+        with _hub_errors(self.label, revision):
+            commit = HfApi().resolve_revision(self.label, revision=revision, local_files_only=True).resolved
+        if not _COMMIT.fullmatch(commit):
+            raise SourceChanged("the cache's note of the revision is damaged", where=self.label, found=short(commit))
+        self.revision, self.complete = commit, False
+        root = self.snapshot([CONFIG])
+        if not constants.is_offline_mode():
+            self.warnings.append(f"{self.label}: the Hub could not be reached; commit {commit} is read from the cache")
+        return _Listing(commit=commit, names=frozenset(entry.name for entry in root.iterdir()))
+
+    def snapshot(self, names: Iterable[str]) -> Path:
+        """Bring these files into the cache and return the directory of the commit."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+        class Quiet(tqdm):
+            def __init__(self, *args: object, **kwargs: object) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        names = list(names)
+        side_files = [name for name in names if not name.endswith(".safetensors")]
+        for name in side_files:
+            check_size(self._sizes.get(name, 0), name, label=f"{self.label}/{name}")
+        with _hub_errors(self.label, self.revision or ""):
+            folder = snapshot_download(
+                self.label,
+                revision=self.revision,
+                allow_patterns=names,
+                local_files_only=not self.complete,
+                tqdm_class=Quiet if side_files else None,
+            )
+        return Path(folder)
+
+    def _prefix(self, name: str, count: int) -> tuple[bytes, int]:
+        """The first `count` bytes of a file on the Hub (fewer where it is shorter), and its size."""
+        from huggingface_hub import constants, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, http_stream_backoff  # type: ignore[attr-defined]
+
+        url = hf_hub_url(self.label, name, revision=self.revision)
+        headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+        data = bytearray()
+        with (
+            _hub_errors(self.label, self.revision or ""),
+            http_stream_backoff(
+                "GET", url, headers=headers, max_retries=2, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ) as response,
+        ):
+            hf_raise_for_status(response)
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if response.status_code != 206:
+                total = response.headers.get("Content-Length", "")
+            for chunk in response.iter_bytes():
+                data += chunk
+                # A server that ignores the range would send the whole file.
+                if len(data) >= count:
+                    break
+        size = self._sizes.get(name, int(total) if total.isascii() and total.isdigit() else -1)
+        if len(data) < min(count, size) or size < 0:
+            raise SourceChanged(
+                "the Hub sent less than the header of the file",
+                where=f"{self.label}/{name}",
+                expected=f"{min(count, size)} bytes" if size >= 0 else "a size",
+                found=f"{len(data)} bytes",
+                hint="run again",
+            )
+        return bytes(data[:count]), size
+
+
+@contextmanager
+def _hub_errors(label: str, revision: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one clear line. Its own texts are left out: they hold addresses."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        hint = "accept its conditions on the Hub, log in with `hf auth login`, and run again"
+        raise SourceChanged("the repository is gated", where=label, hint=hint) from None
+    except errors.RepositoryNotFoundError:
+        hint = "check the id; for a private repository log in with `hf auth login`; a directory begins with ./"
+        raise SourceChanged("no such repository on the Hub, or it is private", where=label, hint=hint) from None
+    except errors.RevisionNotFoundError:
+        raise SourceChanged(
+            "no such revision", where=label, found=revision, hint="name a branch, tag or commit"
+        ) from None
+    except errors.DisabledRepoError:
+        raise SourceChanged("the Hub disabled the repository", where=label) from None
+    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.OfflineModeIsEnabled):
+        what = (
+            "the Hub cannot be reached, or is switched off by HF_HUB_OFFLINE, and the cache does not hold the revision"
+        )
+        raise SourceChanged(what, where=label, found=revision, hint=f"{_UNREACHED} {label}") from None
+    except errors.EntryNotFoundError:
+        raise SourceChanged("the Hub lists a file that it does not have", where=label, found=revision) from None
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code
+        what = "the Hub refuses access" if code in (401, 403) else "the Hub answered with an error"
+        raise SourceChanged(what, where=label, found=f"HTTP status {code}", hint="log in, or try again later") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        hint = "check the network, HF_ENDPOINT and the proxy settings, and run again"
+        raise SourceChanged("the Hub cannot be reached", where=label, found=type(error).__name__, hint=hint) from None
+    except OSError as error:
+        machine = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+        if error.errno in machine:
+            raise MachineError(f"the cache of the Hub: {os.strerror(error.errno)}", where=label) from None
+        raise SourceChanged("the download failed", where=label, found=type(error).__name__, hint="run again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        what = "the answer is not one of the Hub"
+        raise SourceChanged(what, where=label, found=type(error).__name__, hint="check HF_ENDPOINT") from None

@@ -1,0 +1,346 @@
+"""Laws of the model card: the Hub reads its metadata, figures stand in it, nothing foreign in it does anything."""
+
+from __future__ import annotations
+
+import doctest
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import records
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from records import FILES, RECORD
+
+from ligo_convert import card as card_module
+from ligo_convert import markdown
+from ligo_convert.card import card
+from ligo_convert.errors import LigoError, printable
+from ligo_convert.markdown import code, prose, table
+from ligo_convert.provenance import Record
+
+GOLDEN = Path(__file__).parent / "golden" / "card.md"
+PARSER = MarkdownIt("commonmark").enable("table")
+
+HOSTILE = (
+    "\x1b]8;;http://evil\x07click\x1b]8;;\x07",
+    "\u202egnp.exe",
+    "\x9b31m",
+    "[link](http://evil)",
+    "![x](http://evil/x.png)",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=y>",
+    "http://evil.example www.evil.example a@evil.example",
+    "| cell | cell |",
+    r"a\|b",
+    "`code` ``two``",
+    "`",
+    " ` ",
+    "\n# heading\n\n- item",
+    "---\nlicense: mit\n---",
+    "$x^2$ **bold** __init__ ~~no~~",
+    "{{ config }} {% raw %} &lt;b&gt; \\*",
+    "",
+    "   ",
+    "x" * 5000,
+)
+
+
+def tokens(text: str) -> list[Any]:
+    found = []
+    for token in PARSER.parse(text):
+        found += [token, *(token.children or [])]
+    return found
+
+
+def shown(text: str) -> str:
+    return "".join(token.content for token in tokens(text) if token.type in ("text", "code_inline"))
+
+
+def front(text: str) -> Any:
+    from huggingface_hub import ModelCard
+
+    return ModelCard(text).data
+
+
+def body(record: Record, *, figure: bool = False) -> str:
+    return card(record, files=FILES, figure=figure)
+
+
+# --- as a whole -------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_of_a_record_is_the_one_we_looked_at() -> None:
+    text = body(RECORD, figure=True)
+    if os.environ.get("LIGO_UPDATE_GOLDENS"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_times_stand_in_one_line() -> None:
+    later = records.with_metrics(
+        replace(RECORD, started="2027-01-01T00:00:00Z", finished="2027-01-01T00:00:09Z"),
+        seconds={"plan": 1.0, "fit": 2.0, "write": 3.0, "verify": 4.0},
+        peak_rss_bytes=1,
+    )
+    different = [
+        (old, new) for old, new in zip(body(RECORD).splitlines(), body(later).splitlines(), strict=True) if old != new
+    ]
+    assert len(different) == 1
+    assert "2027-01-01T00:00:09Z" in different[0][1]
+
+
+@pytest.mark.parametrize("module", [card_module, markdown])
+def test_examples_in_docstrings(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_reads_the_metadata() -> None:
+    data = front(body(RECORD))
+    assert data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "mit",
+        "datasets": ["Salesforce/wikitext"],
+        "tags": ["ligo", "model-growth", "gpt2"],
+        "base_model": "openai-community/gpt2",
+        "base_model_relation": "finetune",
+    }
+
+
+def test_a_source_that_is_not_on_the_hub_is_no_base_model() -> None:
+    for record in (
+        records.local(RECORD),
+        records.with_source(RECORD, label="x/y", revision=None, pretrained_here=True),
+    ):
+        text = body(record)
+        data = front(text).to_dict()
+        assert "base_model" not in data
+        assert "base_model_relation" not in data
+        assert "huggingface.co/" not in text
+
+
+def test_a_label_that_only_claims_a_commit_is_no_base_model() -> None:
+    for label, revision in (("a/b/c", records.COMMIT), ("a b; rm -rf .", records.COMMIT), ("gpt2", "main")):
+        text = body(records.with_source(RECORD, label=label, revision=revision))
+        assert "base_model" not in front(text).to_dict()
+        assert f"--source {label}" not in text
+
+
+def test_a_licence_is_inherited_and_never_invented() -> None:
+    assert "`mit`, inherited from the source" in body(RECORD)
+    for record in (records.with_source(RECORD, license=None), records.with_source(records.local(RECORD), license=None)):
+        text = body(record)
+        assert "license" not in front(text).to_dict()
+        assert "states no licence" in text
+    own = records.with_source(RECORD, license=None, pretrained_here=True, revision=None, label="a source")
+    assert "No licence was stated" in body(own)
+
+
+def test_a_hostile_licence_stays_one_value() -> None:
+    data = front(body(records.with_source(RECORD, license="mit\nbase_model: evil/model # \"'")))
+    assert data.license == "mit\nbase_model: evil/model # \"'"
+    assert data.base_model == "openai-community/gpt2"
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_show_every_key_that_differs_and_no_other() -> None:
+    text = body(RECORD)
+    for key, old, new in (
+        ("n_embd", "`768`", "`1024`"),
+        ("layer_norm_epsilon", "`1e-05`", "`7.5e-06`"),
+        ("n_inner", "not set", "`[4096, null]`"),
+        ("summary_type", "`cls_index`", "not set"),
+    ):
+        assert f"| `{key}` | {old} | {new} |" in text
+    assert "_name_or_path" not in text
+    assert "`model_type`" not in text
+    assert "| parameters | 124,439,808 | 354,823,168 |" in text
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    text = body(records.unfitted())
+    assert "**Exact**, by construction" in text
+    assert "nothing was learned" in text
+    for absent in ("nats a token", "perplexity", "![", "None", "null", "learning:", "certificate"):
+        assert absent not in text.replace("`[4096, null]`", "")
+    assert "4.43e+12" in text
+    loss = {"source": 3.0, "initial": 3.1, "fitted": None, "random_target": None}
+    some = body(records.with_metrics(records.unfitted(), loss=loss))
+    assert "| start: this model | 3.1 | 22.2 |" in some
+    assert "drawn at random" not in some
+
+
+def test_an_applied_operator_has_a_card() -> None:
+    nothing = dict.fromkeys(("verdict", "max_logit_difference", "loss_difference"))
+    record = records.with_metrics(
+        replace(records.unfitted(), recipe={"version": 1, "apply": {"operator": "0" * 64}}),
+        preservation=nothing,
+        flops={"fit": 0, "target_step": None},
+    )
+    text = body(replace(record, operator={**record.operator, "starts": []}))
+    assert "applied to this source" in text
+    assert "was not measured" in text
+    assert "Loss and cost" not in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [("exact", "every logit is the source's"), ("near", "within 0.01 nats"), ("lossy", "does not preserve")],
+)
+def test_the_certificate_in_words_and_figures(verdict: str, words: str) -> None:
+    text = body(records.with_metrics(RECORD, preservation={**records.METRICS["preservation"], "verdict": verdict}))
+    assert f"**{verdict.capitalize()}**" in text
+    assert words in text
+    assert "| largest difference of a logit | 0.01235 |" in text
+    assert "-0.00217" in text
+    assert "`bfloat16` moves logits by at most 0.52" in text
+    assert "the weights here are the learned one's" in text
+    assert ("Outputs may differ" in text) == (verdict == "lossy")
+
+
+def test_a_fit_that_found_nothing_better_says_so() -> None:
+    text = body(records.with_metrics(RECORD, fit={**records.METRICS["fit"], "best_step": 0}))
+    assert "gave nothing better" in text
+    assert "the weights here are the learned one's" not in text
+
+
+def test_figures_that_are_no_numbers_are_called_so() -> None:
+    broken = {**records.METRICS["preservation"], "max_logit_difference": float("nan"), "verdict": "lossy"}
+    loss = {**records.METRICS["loss"], "fitted": float("inf"), "random_target": 1000.0}
+    text = body(records.with_metrics(RECORD, preservation=broken, loss=loss))
+    assert "| largest difference of a logit | not a number |" in text
+    assert "| fitted: this model | infinite | infinite |" in text
+    assert "| a model of this size, drawn at random | 1,000 | infinite |" in text
+
+
+def test_a_source_trained_here_is_named_and_can_be_verified() -> None:
+    record = records.with_source(RECORD, label="a source trained by this recipe", revision=None, pretrained_here=True)
+    record = records.with_metrics(record, pretrain={"steps": 300, "tokens": 614400, "last_loss": 5.0})
+    text = card(record, files={**FILES, "ligo/source/model.safetensors": 5}, figure=False)
+    assert "300 steps, 614,400 tokens" in text
+    assert "--source ligo/source" in text
+
+
+def test_what_was_drawn_and_what_was_let_through_is_said() -> None:
+    text = body(replace(RECORD, drawn=["embed (new entries)"], nonfinite_allowed=True))
+    assert "as the library initialises: embed (new entries)" in text
+    assert "NaN and infinite values were let through" in text
+    assert "but for those drawn at random" in text
+
+
+def test_papers_of_the_starts_are_cited_once() -> None:
+    text = body(RECORD)
+    assert text.count("arxiv.org/abs/2310.07999") == 1
+    assert "StackBERT, Gong et al., ICML 2019" in text
+    growth = {**records.RECIPE["growth"], "width": "lemon", "depth": "identity"}
+    assert body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth})).count("arxiv.org/abs/2310.07999") == 1
+    growth = {**growth, "width": "direct", "depth": "interpolate"}
+    assert "The start is from" not in body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth}))
+
+
+# --- nothing foreign does anything ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_text_is_shown_and_does_nothing(text: str) -> None:
+    expected = printable(text).replace("|", r"\x7c")
+    for quoted in (code(text), prose(text)):
+        assert "\n" not in quoted
+        for document in (quoted, f"- {quoted}", f"before {quoted} after"):
+            kinds = {token.type for token in tokens(document)}
+            assert not kinds & {
+                "link_open",
+                "image",
+                "html_inline",
+                "html_block",
+                "heading_open",
+                "hr",
+                "fence",
+                "strong_open",
+            }
+        if text.strip() and len(text) <= markdown.LONGEST:
+            assert shown(f"before {quoted} after") == f"before {expected} after"
+        rows = list(table(("a", "b"), [(quoted, quoted)]))
+        cells = [token for token in PARSER.parse("\n".join(rows)) if token.type == "td_open"]
+        assert len(cells) == 2
+
+
+@given(st.text(alphabet=st.sampled_from("ab \\`*_[]()<>!#|&;:/.@-+=~$\n\t\x1b\u202e\u00e9"), min_size=1, max_size=12))
+def test_quoting_shows_any_text_as_it_is(text: str) -> None:
+    for quote in (code, prose):
+        document = f"before {quote(text)} after"
+        assert shown(document) == f"before {printable(text).replace('|', chr(92) + 'x7c')} after"
+        row = list(table(("a", "b"), [(quote(text), "end")]))
+        parsed = PARSER.parse("\n".join(row))
+        assert sum(token.type == "td_open" for token in parsed) == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE[:-3])
+def test_a_card_of_hostile_strings_has_the_structure_of_a_tame_one(text: str) -> None:
+    preservation = {**records.METRICS["preservation"], "reasons": [text]}
+    hostile = records.with_metrics(
+        replace(
+            records.local(RECORD, label=text),
+            source_config={**records.SOURCE_CONFIG, "summary_type": text, text: 1},
+            drawn=[text],
+            versions={**RECORD.versions, "torch": text},
+            operator={**RECORD.operator, "starts": [text]},
+        ),
+        preservation=preservation,
+    )
+    tame = records.with_metrics(
+        replace(
+            records.local(RECORD, label="label"),
+            source_config={**records.SOURCE_CONFIG, "summary_type": "value", "key": 1},
+            drawn=["row"],
+            operator={**RECORD.operator, "starts": ["start"]},
+        ),
+        preservation={**preservation, "reasons": ["reason"]},
+    )
+    marks = (
+        "link_open",
+        "image",
+        "html_inline",
+        "html_block",
+        "heading_open",
+        "tr_open",
+        "td_open",
+        "list_item_open",
+        "fence",
+    )
+
+    def structure(record: Record) -> list[int]:
+        found = [token.type for token in tokens(body(record).split("---\n", 2)[2])]
+        return [found.count(mark) for mark in marks]
+
+    assert structure(hostile) == structure(tame)
+    assert front(body(hostile)).to_dict() == front(body(tame)).to_dict()
+    assert all(character.isprintable() or character == "\n" for character in body(hostile))
+
+
+def test_a_private_string_stops_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/canary-person")
+    preservation = {**records.METRICS["preservation"], "reasons": ["read /home/canary-person/models"]}
+    with pytest.raises(LigoError, match=r"README\.md: the home directory would stand in a file") as caught:
+        body(records.with_metrics(RECORD, preservation=preservation))
+    assert caught.value.exit_code == 70
+    assert "canary" not in str(caught.value)
+
+
+def test_a_private_folder_name_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "canaryperson")
+    text = body(records.local(RECORD, label="canaryperson-gpt2"))
+    assert "canaryperson" not in text
+    assert "a local checkpoint" in text
