@@ -223,9 +223,7 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         "fitted": "fitted: this model",
     }
     rows = [
-        (text, number(loss[name]), number(_perplexity(loss[name])))
-        for name, text in names.items()
-        if _known(loss, name)
+        (text, _loss(loss[name]), number(_perplexity(loss[name]))) for name, text in names.items() if _known(loss, name)
     ]
     costs = list(_costs(record))
     if not rows and not costs and not figure:
@@ -257,6 +255,11 @@ def _costs(record: Record) -> Iterator[str]:
 
 def _known(figures: Mapping[str, Any], name: str) -> bool:
     return figures.get(name) is not None
+
+
+def _loss(value: float) -> str:
+    # Starts differ in the third decimal: losses are shown to the fourth.
+    return f"{value:.4f}" if math.isfinite(value) else number(value)
 
 
 def _perplexity(loss: float) -> float:

@@ -228,10 +228,18 @@ def _showing() -> Iterator[Progress]:
         yield progress
 
 
+class _Stopped(BaseException):
+    """A signal asked us to stop. No Exception: nothing on the way, in any library, may take it for a failure of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def _interrupt(number: int, _: FrameType | None) -> None:
     # A second signal does not wait for anything.
     signal.signal(number, signal.SIG_DFL)
-    raise Interrupted(number)
+    raise _Stopped(number)
 
 
 def main() -> None:
@@ -249,6 +257,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 2
+    except _Stopped as stop:
+        code = _fail(Interrupted(stop.number), debug)
     except LigoError as error:
         code = _fail(error, debug)
     except MemoryError:

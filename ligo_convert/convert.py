@@ -1,7 +1,7 @@
 """The pipeline: recipe -> source -> plan -> operator -> fit -> grow -> write -> verify -> record.
 
-Nothing is in the output directory's place until all of it has been written and verified; until then it lies in the staging directory beside,
-and the same command goes on from there.
+Nothing is in the output directory's place until all of it has been written and verified; until then it lies in the
+staging directory beside, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.data import content_digest
 from ligo_convert.environment import choose_device, peak_rss_bytes, versions
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.fs import check_place, check_room, write_file
-from ligo_convert.learning import OPERATOR, Learned, learn, trained_source
+from ligo_convert.learning import OPERATOR, Learned, learn, tokenizer_directory, trained_source
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_model_files, write_record
-from ligo_convert.plan import Plan, find_family, make_plan, open_planned
+from ligo_convert.plan import Plan, check_apart, find_family, make_plan, open_planned
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import Record, metrics_of, read_statement
 from ligo_convert.recipe import Recipe
-from ligo_convert.source import Source, open_source
+from ligo_convert.source import Source, open_source, read_config
 from ligo_convert.staging import Staging, clear_leftovers
 from ligo_convert.start import Start
 from ligo_convert.stored import read_operator
@@ -50,7 +53,16 @@ class Outcome:
     changed: bool
 
     def json(self) -> dict[str, Any]:
-        return {"out": str(self.out), "family": self.family, "changed": self.changed, **self.metrics}
+        """As `run --json` prints it. A figure that is NaN or infinite is null: JSON has no word for it."""
+        return {"out": str(self.out), "family": self.family, "changed": self.changed, **_finite(self.metrics)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +110,8 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             source = _enter(stack, open_planned(recipe, weights=True))
             plan = make_plan(recipe, source, check_disk=finished is None)
             digests = _digest(source, progress) if source is not None else {}
-            key = run_key(recipe, digests)
+            recipe_digest = digest_recipe(plan, source, digests, progress)
+            key = run_key(recipe_digest)
         if finished is not None:
             return _unchanged(out, finished, key, plan, progress)
         for warning in plan.warnings:
@@ -131,7 +144,7 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             "seconds": dict(clock.seconds),
             "peak_rss_bytes": peak_rss_bytes(),
         }
-        record = _record(plan, source, digests, key, learned, metrics, staging, clock)
+        record = _record(plan, source, digests, recipe_digest, learned, metrics, staging, clock)
         write_record(record, recipe.public(), learned.log, weights, staging)
         staging.commit()
     return Outcome(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=True)
@@ -144,7 +157,7 @@ def fit_operator(
     progress = progress or Progress()
     if recipe.fit is None:
         raise RecipeError("there is no `fit` in this recipe, so there is nothing to learn", where=recipe.path.name)
-    if file.exists():
+    if os.path.lexists(file):
         raise OutputBusy("the file is there already", where=file, hint="name another, or move this one away")
     with contextlib.ExitStack() as stack:
         source = _enter(stack, open_planned(recipe, weights=True))
@@ -153,7 +166,8 @@ def fit_operator(
         if source is not None:
             _check_source(source, plan, progress)
         # Staged like an output, so that a fit that is stopped goes on; only the operator leaves the staging directory.
-        staging = stack.enter_context(Staging.open(file, key=run_key(recipe, digests)))
+        key = run_key(digest_recipe(plan, source, digests, progress))
+        staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=key))
         if source is None:
             trained = trained_source(plan, staging, device=choose_device(device), progress=progress)
             source = stack.enter_context(trained)
@@ -166,7 +180,7 @@ def fit_operator(
         )
         write_file(file, safetensors_pieces(stored_arrays(operator), describe(operator)))
         staging.discard()
-    return {"operator": str(file), "family": plan.family.name, **learned.metrics}
+    return {"operator": str(file), "family": plan.family.name, **_finite(learned.metrics)}
 
 
 def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | None = None) -> Outcome:
@@ -183,6 +197,7 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             source = stack.enter_context(open_source(model, base=Path.cwd()))
+            check_apart(out, source, where=str(out))
             operator, inventory = _fitted_to(operator, family, source, file)
             specs = target_specs(family, inventory, operator.target, dtype=None)
             job = Job(
@@ -254,14 +269,23 @@ def _check_source(source: Source, plan: Plan, progress: Progress) -> None:
     check_finite(source, allow=plan.recipe.source.allow_nonfinite, progress=progress)
 
 
-def run_key(recipe: Recipe, digests: Mapping[str, str]) -> str:
-    """What makes two runs the same: the recipe, the source's bytes, the versions."""
-    target = None
+def digest_recipe(plan: Plan, source: Source | None, digests: Mapping[str, str], progress: Progress) -> str:
+    """The recipe's digest, with those of the contents that it names: source, data and tokenizer, target."""
+    recipe, data, target = plan.recipe, None, None
+    if plan.data is not None:
+        assert recipe.fit is not None
+        # The source's own tokenizer is among the source's files.
+        tokenizer = tokenizer_directory(plan, source) if recipe.fit.data.tokenizer is not None else None
+        with progress.task("digesting the data"):
+            data = content_digest(plan.data, tokenizer=tokenizer)
     if recipe.target.model is not None:
-        from ligo_convert.source import read_config
-
         target = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
-    return _sha256({"recipe": recipe.digest(source=digests, data=None, target=target), "versions": versions()})
+    return recipe.digest(source=digests, data=data, target=target)
+
+
+def run_key(recipe_digest: str) -> str:
+    """What makes two runs the same: the recipe, the contents it names, the versions."""
+    return _sha256({"recipe": recipe_digest, "versions": versions()})
 
 
 def _sha256(data: object) -> str:
@@ -401,23 +425,21 @@ def _record(
     plan: Plan,
     source: Source,
     digests: Mapping[str, str],
-    key: str,
+    recipe_digest: str,
     learned: Learned,
     metrics: Mapping[str, Any],
     staging: Staging,
     clock: _Clock,
 ) -> Record:
-    recipe, data = plan.recipe, learned.data
+    recipe = plan.recipe
     pretrained = recipe.source.pretrain is not None
     return Record(
         family=plan.family.name,
         recipe=recipe.public(),
-        recipe_digest=recipe.digest(
-            source=digests, data=data["digest"] if data else None, target=dict(plan.start.target)
-        ),
-        key=key,
+        recipe_digest=recipe_digest,
+        key=run_key(recipe_digest),
         source=_source_record(source, digests, pretrained=pretrained),
-        data=data,
+        data=learned.data,
         operator=_operator_record(learned.operator, staging, start_names(plan.start)),
         source_config=plan.start.source,
         target_config=plan.start.target,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ligo_convert.errors import OutputBusy, RecipeError
+from ligo_convert.errors import OutputBusy
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
 from ligo_convert.progress import Progress
@@ -426,10 +426,6 @@ def _fit_settings(plan: Plan, device: str) -> Any:
     fit = plan.recipe.fit
     assert fit is not None
     warmup = fit.warmup_steps if fit.warmup_steps is not None else min(10, fit.steps // 10)
-    if warmup >= fit.steps and warmup:
-        raise RecipeError(
-            "fit.warmup_steps: no step is left after the warmup", where=plan.recipe.where("fit", "warmup_steps")
-        )
     return Settings(
         steps=fit.steps,
         batch_size=fit.batch_size,

@@ -68,7 +68,7 @@ def write_record(
     """
     staging.write_bytes(RECIPE, dump_yaml(recipe).encode())
     if log:
-        picture = fit_picture(log, losses=record.metrics["loss"], title=f"{record.source['label']}, grown")
+        picture = fit_picture(log, losses=record.metrics["loss"], title=f"{record.source_name}, grown")
         staging.write_bytes(PICTURE, picture)
     for name in (CARD, PROVENANCE, SUMS):
         staging.remove(name)

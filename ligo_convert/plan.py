@@ -127,11 +127,13 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
         tie=recipe.growth.operator.tie,
         seed=recipe.growth.seed,
     )
-    start = plan_start(family, growth, config, target, asked=changes, where=str(recipe.path.name))
+    start = plan_start(family, growth, config, target, asked=changes, where=recipe.where("growth"))
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
     shards = plan_shards(specs, recipe.output.max_shard_size)
     data = _check_data(recipe, family, source, start)
+    if source is not None:
+        check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
     measures = recipe.fit is not None or not start.copies_only
     micro_batch = _micro_batch(recipe, family, start)
     memory = estimate_memory(recipe, family, inventory, start, specs, measures=measures, micro_batch=micro_batch)
@@ -205,10 +207,10 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
     """What the recipe wants changed in the source's config, and where it says so."""
     if recipe.target.model is None:
         changes = dict(recipe.target.config or {})
-        for key in changes:
-            if key not in {*config, *family.defaults, *family.size_keys}:
-                return changes, recipe.where("target", "config", key)
-        return changes, recipe.where("target", "config")
+        unknown = [key for key in changes if key not in {*config, *family.defaults, *family.size_keys}]
+        # What is wrong with sizes is often wrong with several of them together.
+        at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
+        return changes, recipe.where("target", "config", *at)
     wanted = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
     where = recipe.where("target", "model")
     if find_family(wanted, where=where) is not family:
@@ -227,7 +229,12 @@ def _check_data(recipe: Recipe, family: Family, source: Source | None, start: St
                 "source.pretrain trains on fit.data, and there is no `fit`", where=recipe.where("source", "pretrain")
             )
         return None
-    facts = check_data(recipe.fit.data, base=recipe.base)
+    try:
+        facts = check_data(recipe.fit.data, base=recipe.base)
+    except RecipeError as error:
+        at, found = recipe.where("fit", "data"), str(error.where)
+        error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
+        raise
     positions = family.sizes(start.source).get("position")
     for name, length in _sequence_lengths(recipe):
         if positions is not None and length > positions:
@@ -237,6 +244,14 @@ def _check_data(recipe: Recipe, family: Family, source: Source | None, start: St
                 expected=f"at most {positions}",
                 found=length,
             )
+    warmup = recipe.fit.warmup_steps
+    if warmup and warmup >= recipe.fit.steps:
+        raise RecipeError(
+            "fit.warmup_steps: no step is left after the warmup",
+            where=recipe.where("fit", "warmup_steps"),
+            expected=f"fewer than fit.steps, {recipe.fit.steps}",
+            found=warmup,
+        )
     if recipe.fit.data.tokenizer is not None:
         place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
         if place.is_dir():
@@ -247,7 +262,7 @@ def _check_data(recipe: Recipe, family: Family, source: Source | None, start: St
 
 
 def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:
-    lengths = []
+    lengths: list[tuple[tuple[str, ...], int]] = []
     if recipe.fit is not None:
         lengths.append((("fit", "sequence_length"), recipe.fit.sequence_length))
     if recipe.source.pretrain is not None:
@@ -330,6 +345,18 @@ def check_output(out: Path) -> None:
     """Refuse an output place that a run could not take, unless what is there may be the finished output itself."""
     if not (out / "ligo" / "provenance.json").is_file():
         check_place(out)
+
+
+def check_apart(out: Path, source: Source, *, where: str) -> None:
+    """Refuse an output inside the source: a conversion must not write to what it reads. Raises RecipeError."""
+    inside, root = (Path(os.path.realpath(path)) for path in (out, source.root))
+    if inside.is_relative_to(root):
+        raise RecipeError(
+            f"the output directory lies inside the source, {source.label}",
+            where=where,
+            found=out,
+            hint="name a directory elsewhere",
+        )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

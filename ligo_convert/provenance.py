@@ -212,9 +212,11 @@ def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a statement that `read_statement` has read, as `run --json` prints them."""
+    """The figures of a statement that `read_statement` has read, as they were recorded."""
     parts = {item["name"]: item["annotations"] for item in found["predicate"]["runDetails"]["byproducts"]}
-    return {**parts.get("metrics", {}), "preservation": parts.get("preservation")}
+    metrics = _numbers({**parts.get("metrics", {}), "preservation": parts.get("preservation")})
+    assert isinstance(metrics, dict)
+    return metrics
 
 
 def check_subjects(found: Mapping[str, Any], digests: Mapping[str, str]) -> None:
@@ -277,6 +279,15 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise LigoError(f"a record holds plain values only, not {type(value).__name__}")
+
+
+def _numbers(value: object) -> object:
+    """What `_plain` was given: the names of NaN and infinity are numbers again."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity") else value
 
 
 def _at(value: object, path: Sequence[str], kind: type, label: str) -> Any:

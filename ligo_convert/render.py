@@ -227,7 +227,7 @@ def run_report(outcome: Outcome) -> None:
     checks = metrics.get("verification")
     if checks:
         loaded = f", loads as {checks['loaded']['class']} with every key set empty" if checks.get("loaded") else ""
-        pairs["verified"] = f"{checks['tensors']} tensors, all finite{loaded}"
+        pairs["verified"] = f"{checks['tensors']} tensors, {_finite(checks)}{loaded}"
     seconds = metrics.get("seconds")
     if seconds:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
@@ -249,11 +249,15 @@ def fit_report(figures: Mapping[str, Any]) -> None:
     )
 
 
+def _finite(checks: Mapping[str, Any]) -> str:
+    return "all finite" if checks["finite"] else "NaN or infinite values among them, as the recipe allows"
+
+
 def verify_report(report: Mapping[str, Any]) -> None:
     pairs: dict[str, object] = {
         "output": report["out"],
         "digests": f"{report['files']} files, all as recorded",
-        "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, all finite",
+        "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, {_finite(report['weights'])}",
     }
     if "derived" in report:
         pairs["derived"] = (

@@ -60,7 +60,8 @@ def check_copies(source: Source, inventory: Inventory) -> None:
 def check_weights(
     root: Path, specs: Mapping[str, TensorSpec], *, allow_nonfinite: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Read written weights back: names, shapes and dtypes as planned, and finite values."""
+    """Read written weights back: names, shapes and dtypes as planned, and finite values, unless others are allowed."""
+    nonfinite = 0
     try:
         with open_source(str(root.absolute()), base=root) as written:
             found = {name: tensor.spec for name, tensor in written.tensors.items()}
@@ -75,6 +76,7 @@ def check_weights(
             with progress.task("reading back", total, unit="bytes") as task:
                 for name, spec in specs.items():
                     bad = nonfinite_count(written.read(name), spec.dtype)
+                    nonfinite += bad
                     task.advance(spec.nbytes)
                     if bad and not allow_nonfinite:
                         raise VerificationError(f"{bad} values are NaN or infinite", where=f"{root.name}: {name}")
@@ -82,7 +84,7 @@ def check_weights(
         raise VerificationError(
             f"the written checkpoint cannot be read back: {error.what}", where=error.where
         ) from None
-    return {"tensors": len(specs), "finite": True}
+    return {"tensors": len(specs), "finite": nonfinite == 0}
 
 
 def check_loads(root: Path, family: Family) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def verify(
     """
     progress = progress or Progress()
     if not directory.is_dir():
-        raise VerificationError("no such directory", where=directory)
+        raise VerificationError("no such directory", where=directory, hint="give the output directory of a run")
     report: dict[str, Any] = {"out": str(directory)}
     with progress.task("checking digests"):
         digests = check_sums(directory)

@@ -178,7 +178,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "4.43e+12" in text
     loss = {"source": 3.0, "initial": 3.1, "fitted": None, "random_target": None}
     some = body(records.with_metrics(records.unfitted(), loss=loss))
-    assert "| start: this model | 3.1 | 22.2 |" in some
+    assert "| start: this model | 3.1000 | 22.2 |" in some
     assert "drawn at random" not in some
 
 
@@ -222,7 +222,7 @@ def test_figures_that_are_no_numbers_are_called_so() -> None:
     text = body(records.with_metrics(RECORD, preservation=broken, loss=loss))
     assert "| largest difference of a logit | not a number |" in text
     assert "| fitted: this model | infinite | infinite |" in text
-    assert "| a model of this size, drawn at random | 1,000 | infinite |" in text
+    assert "| a model of this size, drawn at random | 1000.0000 | infinite |" in text
 
 
 def test_a_source_trained_here_is_named_and_can_be_verified() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from ligo_convert.errors import MachineError
-from corpora import Data, write
-
 import hashlib
 import itertools
 import json
 import os
+import shutil
 import time
 import tracemalloc
 from pathlib import Path
@@ -26,8 +23,8 @@ from corpora import (
 )
 
 from ligo_convert.corpus import DataFacts, check_data
-from ligo_convert.data import content_digest, TokenSlices, random_slice
-from ligo_convert.errors import RecipeError
+from ligo_convert.data import TokenSlices, content_digest, random_slice
+from ligo_convert.errors import MachineError, RecipeError
 from ligo_convert.tokenization import load_tokenizer
 
 # A recipe means the same text in every version: this does not change.

@@ -298,7 +298,9 @@ def test_what_is_wrong_with_a_tokenizer_of_the_hub_is_one_clear_line(tmp_path: P
     with loopback.serve(repositories) as hub:
         fails(ask_tokenizer(hub, home, "org/none"), "RecipeError", f"org/none at {COMMIT}: no tokenizer there")
         fails(ask_tokenizer(hub, home, "org/gated"), "SourceChanged", "org/gated: the repository is gated")
-        fails(ask_tokenizer(hub, home, "org/damaged"), "SourceChanged", "org/damaged/merges.txt: the file is not the one")
+        fails(
+            ask_tokenizer(hub, home, "org/damaged"), "SourceChanged", "org/damaged/merges.txt: the file is not the one"
+        )
         fails(ask_tokenizer(hub, home, "org/large"), "SourceError", "org/large/config.json: the file is too large")
         fails(ask_tokenizer(hub, home, "org/nothing"), "SourceChanged", "org/nothing: no such repository on the Hub")
         fails(ask_tokenizer(hub, home, revision="v9"), "SourceChanged", f"{ID}: no such revision", "v9")
@@ -317,5 +319,10 @@ def test_a_tokenizer_that_is_cached_in_part_is_not_taken_for_whole(tmp_path: Pat
         fails(ask_tokenizer(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", ID, "cache does not hold")
         for path in home.rglob("vocab.json"):
             path.unlink()
-        fails(ask_tokenizer(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", f"{ID} at {COMMIT}: the tokenizer is not in the cache", "hf download")
+        fails(
+            ask_tokenizer(hub, home, HF_HUB_OFFLINE="1"),
+            "SourceChanged",
+            f"{ID} at {COMMIT}: the tokenizer is not in the cache",
+            "hf download",
+        )
         assert "error" not in ask_tokenizer(hub, home)

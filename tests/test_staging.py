@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -347,6 +348,81 @@ def test_a_file_still_open_at_the_end_is_dropped(tmp_path: Path) -> None:
         assert staging.files() == []
         assert list((staging.work / "new").iterdir()) == []
         staging.write_bytes("a", b"whole")
+
+
+def stage_some(out: Path, key: str = KEY) -> Staging:
+    staging = Staging.open(out, key=key)
+    for name, data in FILES.items():
+        staging.write_bytes(name, data)
+    staging.append_line(".work/steps.jsonl", "one")
+    staging.write_bytes(".work/deep/state", b"state")
+    return staging
+
+
+def test_what_is_discarded_leaves_no_trace_and_frees_the_lock(tmp_path: Path) -> None:
+    with stage_some(tmp_path / "OUT") as staging:
+        staging.create("half").write(b"half")
+        staging.discard()
+        assert list(tmp_path.iterdir()) == []
+        assert not open_handles(tmp_path)
+        # At once, by another process, and for other work.
+        assert faults.in_child(lambda: Staging.open(tmp_path / "OUT", key="other").close()) == 0
+    assert (tmp_path / ".OUT.ligo-partial" / ".work" / "key").read_text() == "other\n"
+
+
+def open_handles(folder: Path) -> list[str]:
+    """What this process has open below `folder`; nothing is seen where /proc is missing."""
+    links = Path("/proc/self/fd").iterdir() if Path("/proc/self/fd").is_dir() else ()
+    targets = []
+    for link in links:
+        with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor
+            targets.append(str(link.readlink()))
+    return [target for target in targets if target.startswith(str(folder))]
+
+
+@pytest.mark.parametrize("number", [None, errno.EIO], ids=["killed", "EIO"])
+def test_a_discard_stopped_at_any_effect_is_gone_on_with(tmp_path: Path, number: int | None) -> None:
+    stops = 0
+    while True:
+        out = tmp_path / str(stops) / "OUT"
+        stage_some(out).close()
+
+        def stopped(out: Path = out, at: int = stops) -> None:
+            with Staging.open(out, key=KEY) as staging, faults.inject(at, number=number) as count:
+                try:
+                    staging.discard()
+                except MachineError:
+                    assert count[0] > at
+                else:
+                    assert count[0] <= at
+                    assert list(out.parent.iterdir()) == []
+                    os._exit(77)
+
+        status = faults.in_child(stopped)
+        if status == 77:
+            break
+        assert status == (-signal.SIGKILL if number is None else 0)
+        # What is left is still known as ours: the next run goes on with it, or begins anew.
+        if (out.parent / ".OUT.ligo-partial").exists() and stops % 2:
+            with Staging.open(out, key=KEY) as staging:
+                staging.discard()
+            assert list(out.parent.iterdir()) == []
+        finish(out)
+        stops += 1
+    assert stops > 10
+
+
+def test_a_discard_never_touches_a_finished_output(tmp_path: Path) -> None:
+    job(tmp_path / "OUT")
+    with pytest.raises(OutputBusy):
+        Staging.open(tmp_path / "OUT", key=KEY)
+    staging = stage_some(tmp_path / "NEW")
+    (tmp_path / "NEW").mkdir()
+    write_file(tmp_path / "NEW" / "file", b"theirs")
+    staging.discard()
+    assert content(tmp_path / "OUT") == FILES
+    assert content(tmp_path / "NEW") == {"file": b"theirs"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["NEW", "OUT"]
 
 
 def test_lines_are_kept_and_a_torn_one_is_not(tmp_path: Path) -> None:

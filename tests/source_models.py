@@ -1,0 +1,152 @@
+"""Tiny real source checkpoints on disk, written by transformers itself, with a tokenizer trained by this package."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import model_of
+
+from ligo_convert.recipe_sections import Data
+from ligo_convert.tokenization import train_tokenizer
+
+VOCABULARY = 300
+SIZES: dict[str, dict[str, object]] = {
+    "gpt2": {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 16, "n_head": 2, "n_layer": 2},
+    "llama": {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+    },
+}
+GROWN: dict[str, dict[str, object]] = {
+    "gpt2": {"n_embd": 24, "n_head": 3, "n_layer": 3},
+    "llama": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 3,
+    },
+}
+DEEPER: dict[str, dict[str, object]] = {"gpt2": {"n_layer": 4}, "llama": {"num_hidden_layers": 4}}
+
+_SENTENCE = (
+    "the small model grows into a larger one and keeps what it knew while every new layer begins as a copy of an old "
+    "layer because training from scratch costs more than a matrix that maps weights to weights"
+)
+
+
+def write_text(path: Path, *, seed: int = 0, lines: int = 800) -> Path:
+    """Text of about forty characters a line, the same for the same seed."""
+    draw, words = random.Random(seed), _SENTENCE.split()
+    path.write_text("".join(" ".join(draw.choices(words, k=8)) + ".\n" for _ in range(lines)))
+    return path
+
+
+@cache
+def tokenizer_files(model_type: str, folder: Path) -> Mapping[str, bytes]:
+    """Files of a tokenizer trained on text written into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tokenizer-text.txt", lines=200)
+    return train_tokenizer(
+        Data(text=["tokenizer-text.txt"]),
+        base=folder,
+        vocabulary=VOCABULARY,
+        seed=0,
+        model_type=model_type,
+        context=64,
+    )
+
+
+def write_checkpoint(
+    directory: Path,
+    family: str = "gpt2",
+    *,
+    seed: int = 0,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    prefix: bool = True,
+    buffers: bool = False,
+    shard: str = "5GB",
+    tokenizer: bool = True,
+    **config: object,
+) -> Path:
+    """Write a checkpoint as transformers saves it; every parameter is away from its initial value.
+
+    Args:
+        prefix: False strips the base model's prefix from the names, as GPT-2's own checkpoint on the Hub has them.
+        buffers: add the attention masks that old checkpoints carry.
+        shard: the largest file, as `save_pretrained` takes it.
+    """
+    sizes = {"model_type": family, "tie_word_embeddings": tied, **SIZES[family], **config}
+    model: Any = model_of({"bos_token_id": 0, "eos_token_id": 0, **sizes}, seed=seed, dtype=dtype)
+    model.save_pretrained(directory, max_shard_size=shard)
+    if tokenizer:
+        for name, data in tokenizer_files(family, directory.parent / "tokenizer-training").items():
+            (directory / name).write_bytes(data)
+    if buffers or not prefix:
+        path = directory / "model.safetensors"
+        tensors = load_file(path)
+        if not prefix:
+            tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        if buffers:
+            before = "transformer." if prefix else ""
+            for layer in range(2):
+                tensors[f"{before}h.{layer}.attn.bias"] = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
+                tensors[f"{before}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+        save_file(tensors, path, metadata={"format": "pt"})
+    return directory
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, sharded or not."""
+    index = directory / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else None
+    found: dict[str, torch.Tensor] = {}
+    for name in names or ["model.safetensors"]:
+        found.update(load_file(directory / name))
+    return found
+
+
+def recipe_text(model: Path | str, target: Mapping[str, object], /, **sections: object) -> str:
+    """A recipe as JSON, which is YAML; `sections` are merged one level deep into the smallest one."""
+    recipe: dict[str, Any] = {
+        "version": 1,
+        "source": {"model": str(model)},
+        "target": {"config": dict(target)},
+        "growth": {"width": "lemon", "depth": "identity"},
+        "output": {"dir": "out"},
+    }
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            recipe[name] = {**recipe.get(name, {}), **section}
+        elif section is None:
+            recipe.pop(name, None)
+        else:
+            recipe[name] = section
+    return json.dumps(recipe, indent=2)
+
+
+def fit_section(text: str = "corpus/*.txt", **changes: object) -> dict[str, object]:
+    """A fit of a few seconds."""
+    return {
+        "steps": 6,
+        "batch_size": 2,
+        "sequence_length": 16,
+        "heldout_tokens": 256,
+        "evaluate_every": 2,
+        "learning_rate": {"width": 1e-3, "depth": 1e-2},
+        "data": {"text": [text]},
+        **changes,
+    }
