@@ -86,6 +86,8 @@ def parse_layout(text: str) -> Layout:
     body, _, condition = text.partition(" if ")
     negated = condition.startswith("not ")
     condition = condition.removeprefix("not ").strip()
+    if " if " in text and not _NAME.match(condition):
+        raise NotationError(f"layout {text!r}: {condition!r} is no config key")
     words = body.split()
     optional = bool(words) and words[-1] == "optional"
     if optional:

@@ -268,10 +268,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported as ours, not as a traceback
-        text = f"{type(error).__name__}: {error}"
-        code = _fail(
-            LigoError(f"a bug in ligo-convert: {text}", hint="please report it with `ligo-convert --debug ...`"), debug
+        bug = LigoError(
+            f"a bug in ligo-convert: {type(error).__name__}: {error}",
+            hint="please report it with what `ligo-convert --debug ...` prints",
         )
+        bug.__cause__ = error
+        code = _fail(bug, debug)
     sys.exit(code)
 
 
@@ -279,7 +281,8 @@ def _fail(error: LigoError, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(printable(line), err=True)
     for line in f"error: {error}".splitlines():
         click.echo(printable(line), err=True)
     return error.exit_code

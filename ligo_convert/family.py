@@ -367,6 +367,8 @@ class Family:
         """
         known = {*config, *self.defaults, *self.size_keys}
         for key in changes:
+            if key in ("dtype", "torch_dtype"):
+                raise RecipeError(f"{key}: set output.dtype instead", where=where)
             if key not in known:
                 near = difflib.get_close_matches(str(key), sorted(known), n=1)
                 raise RecipeError(
@@ -374,8 +376,6 @@ class Family:
                     where=where,
                     hint="sizes are set by: " + ", ".join(self.size_keys),
                 )
-            if key in ("dtype", "torch_dtype"):
-                raise RecipeError(f"{key}: set output.dtype instead", where=where)
             if key in ("model_type", "architectures", "auto_map"):
                 raise RecipeError(f"{key} cannot change: a model grows within its family", where=where)
         target = {**config, **changes}

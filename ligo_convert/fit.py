@@ -177,7 +177,13 @@ def fit(
     depth = {name: parameter for name, parameter in parameters.items() if "/depth/" in name}
     width = {name: parameter for name, parameter in parameters.items() if name not in depth}
     groups = [
-        Group(name="width", parameters=width, learning_rate=settings.width_rate, weight_decay=settings.weight_decay),
+        Group(
+            name="width",
+            parameters=width,
+            learning_rate=settings.width_rate,
+            weight_decay=settings.weight_decay,
+            anchor={name: parameter.detach().clone() for name, parameter in width.items()} if settings.weight_decay else None,
+        ),
         Group(name="depth", parameters=depth, learning_rate=settings.depth_rate),
     ]
     outcome = train(

@@ -55,6 +55,7 @@ class Operator:
         family: its name. source, target: the configs it leads from and to.
         keying, tie: how width maps are kept (see above); `paper` ties reads, gains and shifts to writes.
         terms: the sum. drawn_layers: depth axis -> new layers that are drawn. seed: of what is drawn.
+        silent_layers: depth axis -> new layers whose branch ends begin at zero, so that nothing is drawn there either.
         notes: what the operator was made from, for provenance; plain JSON values.
     """
 
@@ -65,6 +66,7 @@ class Operator:
     tie: Literal["paper"] | None
     terms: tuple[Term, ...]
     drawn_layers: Mapping[str, tuple[bool, ...]]
+    silent_layers: Mapping[str, tuple[bool, ...]]
     seed: int
     notes: Mapping[str, object] = field(default_factory=dict)
 
@@ -169,6 +171,7 @@ def describe(operator: Operator) -> dict[str, str]:
         "tie": operator.tie,
         "terms": terms,
         "drawn_layers": {axis: list(flags) for axis, flags in operator.drawn_layers.items()},
+        "silent_layers": {axis: list(flags) for axis, flags in operator.silent_layers.items()},
         "seed": operator.seed,
         "notes": operator.notes,
     }
@@ -196,7 +199,7 @@ def restore(
         if data["format"] != FORMAT:
             raise SourceError("an operator of another version", where=label, expected=FORMAT, found=data["format"])
         return _restore(data, specs, read)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SourceError(
             f"this file holds no growth operator ({type(error).__name__}: {error})",
             where=label,
@@ -238,6 +241,7 @@ def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callab
         tie=data["tie"],
         terms=tuple(terms),
         drawn_layers={axis: tuple(flags) for axis, flags in data["drawn_layers"].items()},
+        silent_layers={axis: tuple(flags) for axis, flags in data["silent_layers"].items()},
         seed=data["seed"],
         notes=data["notes"],
     )

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ligo_convert.corpus import DataFacts, check_data
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
@@ -32,7 +32,7 @@ BASE_BYTES = 850_000_000
 COPY_BASE_BYTES = 120_000_000
 # What activations of one micro batch may take; micro batches are chosen by it.
 ACTIVATION_BYTES = 1_500_000_000
-DEFAULT_KEYING = "shared"
+DEFAULT_KEYING: Final = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)

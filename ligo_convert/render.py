@@ -94,10 +94,17 @@ def shown_progress() -> Iterator[Progress]:
 # Reports.
 
 
+class _Out(Console):
+    """Stdout. That its reader has gone is for `cli.main` to answer, which ends such a process as others do."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _out() -> Console:
-    console = Console(highlight=False)
+    console = _Out(highlight=False)
     # Piped into a file or another program a table must not be folded at 80 columns.
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    return console if console.is_terminal else _Out(highlight=False, width=200)
 
 
 def _text(value: object) -> Text:

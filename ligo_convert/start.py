@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.family import Family, Row
-from ligo_convert.maps import Axis, dense, identity_axis, kronecker
+from ligo_convert.maps import Axis, corner, dense, identity_axis, kronecker, plain_axis
 from ligo_convert.methods import (
     DEPTHS,
     WIDTHS,
@@ -134,7 +134,7 @@ def plan_start(
         reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
     if growth.tie == "paper" and any(map(_grows, requests.values())):
         reasons.append(Reason(verdict="lossy", text="tie: paper reads with the write maps"))
-    final, edits = _edit_config(family, source, target, claims, asked, depths)
+    final, edits = _edit_config(family, source, target, claims, asked, depths, where)
     reasons += edits
     broken = [reason for reason in reasons if reason.breaks]
     grows = any(map(_grows, requests.values()))
@@ -205,6 +205,14 @@ def _plan_depth(
     return depths, reasons
 
 
+def epsilon_of(family: Family, config: Mapping[str, object]) -> float:
+    """The norm's epsilon that a config states. Raises SourceError where it is no positive number."""
+    value = family.complete(config)[family.norm.epsilon]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise SourceError(f"{family.norm.epsilon} is {value!r}, and must be a positive number", where="config.json")
+    return float(value)
+
+
 def _edit_config(
     family: Family,
     source: Mapping[str, object],
@@ -212,18 +220,23 @@ def _edit_config(
     claims: Mapping[str, Claim],
     asked: Mapping[str, object],
     depths: Mapping[str, DepthMap],
+    where: str,
 ) -> tuple[dict[str, object], list[Reason]]:
     """The target's config with what the start changes in it: epsilon, and lists with an entry a layer."""
     final, reasons = dict(target), []
     key = family.norm.epsilon
-    old_value = family.complete(source)[key]
-    assert isinstance(old_value, (int, float))
+    old_value = epsilon_of(family, source)
     ratio = math.prod(claim.epsilon for claim in claims.values())
     # To 15 digits: 7.5e-06, not 7.500000000000001e-06.
     wanted = float(f"{old_value * ratio:.15g}") if ratio != 1 else old_value
     if key in asked and asked[key] != wanted:
-        text = f"the recipe sets {key} = {asked[key]} where {wanted} would be exact"
-        reasons.append(Reason(verdict="near", text=text, breaks=True))
+        chosen = asked[key]
+        if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or chosen <= 0:
+            raise RecipeError(f"{key} is {chosen!r}, and must be a positive number", where=where)
+        # An epsilon matters where a variance is as small; within a factor of ten it is a shade, beyond it is a change.
+        small: Verdict = "near" if 0.1 <= chosen / wanted <= 10 else "lossy"
+        text = f"the recipe sets {key} = {chosen} where {wanted} would be exact"
+        reasons.append(Reason(verdict=small, text=text, breaks=True))
     elif wanted != old_value:
         final[key] = wanted
     for name, axis in family.layer_lists.items():
@@ -254,6 +267,7 @@ def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> 
         tie="paper" if growth.tie == "paper" else None,
         terms=tuple(terms),
         drawn_layers={axis: found.drawn for axis, found in start.depths.items()},
+        silent_layers={axis: found.silent for axis, found in start.depths.items()},
         seed=growth.seed,
     )
     if operator.tie:
@@ -371,20 +385,14 @@ def _owner(family: Family, key: str, widths: Mapping[str, tuple[Axis, ...]]) -> 
 def random_operator(start: Start) -> Operator:
     """The operator of training from scratch: every tensor of the target drawn as the library initialises."""
     operator = initial_operator(start)
-    drawn = {
-        key: tuple(
-            Axis(
-                write=axis.write.scaled(0.0),
-                read=axis.read.scaled(0.0),
-                gain=axis.gain.scaled(0.0),
-                shift=axis.shift.scaled(0.0),
-                drawn=np.ones(axis.new, dtype=bool),
-            )
-            for axis in factors
-        )
-        for key, factors in operator.terms[0].widths.items()
-    }
-    return replace(operator, terms=(Term(widths=drawn, depths=operator.terms[0].depths),))
+    old, new = start.family.sizes(start.source), start.family.sizes(start.target)
+    widths = {}
+    for stream in start.family.roles:
+        if stream not in (*start.family.kept, "1"):
+            nothing = corner(old[stream], new[stream]).scaled(0.0)
+            widths[stream] = (plain_axis(nothing, nothing, drawn=np.ones(new[stream], dtype=bool)),)
+    term = Term(widths=widths, depths=operator.terms[0].depths)
+    return replace(operator, terms=(term,), keying="shared", tie=None, silent_layers={})
 
 
 def learned_parameters(start: Start) -> int:

@@ -48,7 +48,9 @@ def target_specs(
             stored = {
                 source_name(family, inventory, row, layer).dtype for layer in family.layers(row, inventory.config)
             }
-            kept[row.pattern] = dtype or min(stored, key=FLOAT_DTYPES.index)
+            # No 16-bit format holds the other's values.
+            widest = "F32" if stored == {"F16", "BF16"} else min(stored, key=FLOAT_DTYPES.index)
+            kept[row.pattern] = dtype or widest
         specs.append(TensorSpec(name=spec.name, dtype=kept[row.pattern], shape=spec.shape))
     return tuple(specs)
 

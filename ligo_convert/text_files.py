@@ -23,7 +23,10 @@ from typing import BinaryIO
 from ligo_convert.errors import MachineError, RecipeError, SourceChanged
 from ligo_convert.permutation import permuted
 
-CHUNK_BYTES = 32 * 1024  # a chunk reaches to the end of its last line: up to twice as much
+CHUNK_BYTES = 32 * 1024  # a document is cut at this, or at the end of the line it falls in: up to twice as much
+# A slice of some ten thousand tokens is to see many places of a corpus, not two long ones: a held-out loss over few documents says
+# little of the corpus, and learning from few documents learns those.
+PIECE_BYTES = 4 * 1024
 CHUNKS_AT_LEAST = 64  # small corpora are cut finer, so that three slices can share them
 MAX_RECORD_BYTES = 64 * 1024 * 1024  # one line of JSON
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -78,7 +81,7 @@ def _not_utf8(path: Path, offset: int) -> RecipeError:
 def shuffled_chunks(files: Sequence[TextFile], seed: int) -> Iterator[str]:
     """The text of all files, chunk by chunk in shuffled order; a chunk is found by its number, so none is held."""
     total = sum(file.nbytes for file in files)
-    step = max(256, min(CHUNK_BYTES, total // CHUNKS_AT_LEAST))
+    step = max(256, min(PIECE_BYTES, total // CHUNKS_AT_LEAST))
     ends = list(itertools.accumulate(-(-file.nbytes // step) for file in files))
     for index in range(ends[-1]):
         number = permuted(index, ends[-1], f"chunks/{seed}")

@@ -41,12 +41,13 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters that share a learning rate."""
+    """Parameters that share a learning rate. Decay draws them to `anchor` where it is given, else to zero."""
 
     name: str
     parameters: dict[str, torch.nn.Parameter]
     learning_rate: float
     weight_decay: float = 0.0
+    anchor: dict[str, torch.Tensor] | None = None
 
 
 class StateStore(Protocol):
@@ -90,7 +91,11 @@ def train(
     """
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(group.parameters.values()), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+            {
+                "params": list(group.parameters.values()),
+                "lr": group.learning_rate,
+                "weight_decay": 0.0 if group.anchor is not None else group.weight_decay,
+            }
             for group in groups
         ],
         betas=betas,
@@ -111,6 +116,10 @@ def train(
         assert not unused, f"no gradient reaches {unused[:3]}"
         norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), clip)
         optimizer.step()
+        with torch.no_grad():
+            for group in groups:
+                for name, start in (group.anchor or {}).items():
+                    group.parameters[name].lerp_(start, group.learning_rate * factor * group.weight_decay)
         line: dict[str, Any] = {
             "step": step + 1,
             "loss": round(loss, 6),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,7 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_loads_as_the_same_function_in_the_same_dtype(
-    kind: str, models: Callable[..., Path], place: Path
-) -> None:
+def test_it_loads_as_the_same_function_in_the_same_dtype(kind: str, models: Callable[..., Path], place: Path) -> None:
     family, options = KINDS[kind]
     outcome = run(place, models(family, **options), GROWN[family])
     kept = outcome.metrics["preservation"]
@@ -224,9 +223,7 @@ def test_the_written_recipe_loads_and_makes_the_same_weights(
     fitted: tuple[Path, Outcome], models: Callable[..., Path], place: Path
 ) -> None:
     written = fitted[0] / "out" / "ligo" / "recipe.yaml"
-    again = load_recipe(
-        written, source=str(models()), out="out", overrides=[f"fit.data.text=['{place}/corpus/*.txt']"]
-    )
+    again = load_recipe(written, source=str(models()), out="out", overrides=[f"fit.data.text=['{place}/corpus/*.txt']"])
     assert again.public() == load_recipe(written).public() == load_recipe(fitted[0] / "recipe.yaml").public()
     convert(again)
     for name in LAYOUT - {"README.md", "ligo/provenance.json", "ligo/fit.jsonl", "ligo/fit.png", "ligo/SHA256SUMS"}:
@@ -424,7 +421,7 @@ def test_an_operator_takes_sources_of_its_shape_only(
         "untied": {"tied": False},
         "llama": {"family": "llama"},
     }
-    with pytest.raises(SourceError, match="shape|another family"):
+    with pytest.raises(SourceError, match=r"has not the shape|another family"):
         apply_operator(
             fitted[0] / "out" / "ligo" / "operator.safetensors", str(models(**changes[other])), place / "out"
         )
@@ -568,10 +565,8 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
 @pytest.mark.parametrize("what", HEADERS)
 def test_plan_and_run_refuse_alike_and_leave_nothing(what: str, source: Path, place: Path) -> None:
     change, target, sections, kind, text = HEADERS[what]
-    if what in ("hub text without datasets", "sentencepiece alone"):
-        for package in ("datasets", "sentencepiece"):
-            if shutil.which(sys.executable) and __import__("importlib.util").util.find_spec(package):
-                pytest.skip(f"{package} is installed here")
+    if kind is MissingExtra and any(map(importlib.util.find_spec, ("datasets", "sentencepiece"))):
+        pytest.skip("the extra is installed here")
     change(source, place)
     recipe = recipe_of(place, "./source", target, **sections)
     before = snapshot(place)
@@ -588,7 +583,9 @@ def test_plan_and_run_refuse_alike_and_leave_nothing(what: str, source: Path, pl
 def test_kv_groups_that_do_not_divide(models: Callable[..., Path], place: Path) -> None:
     recipe = recipe_of(place, models("llama"), {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 4})
     for do in (plan_recipe, convert):
-        with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:\d+: the target's sizes do not fit.*num_key_value_heads"):
+        with pytest.raises(
+            RecipeError, match=r"recipe\.yaml:\d+:\d+: the target's sizes do not fit.*num_key_value_heads"
+        ):
             do(recipe)
 
 
@@ -691,8 +688,8 @@ def flip(path: Path, at: int = -1) -> None:
 
 
 @pytest.fixture
-def finished(fitted: tuple[Path, Outcome], tmp_path: Path) -> Iterator[Path]:
-    yield shutil.copytree(fitted[0] / "out", tmp_path / "finished")
+def finished(fitted: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    return shutil.copytree(fitted[0] / "out", tmp_path / "finished")
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUT))
@@ -747,7 +744,7 @@ def test_verify_with_another_source(finished: Path, models: Callable[..., Path])
 def test_verify_of_what_is_no_output(place: Path, models: Callable[..., Path]) -> None:
     (place / "file").write_text("x")
     for path in (place / "nothing", place / "file"):
-        with pytest.raises(VerificationError, match="no such directory|not a directory"):
+        with pytest.raises(VerificationError, match="no such directory"):
             verify(path)
     with pytest.raises(VerificationError, match="SHA256SUMS"):
         verify(models())

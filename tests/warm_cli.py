@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -69,17 +70,32 @@ class WarmCli:
         return answer
 
     def start(
-        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, kill_at: int | None = None
+        self,
+        *arguments: str,
+        cwd: Path,
+        kill_at: int | None = None,
+        count_to: Path | None = None,
+        limit: tuple[int, int] | None = None,
+        user: int | None = None,
     ) -> Running:
-        """Start `ligo-convert ARGUMENTS`; with `kill_at` its group dies by SIGKILL at that effect on the file system."""
+        """Start `ligo-convert ARGUMENTS`.
+
+        Args:
+            kill_at: its group dies by SIGKILL at that effect on the file system, counted from 0.
+            count_to: a file for the number of effects.
+            limit: a resource and the most that the process may have of it.
+            user: the account to become.
+        """
         self.count += 1
         streams = (self.scratch / f"{self.count}.out", self.scratch / f"{self.count}.err")
         answer = self.ask(
             {
                 "arguments": arguments,
                 "cwd": str(cwd),
-                "env": dict(env or {}),
                 "kill_at": kill_at,
+                "count_to": None if count_to is None else str(count_to),
+                "limit": limit,
+                "user": user,
                 "streams": [str(path) for path in streams],
             }
         )
@@ -96,26 +112,29 @@ class WarmCli:
         self.process.stdout.close()
 
 
-def _kill_at(effect: int) -> None:
-    """The effect numbered `effect` is the last thing this process group does: half of it, where it is a write."""
+def _watch(kill_at: int | None, count_to: str | None) -> None:
+    """The effect numbered `kill_at` is the last thing this process group does: half of it, where it is a write."""
     from ligo_convert import fs
 
     count = 0
 
-    def counted(name: str, function: Any) -> Any:
+    def watched(name: str, function: Any) -> Any:
         def call(path: Path, *arguments: Any) -> Any:
             nonlocal count
-            count += 1
-            if count > effect:
+            if count == kill_at:
                 if name == "write":
                     descriptor, data = arguments
                     function(path, descriptor, data[: len(data) // 2])
                 os.killpg(0, signal.SIGKILL)
-            return function(path, *arguments)
+            count += 1
+            result = function(path, *arguments)
+            if count_to is not None:
+                Path(count_to).write_text(str(count))
+            return result
 
         return call
 
-    fs.EFFECTS.update({name: counted(name, function) for name, function in fs.EFFECTS.items()})
+    fs.EFFECTS.update({name: watched(name, function) for name, function in fs.EFFECTS.items()})
 
 
 def _become(request: Mapping[str, Any]) -> None:
@@ -124,9 +143,15 @@ def _become(request: Mapping[str, Any]) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
-    os.environ.update(request["env"])
-    if request["kill_at"] is not None:
-        _kill_at(request["kill_at"])
+    if request["limit"] is not None:
+        kind, most = request["limit"]
+        resource.setrlimit(kind, (most, most))
+    if request["user"] is not None:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+    if request["kill_at"] is not None or request["count_to"] is not None:
+        _watch(request["kill_at"], request["count_to"])
     sys.argv = ["ligo-convert", *request["arguments"]]
     from ligo_convert.cli import main
 

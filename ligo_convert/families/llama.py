@@ -56,7 +56,6 @@ LLAMA = Family(
         "attention_dropout",
         "initializer_range",
         "use_cache",
-        "max_position_embeddings",
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
