@@ -1,7 +1,7 @@
 """ligo-convert: grow a small pretrained transformer into a larger one (LiGO, arXiv:2303.00980).
 
-    import ligo_convert
-    grown = ligo_convert.grow(model, {"n_layer": 24, "n_embd": 1024, "n_head": 16}, data=batches)
+import ligo_convert
+grown = ligo_convert.grow(model, {"n_layer": 24, "n_embd": 1024, "n_head": 16}, data=batches)
 """
 
 from __future__ import annotations

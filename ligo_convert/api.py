@@ -11,9 +11,10 @@ import torch
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.fit import Settings, fit, stacked_source
+from ligo_convert.initial import initial_operator
 from ligo_convert.models import library_config
 from ligo_convert.plan import DEFAULT_KEYING, find_family
-from ligo_convert.start import Growth, initial_operator, plan_start
+from ligo_convert.start import Growth, plan_start
 from ligo_convert.stream import grow as grow_stream
 from ligo_convert.stream import target_rows, target_specs
 from ligo_convert.tensors import TensorSpec

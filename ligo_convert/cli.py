@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ligo_convert.errors import Interrupted, LigoError, MachineError, printable
+from ligo_convert.signals import Stopped, answered
 
 if TYPE_CHECKING:
     from ligo_convert.progress import Progress
@@ -228,36 +227,22 @@ def _showing() -> Iterator[Progress]:
         yield progress
 
 
-class _Stopped(BaseException):
-    """A signal asked us to stop. No Exception: nothing on the way, in any library, may take it for a failure of its own."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    # A second signal does not wait for anything.
-    signal.signal(number, signal.SIG_DFL)
-    raise _Stopped(number)
-
-
 def main() -> None:
     """Entry point: every error becomes a few lines on stderr and its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell that started us in the background has had SIGINT ignored, and it stays so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    # Read when torch is imported. OpenMP's threads wait for each other by spinning unless told otherwise; beside any other load that
+    # costs ten times the step itself (docs/log.md), and sleeping costs next to nothing on an idle machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
     try:
-        code = cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        with answered():
+            code = cli.main(standalone_mode=False)
+            sys.stdout.flush()
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = 2
-    except _Stopped as stop:
+    except Stopped as stop:
         code = _fail(Interrupted(stop.number), debug)
     except LigoError as error:
         code = _fail(error, debug)

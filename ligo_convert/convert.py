@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,15 +110,13 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             finished = _finished_statement(out)
             source = _enter(stack, open_planned(recipe, weights=True))
             plan = make_plan(recipe, source, check_disk=finished is None)
-            digests = _digest(source, progress) if source is not None else {}
+            digests = _examine(source, plan, progress) if source is not None else {}
             recipe_digest = digest_recipe(plan, source, digests, progress)
             key = run_key(recipe_digest)
         if finished is not None:
             return _unchanged(out, finished, key, plan, progress)
         for warning in plan.warnings:
             progress.warn(warning)
-        if source is not None:
-            _check_source(source, plan, progress)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
             progress.say("going on with what an earlier run has staged")
@@ -162,9 +161,7 @@ def fit_operator(
     with contextlib.ExitStack() as stack:
         source = _enter(stack, open_planned(recipe, weights=True))
         plan = make_plan(recipe, source, check_disk=False)
-        digests = _digest(source, progress) if source is not None else {}
-        if source is not None:
-            _check_source(source, plan, progress)
+        digests = _examine(source, plan, progress) if source is not None else {}
         # Staged like an output, so that a fit that is stopped goes on; only the operator leaves the staging directory.
         key = run_key(digest_recipe(plan, source, digests, progress))
         staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=key))
@@ -264,9 +261,13 @@ def _digest(source: Source, progress: Progress) -> dict[str, str]:
         return source.digest(task.advance)
 
 
-def _check_source(source: Source, plan: Plan, progress: Progress) -> None:
-    check_copies(source, plan.inventory)
-    check_finite(source, allow=plan.recipe.source.allow_nonfinite, progress=progress)
+def _examine(source: Source, plan: Plan, progress: Progress) -> dict[str, str]:
+    """Digest the source and look at its values, side by side: both read everything, and neither needs the other."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        digests = beside.submit(source.digest)
+        check_copies(source, plan.inventory)
+        check_finite(source, allow=plan.recipe.source.allow_nonfinite, progress=progress)
+        return digests.result()
 
 
 def digest_recipe(plan: Plan, source: Source | None, digests: Mapping[str, str], progress: Progress) -> str:
@@ -316,7 +317,15 @@ def _write(
         check_digests(staging.path, weights)
         checks: dict[str, Any] = {
             "digests": len(weights),
-            **check_weights(staging.path, specs, allow_nonfinite=job.allow_nonfinite, progress=progress),
+            # Values were looked at as they were written, and the digests say that these are the same bytes; where non-finite ones are
+            # allowed they are counted here.
+            **check_weights(
+                staging.path,
+                specs,
+                allow_nonfinite=job.allow_nonfinite,
+                progress=progress,
+                values=job.allow_nonfinite,
+            ),
             "loaded": None,
         }
         if loads:

@@ -95,6 +95,7 @@ class Family:
         ignored: patterns of buffers that some checkpoints carry and no model reads.
         branch_ends: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
             that must do nothing yet.
+        vocabulary, positions: the axes of token ids and of learned positions ("" where there are none).
         kept: axes that are looked up, never grown. fixed: axes whose entries keep their meaning by position (rotary pairs).
         products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
         carries: stream -> stream whose content it is, for the paper's ties.
@@ -114,6 +115,8 @@ class Family:
     tensors: Mapping[str, str]
     norm: Norm
     defaults: Mapping[str, object]
+    vocabulary: str = "vocab"
+    positions: str = ""
     optional_prefix: str = ""
     tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tie_key: str = "tie_word_embeddings"

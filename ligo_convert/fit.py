@@ -18,9 +18,9 @@ import torch
 
 from ligo_convert.family import Family, Inventory, Row
 from ligo_convert.growth import Grower
+from ligo_convert.initial import learnable
 from ligo_convert.models import LibraryModel, mean_loss
 from ligo_convert.operator import Operator
-from ligo_convert.start import learnable
 from ligo_convert.stream import Read, source_name, target_rows
 from ligo_convert.torchio import tensor_from_bytes
 from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
@@ -182,7 +182,9 @@ def fit(
             parameters=width,
             learning_rate=settings.width_rate,
             weight_decay=settings.weight_decay,
-            anchor={name: parameter.detach().clone() for name, parameter in width.items()} if settings.weight_decay else None,
+            anchor={name: parameter.detach().clone() for name, parameter in width.items()}
+            if settings.weight_decay
+            else None,
         ),
         Group(name="depth", parameters=depth, learning_rate=settings.depth_rate),
     ]

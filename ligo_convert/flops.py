@@ -7,10 +7,10 @@ is usual. The head counts, tied or not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ligo_convert.family import Family
-from ligo_convert.operator import Operator
 
 
 def forward_flops(family: Family, config: Mapping[str, object], *, tokens: int, sequence_length: int) -> int:
@@ -23,10 +23,7 @@ def forward_flops(family: Family, config: Mapping[str, object], *, tokens: int, 
         looked_up = any(dim.role == "read" and set(dim.parts) <= set(family.kept) for dim in row.layout.dims)
         if looked_up:
             continue
-        elements = 1
-        for size in family.shape(row, sizes):
-            elements *= size
-        total += 2 * elements * tokens * (sizes[row.depth] if row.depth else 1)
+        total += 2 * math.prod(family.shape(row, sizes)) * tokens * (sizes[row.depth] if row.depth else 1)
     for stream, _ in family.products:
         layers = next(row.depth for row in family.rows if stream in row.layout.streams)
         assert layers is not None
@@ -39,27 +36,41 @@ def step_flops(family: Family, config: Mapping[str, object], *, tokens: int, seq
     return 3 * forward_flops(family, config, tokens=tokens, sequence_length=sequence_length)
 
 
-def growth_flops(operator: Operator, family: Family) -> int:
-    """Operations of applying a learned operator once: the dense rows of its maps and its depth matrices."""
-    old, new = family.sizes(operator.source), family.sizes(operator.target)
+def growth_flops(family: Family, source: Mapping[str, object], target: Mapping[str, object]) -> int:
+    """Operations of growing every tensor once by dense maps: along each dim that grows, then over the layers.
+
+    Widening comes first, as the source has fewer layers; `fixed` axes are not multiplied.
+    """
+    old, new = family.sizes(source), family.sizes(target)
     total = 0
-    for row in family.rows_for(operator.target):
+    for row in family.rows_for(target):
         layers = old[row.depth] if row.depth else 1
-        for (_, dims), key in zip(row.layout.pieces(), row.piece_keys(), strict=True):
-            shape = [old.get(dim.parts[0], 1) for dim in dims]
-            for term in operator.terms:
-                current = list(shape)
-                for position, dim in enumerate(dims):
-                    for axis in operator.stream(term, dim.parts[0], row.depth, 0, 0):
-                        found = axis.role(dim.role)
-                        rest = 1
-                        for size in current:
-                            rest *= size
-                        total += 2 * layers * int(found.tail.shape[0]) * rest
-                    current[position] = new.get(dim.parts[0], 1)
-                if row.depth:
-                    elements = 1
-                    for size in current:
-                        elements *= size
-                    total += 2 * int(term.depths[key].size) * elements
+        for _, dims in row.layout.pieces():
+            current = [old.get(dim.parts[0], 1) for dim in dims]
+            for position, dim in enumerate(dims):
+                factors = [axis for axis in family.factors(dim.parts[0]) if axis in old and axis not in family.fixed]
+                before = math.prod(old[axis] for axis in factors)
+                after = math.prod(new[axis] for axis in factors)
+                if before != after:
+                    total += 2 * layers * after * math.prod(current)
+                current[position] = new.get(dim.parts[0], 1)
+            if row.depth:
+                total += 2 * layers * new[row.depth] * math.prod(current)
     return total
+
+
+def fit_flops(
+    family: Family,
+    source: Mapping[str, object],
+    target: Mapping[str, object],
+    *,
+    steps: int,
+    tokens: int,
+    sequence_length: int,
+) -> int:
+    """Operations of a whole fit: at every step the target's training step, and growth four times over.
+
+    Growth runs once for the weights and once more for its gradient, whose backward pass costs two.
+    """
+    step = step_flops(family, target, tokens=tokens, sequence_length=sequence_length)
+    return steps * (step + 4 * growth_flops(family, source, target))

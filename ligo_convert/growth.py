@@ -306,7 +306,8 @@ class Grower:
 
 def _mix(matrix: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
     """sum_j D[i, j] W_j: [new, old] x [old, ...] -> [new, ...]."""
-    return torch.tensordot(matrix, stacked, dims=([1], [0]))
+    mixed: torch.Tensor = torch.tensordot(matrix, stacked, dims=([1], [0]))
+    return mixed
 
 
 def drawn_values(

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ligo_convert.errors import OutputBusy
+from ligo_convert.initial import initial_operator, random_operator
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
 from ligo_convert.progress import Progress
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import WORK, Staging
-from ligo_convert.start import initial_operator, random_operator
 from ligo_convert.stored import read_operator, read_safetensors
 from ligo_convert.stream import compute_dtype, target_rows
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
@@ -128,7 +128,7 @@ def slices_of(
             train_tokens=train_tokens,
             heldout_tokens=-(-fit.heldout_tokens // whole) * whole,
             seed=fit.seed,
-            vocabulary=plan.family.sizes(plan.start.source)["vocab"],
+            vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )
 
@@ -227,7 +227,7 @@ def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[st
         files = {name: (found / name).read_bytes() for name in TOKENIZER_FILES if (found / name).is_file()}
     else:
         with progress.task("training a tokenizer"):
-            vocabulary = plan.family.sizes(config)["vocab"]
+            vocabulary = plan.family.sizes(config)[plan.family.vocabulary]
             files = train_tokenizer(
                 fit.data,
                 base=plan.recipe.base,
@@ -416,8 +416,8 @@ def _random_blocks(plan: Plan) -> np.ndarray:
     from ligo_convert.data import random_slice
 
     sizes = plan.family.sizes(plan.start.source)
-    length = min(128, sizes.get("position", 128))
-    return random_slice(vocabulary=sizes["vocab"], sequence_length=length, blocks=RANDOM_BLOCKS, seed=0)
+    length = min(128, sizes.get(plan.family.positions, 128))
+    return random_slice(vocabulary=sizes[plan.family.vocabulary], sequence_length=length, blocks=RANDOM_BLOCKS, seed=0)
 
 
 def _fit_settings(plan: Plan, device: str) -> Any:

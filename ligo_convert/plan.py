@@ -17,11 +17,12 @@ from ligo_convert.corpus import DataFacts, check_data
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
-from ligo_convert.flops import step_flops
+from ligo_convert.flops import fit_flops, step_flops
 from ligo_convert.fs import check_place, check_room
+from ligo_convert.initial import learned_parameters
 from ligo_convert.recipe import Recipe
 from ligo_convert.source import Source, open_source, read_config
-from ligo_convert.start import Growth, Start, learned_parameters, plan_start
+from ligo_convert.start import Growth, Start, plan_start
 from ligo_convert.stream import target_specs
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.tokenization import check_tokenizer
@@ -68,12 +69,17 @@ class Plan:
 
     @property
     def flops(self) -> dict[str, int | None]:
-        """Operations of one training step of the target, and of the whole fit (growing the target at every step left out)."""
+        """Operations of one training step of the target, and of the whole fit."""
         fit = self.recipe.fit
         length = fit.sequence_length if fit else 128
         tokens = fit.batch_size * length if fit else length
-        step = step_flops(self.family, self.start.target, tokens=tokens, sequence_length=length)
-        return {"target_step": step, "fit": step * fit.steps if fit else 0}
+        old, new = self.start.source, self.start.target
+        return {
+            "target_step": step_flops(self.family, new, tokens=tokens, sequence_length=length),
+            "fit": fit_flops(
+                self.family, old, new, steps=fit.steps if fit else 0, tokens=tokens, sequence_length=length
+            ),
+        }
 
 
 def find_family(config: Mapping[str, object], *, where: str) -> Family:
@@ -235,7 +241,7 @@ def _check_data(recipe: Recipe, family: Family, source: Source | None, start: St
         at, found = recipe.where("fit", "data"), str(error.where)
         error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
         raise
-    positions = family.sizes(start.source).get("position")
+    positions = family.sizes(start.source).get(family.positions)
     for name, length in _sequence_lengths(recipe):
         if positions is not None and length > positions:
             raise RecipeError(
@@ -281,9 +287,9 @@ def activation_bytes(family: Family, config: Mapping[str, object], sequence_leng
     """Bytes that one sequence's forward and backward pass hold: logits and their softmax, and what every layer keeps."""
     sizes = family.sizes(config)
     layers = sum(sizes[axis] for axis in family.depth_axes)
-    logits = 4 * 4 * sequence_length * sizes["vocab"]
-    layer = 4 * sequence_length * (14 * sizes["embed"] + 5 * sizes["mlp"]) + 8 * sequence_length**2
-    return logits + layers * layer
+    logits = 4 * 4 * sequence_length * sizes[family.vocabulary]
+    inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.kept)
+    return logits + layers * (4 * sequence_length * 4 * inner + 8 * sequence_length**2)
 
 
 def _micro_batch(recipe: Recipe, family: Family, start: Start) -> int:

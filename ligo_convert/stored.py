@@ -11,6 +11,7 @@ import numpy as np
 from ligo_convert.errors import SourceError
 from ligo_convert.fs import reporting
 from ligo_convert.headers import Header, read_at, read_header
+from ligo_convert.initial import check_operator
 from ligo_convert.operator import Operator, restore
 from ligo_convert.tensors import TensorSpec
 
@@ -48,7 +49,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def read_operator(path: Path) -> Operator:
-    """The growth operator of a file. Raises SourceError where it holds none."""
+    """The growth operator of a file, checked against its family. Raises SourceError where it holds none that could be applied."""
     descriptor = _open(path)
     try:
         header = read_header(descriptor, label=path.name)
@@ -57,6 +58,8 @@ def read_operator(path: Path) -> Operator:
         def read(name: str) -> Any:
             return _bytes(descriptor, header, name, path.name)
 
-        return restore(header.metadata, specs, read, label=path.name)
+        operator = restore(header.metadata, specs, read, label=path.name)
+        check_operator(operator, label=path.name)
+        return operator
     finally:
         os.close(descriptor)

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -179,6 +180,7 @@ class Writer:
         self._handle: Handle | None = None
         self._hash = hashlib.sha256()
         self._broken = self._closed = False
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
 
     def pending(self) -> Iterator[TensorSpec]:
         """The tensors that are still to be put, in order, as of this call; `put` while iterating is what it is for."""
@@ -216,8 +218,12 @@ class Writer:
         view = flat(data)
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
-            self._handle.write(chunk)
-            self._hash.update(chunk)
+            # Neither holds the interpreter's lock: the digest is taken while the kernel copies.
+            digest = self._beside.submit(self._hash.update, chunk)
+            try:
+                self._handle.write(chunk)
+            finally:
+                digest.result()
             if self._on_bytes is not None:
                 self._on_bytes(len(chunk))
 
@@ -249,6 +255,7 @@ class Writer:
             if index is not None:
                 self._staging.write_bytes(INDEX, index)
             self._closed = True
+            self._beside.shutdown()
         return {shard.filename: self._digests[shard.filename] for shard in self._plan.shards}
 
     def _remove_strangers(self) -> None:
@@ -264,6 +271,7 @@ class Writer:
 
     def _abort(self) -> None:
         self._broken = True
+        self._beside.shutdown()
         if self._handle is not None:
             handle, self._handle = self._handle, None
             handle.abort()

@@ -3,8 +3,8 @@
     python scripts/make_source.py gpt2 out/gpt2-base --tokenizer path/to/gpt2-tokenizer
     python scripts/make_source.py llama out/llama-1b --set hidden_size=2048 --set num_hidden_layers=22 --dtype bfloat16
 
-What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers writes it (config.json,
-safetensors, the tokenizer's files). Such a model has learned nothing; it is for memory, speed and loading, not for losses.
+What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers writes it
+(config.json, safetensors, the tokenizer's files). Such a model has learned nothing; it is for memory, speed and loading, not for losses.
 """
 
 from __future__ import annotations

@@ -153,7 +153,6 @@ def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> Non
     assert planned.code == 0
     assert "transformer.h.{layer}.attn.c_attn.weight" in planned.out
     assert "12.4k -> " in planned.out
-    assert os.listdir(place) == os.listdir(place)
     done = call("run", recipe)
     assert (done.code, done.err) == (0, "")
     assert "out" in done.out
@@ -442,6 +441,33 @@ def test_a_bug_is_ours(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch)
     assert told.code == 70
     assert "Traceback" in told.err
     assert "\x1b" not in told.err
+
+
+def test_a_signal_during_a_long_call_into_a_library(place: Path) -> None:
+    code = (
+        "import hashlib, sys\nimport ligo_convert.plan\nfrom ligo_convert.cli import main\n"
+        "def long(_):\n"
+        "    print('begun', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 300_000_000)\n"
+        "ligo_convert.plan.plan_recipe = long\n"
+        "sys.argv = ['ligo-convert', 'plan', 'recipe.yaml']\nmain()"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        began = time.monotonic()
+        running.terminate()
+        _, err = running.communicate()
+        assert running.returncode == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 5
+    assert err == "error: stopped by SIGTERM\n  run the same command again to go on\n"
 
 
 def test_too_little_memory_is_no_bug(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,17 @@ from ligo_convert.growth import drawn_values
 from ligo_convert.models import LibraryModel
 from ligo_convert.tensors import TensorSpec
 
+
+def llama(width: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, object]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
 # Real configs, at their real sizes: what the public checkpoints have.
 FULL_SIZE = {
     "gpt2": [
@@ -24,11 +35,11 @@ FULL_SIZE = {
     ],
     "llama": [
         {},
-        {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256},
-        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
-        {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "attention_bias": True, "mlp_bias": True},
+        {**llama(8192, 28672, 80, 64, 8), "vocab_size": 128256},
+        {**llama(2048, 8192, 16, 32, 8), "vocab_size": 128256, "tie_word_embeddings": True},
+        {**llama(576, 1536, 30, 9, 3), "attention_bias": True, "mlp_bias": True},
     ],
-}  # fmt: skip
+}
 
 
 def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[str, TensorSpec]:

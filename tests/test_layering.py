@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "markdown",
             "private",
             "environment",
+            "signals",
             "yamldump",
             "recipe_sections",
         ),

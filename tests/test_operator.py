@@ -7,12 +7,13 @@ import pytest
 import torch
 from tiny import CONFIGS, TARGETS, config_of, grown_state, model_of, start_of
 
+from ligo_convert.errors import SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.fit import GrownTarget
 from ligo_convert.growth import Grower
+from ligo_convert.initial import check_operator, initial_operator, learnable, learned_parameters, random_operator
 from ligo_convert.maps import Axis, Map, kronecker
-from ligo_convert.operator import Operator, describe, restore, stored_arrays
-from ligo_convert.start import initial_operator, learnable, learned_parameters
+from ligo_convert.operator import ROLES, Operator, describe, restore, stored_arrays
 
 KEYINGS = [("source", None), ("target", None), ("shared", None), ("source", "paper")]
 
@@ -163,7 +164,11 @@ def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, ke
         family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie
     )
     operator = learnable(initial_operator(start), FAMILIES[family])
-    maps = {id(axis.role(role)): axis.role(role).tail.size for term in operator.terms for factors in term.widths.values() for axis in factors for role in ("write", "read", "gain", "shift") if len(axis.role(role).index) == 0}  # fmt: skip
+    maps = {}
+    for factors in (factors for term in operator.terms for factors in term.widths.values()):
+        for found in (axis.role(role) for axis in factors for role in ROLES):
+            if len(found.index) == 0:
+                maps[id(found)] = found.tail.size
     depths = sum({id(array): array.size for key, array in operator.terms[0].depths.items() if "{" in key}.values())
     assert sum(maps.values()) + depths == learned_parameters(start)
 
@@ -171,7 +176,10 @@ def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, ke
 def test_the_default_operator_of_gpt2_base_to_medium_is_small() -> None:
     config = {"model_type": "gpt2", **FAMILIES["gpt2"].defaults}
     target = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
-    counts = {keying: learned_parameters(start_of("gpt2", config, target, width="lemon", depth="identity", keying=keying)) for keying in ("shared", "source", "target")}  # fmt: skip
+    counts = {}
+    for keying in ("shared", "source", "target"):
+        start = start_of("gpt2", config, target, width="lemon", depth="identity", keying=keying)
+        counts[keying] = learned_parameters(start)
     assert 25e6 < counts["shared"] < 35e6
     assert counts["shared"] < counts["source"] < counts["target"]
 
@@ -212,3 +220,79 @@ def test_maps_are_what_their_matrix_is() -> None:
     assert matrix[1].tolist() == [0.5, 0, 0, 0]
     assert not matrix[2].any()
     np.testing.assert_array_equal(matrix[3:], found.tail)
+
+
+def stored(operator: Operator) -> tuple[dict, dict, dict]:
+    arrays = stored_arrays(operator)
+    return (
+        describe(operator),
+        {spec.name: spec for spec, _ in arrays},
+        {spec.name: bytes(view) for spec, view in arrays},
+    )
+
+
+def _change(text: str, new: str):
+    return lambda metadata: {**metadata, "ligo": metadata["ligo"].replace(text, new)}
+
+
+CRAFTED = [
+    (_change('"family":"gpt2"', '"family":"gpt3"'), "unknown family"),
+    (_change('"n_embd":24', '"n_embd":36'), "of another size|do not fit"),
+    (_change('"n_layer":5', '"n_layer":6'), "another shape"),
+    (_change('"drawn_layers":{', '"drawn_layers":[{'), "no growth operator"),
+    (_change('"drawn_layers":{"layer":[false,', '"drawn_layers":{"layer":['), "does not have"),
+    (_change('"format":"ligo-operator/1"', '"format":"ligo-operator/9"'), "another version"),
+    (_change('"seed"', '"sead"'), "no growth operator"),
+    (lambda metadata: {"format": "pt"}, "no growth operator"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CRAFTED)
+def test_a_crafted_operator_is_refused(change, message: str) -> None:
+    target = {"n_embd": 24, "n_head": 3, "n_layer": 5}
+    operator = initial_operator(start_of("gpt2", config_of("gpt2"), target, width="lemon", depth="identity"))
+    metadata, specs, data = stored(operator)
+    changed = change(metadata)
+    assert changed != metadata
+    with pytest.raises(SourceError, match=message):
+        check_operator(restore(changed, specs, data.__getitem__, label="op"), label="op")
+
+
+def test_an_index_that_points_nowhere_is_refused() -> None:
+    operator = initial_operator(
+        start_of("gpt2", config_of("gpt2"), TARGETS["gpt2"]["uneven"], width="lemon", depth="identity")
+    )
+    metadata, specs, data = stored(operator)
+    name = next(name for name in data if name.endswith("mlp/0/write.index"))
+    data[name] = np.full(specs[name].shape, 10**6, dtype="<i8").tobytes()
+    with pytest.raises(SourceError, match="a width map that is none"):
+        check_operator(restore(metadata, specs, data.__getitem__, label="op"), label="op")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("target", ["depth", "both"])
+def test_a_random_target_owes_nothing_to_its_source(family: str, target: str) -> None:
+    config = config_of(family)
+    operator = random_operator(start_of(family, config, TARGETS[family][target], width="lemon", depth="identity"))
+    state = dict(model_of(config).state_dict())
+    other = dict(model_of(config, seed=1).state_dict())
+    one, two = grown_state(operator, state), grown_state(operator, other)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+        assert tensor.ndim == 1 or float(tensor.std()) > 0, name
+
+
+@pytest.mark.parametrize("width", ["direct", "random"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, TARGETS[family]["both"], width=width, depth="identity")
+    grown = grown_state(initial_operator(start), dict(model_of(config).state_dict()))
+    silent = start.depths["layer"].silent
+    ends = [row for row in FAMILIES[family].rows_for(start.target) if FAMILIES[family].is_branch_end(row)]
+    assert any(silent)
+    for row in ends:
+        for layer, is_silent in enumerate(silent):
+            assert is_silent == (not grown[row.name(layer)].any()) or (
+                row.layout.dims[0].role == "write" and len(row.layout.dims) == 1
+            )

@@ -6,6 +6,7 @@ group, takes the request's directory, environment and streams, and calls `ligo_c
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -77,6 +78,7 @@ class WarmCli:
         count_to: Path | None = None,
         limit: tuple[int, int] | None = None,
         user: int | None = None,
+        save_often: bool = False,
     ) -> Running:
         """Start `ligo-convert ARGUMENTS`.
 
@@ -85,9 +87,12 @@ class WarmCli:
             count_to: a file for the number of effects.
             limit: a resource and the most that the process may have of it.
             user: the account to become.
+            save_often: a training state is saved after every step.
         """
         self.count += 1
         streams = (self.scratch / f"{self.count}.out", self.scratch / f"{self.count}.err")
+        for path in streams:
+            path.touch()
         answer = self.ask(
             {
                 "arguments": arguments,
@@ -96,6 +101,7 @@ class WarmCli:
                 "count_to": None if count_to is None else str(count_to),
                 "limit": limit,
                 "user": user,
+                "save_often": save_often,
                 "streams": [str(path) for path in streams],
             }
         )
@@ -150,6 +156,10 @@ def _become(request: Mapping[str, Any]) -> None:
         os.setgroups([])
         os.setgid(request["user"])
         os.setuid(request["user"])
+    if request["save_often"]:
+        from ligo_convert import training
+
+        training.SAVE_EVERY_SECONDS = 0.0
     if request["kill_at"] is not None or request["count_to"] is not None:
         _watch(request["kill_at"], request["count_to"])
     sys.argv = ["ligo-convert", *request["arguments"]]
@@ -160,6 +170,8 @@ def _become(request: Mapping[str, Any]) -> None:
 
 def serve() -> None:
     # Everything below imports without computing anything, so that no thread is lost in a fork.
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
     import numpy
     import torch  # noqa: F401
     import transformers
@@ -170,8 +182,10 @@ def serve() -> None:
     import ligo_convert.pretrain
     import ligo_convert.verify  # noqa: F401
 
-    assert numpy.__version__
-    assert transformers.__version__
+    assert matplotlib.figure
+    assert numpy
+    assert transformers
+    gc.freeze()  # what is shared with the children stays shared
     for line in sys.stdin:
         request = json.loads(line)
         if not request:

@@ -35,6 +35,7 @@ GPT2 = Family(
         "lm_head.weight": "vocab <- embed",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_epsilon", head="transformer.ln_f"),
+    positions="position",
     optional_prefix="transformer.",
     tied={"lm_head.weight": "transformer.wte.weight"},
     ignored=("transformer.h.{layer}.attn.(bias|masked_bias)",),
