@@ -14,7 +14,6 @@ import numpy as np
 
 from ligo_convert.axes import SizeError
 from ligo_convert.errors import SourceError
-from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Row
 from ligo_convert.maps import Axis, Map, corner, dense, identity_axis, kronecker, plain_axis
 from ligo_convert.methods import WIDTHS, advance_axis, width_axis
@@ -266,17 +265,12 @@ def _is_sound(found: Map) -> bool:
     )
 
 
-def check_operator(operator: Operator, *, label: str) -> Family:
+def check_operator(operator: Operator, family: Family, *, label: str) -> None:
     """Require that an operator from a file is one that growth can apply: every map and matrix of the right shape, every index in range.
 
-    Returns:
-        Its family. Raises SourceError.
+    Raises:
+        SourceError: it is not; the message names the map or matrix.
     """
-    family = FAMILIES.get(operator.family)
-    if family is None:
-        raise SourceError(
-            f"an operator of the unknown family {operator.family!r}", where=label, expected=", ".join(FAMILIES)
-        )
     try:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
     except SizeError as error:
@@ -306,4 +300,3 @@ def check_operator(operator: Operator, *, label: str) -> Family:
     for flags in (operator.drawn_layers, operator.silent_layers):
         if any(axis not in family.depth_axes or len(layers) != new[axis] for axis, layers in flags.items()):
             raise SourceError("layers that the target does not have", where=label, found=dict(flags))
-    return family

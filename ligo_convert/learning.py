@@ -26,7 +26,8 @@ from ligo_convert.staging import WORK, Staging
 from ligo_convert.stored import read_operator, read_safetensors
 from ligo_convert.stream import compute_dtype, target_rows
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
-from ligo_convert.writer import safetensors_pieces
+from ligo_convert.tokenization import known_files
+from ligo_convert.writer import rehash, safetensors_pieces
 
 if TYPE_CHECKING:
     from ligo_convert.data import TokenSlices
@@ -336,7 +337,8 @@ def _with_models(
         _same_data(staging, slices.digest)
         assert plan.data is not None
         sizes = {name: int(getattr(slices, name).size) for name in ("train", "validation", "test")}
-        data = {"digest": slices.digest, "kind": plan.data.kind, "tokens": sizes}
+        files = {path.name: rehash(path) for path in known_files(tokenizer)}
+        data = {"digest": slices.digest, "kind": plan.data.kind, "tokens": sizes, "tokenizer": files}
         blocks = slices.test[:MEASURED_BLOCKS]
     else:
         blocks = _random_blocks(plan)

@@ -13,6 +13,7 @@ from typing import Any
 from ligo_convert.card import card
 from ligo_convert.family import Family
 from ligo_convert.picture import fit_picture
+from ligo_convert.private import check_nothing_private
 from ligo_convert.provenance import Record, statement_bytes, sums
 from ligo_convert.recipe import dump_yaml
 from ligo_convert.source import Source
@@ -66,16 +67,23 @@ def write_record(
     Args:
         weights: digests of the weight files, taken while they were written.
     """
-    staging.write_bytes(RECIPE, dump_yaml(recipe).encode())
+    text = dump_yaml(recipe)
+    # The card and the provenance look after themselves.
+    check_nothing_private(text, where=RECIPE, names_in=())
+    staging.write_bytes(RECIPE, text.encode())
     if log:
-        picture = fit_picture(log, losses=record.metrics["loss"], title=f"{record.source_name}, grown")
+        picture = fit_picture(
+            log,
+            losses=record.metrics["loss"],
+            title=f"{record.source_name}, grown",
+            best_step=record.metrics["fit"]["best_step"],
+        )
         staging.write_bytes(PICTURE, picture)
     for name in (CARD, PROVENANCE, SUMS):
         staging.remove(name)
     digests = {name: weights.get(name) or rehash(staging.path / name) for name in staging.files()}
     sizes = {name: (staging.path / name).stat().st_size for name in digests}
-    text = card(record, files=sizes, figure=bool(log)).encode()
-    staging.write_bytes(CARD, text)
+    staging.write_bytes(CARD, card(record, files=sizes, figure=bool(log)).encode())
     digests[CARD] = rehash(staging.path / CARD)
     staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
     digests[PROVENANCE] = rehash(staging.path / PROVENANCE)

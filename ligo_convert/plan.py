@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ligo_convert.corpus import DataFacts, check_data
-from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.errors import LigoError, MachineError, MissingExtra, RecipeError, SourceChanged, SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
@@ -137,7 +137,7 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
     shards = plan_shards(specs, recipe.output.max_shard_size)
-    data = _check_data(recipe, family, source, start)
+    data = _check_data(recipe, family, source, start, warnings)
     if source is not None:
         check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
     measures = recipe.fit is not None or not start.copies_only
@@ -228,15 +228,23 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
     return {key: complete[key] for key in keys if complete[key] != old.get(key)}, where
 
 
-def _check_data(recipe: Recipe, family: Family, source: Source | None, start: Start) -> DataFacts | None:
+def _check_data(
+    recipe: Recipe, family: Family, source: Source | None, start: Start, warnings: list[str]
+) -> DataFacts | None:
     if recipe.fit is None:
         if recipe.source.pretrain is not None:
             raise RecipeError(
                 "source.pretrain trains on fit.data, and there is no `fit`", where=recipe.where("source", "pretrain")
             )
         return None
+    facts = None
     try:
         facts = check_data(recipe.fit.data, base=recipe.base)
+    except MissingExtra as error:
+        # Planned from a config alone, a recipe is looked at, not run here: what a run would need is said, and no refusal.
+        if source is not None or recipe.source.pretrain is not None:
+            raise
+        warnings.append(f"{error.what}; {error.hint}")
     except RecipeError as error:
         at, found = recipe.where("fit", "data"), str(error.where)
         error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"

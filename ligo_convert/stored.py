@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ligo_convert.errors import SourceError
+from ligo_convert.families import FAMILIES
 from ligo_convert.fs import reporting
 from ligo_convert.headers import Header, read_at, read_header
 from ligo_convert.initial import check_operator
@@ -59,7 +60,10 @@ def read_operator(path: Path) -> Operator:
             return _bytes(descriptor, header, name, path.name)
 
         operator = restore(header.metadata, specs, read, label=path.name)
-        check_operator(operator, label=path.name)
+        if operator.family not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise SourceError(f"an operator of the unknown family {operator.family!r}", where=path.name, expected=known)
+        check_operator(operator, FAMILIES[operator.family], label=path.name)
         return operator
     finally:
         os.close(descriptor)

@@ -45,7 +45,6 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "recipe_faults",
             "writer",
-            "stored",
             "digests",
             "corpus",
             "provenance",
@@ -59,8 +58,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "training",
         ),
     ),
-    ("recipes, families, streams", ("recipe", "families", "checkpoint_files", "stream", "measure")),
-    ("reaching out, and learning", ("checkpoint_layout", "hub", "tokenization", "card", "fit")),
+    ("recipes, families, streams", ("recipe", "families", "initial", "checkpoint_files", "stream", "measure")),
+    ("reaching out, and learning", ("checkpoint_layout", "hub", "tokenization", "card", "stored", "fit")),
     ("sources and data", ("source", "data", "pretrain")),
     ("the plan, and what is written beside weights", ("plan", "inspection", "output")),
     ("the steps of a run, and growth without files", ("learning", "verify", "api")),

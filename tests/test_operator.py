@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from ligo_convert.growth import Grower
 from ligo_convert.initial import check_operator, initial_operator, learnable, learned_parameters, random_operator
 from ligo_convert.maps import Axis, Map, kronecker
 from ligo_convert.operator import ROLES, Operator, describe, restore, stored_arrays
+from ligo_convert.stored import read_operator
+from ligo_convert.writer import safetensors_bytes
 
 KEYINGS = [("source", None), ("target", None), ("shared", None), ("source", "paper")]
 
@@ -236,7 +240,6 @@ def _change(text: str, new: str):
 
 
 CRAFTED = [
-    (_change('"family":"gpt2"', '"family":"gpt3"'), "unknown family"),
     (_change('"n_embd":24', '"n_embd":36'), "of another size|do not fit"),
     (_change('"n_layer":5', '"n_layer":6'), "another shape"),
     (_change('"drawn_layers":{', '"drawn_layers":[{'), "no growth operator"),
@@ -255,7 +258,7 @@ def test_a_crafted_operator_is_refused(change, message: str) -> None:
     changed = change(metadata)
     assert changed != metadata
     with pytest.raises(SourceError, match=message):
-        check_operator(restore(changed, specs, data.__getitem__, label="op"), label="op")
+        check_operator(restore(changed, specs, data.__getitem__, label="op"), FAMILIES["gpt2"], label="op")
 
 
 def test_an_index_that_points_nowhere_is_refused() -> None:
@@ -266,7 +269,7 @@ def test_an_index_that_points_nowhere_is_refused() -> None:
     name = next(name for name in data if name.endswith("mlp/0/write.index"))
     data[name] = np.full(specs[name].shape, 10**6, dtype="<i8").tobytes()
     with pytest.raises(SourceError, match="a width map that is none"):
-        check_operator(restore(metadata, specs, data.__getitem__, label="op"), label="op")
+        check_operator(restore(metadata, specs, data.__getitem__, label="op"), FAMILIES["gpt2"], label="op")
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -296,3 +299,12 @@ def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -
             assert is_silent == (not grown[row.name(layer)].any()) or (
                 row.layout.dims[0].role == "write" and len(row.layout.dims) == 1
             )
+
+
+def test_an_operator_of_an_unknown_family_is_refused(tmp_path) -> None:
+    operator = initial_operator(start_of("gpt2", config_of("gpt2"), {"n_layer": 3}, width="copy", depth="stack"))
+    file = tmp_path / "operator.safetensors"
+    renamed = replace(operator, family="gpt3")
+    file.write_bytes(safetensors_bytes(stored_arrays(renamed), describe(renamed)))
+    with pytest.raises(SourceError, match="unknown family 'gpt3'"):
+        read_operator(file)

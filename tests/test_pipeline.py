@@ -238,7 +238,7 @@ def test_a_fit_is_measured(fitted: tuple[Path, Outcome]) -> None:
     assert found["parameters"]["source"] < found["parameters"]["target"]
     total = sum(tensor.numel() for tensor in weights_of(fitted[0] / "out").values())
     assert found["parameters"]["target"] == total
-    assert found["flops"]["fit"] == 6 * found["flops"]["target_step"] > 0
+    assert found["flops"]["fit"] >= 6 * found["flops"]["target_step"] > 0
     assert found["seconds"].keys() == {"plan", "fit", "write", "verify"}
     assert found["peak_rss_bytes"] > 10**8
 
