@@ -259,7 +259,7 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
     done = staged_results(staging).get("learned")
     if done is not None:
         operator = read_operator(staging.path / OPERATOR)
-        log = [json.loads(line) for line in _log_lines(staging)]
+        log = [_read_line(line) for line in _log_lines(staging)]
         return Learned(operator=operator, metrics=done["metrics"], log=tuple(log), data=done["data"])
     wide = compute_dtype(plan.inventory) == "F64"
     initial = initial_operator(plan.start, dtype=np.float64 if wide else np.float32)
@@ -277,15 +277,27 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
         operator, log, data = _with_models(plan, source, initial, staging, device(), progress, metrics)
     staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
     if plan.recipe.fit is not None:
-        staging.write_bytes(FIT_LOG, "".join(json.dumps(line) + "\n" for line in log).encode())
+        staging.write_bytes(FIT_LOG, "".join(_log_line(line) + "\n" for line in log).encode())
     keep_result(staging, "learned", {"metrics": metrics, "data": data})
     StagedState(staging, "fit-state").drop()
     return Learned(operator=operator, metrics=metrics, log=tuple(log), data=data)
 
 
+def _log_line(line: Mapping[str, Any]) -> str:
+    """A line of the log as JSON, which knows no NaN: a loss that is no number is null."""
+    figures = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
+    return json.dumps(figures, allow_nan=False)
+
+
 def _log_lines(staging: Staging) -> list[str]:
     path = staging.path / FIT_LOG
     return path.read_text().splitlines() if path.exists() else []
+
+
+def _read_line(text: str) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in json.loads(text).items()}
 
 
 def _planned_preservation(plan: Plan) -> dict[str, Any]:
