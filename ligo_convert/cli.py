@@ -141,7 +141,7 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
     from ligo_convert.render import run_report
 
     with _showing() as progress:
-        from ligo_convert.convert import apply_operator
+        from ligo_convert.apply import apply_operator
 
         outcome = apply_operator(operator, source, out, progress=progress)
     _print(outcome.json(), as_json, lambda: run_report(outcome))

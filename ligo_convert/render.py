@@ -27,8 +27,8 @@ from ligo_convert.errors import printable
 from ligo_convert.progress import Progress, Task
 
 if TYPE_CHECKING:
-    from ligo_convert.convert import Outcome
     from ligo_convert.plan import Plan
+    from ligo_convert.record import Outcome
 
 
 # Progress.

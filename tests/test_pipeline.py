@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from source_models import DEEPER, GROWN, fit_section, recipe_text, weights_of, write_checkpoint, write_text
 
 import ligo_convert.plan
-from ligo_convert.convert import Outcome, apply_operator, convert, fit_operator
+from ligo_convert.apply import apply_operator
+from ligo_convert.convert import convert, fit_operator
 from ligo_convert.errors import (
     LigoError,
     MachineError,
@@ -34,6 +35,7 @@ from ligo_convert.errors import (
 )
 from ligo_convert.plan import plan_recipe
 from ligo_convert.recipe import Recipe, load_recipe
+from ligo_convert.record import Outcome
 from ligo_convert.verify import verify
 
 CANARY = "hf_canaryCanaryCanaryCanary"
@@ -293,7 +295,7 @@ def test_a_finished_output_of_something_else_is_left_alone(
     elif what == "text":
         write_text(place / "corpus" / "a.txt", seed=1)
     else:
-        monkeypatch.setattr("ligo_convert.convert.versions", lambda: {"ligo-convert": "0"})
+        monkeypatch.setattr("ligo_convert.record.versions", lambda: {"ligo-convert": "0"})
     with pytest.raises(OutputBusy, match="another recipe, source"):
         run(place, source, GROWN["gpt2"], fit=fit_section(**changes))
     assert snapshot(place / "out") == before
@@ -653,7 +655,7 @@ def test_a_source_that_changes_while_it_is_converted(
     source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source is written to after its weights have been read: nothing comes of it."""
-    from ligo_convert import convert as pipeline
+    from ligo_convert import writing as pipeline
 
     done = pipeline.write_model_files
 

@@ -177,6 +177,7 @@ def serve() -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
+    import ligo_convert.apply
     import ligo_convert.convert
     import ligo_convert.fit
     import ligo_convert.pretrain

@@ -1,0 +1,124 @@
+"""A stored operator, applied to any checkpoint of the shape it was made for.
+
+What comes in: an operator's file, a source, a place. What goes out: an output directory like any other, its record naming the operator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from ligo_convert.environment import peak_rss_bytes, versions
+from ligo_convert.errors import SourceError
+from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family, Inventory
+from ligo_convert.fs import check_place, check_room
+from ligo_convert.learning import OPERATOR
+from ligo_convert.operator import Operator, describe, stored_arrays
+from ligo_convert.output import write_record
+from ligo_convert.plan import check_apart, find_family
+from ligo_convert.progress import Progress
+from ligo_convert.provenance import Record
+from ligo_convert.record import Outcome, operator_record, sha256_of, source_record
+from ligo_convert.source import Source, open_source
+from ligo_convert.staging import Staging
+from ligo_convert.stored import read_operator
+from ligo_convert.stream import target_specs
+from ligo_convert.verify import check_copies, check_finite
+from ligo_convert.writer import plan_shards, rehash, safetensors_pieces
+from ligo_convert.writing import Clock, Job, digest_source, now, write_job
+
+
+def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | None = None) -> Outcome:
+    """Stream a source of the operator's shape through it.
+
+    Args:
+        file: of the operator. model: a directory or Hub id. out: the output directory.
+    """
+    progress, clock = progress or Progress(), Clock()
+    with clock.running("plan"):
+        operator = read_operator(file)
+        family = FAMILIES[operator.family]
+        check_place(out)
+    with contextlib.ExitStack() as stack:
+        with clock.running("plan"):
+            source = stack.enter_context(open_source(model, base=Path.cwd()))
+            check_apart(out, source, where=str(out))
+            operator, inventory = _fitted_to(operator, family, source, file)
+            specs = target_specs(family, inventory, operator.target, dtype=None)
+            job = Job(
+                family=family,
+                inventory=inventory,
+                operator=operator,
+                specs=specs,
+                shards=plan_shards(specs, 5 * 10**9),
+                allow_nonfinite=False,
+            )
+            check_room(out, job.shards.nbytes)
+            digests = digest_source(source, progress)
+        check_finite(source, allow=False, progress=progress)
+        check_copies(source, inventory)
+        operator_digest = rehash(file)
+        recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
+        key = sha256_of({"apply": recipe, "versions": versions()})
+        staging = stack.enter_context(Staging.open(out, key=key))
+        staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
+        weights, checks = write_job(job, source, staging, clock, progress, loads=True)
+        old = family.parameters(inventory.rows, source.config)
+        metrics = {
+            "parameters": {"source": old, "target": sum(spec.elements for spec in specs)},
+            "loss": dict.fromkeys(("source", "initial", "fitted", "random_target")),
+            "flops": {"fit": 0, "target_step": None},
+            "preservation": dict.fromkeys(("verdict", "max_logit_difference", "loss_difference")),
+            "fit": None,
+            "verification": checks,
+            "seconds": dict(clock.seconds),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        record = Record(
+            family=family.name,
+            recipe=recipe,
+            recipe_digest=sha256_of(recipe),
+            key=key,
+            source=source_record(source, digests, pretrained=False),
+            data=None,
+            operator=operator_record(operator, staging, []),
+            source_config=source.config,
+            target_config=operator.target,
+            metrics=metrics,
+            versions=versions(),
+            drawn=[],
+            nonfinite_allowed=False,
+            started=clock.started,
+            finished=now(),
+        )
+        write_record(record, recipe, (), weights, staging)
+        staging.commit()
+    return Outcome(out=out, family=family.name, label=source.label, metrics=metrics, changed=True)
+
+
+def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -> tuple[Operator, Inventory]:
+    """The operator for this source: its sizes must be the ones learned from; what else its config says is carried over."""
+    if find_family(source.config, where=f"{source.label}: config.json") is not family:
+        raise SourceError(
+            "the operator is of another family",
+            where=source.label,
+            expected=family.name,
+            found=source.config.get("model_type"),
+        )
+    inventory = family.check(
+        source.config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=source.label
+    )
+    wanted, found = family.sizes(operator.source), family.sizes(source.config)
+    different = {axis: (wanted[axis], found[axis]) for axis in family.axes if wanted[axis] != found[axis]}
+    if different or family.is_tied(operator.source) != family.is_tied(source.config):
+        axes = different or {family.tie_key: (family.is_tied(operator.source), family.is_tied(source.config))}
+        raise SourceError(
+            f"{source.label} has not the shape that {file.name} was made for",
+            where=source.label,
+            expected=", ".join(f"{axis} {pair[0]}" for axis, pair in axes.items()),
+            found=", ".join(f"{axis} {pair[1]}" for axis, pair in axes.items()),
+        )
+    changes = {key: value for key, value in operator.target.items() if operator.source.get(key) != value}
+    return replace(operator, source=source.config, target={**source.config, **changes}), inventory
