@@ -35,9 +35,10 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def unprivileged(tmp_path: Path) -> Iterator[Path]:
     """A folder that others may enter, while this process is one of the others even when it runs as root."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o755)
+    # Temporary folders are their owner's alone, and lie deeper where tests run side by side.
+    for folder in (tmp_path, *tmp_path.parents[:4]):
+        if folder.stat().st_uid == os.getuid() and not folder.is_mount():
+            folder.chmod(folder.stat().st_mode | 0o055)
     root = os.geteuid() == 0
     write(tmp_path / "closed.txt", "text").chmod(0)
     write(tmp_path / "locked" / "a.txt", "text").parent.chmod(0)
