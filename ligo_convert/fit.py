@@ -205,10 +205,20 @@ def fit(
     return learned, outcome
 
 
-def autocast_pays(device: str, precision: str) -> bool:
-    """Whether bfloat16 arithmetic is used: as the recipe says, or, for `auto`, on hardware with matrix units for it."""
+# From this width on a bfloat16 step is faster on a processor with matrix units for it; below it is a wash (docs/log.md).
+AUTOCAST_WIDTH = 256
+
+
+def autocast_pays(device: str, precision: str, *, width: int) -> bool:
+    """Whether bfloat16 arithmetic is used: as the recipe says, or, for `auto`, where it is faster.
+
+    Args:
+        width: of the residual stream.
+    """
     if precision != "auto":
         return precision == "bfloat16"
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return False
+    # Older versions of torch do not tell what the processor can.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16")) and width >= AUTOCAST_WIDTH

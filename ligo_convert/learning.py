@@ -195,7 +195,7 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
             learning_rate=settings.learning_rate,
             seed=settings.seed,
             device=device,
-            autocast=autocast_pays(device, fit.precision),
+            autocast=autocast_pays(device, fit.precision, width=_width(plan, plan.start.source)),
             store=store,
             on_step=on_step,
         )
@@ -426,6 +426,10 @@ def _with_models(
     return operator, outcome.log, data
 
 
+def _width(plan: Plan, config: Mapping[str, object]) -> int:
+    return plan.family.sizes(config)[plan.family.norm.stream]
+
+
 def _random_blocks(plan: Plan) -> np.ndarray:
     from ligo_convert.data import random_slice
 
@@ -451,5 +455,5 @@ def _fit_settings(plan: Plan, device: str) -> Any:
         warmup_steps=warmup,
         seed=fit.seed,
         evaluate_every=fit.evaluate_every,
-        autocast=autocast_pays(device, fit.precision),
+        autocast=autocast_pays(device, fit.precision, width=_width(plan, plan.start.target)),
     )

@@ -218,7 +218,7 @@ class OperatorChoice(Section):
     keying: Literal["source", "target", "shared"] | None = Field(
         default=None,
         description="width maps by source layer (the paper), by target layer (the official code) or one for all; "
-        "default: what measured best",
+        "default: shared",
     )
     tie: Literal["paper"] | None = Field(
         default=None, description="paper: read maps tied to write maps as the paper prints them; implies keying source"
@@ -292,13 +292,15 @@ class Fit(Section):
     learning_rate: LearningRate = Field(default=LearningRate(), description="peak learning rates")
     seed: Seed = Field(default=0, description="seed of the order of the data")
     warmup_steps: CountOrZero | None = Field(default=None, description="steps to the peak; default: chosen by the fit")
-    weight_decay: Rate = Field(default=0.0, description="decay towards the start")
+    weight_decay: Rate = Field(default=0.0, description="decay of the width maps towards the start")
     evaluate_every: Count = Field(default=10, description="steps between losses on the held-out slice")
     heldout_tokens: Count = Field(default=16384, description="tokens of each held-out slice")
     micro_batch_size: Count | None = Field(
         default=None, description="sequences at a time, gradients summed; default: what fits"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="precision of the model")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="precision of the arithmetic; auto: bfloat16 where it is faster"
+    )
     data: Data = Field(description="what to learn on")
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny import CONFIGS, TARGETS, config_of, model_of, start_of
 
 from ligo_convert.families import FAMILIES
-from ligo_convert.fit import GrownTarget, Settings, fit, learned_arrays, named_source, stacked_source
+from ligo_convert.fit import GrownTarget, Settings, autocast_pays, fit, learned_arrays, named_source, stacked_source
 from ligo_convert.growth import Grower
 from ligo_convert.initial import initial_operator, learnable
 from ligo_convert.measure import Model, certificate
@@ -186,3 +186,13 @@ def test_a_broken_weight_is_no_preservation() -> None:
     result = certificate(old, new, operator, {"layer": start.depths["layer"].source}, Slices().test, batch_size=8)
     assert result["verdict"] == "lossy"
     assert np.isnan(result["max_logit_difference"])
+
+
+def test_when_bfloat16_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert autocast_pays("cpu", "auto", width=1024)
+    assert not autocast_pays("cpu", "auto", width=64)
+    assert autocast_pays("cpu", "bfloat16", width=64)
+    assert not autocast_pays("cpu", "float32", width=1024)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert not autocast_pays("cpu", "auto", width=1024)
