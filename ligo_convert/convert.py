@@ -57,10 +57,7 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             progress.say("going on with what an earlier run has staged")
         with clock.running("fit"):
             if source is None:
-                trained = trained_source(plan, staging, device=choose_device(device), progress=progress)
-                source = stack.enter_context(trained)
-                digests = source.digest()
-                plan = make_plan(recipe, source, check_disk=False)
+                source, digests, plan = _train_source(stack, plan, staging, device, progress)
             learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         job = Job(
             family=plan.family,
@@ -101,10 +98,7 @@ def fit_operator(
         key = run_key(digest_recipe(plan, source, digests, progress))
         staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=key))
         if source is None:
-            trained = trained_source(plan, staging, device=choose_device(device), progress=progress)
-            source = stack.enter_context(trained)
-            digests = source.digest()
-            plan = make_plan(recipe, source, check_disk=False)
+            source, digests, plan = _train_source(stack, plan, staging, device, progress)
         learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         source.recheck()
         operator = replace(
@@ -120,6 +114,15 @@ def fit_operator(
 
 def _enter(stack: contextlib.ExitStack, source: Source | None) -> Source | None:
     return stack.enter_context(source) if source is not None else None
+
+
+def _train_source(
+    stack: contextlib.ExitStack, plan: Plan, staging: Staging, device: str, progress: Progress
+) -> tuple[Source, dict[str, str], Plan]:
+    """The recipe's own source, trained and opened, with its digests and the plan that its real headers give."""
+    trained = trained_source(plan, staging, device=choose_device(device), progress=progress)
+    source = stack.enter_context(trained)
+    return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
 
 
 def _examine(source: Source, plan: Plan, progress: Progress) -> dict[str, str]:
