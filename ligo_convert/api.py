@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.fit import Settings, fit, stacked_source
 from ligo_convert.initial import initial_operator
 from ligo_convert.models import library_config
@@ -66,6 +66,8 @@ def grow(
     """
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     family = find_family(config, where=type(model).__name__)
+    if type(model).__name__ != family.architecture:
+        raise SourceError(f"{type(model).__name__} is not supported", where="model", expected=family.architecture)
     device = next(model.parameters()).device.type
     held = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     specs = {

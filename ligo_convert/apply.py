@@ -23,6 +23,7 @@ from ligo_convert.provenance import Record
 from ligo_convert.record import Outcome, operator_record, sha256_of, source_record
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import Staging
+from ligo_convert.start import epsilon_of
 from ligo_convert.stored import read_operator
 from ligo_convert.stream import target_specs
 from ligo_convert.verify import check_copies, check_finite
@@ -98,6 +99,19 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
     return Outcome(out=out, family=family.name, label=source.label, metrics=metrics, changed=True)
 
 
+def _refuse_other_function(operator: Operator, family: Family, source: Source) -> None:
+    """The maps hold the scale of dot products, and where layers go: a sibling that has another meaning for those is none."""
+    made, found = family.complete(operator.source), family.complete(source.config)
+    for key in (family.scale_key, *family.index_keys):
+        if key and bool(made.get(key)) != bool(found.get(key)):
+            raise SourceError(
+                f"{source.label} computes otherwise than the operator was made for",
+                where=source.label,
+                expected=f"{key} = {made.get(key)}",
+                found=f"{key} = {found.get(key)}",
+            )
+
+
 def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -> tuple[Operator, Inventory]:
     """The operator for this source: its sizes must be the ones learned from; what else its config says is carried over."""
     if find_family(source.config, where=f"{source.label}: config.json") is not family:
@@ -120,5 +134,11 @@ def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -
             expected=", ".join(f"{axis} {pair[0]}" for axis, pair in axes.items()),
             found=", ".join(f"{axis} {pair[1]}" for axis, pair in axes.items()),
         )
+    _refuse_other_function(operator, family, source)
     changes = {key: value for key, value in operator.target.items() if operator.source.get(key) != value}
+    key = family.norm.epsilon
+    if key in changes:
+        # The map scales epsilon, whatever the sibling's is.
+        ratio = epsilon_of(family, operator.target) / epsilon_of(family, operator.source)
+        changes[key] = float(f"{epsilon_of(family, source.config) * ratio:.15g}")
     return replace(operator, source=source.config, target={**source.config, **changes}), inventory

@@ -33,7 +33,30 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """A command that knows `--version` and `--debug`, too, wherever they stand on the line."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params += [
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_version,
+                help="Print the version.",
+            ),
+            # `main` looks for it before anything is parsed.
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
+        ]
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
@@ -124,7 +147,7 @@ def fit(
 
     with _showing() as progress:
         # A fit writes no output directory, so a recipe without one is as good.
-        loaded = _load(recipe, overrides, source, out)
+        loaded = _load(recipe, overrides, source, out or f"{file}.out")
         from ligo_convert.convert import fit_operator
 
         figures = fit_operator(loaded, file, device=device, progress=progress)

@@ -17,8 +17,8 @@ from typing import Any
 from ligo_convert.data import content_digest
 from ligo_convert.environment import choose_device, peak_rss_bytes
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
-from ligo_convert.fs import check_place, write_file
-from ligo_convert.learning import learn, tokenizer_directory, trained_source
+from ligo_convert.fs import check_place, do, write_file
+from ligo_convert.learning import TRAINED_SOURCE, learn, tokenizer_directory, trained_source
 from ligo_convert.operator import describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_record
 from ligo_convert.plan import Plan, make_plan, open_planned
@@ -76,7 +76,7 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             "peak_rss_bytes": peak_rss_bytes(),
         }
         record = run_record(plan, source, digests, recipe_digest, learned, metrics, staging, clock)
-        write_record(record, recipe.public(), learned.log, weights, staging)
+        write_record(record, record.recipe, learned.log, weights, staging)
         staging.commit()
     return Outcome(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=True)
 
@@ -84,12 +84,18 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
 def fit_operator(
     recipe: Recipe, file: Path, *, device: str = "auto", progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Learn the operator of a recipe and write it to `file`; nothing else stays. Returns the figures."""
+    """Learn the operator of a recipe and write it to `file`. Returns the figures.
+
+    A source that the recipe trains itself is kept beside it, in `file` with `.source` after its name; nothing else stays.
+    """
     progress = progress or Progress()
     if recipe.fit is None:
         raise RecipeError("there is no `fit` in this recipe, so there is nothing to learn", where=recipe.path.name)
     if os.path.lexists(file):
         raise OutputBusy("the file is there already", where=file, hint="name another, or move this one away")
+    kept = file.with_name(f"{file.name}.source")
+    if recipe.source.pretrain is not None and os.path.lexists(kept):
+        raise OutputBusy("the trained source's place is taken", where=kept, hint="move it away")
     with contextlib.ExitStack() as stack:
         source = _enter(stack, open_planned(recipe, weights=True))
         plan = make_plan(recipe, source, check_disk=False)
@@ -105,8 +111,11 @@ def fit_operator(
             learned.operator, notes={"source": digests, "data": learned.data, "loss": learned.metrics["loss"]}
         )
         write_file(file, safetensors_pieces(stored_arrays(operator), describe(operator)))
+        if recipe.source.pretrain is not None:
+            do("rename_new", staging.path / TRAINED_SOURCE, kept)
         staging.discard()
-    return {"operator": str(file), "family": plan.family.name, **finite(learned.metrics)}
+    trained = {"source": str(kept)} if recipe.source.pretrain is not None else {}
+    return {"operator": str(file), **trained, "family": plan.family.name, **finite(learned.metrics)}
 
 
 # Steps.

@@ -35,3 +35,15 @@ def choose_device(asked: str) -> str:
     if asked == "cuda":
         raise MachineError("no CUDA device can be used here", where="--device cuda", hint="leave --device out")
     return "cpu"
+
+
+def processor() -> str:
+    """What decides the order in which this processor sums: a short digest of the instructions that torch finds on it. Imports torch."""
+    import hashlib
+    import json
+
+    import torch
+
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    known = {"capability": torch.backends.cpu.get_cpu_capability(), **capabilities}
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -259,6 +259,7 @@ def _is_sound(found: Map) -> bool:
     """Whether the three arrays make one map: rows that select what is there, over rows as long as the axis."""
     return (
         found.index.ndim == 1
+        and found.index.dtype == np.int64
         and found.weight.shape == found.index.shape
         and found.tail.ndim == 2
         and (not len(found.index) or 0 <= int(found.index.min()) <= int(found.index.max()) < found.old)
@@ -289,6 +290,11 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
                 (axis.role(role).old, axis.role(role).new) != (axis.old, axis.new) for axis in factors for role in ROLES
             ):
                 raise SourceError("the maps of one axis differ in size", where=f"{label}: {number}/width/{key}")
+        for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
+            keys = stream_keys(family, stream, operator.keying, old, new, rows)
+            absent = [key for key in keys if key not in term.widths]
+            if absent and old[stream] != new[stream]:
+                raise SourceError("a stream that grows has no width map", where=f"{label}: {number}/width/{absent[0]}")
         for row in rows:
             wanted = (new[row.depth], old[row.depth]) if row.depth else (1, 1)
             for key in row.piece_keys():

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ligo_convert.errors import OutputBusy
+from ligo_convert.errors import OutputBusy, RecipeError, SourceError
 from ligo_convert.initial import initial_operator, random_operator
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
 from ligo_convert.progress import Progress
+from ligo_convert.recipe import Fit
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import WORK, Staging
 from ligo_convert.stored import read_operator, read_safetensors
@@ -358,7 +359,11 @@ def _with_models(
         library=LibraryModel(family, plan.start.source, device=device),
         parameters=named_source(family, inventory, stacked),
     )
-    library = LibraryModel(family, plan.start.target, device=device)
+    try:
+        library = LibraryModel(family, plan.start.target, device=device)
+    except SourceError as error:
+        # The source's own config has just been built: what cannot be is what the recipe changes.
+        raise RecipeError(error.what, where=plan.recipe.where("target")) from None
     library.check_table(rows)
 
     def grown(operator: Operator) -> Model:
@@ -438,12 +443,16 @@ def _random_blocks(plan: Plan) -> np.ndarray:
     return random_slice(vocabulary=sizes[plan.family.vocabulary], sequence_length=length, blocks=RANDOM_BLOCKS, seed=0)
 
 
+def warmup_steps(fit: Fit) -> int:
+    """Steps to the peak rate: the recipe's, else a tenth of the fit, ten at most."""
+    return fit.warmup_steps if fit.warmup_steps is not None else min(10, fit.steps // 10)
+
+
 def _fit_settings(plan: Plan, device: str) -> Any:
     from ligo_convert.fit import Settings, autocast_pays
 
     fit = plan.recipe.fit
     assert fit is not None
-    warmup = fit.warmup_steps if fit.warmup_steps is not None else min(10, fit.steps // 10)
     return Settings(
         steps=fit.steps,
         batch_size=fit.batch_size,
@@ -452,7 +461,7 @@ def _fit_settings(plan: Plan, device: str) -> Any:
         width_rate=fit.learning_rate.width,
         depth_rate=fit.learning_rate.depth,
         weight_decay=fit.weight_decay,
-        warmup_steps=warmup,
+        warmup_steps=warmup_steps(fit),
         seed=fit.seed,
         evaluate_every=fit.evaluate_every,
         autocast=autocast_pays(device, fit.precision, width=_width(plan, plan.start.target)),

@@ -77,8 +77,14 @@ class LibraryModel:
         self.family, self.config, self.device = family, config, device
         made = library_config(family, config)
         with quiet():
-            with _parameters_on_meta():
-                model = getattr(transformers, family.architecture)(made)
+            try:
+                with _parameters_on_meta():
+                    model = getattr(transformers, family.architecture)(made)
+            except Exception as error:  # noqa: BLE001  an unknown activation is a KeyError, and so on: the user needs the library's words
+                raise SourceError(
+                    f"transformers cannot build this {family.name}: {type(error).__name__}: {error}",
+                    where="config.json",
+                ) from None
             model.tie_weights()
         # The library derives it from the class's name and warns where it cannot; a causal model's is always this one.
         model.loss_type = "ForCausalLM"

@@ -125,6 +125,8 @@ Text: TypeAlias = Annotated[str, AfterValidator(_clean)]
 HubId: TypeAlias = Annotated[str, AfterValidator(_clean), AfterValidator(_hub_id)]
 Revision: TypeAlias = Annotated[str, AfterValidator(_clean), AfterValidator(_revision)]
 Count: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_COUNT)]
+# A sequence of one token predicts nothing.
+Length: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=2, le=MAX_COUNT)]
 CountOrZero: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MAX_COUNT)]
 Seed: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MAX_SEED)]
 Rate: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -173,7 +175,7 @@ class Pretrain(Section):
     config: Annotated[Config, AfterValidator(_model_type)] = Field(description="the source's config, with model_type")
     steps: Count = Field(description="optimiser steps")
     batch_size: Count = Field(default=16, description="sequences or images a step")
-    sequence_length: Count = Field(default=SEQUENCE_LENGTH, description="tokens a sequence; default: the fit's")
+    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens a sequence; default: the fit's")
     learning_rate: Rate = Field(default=1e-3, description="peak learning rate")
     seed: Seed = Field(default=0, description="seed of the initial weights and of the order of the data")
 
@@ -288,7 +290,7 @@ class Fit(Section):
 
     steps: Count = Field(description="optimiser steps")
     batch_size: Count = Field(default=16, description="sequences or images a step")
-    sequence_length: Count = Field(default=SEQUENCE_LENGTH, description="tokens a sequence")
+    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens a sequence")
     learning_rate: LearningRate = Field(default=LearningRate(), description="peak learning rates")
     seed: Seed = Field(default=0, description="seed of the order of the data")
     warmup_steps: CountOrZero | None = Field(default=None, description="steps to the peak; default: chosen by the fit")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.environment import versions
-from ligo_convert.learning import OPERATOR, Learned
+from ligo_convert.learning import OPERATOR, Learned, warmup_steps
 from ligo_convert.operator import Operator
 from ligo_convert.plan import Plan
 from ligo_convert.provenance import Record
@@ -56,6 +56,16 @@ def sha256_of(data: object) -> str:
 def run_key(recipe_digest: str) -> str:
     """What makes two runs the same: the recipe, the contents it names, the versions."""
     return sha256_of({"recipe": recipe_digest, "versions": versions()})
+
+
+def filled_recipe(plan: Plan) -> dict[str, Any]:
+    """The recipe's public form with what the plan chose where the recipe left it open."""
+    recipe: dict[str, Any] = plan.recipe.public()
+    recipe["growth"]["operator"]["keying"] = plan.start.growth.keying
+    if plan.recipe.fit is not None:
+        recipe["fit"]["micro_batch_size"] = plan.micro_batch
+        recipe["fit"]["warmup_steps"] = warmup_steps(plan.recipe.fit)
+    return recipe
 
 
 def start_names(start: Start) -> list[str]:
@@ -112,7 +122,7 @@ def run_record(
     pretrained = recipe.source.pretrain is not None
     return Record(
         family=plan.family.name,
-        recipe=recipe.public(),
+        recipe=filled_recipe(plan),
         recipe_digest=recipe_digest,
         key=run_key(recipe_digest),
         source=source_record(source, digests, pretrained=pretrained),

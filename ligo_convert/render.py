@@ -267,8 +267,9 @@ def verify_report(report: Mapping[str, Any]) -> None:
         "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, {_finite(report['weights'])}",
     }
     if "derived" in report:
+        derived = report["derived"]
         pairs["derived"] = (
-            f"{report['derived']['tensors']} tensors grown again from {report['derived']['source']}, bit for bit"
+            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them bit for bit"
         )
     if "loaded" in report:
         pairs["loaded"] = f"as {report['loaded']['class']} with every key set empty"

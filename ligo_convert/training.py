@@ -157,7 +157,7 @@ class _Run:
 
     def consider(self, step: int, loss: float) -> float:
         # A loss that is no number never becomes the best.
-        if self.best_loss is None or loss < self.best_loss:
+        if self.best_loss is None or loss < self.best_loss or (math.isnan(self.best_loss) and not math.isnan(loss)):
             self.best_loss = loss
             self.keep(step)
         return loss

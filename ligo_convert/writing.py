@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError
 from ligo_convert.family import Family, Inventory
 from ligo_convert.operator import Operator
@@ -101,8 +102,11 @@ def write_job(
                 values=job.allow_nonfinite,
             ),
             "loaded": None,
+            "processor": None,
         }
         if loads:
+            # Where nothing is computed torch is not imported, and there is no order of summation to remember.
+            checks["processor"] = processor()
             with progress.task("loading in transformers"):
                 checks["loaded"] = check_loads(staging.path, job.family)
     return weights, checks

@@ -10,7 +10,7 @@ import torch
 from tiny import CONFIGS, TARGETS, config_of, logits, model_of
 
 import ligo_convert
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import RecipeError, SourceError
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -53,3 +53,11 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, ligo_convert; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_without_its_head_is_refused() -> None:
+    from transformers import GPT2Model
+
+    bare = GPT2Model(model_of(config_of("gpt2")).config)
+    with pytest.raises(SourceError, match="GPT2Model is not supported"):
+        ligo_convert.grow(bare, {"n_layer": 3})

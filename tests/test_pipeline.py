@@ -226,7 +226,14 @@ def test_the_written_recipe_loads_and_makes_the_same_weights(
 ) -> None:
     written = fitted[0] / "out" / "ligo" / "recipe.yaml"
     again = load_recipe(written, source=str(models()), out="out", overrides=[f"fit.data.text=['{place}/corpus/*.txt']"])
-    assert again.public() == load_recipe(written).public() == load_recipe(fitted[0] / "recipe.yaml").public()
+    assert again.public() == load_recipe(written).public()
+    asked, filled = load_recipe(fitted[0] / "recipe.yaml").public(), again.public()
+    # What the recipe left open is written as it was chosen.
+    assert filled["growth"]["operator"].pop("keying") == "shared"
+    assert filled["fit"].pop("micro_batch_size") == filled["fit"]["batch_size"]
+    assert filled["fit"].pop("warmup_steps") == 0
+    del asked["growth"]["operator"]["keying"], asked["fit"]["micro_batch_size"], asked["fit"]["warmup_steps"]
+    assert filled == asked
     convert(again)
     for name in LAYOUT - {"README.md", "ligo/provenance.json", "ligo/fit.jsonl", "ligo/fit.png", "ligo/SHA256SUMS"}:
         assert (place / "out" / name).read_bytes() == (fitted[0] / "out" / name).read_bytes(), name
@@ -737,6 +744,20 @@ def test_deriving_again_finds_what_digests_cannot(name: str, finished: Path, mod
         verify(finished, source=str(models()))
 
 
+def test_on_another_processor_derived_tensors_agree_to_rounding(
+    finished: Path, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(finished / "model.safetensors", -4)  # the low byte of the last value
+    resign(finished, "model.safetensors")
+    monkeypatch.setattr("ligo_convert.verify.processor", lambda: "another")
+    report = verify(finished, source=str(models()))
+    assert report["derived"]["identical"] == report["derived"]["tensors"] - 1
+    flip(finished / "model.safetensors", -1)  # its sign and exponent
+    resign(finished, "model.safetensors")
+    with pytest.raises(VerificationError, match="not what source and operator give"):
+        verify(finished, source=str(models()))
+
+
 def test_verify_with_another_source(finished: Path, models: Callable[..., Path]) -> None:
     with pytest.raises(VerificationError, match="not the source it grew from") as caught:
         verify(finished, source=str(models(seed=1)))
@@ -750,3 +771,29 @@ def test_verify_of_what_is_no_output(place: Path, models: Callable[..., Path]) -
             verify(path)
     with pytest.raises(VerificationError, match="SHA256SUMS"):
         verify(models())
+
+
+# --- siblings ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_operator_scales_the_siblings_own_epsilon(models: Callable[..., Path], place: Path) -> None:
+    recipe = place / "recipe.yaml"
+    recipe.write_text(recipe_text(str(models()), HIDDEN, fit=fit_section()))
+    fit_operator(load_recipe(recipe), place / "op.safetensors")
+    shutil.copytree(models(), place / "sibling")
+    config = json.loads((place / "sibling" / "config.json").read_text())
+    (place / "sibling" / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 1e-12}))
+    apply_operator(place / "op.safetensors", str(place / "sibling"), place / "grown")
+    grown = json.loads((place / "grown" / "config.json").read_text())
+    assert grown["layer_norm_epsilon"] == pytest.approx(1e-12 * config["n_embd"] / grown["n_embd"], rel=1e-12)
+    (place / "sibling" / "config.json").write_text(json.dumps({**config, "scale_attn_weights": False}))
+    with pytest.raises(SourceError, match="computes otherwise"):
+        apply_operator(place / "op.safetensors", str(place / "sibling"), place / "other")
+
+
+def test_an_activation_that_nobody_knows_is_the_recipes_fault(models: Callable[..., Path], place: Path) -> None:
+    recipe = place / "recipe.yaml"
+    target = {**HIDDEN, "activation_function": "foo"}
+    recipe.write_text(recipe_text(str(models()), target, growth={"width": "zero"}))
+    with pytest.raises(RecipeError, match="KeyError: 'foo'"):
+        convert(load_recipe(recipe))
