@@ -252,8 +252,8 @@ def _showing() -> Iterator[Progress]:
 
 def main() -> None:
     """Entry point: every error becomes a few lines on stderr and its exit code."""
-    # Read when torch is imported. OpenMP's threads wait for each other by spinning unless told otherwise; beside any other load that
-    # costs ten times the step itself (docs/log.md), and sleeping costs next to nothing on an idle machine.
+    # Read when torch is imported. OpenMP's threads wait for each other by spinning unless told otherwise: a little faster on an idle
+    # machine, and many times slower where another process takes a core away (docs/log.md has both).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
     try:
