@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from ligo_convert.errors import RecipeError, SourceError
-from ligo_convert.fit import Settings, fit, stacked_source
+from ligo_convert.examples import ArrayExamples, Batch, Examples
+from ligo_convert.fit import Settings, fit, named_source, stacked_source
 from ligo_convert.initial import initial_operator
-from ligo_convert.models import library_config
+from ligo_convert.measure import Model
+from ligo_convert.models import LibraryModel, library_config
+from ligo_convert.objectives import objective_of
 from ligo_convert.plan import DEFAULT_KEYING, find_family
 from ligo_convert.start import Growth, plan_start
 from ligo_convert.stream import grow as grow_stream
-from ligo_convert.stream import target_rows, target_specs
+from ligo_convert.stream import target_specs
 from ligo_convert.tensors import TensorSpec
 from ligo_convert.torchio import TORCH_DTYPES, tensor_from_bytes, tensor_to_bytes
 
@@ -26,12 +29,12 @@ WHERE = "target"
 
 @dataclass(frozen=True, kw_only=True)
 class _Batches:
-    """Token batches of the caller's as the fit wants them: the last tenth, one batch at least, is held out."""
+    """Batches of the caller's as the fit wants them: the last tenth, one batch at least, is held out."""
 
-    batches: tuple[np.ndarray, ...]
-    validation: np.ndarray
+    batches: tuple[Batch, ...]
+    validation: Examples
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
         return self.batches[step % len(self.batches)]
 
 
@@ -52,8 +55,8 @@ def grow(
 
     Args:
         model: of a supported family; it is not changed. target: config keys over the model's own, `{"n_layer": 24, ...}`.
-        data: batches of token ids [batch, sequence] (tensors, arrays or mappings with `input_ids`), to fit the operator on; every batch is
-            one step, taken again in turn where there are fewer than `steps`. The last tenth, one batch at least, only chooses the best
+        data: batches to fit the operator on: token ids [batch, sequence] (tensors, arrays, or mappings with `input_ids`, and `labels` for a
+            masked language model, -100 where no token is asked for); every batch is one step, taken again in turn where there are fewer than `steps`. The last tenth, one batch at least, only chooses the best
             operator. None: no learning.
         width, depth: starts, as `ligo-convert methods` lists them. learning_rate: of `width` maps and `depth` weights.
 
@@ -66,8 +69,11 @@ def grow(
     """
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     family = find_family(config, where=type(model).__name__)
-    if type(model).__name__ != family.architecture:
-        raise SourceError(f"{type(model).__name__} is not supported", where="model", expected=family.architecture)
+    names = [head.architecture for head in family.heads]
+    if type(model).__name__ not in names:
+        raise SourceError(
+            f"{type(model).__name__} is not supported", where="model", expected=" or ".join(dict.fromkeys(names))
+        )
     device = next(model.parameters()).device.type
     held = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     specs = {
@@ -75,6 +81,7 @@ def grow(
         for name, tensor in held.items()
     }
     inventory = family.check(config, specs, label=type(model).__name__)
+    family = inventory.family
     growth = Growth(width=width, depth=depth, keying="source" if tie else keying, tie=tie, seed=seed)  # type: ignore[arg-type]
     start = plan_start(family, growth, config, family.resize(config, target, where=WHERE), asked=target, where=WHERE)
     operator = initial_operator(start)
@@ -85,14 +92,14 @@ def grow(
     if data is not None:
         batches = _batches(data)
         rates = {"width": 3e-5, "depth": 1e-2, **(learning_rate or {})}
-        rows = target_rows(family, inventory, start.target)
+        rows = family.rows_for(start.target)
         stacked = stacked_source(read, family, inventory, rows, device=device, dtype=torch.float32)
-        size, length = batches.validation.shape
+        largest = max(len(batch["input_ids"]) for batch in batches.batches)
         settings = Settings(
             steps=steps,
-            batch_size=size,
-            micro_batch_size=max(len(batch) for batch in batches.batches),
-            sequence_length=length,
+            batch_size=largest,
+            micro_batch_size=largest,
+            tokens_a_step=batches.batches[0]["input_ids"].size,
             width_rate=rates["width"],
             depth_rate=rates["depth"],
             weight_decay=0.0,
@@ -101,8 +108,15 @@ def grow(
             evaluate_every=10,
             autocast=False,
         )
-        operator, _ = fit(operator, family, inventory, stacked, batches, settings, device=device)
-    made = type(model)(library_config(family, start.target))
+        target_model = LibraryModel(family, start.target, device=device)
+        old = Model(
+            library=LibraryModel(family, start.source, device=device), parameters=named_source(inventory, stacked)
+        )
+        objective = objective_of(target_model, old, operator, dtype=torch.float32)
+        operator, _ = fit(
+            operator, family, inventory, stacked, batches, settings, objective=objective, device=device
+        )
+    made = type(model)(library_config(family, start.target), **family.chosen.options)
     planned = target_specs(family, inventory, start.target, dtype=None)
     by_name = {spec.name: spec for spec in planned}
     parameters = dict(made.named_parameters())
@@ -115,16 +129,29 @@ def grow(
 
 
 def _batches(data: Iterable[Any]) -> _Batches:
-    arrays = []
-    for batch in data:
-        ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
-        array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise RecipeError(
-                "a batch is token ids [batch, sequence]", where="data", found=f"{array.dtype} {list(array.shape)}"
-            )
-        arrays.append(array)
-    held = max(1, len(arrays) // 10)
-    if len(arrays) < 2:
-        raise RecipeError("two batches at least: one to learn on, one to choose by", where="data", found=len(arrays))
-    return _Batches(batches=tuple(arrays[:-held]), validation=np.concatenate(arrays[-held:]))
+    found = [_arrays(batch) for batch in data]
+    held = max(1, len(found) // 10)
+    if len(found) < 2:
+        raise RecipeError("two batches at least: one to learn on, one to choose by", where="data", found=len(found))
+    kept = found[-held:]
+    names = kept[0].keys()
+    if any(batch.keys() != names for batch in found):
+        raise RecipeError("every batch has the same arrays", where="data", expected=sorted(names))
+    validation = ArrayExamples(arrays={name: np.concatenate([batch[name] for batch in kept]) for name in names})
+    return _Batches(batches=tuple(found[:-held]), validation=validation)
+
+
+def _arrays(batch: Any) -> dict[str, np.ndarray]:
+    """`input_ids`, and `labels` where a batch has them, as arrays."""
+    given = batch if isinstance(batch, Mapping) else {"input_ids": batch}
+    arrays = {}
+    for name in ("input_ids", "labels"):
+        if name in given:
+            value = given[name]
+            array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+            if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+                raise RecipeError(
+                    "a batch is token ids [batch, sequence]", where="data", found=f"{array.dtype} {list(array.shape)}"
+                )
+            arrays[name] = array.astype(np.int64)
+    return arrays

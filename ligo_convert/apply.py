@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ligo_convert.environment import peak_rss_bytes, versions
 from ligo_convert.errors import SourceError
-from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.fs import check_place, check_room
 from ligo_convert.learning import OPERATOR
@@ -24,7 +23,7 @@ from ligo_convert.record import Outcome, operator_record, sha256_of, source_reco
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import Staging
 from ligo_convert.start import epsilon_of
-from ligo_convert.stored import read_operator
+from ligo_convert.stored import family_of, read_operator
 from ligo_convert.stream import target_specs
 from ligo_convert.verify import check_copies, check_finite
 from ligo_convert.writer import plan_shards, rehash, safetensors_pieces
@@ -40,7 +39,7 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
     progress, clock = progress or Progress(), Clock()
     with clock.running("plan"):
         operator = read_operator(file)
-        family = FAMILIES[operator.family]
+        family = family_of(operator)
         check_place(out)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
@@ -114,7 +113,7 @@ def _refuse_other_function(operator: Operator, family: Family, source: Source) -
 
 def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -> tuple[Operator, Inventory]:
     """The operator for this source: its sizes must be the ones learned from; what else its config says is carried over."""
-    if find_family(source.config, where=f"{source.label}: config.json") is not family:
+    if find_family(source.config, where=f"{source.label}: config.json").name != family.name:
         raise SourceError(
             "the operator is of another family",
             where=source.label,
@@ -125,6 +124,15 @@ def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -
         source.config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=source.label
     )
     wanted, found = family.sizes(operator.source), family.sizes(source.config)
+    absent = [
+        row.pattern
+        for row in family.rows
+        if row.layout.part not in ("", *inventory.family.chosen.parts) and row.pattern not in operator.drawn_rows
+    ]
+    if absent:
+        raise SourceError(
+            f"{source.label} lacks what {file.name} grows", where=source.label, expected=", ".join(absent[:4])
+        )
     different = {axis: (wanted[axis], found[axis]) for axis in family.axes if wanted[axis] != found[axis]}
     if different or family.is_tied(operator.source) != family.is_tied(source.config):
         axes = different or {family.tie_key: (family.is_tied(operator.source), family.is_tied(source.config))}
@@ -137,7 +145,7 @@ def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -
     _refuse_other_function(operator, family, source)
     changes = {key: value for key, value in operator.target.items() if operator.source.get(key) != value}
     key = family.norm.epsilon
-    if key in changes:
+    if key and key in changes:
         # The map scales epsilon, whatever the sibling's is.
         ratio = epsilon_of(family, operator.target) / epsilon_of(family, operator.source)
         changes[key] = float(f"{epsilon_of(family, source.config) * ratio:.15g}")

@@ -7,25 +7,29 @@ A row of a family's table is `name pattern : layout`.
               embed -> mlp                                 stored (in, out): the arrow always points at what is written
               embed                                        no arrow: every dim is written (a bias, a token)
               embed gain | embed shift                     a norm's scale and offset
+              embed scale                                  a LayerScale: what a branch is multiplied with before it is added
               query+key+value <- embed                     a fused dim: the parts lie one after the other
               1 position embed                             `1` is a dummy dim
               query if attention_bias                      there only where the config key is true (`if not KEY` where it is not)
-              embed <- embed optional                      there or not by checkpoint; the target has what the source has
+              embed <- embed in pooler                     belongs to a part of the checkpoint that is there or not as a whole
 
-    size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `or` (where None)
+    size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `+`, `or` (where None); a product
+                                                           with a fraction among its factors is rounded down
 
 docs/adr/0001-arrow-notation.md says why it is this way.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Role = Literal["write", "read", "gain", "shift"]
-NORM_ROLES: tuple[Role, ...] = ("gain", "shift")
+Role = Literal["write", "read", "gain", "shift", "scale"]
+# Roles that a layout names by a word at its end.
+NAMED_ROLES: tuple[Role, ...] = ("gain", "shift", "scale")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
@@ -47,15 +51,11 @@ class Layout:
     dims: tuple[Dim, ...]
     condition: str = ""  # config key, "" for always
     negated: bool = False
-    optional: bool = False
+    part: str = ""  # of the checkpoint, "" for what is always there
 
     @property
     def streams(self) -> tuple[str, ...]:
         return tuple(part for dim in self.dims for part in dim.parts if part != "1")
-
-    @property
-    def is_norm(self) -> bool:
-        return self.dims[0].role in NORM_ROLES
 
     def pieces(self) -> tuple[tuple[str, tuple[Dim, ...]], ...]:
         """The unfused pieces, in storage order: (label, dims with one part each); the label is "" where nothing is fused."""
@@ -83,22 +83,23 @@ def parse_layout(text: str) -> Layout:
     >>> [dim.role for dim in parse_layout("embed -> query+key").dims]
     ['read', 'write']
     """
-    body, _, condition = text.partition(" if ")
+    body, part = _suffix(text, text, " in ")
+    body, condition = _suffix(body, text, " if ")
     negated = condition.startswith("not ")
     condition = condition.removeprefix("not ").strip()
-    if " if " in text and not _NAME.match(condition):
+    if condition and not _NAME.match(condition):
         raise NotationError(f"layout {text!r}: {condition!r} is no config key")
+    if part and not _NAME.match(part):
+        raise NotationError(f"layout {text!r}: {part!r} is no part of a checkpoint")
     words = body.split()
-    optional = bool(words) and words[-1] == "optional"
-    if optional:
-        words = words[:-1]
     role: Role = "write"
-    if words and words[-1] in NORM_ROLES:
-        role = "gain" if words[-1] == "gain" else "shift"
-        words = words[:-1]
+    for named in NAMED_ROLES:
+        if words and words[-1] == named:
+            role, words = named, words[:-1]
+            break
     arrows = [position for position, word in enumerate(words) if word in ("->", "<-")]
     if len(arrows) > 1 or (arrows and role != "write"):
-        raise NotationError(f"layout {text!r}: one arrow at most, and none beside gain or shift")
+        raise NotationError(f"layout {text!r}: one arrow at most, and none beside gain, shift or scale")
     if not arrows:
         dims = tuple(_dim(word, role, text) for word in words)
     else:
@@ -107,12 +108,20 @@ def parse_layout(text: str) -> Layout:
         after: Role = "write" if words[at] == "->" else "read"
         dims = tuple(_dim(word, before, text) for word in words[:at])
         dims += tuple(_dim(word, after, text) for word in words[at + 1 :])
-    layout = Layout(dims=dims, condition=condition, negated=negated, optional=optional)
+    layout = Layout(dims=dims, condition=condition, negated=negated, part=part)
     if not dims or (arrows and arrows[0] in (0, len(words) - 1)):
         raise NotationError(f"layout {text!r}: a side of the arrow is empty")
     if sum(len(dim.parts) > 1 for dim in dims) > 1:
         raise NotationError(f"layout {text!r}: one fused dim at most")
     return layout
+
+
+def _suffix(body: str, text: str, mark: str) -> tuple[str, str]:
+    """A layout's text before and after a mark such as ` if `; both sides hold something, or there is no mark."""
+    head, found, tail = body.partition(mark)
+    if found and not (head.strip() and tail.strip()):
+        raise NotationError(f"layout {text!r}: nothing beside {mark.strip()!r}")
+    return head, tail.strip()
 
 
 def _dim(word: str, role: Role, text: str) -> Dim:
@@ -180,9 +189,13 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         if any(value is None for value in values.values()):
             continue
         for key, value in values.items():
-            if type(value) is not int or value <= 0:
-                raise SizeError(f"{key} is {value!r}, and must be a positive integer")
-        return _product(alternative, values)
+            if type(value) not in (int, float) or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+                raise SizeError(f"{key} is {value!r}, and must be a positive number")
+        total = sum(_product(term, values) for term in alternative.split(" + "))
+        if total < 1:
+            said = ", ".join(f"{key} = {number}" for key, number in values.items())
+            raise SizeError(f"{alternative} is below one ({said})")
+        return total
     missing = [key for key in dict.fromkeys(size_keys(expression)) if config.get(key) is None]
     raise SizeError(f"{' and '.join(missing)} missing, needed for {expression!r}")
 
@@ -191,15 +204,18 @@ def _product(expression: str, values: Mapping[str, object]) -> int:
     words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[*/]", expression)
     if "".join(words) != expression.replace(" ", "") or len(words) % 2 == 0:
         raise NotationError(f"size {expression!r}: keys and integers joined by * and /")
-    result = 1
+    said = ", ".join(f"{key} = {number}" for key, number in values.items())
+    result: int | float = 1
     for operator, word in zip(["*", *words[1::2]], words[::2], strict=True):
         value = values[word] if word in values else int(word)
-        assert isinstance(value, int)
+        assert isinstance(value, int | float)
         if operator == "*":
             result *= value
-        elif result % value:
-            said = ", ".join(f"{key} = {number}" for key, number in values.items())
+        elif not value or result % value:
             raise SizeError(f"{expression} is not a whole number ({said})")
         else:
             result //= value
-    return result
+    # A lone size is no product: 12.5 layers are a mistake, 4.5 times the width is a ratio.
+    if isinstance(result, float) and len(words) == 1:
+        raise SizeError(f"{said}, and must be a positive integer")
+    return int(result)

@@ -13,12 +13,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
 from ligo_convert.markdown import code, prose, table
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.provenance import Record, check_nothing_private
 from ligo_convert.yamldump import dump
 
-PIPELINES = {"causal-lm": "text-generation"}
+PIPELINES = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "encoder": "feature-extraction",
+    "image-classification": "image-classification",
+}
+# What the loss of each task is a mean of, and over what.
+_LOSSES = {
+    "causal-lm": ("Mean next-token loss", "nats a token"),
+    "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
+    "encoder": ("How far hidden states are from the source's (0: the same; 1: as far as its own size)", "relative"),
+    "image-classification": ("Mean loss of the class", "nats an image"),
+}
 FIGURE = "ligo/fit.png"
 _SOURCE_FOLDER = "ligo/source/"
 
@@ -69,8 +82,8 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
 
 
 def _front_matter(record: Record) -> str:
-    family = FAMILIES[record.family]
-    data: dict[str, object] = {"library_name": "transformers", "pipeline_tag": PIPELINES[family.task]}
+    family = _family(record)
+    data: dict[str, object] = {"library_name": family.library, "pipeline_tag": PIPELINES[family.task]}
     if record.source["license"] is not None:
         data["license"] = str(record.source["license"]).lower()
     dataset = _dataset(record)
@@ -83,6 +96,11 @@ def _front_matter(record: Record) -> str:
         # The Hub guesses a relation where none is stated, and knows none that means "grown".
         text += "# The Hub has no relation that means `grown`; of those it has, this is the nearest.\n" + relation
     return f"---\n{text}---\n"
+
+
+def _family(record: Record) -> Family:
+    """The family, narrowed to the class that was written."""
+    return FAMILIES[record.family].for_architecture(record.operator["head"])
 
 
 def _dataset(record: Record) -> str | None:
@@ -184,7 +202,7 @@ def _preservation(record: Record) -> Iterator[str]:
     if verdict is None:
         yield f"**{planned.capitalize()}**, by construction: the start {_VERDICTS[planned]}. No model was run to measure it."
     else:
-        yield f"**{verdict.capitalize()}**: the start {_VERDICTS[verdict]}, measured on {found['tokens']:,} tokens in float32 or wider."
+        yield f"**{verdict.capitalize()}**: the start {_VERDICTS[verdict]}, measured on {_measured_on(found)} in float32 or wider."
     if fit is not None and fit["best_step"]:
         yield ""
         yield "This is the certificate of the start. The operator was then learned, and the weights here are the learned one's."
@@ -199,7 +217,7 @@ def _preservation(record: Record) -> Iterator[str]:
         ("largest difference of a logit", number(found["max_logit_difference"])),
         ("mean difference of a logit", number(found.get("mean_logit_difference"))),
         ("largest logit of the source", number(found.get("logit_scale"))),
-        ("difference of the loss, nats a token", number(found["loss_difference"], signed=True)),
+        (f"difference of the loss, {_LOSSES[_family(record).task][1]}", number(found["loss_difference"], signed=True)),
     ]
     yield from table(("start against source", ""), [row for row in rows if row[1]])
     if found.get("departs_at") is not None:
@@ -210,8 +228,14 @@ def _preservation(record: Record) -> Iterator[str]:
         yield ""
         yield (
             f"Storing the weights as {code(rounding['dtype'])} moves logits by at most {number(rounding['max_logit_difference'])} "
-            f"and the loss by {number(rounding['loss_difference'], signed=True)} nats a token; the verdict is about the map, before that."
+            f"{_rounded_loss(record, rounding['loss_difference'])}; the verdict is about the map, before that."
         )
+
+
+def _rounded_loss(record: Record, difference: float | None) -> str:
+    if difference is None:
+        return "in all"
+    return f"and the loss by {number(difference, signed=True)} {_LOSSES[_family(record).task][1]}"
 
 
 def _losses(record: Record, *, figure: bool) -> Iterator[str]:
@@ -222,8 +246,12 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         "initial": "start" if loss["fitted"] is not None else "start: this model",
         "fitted": "fitted: this model",
     }
+    task = _family(record).task
+    perplexity = task in ("causal-lm", "masked-lm")
     rows = [
-        (text, _loss(loss[name]), number(_perplexity(loss[name]))) for name, text in names.items() if _known(loss, name)
+        (text, _loss(loss[name]), *((number(_perplexity(loss[name])),) if perplexity else ()))
+        for name, text in names.items()
+        if _known(loss, name)
     ]
     costs = list(_costs(record))
     if not rows and not costs and not figure:
@@ -231,16 +259,29 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
     yield "## Loss and cost"
     yield ""
     if rows:
-        tokens = ((record.data or {}).get("tokens") or {}).get("test")
-        where = f" of {tokens:,} tokens" if tokens else ""
-        yield f"Mean next-token loss on a held-out slice{where}, which was used neither to learn nor to choose."
+        what, per = _LOSSES[task]
+        yield f"{what} on a held-out slice{_slice(record)}, which was used neither to learn nor to choose."
         yield ""
-        yield from table(("model", "loss, nats a token", "perplexity"), rows)
+        yield from table(("model", f"loss, {per}", *(("perplexity",) if perplexity else ())), rows)
         yield ""
     if figure:
         yield f"![Loss while the operator was learned, step by step]({FIGURE})"
         yield ""
     yield from costs
+
+
+def _measured_on(found: Mapping[str, Any]) -> str:
+    unit = "images" if found.get("images") else "tokens"
+    return f"{found[unit]:,} {unit}"
+
+
+def _slice(record: Record) -> str:
+    """How large the held-out slice is: ` of 16,384 tokens`."""
+    for unit in ("tokens", "images"):
+        found = ((record.data or {}).get(unit) or {}).get("test")
+        if found:
+            return f" of {found:,} {unit}"
+    return ""
 
 
 def _costs(record: Record) -> Iterator[str]:
@@ -286,14 +327,11 @@ def number(value: float | None, *, signed: bool = False) -> str:
 
 
 def _use(record: Record) -> Iterator[str]:
-    family = FAMILIES[record.family]
+    family = _family(record)
     yield "## How to load it"
     yield ""
     yield "```python"
-    yield f"from transformers import AutoTokenizer, {family.auto_class}"
-    yield ""
-    yield f'model = {family.auto_class}.from_pretrained(".")  # this directory, or the name of its repository'
-    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield from _LOADING[family.library](family)
     yield "```"
     yield ""
     yield "## How to go on training"
@@ -302,6 +340,23 @@ def _use(record: Record) -> Iterator[str]:
     yield "- Peak learning rate: at most that of the source's own training; a larger one undoes what growth kept."
     yield "- Warm up for a short while, some hundreds of steps: the weights are trained, the optimiser's moments start empty."
     yield "- Judge it by the loss a budget ends at, beside a model trained from scratch for as much."
+
+
+def _load_transformers(family: Family) -> Iterator[str]:
+    options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
+    yield f"from transformers import AutoTokenizer, {family.auto_class}"
+    yield ""
+    yield f'model = {family.auto_class}.from_pretrained("."{options})  # this directory, or the name of its repository'
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+
+
+def _load_timm(family: Family) -> Iterator[str]:
+    yield "import timm"
+    yield ""
+    yield 'model = timm.create_model("local-dir:.", pretrained=True)  # this directory; "hf-hub:NAME" for its repository'
+
+
+_LOADING = {"transformers": _load_transformers, "timm": _load_timm}
 
 
 def _limits(record: Record) -> Iterator[str]:
@@ -313,7 +368,7 @@ def _limits(record: Record) -> Iterator[str]:
     if verdict == "lossy" or verdict is None:
         yield "- Outputs may differ from the source's at every token; look at the figures above before use."
     if verdict is not None and record.data is None:
-        yield "- Preservation was measured on random tokens, for want of data: how far the functions agree, not how well either does."
+        yield "- Preservation was measured on random inputs, for want of data: how far the functions agree, not how well either does."
     yield "- Figures hold for the slice they were measured on, and differ in the last digits between kinds of processors."
 
 

@@ -8,8 +8,8 @@ The tables lie in `families/`, one file each, without a function in them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -32,14 +32,51 @@ from ligo_convert.tensors import FLOAT_DTYPES, TensorSpec
 Config = Mapping[str, object]
 
 
+Task = Literal["causal-lm", "masked-lm", "encoder", "image-classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One of the library's classes for a family: which parts of a checkpoint it has, and what it is trained for.
+
+    Attributes:
+        parts: the parts of the table (`in PART`) that it has, beside the rows that every class has.
+        architecture: the class that config.json names. auto_class: the library's class that loads it.
+        base: whether it is the model without a head, whose names lack the family's prefix.
+        options: what its constructor must be told.
+    """
+
+    parts: tuple[str, ...] = ()
+    task: Task
+    architecture: str
+    auto_class: str
+    base: bool = False
+    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """The normalisation of the residual stream."""
+    """The normalisation of the residual stream.
+
+    Attributes:
+        stream: the stream that is normalised. epsilon: config key; "" where the library fixes it in its code.
+        head: the norm that feeds the head: its rows' name without `.weight` and `.bias`.
+        place: before each branch (`pre`), or after its sum with what it was added to (`post`).
+        first, inner, outer: of a post-norm model: the norm of the embeddings, the one after attention, the one that a layer ends with.
+        summed: streams that nothing but a norm (and a tied head) reads: sums of embeddings, where any linear map is free.
+        activated: streams that a norm reads straight from an activation, so that no linear map reaches what is normalised.
+    """
 
     stream: str
     kind: Literal["layernorm", "rmsnorm"]
-    epsilon: str  # config key
-    head: str  # the norm that feeds the head: its rows' name without `.weight` and `.bias`
+    epsilon: str
+    head: str
+    place: Literal["pre", "post"] = "pre"
+    first: str = ""
+    inner: str = ""
+    outer: str = ""
+    summed: tuple[str, ...] = ()
+    activated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +90,16 @@ class Row:
     def depth(self) -> str | None:
         return depth_axis(self.pattern)
 
+    @property
+    def module(self) -> str:
+        """The pattern without `.weight` or `.bias`."""
+        return self.pattern.rpartition(".")[0]
+
     def name(self, layer: int | None) -> str:
         return name_at(self.pattern, layer)
 
     def present(self, config: Config) -> bool:
-        """Whether `config` calls for this row; an optional row is decided by the checkpoint instead."""
+        """Whether `config` calls for this row, if the checkpoint has its part at all."""
         if not self.layout.condition:
             return True
         return bool(config.get(self.layout.condition)) != self.layout.negated
@@ -69,16 +111,21 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """A source checkpoint as its family sees it: every tensor claimed once, every row used."""
+    """A source checkpoint as its family sees it: every tensor claimed once, every row used.
 
+    Attributes:
+        family: narrowed to the class that the checkpoint is of. stored: canonical name -> the tensor on disk, under its name there.
+        ignored: buffers that no model reads. left_out: weights of parts that no class of the library has beside the others.
+        copies: (alias, canonical), both on disk and tied: their bytes must agree.
+    """
+
+    family: Family
     config: Config
     rows: tuple[Row, ...]
-    stored: Mapping[str, TensorSpec]  # canonical name -> the tensor on disk (its spec carries the name on disk)
+    stored: Mapping[str, TensorSpec]
     ignored: tuple[str, ...]
-    copies: tuple[tuple[str, str], ...]  # (alias, canonical), both on disk and tied: their bytes must agree
-
-    def layers(self, family: Family, row: Row) -> range | tuple[None]:
-        return family.layers(row, self.config)
+    left_out: tuple[str, ...]
+    copies: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,42 +133,56 @@ class Family:
     """A table of rows with what the growth mathematics must know about the model around them.
 
     Attributes:
-        name, task, model_type, architecture: what it is called here, what it is trained for, `model_type` in config.json,
-            and the transformers class that config.json names.
+        name, model_type: what it is called here, and in config.json. library: whose models these are.
+        heads: the library's classes of this family, the usual one first. head: the one this family is narrowed to.
         axes: axis -> size expression over config keys. streams: stream -> product of axes, slowest first.
         tensors: name pattern -> layout.
-        optional_prefix: a leading part of names that old checkpoints leave out.
+        optional_prefix: a leading part of names that some checkpoints leave out.
+        renamed: last part of a name as old checkpoints have it -> as it is now.
         tied: alias -> canonical pattern, in force where the config key `tie_key` is true.
         ignored: patterns of buffers that some checkpoints carry and no model reads.
         branch_ends: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
-            that must do nothing yet.
+            that must do nothing yet; in the order of the branches.
+        scaled: branch end -> the LayerScale row that multiplies it.
         vocabulary, positions: the axes of token ids and of learned positions ("" where there are none).
-        kept: axes that are looked up, never grown. fixed: axes whose entries keep their meaning by position (rotary pairs).
+        position_offset: positions that are never used. labels: the axis of classes ("" where there are none).
+        lookups: axes that tensors are looked up in, not multiplied with. pooled: patterns (without `.weight` and `.bias`) of rows
+            that are applied to one token of a sequence.
+        kept: axes that never grow. fixed: axes whose entries keep their meaning by position (rotary pairs).
         products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
         carries: stream -> stream whose content it is, for the paper's ties.
         whole: expressions that the library wants to be whole numbers. defaults: what the library takes for a missing key.
         requires: config values without which this table does not hold. layer_lists: config lists with an entry a layer -> depth axis.
         index_keys: config keys that make a layer depend on its index.
         inert: config keys that may change without changing the function of a trained model at inference.
-        residual_init: rows that the library initialises with a deviation divided by sqrt(2 * layers).
+        initializer: deviation of weights that the library draws: a config key, or a number. residual_init: rows that it initialises
+            with a deviation divided by sqrt(2 * layers). scale_init: config key of a LayerScale's first value.
+        architectures: names that stand for a whole config (timm's) -> what they set over `defaults`.
     """
 
     name: str
-    task: Literal["causal-lm"]
     model_type: str
-    architecture: str
+    heads: tuple[Head, ...]
     axes: Mapping[str, str]
     streams: Mapping[str, str]
     tensors: Mapping[str, str]
     norm: Norm
     defaults: Mapping[str, object]
+    library: Literal["transformers", "timm"] = "transformers"
+    head: Head | None = None
     vocabulary: str = "vocab"
     positions: str = ""
+    position_offset: int = 0
+    labels: str = ""
+    lookups: tuple[str, ...] = ("vocab", "position")
+    pooled: tuple[str, ...] = ()
     optional_prefix: str = ""
+    renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tie_key: str = "tie_word_embeddings"
     ignored: tuple[str, ...] = ()
     branch_ends: tuple[str, ...] = ()
+    scaled: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     kept: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     products: tuple[tuple[str, str], ...] = ()
@@ -132,27 +193,75 @@ class Family:
     layer_lists: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     index_keys: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
+    initializer: str | float = "initializer_range"
     residual_init: tuple[str, ...] = ()
+    scale_init: str = ""
+    architectures: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+
+    # The class of the library that it is narrowed to.
+
+    @property
+    def chosen(self) -> Head:
+        return self.head or self.heads[0]
+
+    @property
+    def task(self) -> Task:
+        return self.chosen.task
+
+    @property
+    def architecture(self) -> str:
+        return self.chosen.architecture
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that loads a model for this task."""
-        return {"causal-lm": "AutoModelForCausalLM"}[self.task]
+        """The library's class that loads such a model."""
+        return self.chosen.auto_class
+
+    @property
+    def reads(self) -> Literal["text", "images"]:
+        return "images" if self.task == "image-classification" else "text"
+
+    def sequence(self, config: Config, length: int) -> int:
+        """Tokens of one example: `length` of text, as many as an image has patches (the tokens beside them are few)."""
+        return self.sizes(config)[self.positions] if self.reads == "images" else length
+
+    def for_head(self, head: Head) -> Family:
+        """This family with the rows of one class alone."""
+        assert head in self.heads, head
+        return replace(self, head=head)
+
+    def for_architecture(self, architecture: object) -> Family:
+        """This family narrowed to a class by name; to the usual one where the name is none of its classes."""
+        found = [head for head in self.heads if head.architecture == architecture]
+        return self.for_head(found[0] if found else self.heads[0])
+
+    def written(self, name: str) -> str:
+        """A canonical name as the chosen class has it."""
+        return name.removeprefix(self.optional_prefix) if self.chosen.base else name
 
     # The table, expanded and checked against itself.
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
+        """The rows of the chosen class."""
+        return tuple(row for row in self.table if not row.layout.part or row.layout.part in self.chosen.parts)
+
+    @cached_property
+    def table(self) -> tuple[Row, ...]:
+        """Every row, of whatever class."""
         rows = tuple(
             Row(pattern=name, layout=parse_layout(layout))
             for pattern, layout in self.tensors.items()
             for name in expand(pattern)
         )
         known = {*self.axes, *self.streams, "1"}
+        parts = {part for head in self.heads for part in head.parts}
         for row in rows:
             for stream in row.layout.streams:
                 if stream not in known:
                     raise NotationError(f"{self.name}: {row.pattern}: {stream!r} is neither an axis nor a stream")
+            if row.layout.part and row.layout.part not in parts:
+                raise NotationError(f"{self.name}: {row.pattern}: no head has the part {row.layout.part!r}")
             if row.depth is not None and row.depth not in self.axes:
                 raise NotationError(f"{self.name}: {row.pattern}: {row.depth!r} is no axis")
         if len({row.pattern for row in rows}) != len(rows):
@@ -187,14 +296,35 @@ class Family:
         """The axes a stream is the product of, slowest first."""
         return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)
 
+    @cached_property
+    def _branch_ends(self) -> frozenset[str]:
+        return frozenset(name for end in self.branch_ends for name in expand(end))
+
+    @cached_property
+    def _residual_init(self) -> frozenset[str]:
+        return frozenset(name for pattern in self.residual_init for name in expand(pattern))
+
+    @cached_property
+    def pooled_modules(self) -> frozenset[str]:
+        """The modules that are applied to one token of a sequence."""
+        return frozenset(name for pattern in self.pooled for name in expand(pattern))
+
     def is_branch_end(self, row: Row) -> bool:
-        return row.pattern.rpartition(".")[0] in {name for end in self.branch_ends for name in expand(end)}
+        return row.module in self._branch_ends
 
     def has_residual_init(self, row: Row) -> bool:
-        return row.pattern in {name for pattern in self.residual_init for name in expand(pattern)}
+        return row.pattern in self._residual_init
+
+    def scale_row(self, row: Row) -> Row | None:
+        """The LayerScale that multiplies what `row` writes; None where there is none."""
+        pattern = self.scaled.get(row.module)
+        return next((found for found in self.rows if found.pattern == pattern), None) if pattern else None
+
+    def is_scale(self, row: Row) -> bool:
+        return any(dim.role == "scale" for dim in row.layout.dims)
 
     def feeds_head(self, row: Row) -> bool:
-        return row.pattern.rpartition(".")[0] == self.norm.head
+        return row.module == self.norm.head
 
     # Sizes, from plain config data.
 
@@ -238,16 +368,11 @@ class Family:
             for layer in (None,) if row.depth is None else range(sizes[row.depth]):
                 yield row, layer, TensorSpec(name=row.name(layer), dtype=dtype, shape=shape)
 
-    def rows_for(self, config: Config, *, optional: Iterable[str] = ()) -> tuple[Row, ...]:
-        """The rows that a model of `config` has: by config key, without tied aliases, optional ones where named."""
+    def rows_for(self, config: Config) -> tuple[Row, ...]:
+        """The rows that a model of `config` and of the chosen class has: by config key, without tied aliases."""
         complete = self.complete(config)
         tied = set(self.tied) if self.is_tied(config) else set()
-        keep = set(optional)
-        return tuple(
-            row
-            for row in self.rows
-            if row.present(complete) and row.pattern not in tied and (not row.layout.optional or row.pattern in keep)
-        )
+        return tuple(row for row in self.rows if row.present(complete) and row.pattern not in tied)
 
     # What a source holds.
 
@@ -277,7 +402,7 @@ class Family:
         self.check_config(config, where=f"{label}/config.json")
         complete, sizes, tied = self.complete(config), self.sizes(config), self.is_tied(config)
         wanted: dict[str, tuple[Row, int | None]] = {}
-        for row in self.rows:
+        for row in self.table:
             if row.present(complete):
                 for layer in self.layers(row, config):
                     wanted[row.name(layer)] = (row, layer)
@@ -285,8 +410,8 @@ class Family:
         stored: dict[str, TensorSpec] = {}
         unclaimed, passed = [], []
         for name, spec in tensors.items():
-            canonical = name if name in wanted else self.optional_prefix + name
-            if canonical in wanted:
+            canonical = self.canonical(name, wanted)
+            if canonical is not None:
                 if canonical in stored:
                     raise SourceError(
                         "a tensor is there twice",
@@ -303,6 +428,9 @@ class Family:
                 unclaimed.append(name)
         if unclaimed:
             raise self._unclaimed(unclaimed, wanted, sizes, label)
+        family = self.for_head(self._head_of({wanted[name][0].layout.part for name in stored}, config))
+        left_out = [name for name in stored if wanted[name][0].layout.part not in ("", *family.chosen.parts)]
+        leftovers = tuple(stored.pop(name).name for name in left_out)
         copies = []
         for alias, pattern in self.tied.items() if tied else ():
             # Tied: one of the two names is enough, whichever a writer kept.
@@ -311,9 +439,7 @@ class Family:
             elif alias in stored:
                 stored[pattern] = stored[alias]
             stored.pop(alias, None)
-            wanted.pop(alias, None)
-        found_optional = {wanted[name][0].pattern for name in stored if wanted[name][0].layout.optional}
-        rows = self.rows_for(config, optional=found_optional)
+        rows = family.rows_for(config)
         missing = [
             row.name(layer) for row in rows for layer in self.layers(row, config) if row.name(layer) not in stored
         ]
@@ -324,7 +450,36 @@ class Family:
                 expected=_few(missing),
                 hint="the checkpoint is incomplete, or config.json is another model's",
             )
-        return Inventory(config=config, rows=rows, stored=stored, ignored=tuple(passed), copies=tuple(copies))
+        return Inventory(
+            family=family,
+            config=config,
+            rows=rows,
+            stored=stored,
+            ignored=tuple(passed),
+            left_out=leftovers,
+            copies=tuple(copies),
+        )
+
+    def canonical(self, name: str, wanted: Container[str]) -> str | None:
+        """The canonical name of a tensor on disk, whose prefix may be left out and whose last part may be an old one; None: no row's."""
+        head, dot, last = name.rpartition(".")
+        for known in (name, head + dot + self.renamed[last]) if last in self.renamed else (name,):
+            for prefixed in (known, self.optional_prefix + known):
+                if prefixed in wanted:
+                    return prefixed
+        return None
+
+    def _head_of(self, parts: set[str], config: Config) -> Head:
+        """The class with the most of the parts found; of several the one that config.json names, else the first."""
+        fitting = [head for head in self.heads if parts.issuperset(head.parts)]
+        if not fitting:
+            # What a class needs is missing: the usual one says what.
+            return self.heads[0]
+        named = config.get("architectures")
+        names = named if isinstance(named, list) else []
+        most = max(len(head.parts) for head in fitting)
+        best = [head for head in fitting if len(head.parts) == most]
+        return next((head for head in best if head.architecture in names), best[0])
 
     def _check_spec(self, spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
         if spec.shape != shape:
@@ -347,7 +502,7 @@ class Family:
         self, names: list[str], wanted: Mapping[str, object], sizes: Mapping[str, int], label: str
     ) -> SourceError:
         first = names[0]
-        patterns = {row.name(0 if row.depth else None): row.pattern for row in self.rows}
+        patterns = {row.name(0 if row.depth else None): row.pattern for row in self.table}
         near = difflib.get_close_matches(first, list(patterns), n=1, cutoff=0.0)
         more = f" (+{len(names) - 1} more)" if len(names) > 1 else ""
         depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in self.depth_axes)
@@ -387,7 +542,8 @@ class Family:
         except SizeError as error:
             raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
         for axis in self.axes:
-            if axis in self.kept and new[axis] != old[axis]:
+            # Another number of classes is a new head.
+            if axis in self.kept and new[axis] != old[axis] and axis != self.labels:
                 raise RecipeError(f"{axis} cannot grow", where=where, expected=old[axis], found=new[axis])
             if axis in self.fixed and new[axis] != old[axis]:
                 raise RecipeError(
@@ -397,7 +553,7 @@ class Family:
                     found=new[axis],
                     hint="grow the number of heads with the width",
                 )
-            if new[axis] < old[axis]:
+            if new[axis] < old[axis] and axis != self.labels:
                 raise RecipeError(
                     f"the target is smaller than its source along {axis} ({self.axes[axis]})",
                     where=where,

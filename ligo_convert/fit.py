@@ -13,15 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from ligo_convert.examples import Batch, Examples
 from ligo_convert.family import Family, Inventory, Row
 from ligo_convert.growth import Grower
 from ligo_convert.initial import learnable
-from ligo_convert.models import LibraryModel, mean_loss
+from ligo_convert.models import LibraryModel, Objective, mean_loss
 from ligo_convert.operator import Operator
-from ligo_convert.stream import Read, source_name, target_rows
+from ligo_convert.rewrites import Fetch
+from ligo_convert.stream import Read, source_name, stored_dtypes
+from ligo_convert.tasks import on_device
 from ligo_convert.torchio import tensor_from_bytes
 from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
 
@@ -32,9 +34,9 @@ class Slices(Protocol):
     """What learning needs of a data slice."""
 
     @property
-    def validation(self) -> Any: ...
+    def validation(self) -> Examples: ...
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> Any: ...
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Settings:
     steps: int
     batch_size: int
     micro_batch_size: int
-    sequence_length: int
+    tokens_a_step: int
     width_rate: float
     depth_rate: float
     weight_decay: float
@@ -57,9 +59,15 @@ class Settings:
 def stacked_source(
     read: Read, family: Family, inventory: Inventory, rows: tuple[Row, ...], *, device: str, dtype: torch.dtype
 ) -> Tensors:
-    """The source in memory: row pattern -> [old layers, ...] ([1, ...] for a row without a depth axis)."""
+    """The source in memory: row pattern -> [old layers, ...] ([1, ...] for a row without a depth axis).
+
+    Args:
+        rows: the target's; those that the source has (an untied head too, which is its embedding) are there beside its own.
+    """
     stacked = {}
-    for row in rows:
+    for row in dict.fromkeys((*inventory.rows, *rows)):
+        if not stored_dtypes(family, inventory, row):
+            continue
         layers = []
         for layer in family.layers(row, inventory.config):
             spec = source_name(family, inventory, row, layer)
@@ -68,12 +76,17 @@ def stacked_source(
     return stacked
 
 
-def named_source(family: Family, inventory: Inventory, stacked: Tensors) -> Tensors:
+def fetch_from(stacked: Tensors) -> Fetch:
+    """Any tensor of a stacked source."""
+    return lambda pattern, layer: stacked[pattern][layer or 0]
+
+
+def named_source(inventory: Inventory, stacked: Tensors) -> Tensors:
     """The stacked source by its canonical tensor names, as the library's model takes it."""
     return {
         row.name(layer): stacked[row.pattern][layer or 0]
         for row in inventory.rows
-        for layer in family.layers(row, inventory.config)
+        for layer in inventory.family.layers(row, inventory.config)
     }
 
 
@@ -84,12 +97,16 @@ class GrownTarget:
         self.grower, self.rows, self.stacked = grower, rows, stacked
         self.family, self.config = grower.family, grower.operator.target
 
+    def _source(self, row: Row) -> torch.Tensor:
+        # A row that is drawn takes nothing from the source.
+        return self.stacked.get(row.pattern, torch.empty(0))
+
     def tensors(self, *, leaves: bool = False) -> Tensors:
         """Every target tensor by name; with `leaves`, each asks for a gradient of its own."""
         grown: Tensors = {}
         with torch.no_grad():
             for row in self.rows:
-                layers = self.grower.grow_stacked(row, self.stacked[row.pattern])
+                layers = self.grower.grow_stacked(row, self._source(row))
                 for at, layer in enumerate(self.family.layers(row, self.config)):
                     grown[row.name(layer)] = layers[at]
         if leaves:
@@ -103,23 +120,27 @@ class GrownTarget:
             gradients = []
             for layer in self.family.layers(row, self.config):
                 tensor = leaves[row.name(layer)]
-                assert tensor.grad is not None, row.name(layer)
-                gradients.append(tensor.grad)
+                # What the loss does not look at, such as a pooler beside a masked language model's head, has no gradient.
+                gradients.append(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
                 tensor.grad = None
-            grown = self.grower.grow_stacked(row, self.stacked[row.pattern])
+            grown = self.grower.grow_stacked(row, self._source(row))
             if grown.requires_grad:
                 grown.backward(torch.stack(gradients))  # type: ignore[no-untyped-call]
 
 
 def learned_arrays(
-    operator: Operator, device: str, dtype: torch.dtype
+    operator: Operator, family: Family, device: str, dtype: torch.dtype
 ) -> tuple[Operator, dict[str, torch.nn.Parameter]]:
-    """The operator with its learned arrays as parameters: dense maps, and the depth matrices of rows with a depth axis."""
+    """The operator with its learned arrays as parameters: dense maps, and the depth matrices of rows with a depth axis.
+
+    A LayerScale is not learned: what is learned is the branch as it arrives in the stream, scale and all.
+    """
+    scales = {row.pattern for row in family.rows if family.is_scale(row)}
     parameters: dict[str, torch.nn.Parameter] = {}
 
     def parameter(name: str, array: Any) -> Any:
-        is_map = name.endswith(".tail") and array.shape[0] > 0
-        is_depth = "/depth/" in name and "{" in name
+        is_map = name.endswith(".tail") and not name.endswith("/scale.tail") and array.shape[0] > 0
+        is_depth = "/depth/" in name and "{" in name and name.partition("/depth/")[2] not in scales
         if not (is_map or is_depth):
             return array
         parameters[name] = torch.nn.Parameter(torch.tensor(array, dtype=dtype, device=device))
@@ -136,30 +157,39 @@ def fit(
     slices: Slices,
     settings: Settings,
     *,
+    objective: Objective | None = None,
     device: str = "cpu",
     store: StateStore | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[Operator, Outcome]:
     """Learn the operator, beginning at `initial`.
 
+    Args:
+        objective: the loss; None for the target's own.
+
     Returns:
         The operator of the best validated step (`initial`, in dense form, where nothing was better), and how it went.
     """
     dtype = next(iter(stacked.values())).dtype
-    dense, parameters = learned_arrays(learnable(initial, family), device, dtype)
-    grower = Grower(dense, family, device=device, dtype=dtype, keep_drawn=True)
-    target = GrownTarget(grower, target_rows(family, inventory, initial.target), stacked)
-    model = LibraryModel(family, initial.target, device=device)
-    model.check_table(target.rows)
+    dense, parameters = learned_arrays(learnable(initial, family), family, device, dtype)
+    grower = Grower(dense, family, device=device, dtype=dtype, fetch=fetch_from(stacked), keep_drawn=True)
+    target = GrownTarget(grower, family.rows_for(initial.target), stacked)
+    if objective is None:
+        model = LibraryModel(family, initial.target, device=device)
+        model.check_table(target.rows)
+        objective = model.loss
+    measured = objective
 
     def gradients(step: int) -> float:
-        batch = slices.batch(step, batch_size=settings.batch_size, seed=settings.seed)
-        tokens = torch.as_tensor(np.asarray(batch).astype(np.int64), device=device)
+        batch = on_device(slices.batch(step, batch_size=settings.batch_size, seed=settings.seed), device, dtype)
+        count = len(next(iter(batch.values())))
         leaves = target.tensors(leaves=True)
         total = 0.0
-        for part in torch.split(tokens, settings.micro_batch_size):
+        for first in range(0, count, settings.micro_batch_size):
+            part = {name: tensor[first : first + settings.micro_batch_size] for name, tensor in batch.items()}
+            share = len(next(iter(part.values()))) / count
             with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.autocast):
-                loss = model.loss(leaves, part) * (len(part) / len(tokens))
+                loss = measured(leaves, part) * share
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         target.backward(leaves)
@@ -167,10 +197,12 @@ def fit(
 
     def validate() -> float:
         return mean_loss(
-            model,
+            measured,
             target.tensors(),
             slices.validation,
             batch_size=settings.micro_batch_size,
+            device=device,
+            dtype=dtype,
             autocast=settings.autocast,
         )
 
@@ -192,7 +224,7 @@ def fit(
         [group for group in groups if group.parameters],
         gradients,
         schedule=Schedule(steps=settings.steps, warmup=settings.warmup_steps),
-        tokens_a_step=settings.batch_size * settings.sequence_length,
+        tokens_a_step=settings.tokens_a_step,
         validate=validate,
         validate_every=settings.evaluate_every,
         store=store,

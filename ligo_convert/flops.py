@@ -2,7 +2,8 @@
 
 A forward pass multiplies every weight that is read and written once a token (2 operations each), and attention takes 2 products of
 2 * sequence * width operations a token and layer; backward costs twice forward. Lookups, norms, softmax and biases are left out, as
-is usual. The head counts, tied or not.
+is usual. The head counts, tied or not. An image is a sequence of its patches; what is applied to one token of a sequence alone (class
+attention, classifiers) counts once a sequence.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ def forward_flops(family: Family, config: Mapping[str, object], *, tokens: int, 
     for row in family.rows:
         if not row.present(family.complete(config)) or len(row.layout.dims) < 2:
             continue
-        looked_up = any(dim.role == "read" and set(dim.parts) <= set(family.kept) for dim in row.layout.dims)
-        if looked_up:
+        reads = [dim for dim in row.layout.dims if dim.role == "read"]
+        # What reads nothing is added; what reads ids is looked up.
+        if not reads or any(set(dim.parts) <= set(family.lookups) for dim in reads):
             continue
-        total += 2 * math.prod(family.shape(row, sizes)) * tokens * (sizes[row.depth] if row.depth else 1)
+        count = tokens // sequence_length if row.module in family.pooled_modules else tokens
+        total += 2 * math.prod(family.shape(row, sizes)) * count * (sizes[row.depth] if row.depth else 1)
     for stream, _ in family.products:
-        layers = next(row.depth for row in family.rows if stream in row.layout.streams)
-        assert layers is not None
-        total += 4 * sequence_length * sizes[stream] * tokens * sizes[layers]
+        for axis in dict.fromkeys(row.depth for row in family.rows if row.depth and stream in row.layout.streams):
+            writers = [row.module for row in family.rows if row.depth == axis and stream in row.layout.streams]
+            count = tokens // sequence_length if set(writers) <= family.pooled_modules else tokens
+            total += 4 * sequence_length * sizes[stream] * count * sizes[axis]
     return total
 
 

@@ -18,9 +18,10 @@ import torch
 
 from ligo_convert.axes import Dim
 from ligo_convert.family import Family, Row
-from ligo_convert.maps import Axis, Map
+from ligo_convert.maps import ROLES, Axis, Map
 from ligo_convert.methods import generator
-from ligo_convert.operator import ROLES, Operator, Term
+from ligo_convert.operator import Operator, Term
+from ligo_convert.rewrites import Fetch, along, rewritten, written_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class _Piece:
         return total
 
     def _source(self, source: int) -> torch.Tensor:
-        return self.grower.pieces(self.row, self.load(None if self.row.depth is None else source))[self.number]
+        layer = None if self.row.depth is None else source
+        return self.grower.pieces(self.row, self.grower.prepared(self.row, layer, self.load(layer)))[self.number]
 
     def _widen(self, tensor: torch.Tensor, old: int | None, new: int | None) -> torch.Tensor:
         return self.grower.widen(self.term, self.row, self.dims, tensor, old, new)
@@ -109,7 +111,8 @@ class Grower:
 
     Args:
         operator: its arrays may be numpy's, or torch tensors (parameters that are being learned).
-        family: the operator's family. dtype: of the arithmetic, float32 or wider.
+        family: the operator's family, narrowed to the target's class. dtype: of the arithmetic, float32 or wider.
+        fetch: any tensor of the source, for what looks at another tensor than its own (LayerScale, post-norm).
         keep_drawn: hold what is drawn in memory instead of drawing it each time it is asked for.
     """
 
@@ -120,9 +123,11 @@ class Grower:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        fetch: Fetch | None = None,
         keep_drawn: bool = False,
     ) -> None:
         self.operator, self.family, self.device, self.dtype = operator, family, device, dtype
+        self._fetch = fetch
         self.old, self.new = family.sizes(operator.source), family.sizes(operator.target)
         self._maps: dict[int, TorchMap] = {}
         self._factors: dict[int, Factors] = {}
@@ -206,6 +211,16 @@ class Grower:
         Widens first where maps belong to source layers or are shared (there are fewer of those), mixes first where they belong to
         target layers.
         """
+        if row.pattern in self.operator.drawn_rows:
+            return torch.stack([self.drawn(row, layer) for layer in self.family.layers(row, self.operator.target)])
+        if self.family.is_scale(row):
+            layers = self.family.layers(row, self.operator.target)
+            return torch.stack([self._with_drawn(row, self.scale(row, layer), layer) for layer in layers])
+        if self._is_rewritten(row):
+            old = self.family.layers(row, self.operator.source)
+            stacked = torch.stack(
+                [self.prepared(row, layer, tensor) for layer, tensor in zip(old, stacked, strict=True)]
+            )
         out = []
         for (_, dims), key, piece in zip(row.layout.pieces(), row.piece_keys(), self.pieces(row, stacked), strict=True):
             total = None
@@ -215,7 +230,13 @@ class Grower:
                 total = grown if total is None else total + grown
             assert total is not None
             out.append(total)
-        return self._with_drawn(row, self.join(row, out), None)
+        grown = self.join(row, out)
+        layers = self.family.layers(row, self.operator.target)
+        if self.operator.unit_layers.get(row.pattern):
+            grown = torch.stack([self._with_unit(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
+        if self.family.scale_row(row) is not None:
+            grown = torch.stack([self._unscaled(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
+        return self._with_drawn(row, grown, None)
 
     def _stacked_term(
         self, term: Term, row: Row, dims: tuple[Dim, ...], piece: torch.Tensor, matrix: torch.Tensor
@@ -238,6 +259,10 @@ class Grower:
             layer: of the target; None for a row without a depth axis. load: source layer -> tensor.
             cache: an empty dict of the caller's, kept over one row: widened pieces that later layers use again.
         """
+        if row.pattern in self.operator.drawn_rows:
+            return self.drawn(row, layer)
+        if self.family.is_scale(row):
+            return self._with_drawn(row, self.scale(row, layer), layer)
         out = []
         for number, ((_, dims), key) in enumerate(zip(row.layout.pieces(), row.piece_keys(), strict=True)):
             total = torch.zeros([self.new.get(dim.parts[0], 1) for dim in dims], dtype=self.dtype, device=self.device)
@@ -249,11 +274,68 @@ class Grower:
                     grown = piece.grow(used, weights, layer, cache.setdefault((number, position), {}))
                     total = grown if len(self.operator.terms) == 1 else total + grown
             out.append(total)
-        return self._with_drawn(row, self.join(row, out), layer)
+        grown = self._with_unit(row, self.join(row, out), layer)
+        return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
+
+    # What looks at more than its own row.
+
+    def fetch(self, pattern: str, layer: int | None) -> torch.Tensor:
+        assert self._fetch is not None, "this operator looks at other tensors of the source"
+        return self._fetch(pattern, layer)
+
+    def _is_rewritten(self, row: Row) -> bool:
+        return bool(self.operator.rewrites) or self.family.scale_row(row) is not None
+
+    def prepared(self, row: Row, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
+        """A source tensor after the operator's rewrites."""
+        if not self._is_rewritten(row):
+            return tensor
+        return rewritten(
+            self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self.fetch
+        )
+
+    def _with_unit(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """Where a norm only normalises, its gain is what a gain of ones grows to; a shift of zeros grows to zeros."""
+        if layer is None or layer not in self.operator.unit_layers.get(row.pattern, ()):
+            return grown
+        (dim,) = row.layout.dims
+        if dim.role != "gain":
+            return grown
+        ones = torch.ones(self.old[dim.parts[0]], dtype=self.dtype, device=self.device)
+        return grown + self.widen(self.operator.terms[0], row, row.layout.dims, ones, None, layer)
+
+    def scale(self, row: Row, layer: int | None) -> torch.Tensor:
+        """A LayerScale of the target: copied entries keep theirs, the others take a mean of absolute values.
+
+        A mean of values of both signs may be next to nothing, and what is divided by it would be anything.
+        """
+        (dim,) = row.layout.dims
+        weights = self.depth_matrix(self.operator.terms[0], row.pattern)[layer or 0]
+        total = torch.zeros(self.old[dim.parts[0]], dtype=self.dtype, device=self.device)
+        for source in torch.nonzero(weights).flatten().tolist():
+            total = total + weights[source] * self.fetch(row.pattern, None if row.depth is None else source)
+        for factor in self._torch_factors(
+            self.operator.stream(self.operator.terms[0], dim.parts[0], row.depth, 0, layer)
+        ):
+            found = factor["scale"]
+            if not found.identity:
+                total = torch.cat([total[found.index] * found.weight, found.tail @ total.abs()])
+        return total
+
+    def _unscaled(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """What a branch writes, divided by the LayerScale that will multiply it; the rewritten source was multiplied by its own."""
+        scale, dim = self.family.scale_row(row), written_dim(self.family, row)
+        if scale is None or dim is None:
+            return grown
+        found = self.scale(scale, layer)
+        # A scale of nothing lets nothing through, whatever is written.
+        return grown / along(torch.where(found == 0, torch.ones_like(found), found), row, dim)
 
     # What is drawn.
 
     def _row_is_drawn(self, row: Row) -> bool:
+        if row.pattern in self.operator.drawn_rows:
+            return True
         if row.depth is not None and any(self.operator.drawn_layers.get(row.depth, ())):
             return True
         return any(bool(self._drawn_along(row, stream).any()) for stream in row.layout.streams)
@@ -290,7 +372,7 @@ class Grower:
 
     def _drawn_mask(self, row: Row, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
         flags = self.operator.drawn_layers.get(row.depth or "", ())
-        if layer is not None and flags and flags[layer]:
+        if row.pattern in self.operator.drawn_rows or (layer is not None and flags and flags[layer]):
             return np.ones(shape, dtype=bool)
         mask = np.zeros(shape, dtype=bool)
         silent = self.operator.silent_layers.get(row.depth or "", ())
@@ -315,20 +397,26 @@ def drawn_values(
 ) -> np.ndarray:
     """A tensor as the library initialises it, drawn by a generator of its own (its seed and its name).
 
-    Gains are ones, shifts and biases zeros, weights normal with the config's `initializer_range`, divided by sqrt(2 * layers) where the
-    library does so.
+    Gains are ones, shifts and biases zeros, a LayerScale what the config says, weights normal with the family's deviation, divided by
+    sqrt(2 * layers) where the library does so.
     """
-    role = row.layout.dims[0].role
+    role, complete = row.layout.dims[0].role, family.complete(config)
     if role == "gain":
         return np.ones(shape, dtype=np.float32)
+    if role == "scale":
+        return np.full(shape, _number(complete[family.scale_init]), dtype=np.float32)
     if role == "shift" or len(shape) == 1:
         return np.zeros(shape, dtype=np.float32)
-    complete = family.complete(config)
-    deviation = complete["initializer_range"]
-    assert isinstance(deviation, (int, float))
+    chosen = family.initializer
+    deviation = _number(complete[chosen] if isinstance(chosen, str) else chosen)
     if row.depth is not None and family.has_residual_init(row):
         deviation = deviation / math.sqrt(2 * family.sizes(config)[row.depth])
     rng = generator(seed, "drawn", row.name(layer))
     values: np.ndarray = rng.standard_normal(size=shape, dtype=np.float32)
     values *= np.float32(deviation)
     return values
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, (int, float)), value
+    return float(value)

@@ -15,24 +15,24 @@ import numpy as np
 from ligo_convert.axes import SizeError
 from ligo_convert.errors import SourceError
 from ligo_convert.family import Family, Row
-from ligo_convert.maps import Axis, Map, corner, dense, identity_axis, kronecker, plain_axis
-from ligo_convert.methods import WIDTHS, advance_axis, width_axis
-from ligo_convert.operator import ROLES, Keying, Operator, Term
+from ligo_convert.maps import ROLES, Axis, Map, corner, dense, identity_axis, kronecker, plain_axis, selection
+from ligo_convert.methods import WIDTHS, WidthRequest, advance_axis, width_axis
+from ligo_convert.operator import Keying, Operator, Term
 from ligo_convert.start import Start, grows
 
 
 def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> Operator:
     """The operator that learning begins at, in factors: nothing is multiplied out."""
     family, growth = start.family, start.growth
-    axes = {axis: width_axis(growth.width, request) for axis, request in start.requests.items()}
-    sizes = family.sizes(start.source)
-    kept = {axis: identity_axis(sizes[axis]) for axis in family.kept}
-    rows = family.rows_for(start.target, optional=[row.pattern for row in family.rows])
-    terms = [_term(start, {**axes, **kept}, rows, advance=False)]
+    maps = {name: width_axis(growth.width, request) for name, request in _requests(start).items()}
+    maps.update(_kept(start))
+    rows = family.rows_for(start.target)
+    terms = [_term(start, maps, rows, advance=False)]
     if WIDTHS[growth.width].advance and start.grows_width:
-        terms.append(_term(start, {**_advanced(start), **kept}, rows, advance=True))
+        terms.append(_term(start, {**_advanced(start), **_kept(start)}, rows, advance=True))
     operator = Operator(
         family=family.name,
+        head=family.architecture,
         source=dict(start.source),
         target=dict(start.target),
         keying=growth.keying,
@@ -41,14 +41,34 @@ def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> 
         drawn_layers={axis: found.drawn for axis, found in start.depths.items()},
         silent_layers={axis: found.silent for axis, found in start.depths.items()},
         seed=growth.seed,
+        drawn_rows=start.drawn_rows,
+        unit_layers=dict(start.units),
+        rewrites=start.rewrites,
     )
     if operator.tie:
         operator = _tied(operator, family)
     return operator.map_arrays(lambda _, array: np.asarray(array, dtype=dtype))
 
 
+def _requests(start: Start) -> dict[str, WidthRequest]:
+    """Axis or stream -> its request; a stream's own stands before its axis's."""
+    return {**start.requests, **start.streams}
+
+
+def _kept(start: Start) -> dict[str, Axis]:
+    """The axes that do not grow; classes of a new head have no source to be mapped from."""
+    family = start.family
+    old, new = family.sizes(start.source), family.sizes(start.target)
+    axes = {axis: identity_axis(old[axis]) for axis in family.kept}
+    labels = family.labels
+    if labels and old[labels] != new[labels]:
+        nothing = selection(np.zeros(new[labels]), old[labels], np.zeros(new[labels]))
+        axes[labels] = plain_axis(nothing, nothing)
+    return axes
+
+
 def _advanced(start: Start) -> dict[str, Axis]:
-    found = {axis: advance_axis(start.growth.width, request) for axis, request in start.requests.items()}
+    found = {name: advance_axis(start.growth.width, request) for name, request in _requests(start).items()}
     return {axis: maps for axis, maps in found.items() if maps is not None}
 
 
@@ -64,6 +84,8 @@ def _term(start: Start, axes: Mapping[str, Axis], rows: tuple[Row, ...], *, adva
             widths.update(dict.fromkeys(stream_keys(family, stream, start.growth.keying, old, new, rows), factors))
     depths: dict[str, np.ndarray] = {}
     for row in rows:
+        if row.pattern in start.drawn_rows:
+            continue
         for key in row.piece_keys():
             depths[key] = _depth_matrix(start, row, old, new, advance=advance)
     return Term(widths=widths, depths=depths)
@@ -83,11 +105,15 @@ def stream_keys(
 def _stream_factors(start: Start, stream: str, axes: Mapping[str, Axis], *, advance: bool) -> tuple[Axis, ...]:
     """The maps of a stream's factors. Streams that meet in a scaled dot product get dual maps along the head size."""
     family = start.family
-    names = family.factors(stream)
-    factors = [axes[axis] for axis in names]
+    # A stream with maps of its own has one factor, its axis.
+    names = (stream,) if stream in axes else family.factors(stream)
+    factors = [axes[name] for name in names]
+    if "scale" not in family.roles[stream]:
+        factors = [replace(axis, scale=axis.write) for axis in factors]
+    requests = _requests(start)
     if advance:
         # One factor of a product carries the difference to the next layer (the one that grows), the others are as they were.
-        growing = [at for at, axis in enumerate(names) if axis in start.requests and grows(start.requests[axis])]
+        growing = [at for at, name in enumerate(names) if name in requests and grows(requests[name])]
         carrier = growing[0] if growing else 0
         factors = [axis if at == carrier else identity_axis(axis.old) for at, axis in enumerate(factors)]
     for first, second in family.products:
@@ -115,8 +141,11 @@ def _depth_matrix(
     found = start.depths[row.depth]
     matrix = np.zeros((new[row.depth], old[row.depth]))
     end = start.family.is_branch_end(row)
+    units = start.units.get(row.pattern, ())
+    if advance and start.family.is_scale(row):
+        return matrix
     for layer, source in enumerate(found.source):
-        if found.drawn[layer] or (end and found.silent[layer]):
+        if found.drawn[layer] or (end and found.silent[layer]) or layer in units:
             continue
         if advance:
             matrix[layer, source] -= 1.0
@@ -134,7 +163,7 @@ def _tied(operator: Operator, family: Family) -> Operator:
         for key in found.widths:
             maps = found.widths[_owner(family, key, found.widths)]
             widths[key] = tuple(
-                Axis(write=axis.write, read=axis.write, gain=axis.write, shift=axis.write, drawn=axis.drawn)
+                replace(axis, read=axis.write, gain=axis.write, shift=axis.write)
                 for axis in maps
             )
         return Term(widths=widths, depths=found.depths)
@@ -157,14 +186,16 @@ def _owner(family: Family, key: str, widths: Mapping[str, tuple[Axis, ...]]) -> 
 def random_operator(start: Start) -> Operator:
     """The operator of training from scratch: every tensor of the target drawn as the library initialises."""
     operator = initial_operator(start)
-    old, new = start.family.sizes(start.source), start.family.sizes(start.target)
-    widths = {}
-    for stream in start.family.roles:
-        if stream not in (*start.family.kept, "1"):
-            nothing = corner(old[stream], new[stream]).scaled(0.0)
-            widths[stream] = (plain_axis(nothing, nothing, drawn=np.ones(new[stream], dtype=bool)),)
-    term = Term(widths=widths, depths=operator.terms[0].depths)
-    return replace(operator, terms=(term,), keying="shared", tie=None, silent_layers={})
+    return replace(
+        operator,
+        terms=(Term(widths={}, depths={}),),
+        keying="shared",
+        tie=None,
+        silent_layers={},
+        unit_layers={},
+        rewrites=(),
+        drawn_rows=tuple(row.pattern for row in start.family.rows_for(start.target)),
+    )
 
 
 def learned_parameters(start: Start) -> int:
@@ -184,13 +215,13 @@ def learned_parameters(start: Start) -> int:
         one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
         total += (
             one
-            * (1 if tied else len(family.roles[stream]))
+            * (1 if tied else len(family.roles[stream] - {"scale"}))
             * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
         )
     modules = {
         _module(key) if tied else key: old[row.depth] * new[row.depth]
         for row in rows
-        if row.depth is not None
+        if row.depth is not None and row.pattern not in start.drawn_rows and not family.is_scale(row)
         for key in row.piece_keys()
     }
     return terms * (total + sum(modules.values()))
@@ -216,7 +247,9 @@ def learnable(operator: Operator, family: Family) -> Operator:
         owner = _owner(family, key, widths)
         if owner not in done:
             made = dense(kronecker([axis.write for axis in product]))
-            done[owner] = Axis(write=made, read=made, gain=made, shift=made, drawn=_drawn(product))
+            done[owner] = Axis(
+                write=made, read=made, gain=made, shift=made, scale=_scale(product, made), drawn=_drawn(product)
+            )
         return (done[owner], *factors[split:])
 
     def term(found: Term) -> Term:
@@ -239,9 +272,19 @@ def _module(key: str) -> str:
 
 def _dense_axis(factors: list[Axis], roles: frozenset[str]) -> Axis:
     """One axis for a product of axes, with a dense map of its own for every role in `roles`; the others are never asked for."""
-    made = {role: dense(kronecker([axis.role(role) for axis in factors])) for role in ROLES if role in roles}
+    made = {
+        role: dense(kronecker([axis.role(role) for axis in factors]))
+        for role in ROLES
+        if role in roles and role != "scale"
+    }
     other = next(iter(made.values()))
+    made["scale"] = _scale(factors, other) if "scale" in roles else other
     return Axis(**{role: made.get(role, other) for role in ROLES}, drawn=_drawn(factors))
+
+
+def _scale(factors: list[Axis], made: Map) -> Map:
+    """The map of a LayerScale stays as the start has it: what is learned is the branch as it arrives, scale and all."""
+    return factors[0].scale if len(factors) == 1 else made
 
 
 def _drawn(factors: list[Axis]) -> np.ndarray | None:
@@ -276,7 +319,7 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
     except SizeError as error:
         raise SourceError(f"the operator's configs do not fit: {error}", where=label) from None
-    rows = family.rows_for(operator.target, optional=[row.pattern for row in family.rows])
+    rows = family.rows_for(operator.target)
     for number, term in enumerate(operator.terms):
         for key, factors in term.widths.items():
             stream = key.partition("@")[0]
@@ -295,7 +338,7 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
             absent = [key for key in keys if key not in term.widths]
             if absent and old[stream] != new[stream]:
                 raise SourceError("a stream that grows has no width map", where=f"{label}: {number}/width/{absent[0]}")
-        for row in rows:
+        for row in (row for row in rows if row.pattern not in operator.drawn_rows):
             wanted = (new[row.depth], old[row.depth]) if row.depth else (1, 1)
             for key in row.piece_keys():
                 found_shape = term.depths[key].shape if key in term.depths else None

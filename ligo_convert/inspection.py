@@ -12,7 +12,7 @@ from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.source import open_source
-from ligo_convert.stored import read_operator
+from ligo_convert.stored import family_of, read_operator
 from ligo_convert.tensors import TensorSpec
 
 _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
@@ -157,7 +157,7 @@ def _provenance(path: Path) -> dict[str, Any]:
 
 def _inspect_operator(path: Path) -> dict[str, Any]:
     operator = read_operator(path)
-    family = FAMILIES[operator.family]
+    family = family_of(operator)
     old, new = family.sizes(operator.source), family.sizes(operator.target)
     return {
         "kind": "operator",

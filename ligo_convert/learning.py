@@ -25,13 +25,13 @@ from ligo_convert.recipe import Fit
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import WORK, Staging
 from ligo_convert.stored import read_operator, read_safetensors
-from ligo_convert.stream import compute_dtype, target_rows
+from ligo_convert.stream import compute_dtype
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.tokenization import known_files
 from ligo_convert.writer import rehash, safetensors_pieces
 
 if TYPE_CHECKING:
-    from ligo_convert.data import TokenSlices
+    from ligo_convert.examples import Examples, Slices
 
 OPERATOR = "ligo/operator.safetensors"
 FIT_LOG = "ligo/fit.jsonl"
@@ -39,7 +39,7 @@ FIT_PICTURE = "ligo/fit.png"
 TRAINED_SOURCE = "ligo/source"
 RESULTS = f"{WORK}/results.json"
 MEASURED_BLOCKS = 16
-RANDOM_BLOCKS = 4
+RANDOM_EXAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +111,18 @@ def _tokenizer_from_hub(name: str) -> Path:
     return fetch_tokenizer(name)
 
 
-def slices_of(
-    plan: Plan, tokenizer: Path, *, sequence_length: int, train_tokens: int, progress: Progress
-) -> TokenSlices:
-    """The recipe's data as token slices. Held-out slices are the same documents at every sequence length of a recipe."""
+def slices_of(plan: Plan, tokenizer: Path | None, *, progress: Progress, pretraining: bool = False) -> Slices:
+    """The recipe's data as slices, for the fit or for training a source. Held-out text is the same at every sequence length of a recipe."""
     from ligo_convert.data import token_slices
+    from ligo_convert.masking import Masking
 
     fit, pretrain = plan.recipe.fit, plan.recipe.source.pretrain
     assert fit is not None
+    settings = pretrain if pretraining else fit
+    assert settings is not None
+    if plan.family.reads == "images":
+        return _image_slices(plan, settings.steps * settings.batch_size, progress)
+    assert tokenizer is not None
     lengths = [fit.sequence_length, *([pretrain.sequence_length] if pretrain else [])]
     whole = math.lcm(*lengths)
     with progress.task("reading text", unit="tokens") as task:
@@ -126,12 +130,37 @@ def slices_of(
             fit.data,
             tokenizer,
             base=plan.recipe.base,
-            sequence_length=sequence_length,
-            train_tokens=train_tokens,
+            sequence_length=settings.sequence_length,
+            train_tokens=settings.steps * settings.batch_size * settings.sequence_length,
             heldout_tokens=-(-fit.heldout_tokens // whole) * whole,
             seed=fit.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
+            masking=None if plan.family.task == "causal-lm" else Masking(seed=fit.seed),
             on_progress=lambda done, total: task.reach(done / max(1, total)),
+        )
+
+
+def _image_slices(plan: Plan, train_images: int, progress: Progress) -> Slices:
+    from ligo_convert.configs import image_preprocessing
+    from ligo_convert.images import image_slices
+
+    fit, family, config = plan.recipe.fit, plan.family, plan.start.target
+    assert fit is not None
+    assert fit.data.images is not None
+    sizes = family.sizes(config)
+    # A head of another number of classes belongs to the target: the source is judged by its own.
+    preprocessing = image_preprocessing(config)
+    with progress.task("reading images", unit="images") as task:
+        return image_slices(
+            fit.data.images,
+            base=plan.recipe.base,
+            channels=sizes["rgb"],
+            classes=sizes[family.labels],
+            train_images=train_images,
+            heldout_images=fit.heldout_images,
+            seed=fit.seed,
+            on_progress=lambda done, total: task.reach(done / max(1, total)),
+            **preprocessing,
         )
 
 
@@ -171,14 +200,8 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
     assert settings is not None
     assert fit is not None
     config = _with_tokenizer(plan, staging, progress)
-    tokens = settings.steps * settings.batch_size * settings.sequence_length
-    slices = slices_of(
-        plan,
-        staging.path / TRAINED_SOURCE,
-        sequence_length=settings.sequence_length,
-        train_tokens=tokens,
-        progress=progress,
-    )
+    a_step = settings.batch_size * plan.family.sequence(config, settings.sequence_length)
+    slices = slices_of(plan, staging.path / TRAINED_SOURCE, progress=progress, pretraining=True)
     store = StagedState(staging, "pretrain-state")
     with progress.task("training a source", settings.steps, unit="steps") as task:
 
@@ -186,13 +209,14 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
             task.reach(step)
             task.note(f"loss {line['loss']:.3f}")
 
+        family = plan.inventory.family
         tensors, outcome, loss = pretrain(
-            plan.family,
+            family,
             config,
             slices,
             steps=settings.steps,
             batch_size=settings.batch_size,
-            sequence_length=settings.sequence_length,
+            tokens_a_step=a_step,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
             device=device,
@@ -203,27 +227,30 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
     pieces = []
     for name, tensor in tensors.items():
         array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
-        pieces.append((TensorSpec(name=name, dtype="F32", shape=array.shape), array.reshape(-1).view(np.uint8).data))
+        spec = TensorSpec(name=family.written(name), dtype="F32", shape=array.shape)
+        pieces.append((spec, array.reshape(-1).view(np.uint8).data))
     staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))
     store.drop()
+    tokens = settings.steps * a_step
     return {"steps": settings.steps, "tokens": tokens, "last_loss": outcome.log[-1]["loss"], "validation_loss": loss}
 
 
 def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[str, object]:
     """Stage the trained source's tokenizer and config; return the config."""
     from ligo_convert.checkpoint_files import TOKENIZER_FILES
+    from ligo_convert.configs import written_config
     from ligo_convert.output import json_bytes
     from ligo_convert.tokenization import load_tokenizer, train_tokenizer
 
     settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
     assert settings is not None
     assert fit is not None
-    config = {
-        **plan.family.complete(settings.config),
-        "architectures": [plan.family.architecture],
-        "dtype": "float32",
-    }
-    directory = staging.path / TRAINED_SOURCE
+    family, directory = plan.inventory.family, staging.path / TRAINED_SOURCE
+    if family.reads == "images":
+        config = family.complete(plan.start.source)
+        staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(written_config(family, config, {})))
+        return config
+    config = {**family.complete(settings.config), "architectures": [family.architecture], "dtype": "float32"}
     if fit.data.tokenizer is not None:
         found = tokenizer_directory(plan, None)
         files = {name: (found / name).read_bytes() for name in TOKENIZER_FILES if (found / name).is_file()}
@@ -311,7 +338,9 @@ def _planned_preservation(plan: Plan) -> dict[str, Any]:
         "logit_scale": None,
         "loss_difference": None,
         "departs_at": None,
+        "compared": None,
         "tokens": 0,
+        "images": 0,
         "rounding": None,
     }
 
@@ -328,36 +357,34 @@ def _with_models(
     """Measure the start, fit where asked, measure again."""
     import torch
 
-    from ligo_convert.fit import GrownTarget, fit, named_source, stacked_source
+    from ligo_convert.examples import head
+    from ligo_convert.fit import GrownTarget, fetch_from, fit, named_source, stacked_source
     from ligo_convert.growth import Grower
     from ligo_convert.measure import Model, certificate, rounding
     from ligo_convert.models import LibraryModel, mean_loss
+    from ligo_convert.objectives import objective_of
     from ligo_convert.torchio import TORCH_DTYPES
 
     torch.manual_seed(0)  # nothing here draws from torch; a library that did would still do it the same each time
     family, inventory, settings = plan.family, plan.inventory, plan.recipe.fit
-    rows = target_rows(family, inventory, plan.start.target)
+    rows = family.rows_for(plan.start.target)
     dtype = TORCH_DTYPES[compute_dtype(inventory)]
     with progress.task("reading the source", len(rows), unit="rows"):
         stacked = stacked_source(source.read, family, inventory, rows, device=device, dtype=dtype)
     slices, data = None, None
     if settings is not None:
-        tokens = settings.steps * settings.batch_size * settings.sequence_length
-        tokenizer = tokenizer_directory(plan, source)
-        slices = slices_of(
-            plan, tokenizer, sequence_length=settings.sequence_length, train_tokens=tokens, progress=progress
-        )
+        tokenizer = tokenizer_directory(plan, source) if family.reads == "text" else None
+        slices = slices_of(plan, tokenizer, progress=progress)
         _same_data(staging, slices.digest)
         assert plan.data is not None
-        sizes = {name: int(getattr(slices, name).size) for name in ("train", "validation", "test")}
-        files = {path.name: rehash(path) for path in known_files(tokenizer)}
-        data = {"digest": slices.digest, "kind": plan.data.kind, "tokens": sizes, "tokenizer": files}
-        blocks = slices.test[:MEASURED_BLOCKS]
+        files = {path.name: rehash(path) for path in known_files(tokenizer)} if tokenizer is not None else {}
+        data = {"digest": slices.digest, "kind": plan.data.kind, slices.unit: dict(slices.sizes), "tokenizer": files}
+        examples = head(slices.test, MEASURED_BLOCKS)
     else:
-        blocks = _random_blocks(plan)
+        examples = _random_examples(plan)
     old = Model(
-        library=LibraryModel(family, plan.start.source, device=device),
-        parameters=named_source(family, inventory, stacked),
+        library=LibraryModel(inventory.family, plan.start.source, device=device),
+        parameters=named_source(inventory, stacked),
     )
     try:
         library = LibraryModel(family, plan.start.target, device=device)
@@ -365,31 +392,45 @@ def _with_models(
         # The source's own config has just been built: what cannot be is what the recipe changes.
         raise RecipeError(error.what, where=plan.recipe.where("target")) from None
     library.check_table(rows)
+    objective = objective_of(library, old, initial, dtype=dtype)
 
     def grown(operator: Operator) -> Model:
-        grower = Grower(operator, family, device=device, dtype=dtype)
+        grower = Grower(operator, family, device=device, dtype=dtype, fetch=fetch_from(stacked))
         return Model(library=library, parameters=GrownTarget(grower, rows, stacked).tensors())
 
     def loss(model: Model) -> float:
         assert slices is not None
-        return mean_loss(model.library, model.parameters, slices.test, batch_size=plan.micro_batch)
+        return mean_loss(
+            objective, model.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype
+        )
+
+    def source_loss() -> float | None:
+        """The source's own: nothing apart from itself where it has no head; unknown where it is asked for other classes."""
+        if plan.start.drawn_rows:
+            return None
+        if old.library.task.loss is None:
+            return 0.0
+        assert slices is not None
+        return mean_loss(
+            old.library.loss, old.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype
+        )
 
     with progress.task("measuring the start", 4 if slices is not None else 1) as task:
         new = grown(initial)
         depths = {axis: found.source for axis, found in plan.start.depths.items()}
-        measured = certificate(old, new, initial, depths, blocks, batch_size=plan.micro_batch)
+        measured = certificate(old, new, initial, depths, examples, batch_size=plan.micro_batch, dtype=dtype)
         stored = {spec.dtype for spec in plan.specs}
         narrow = min(stored, key=lambda name: torch.finfo(TORCH_DTYPES[name]).bits)
         if torch.finfo(TORCH_DTYPES[narrow]).bits < torch.finfo(dtype).bits:
             measured["rounding"] = {
                 "dtype": next(name for name, short in DTYPE_NAMES.items() if short == narrow),
-                **rounding(new, TORCH_DTYPES[narrow], blocks, batch_size=plan.micro_batch),
+                **rounding(new, TORCH_DTYPES[narrow], examples, batch_size=plan.micro_batch, wide=dtype),
             }
         metrics["preservation"] = {**metrics["preservation"], **measured}
         task.advance()
         if slices is None or settings is None:
             return initial, [], None
-        metrics["loss"]["source"] = loss(old)
+        metrics["loss"]["source"] = source_loss()
         task.advance()
         metrics["loss"]["initial"] = loss(new)
         task.advance()
@@ -411,6 +452,7 @@ def _with_models(
             stacked,
             slices,
             chosen,
+            objective=objective,
             device=device,
             store=StagedState(staging, "fit-state"),
             on_step=on_step,
@@ -435,12 +477,11 @@ def _width(plan: Plan, config: Mapping[str, object]) -> int:
     return plan.family.sizes(config)[plan.family.norm.stream]
 
 
-def _random_blocks(plan: Plan) -> np.ndarray:
-    from ligo_convert.data import random_slice
+def _random_examples(plan: Plan) -> Examples:
+    from ligo_convert.examples import ArrayExamples
+    from ligo_convert.tasks import random_batch
 
-    sizes = plan.family.sizes(plan.start.source)
-    length = min(128, sizes.get(plan.family.positions, 128))
-    return random_slice(vocabulary=sizes[plan.family.vocabulary], sequence_length=length, blocks=RANDOM_BLOCKS, seed=0)
+    return ArrayExamples(arrays=random_batch(plan.inventory.family, plan.start.source, count=RANDOM_EXAMPLES))
 
 
 def warmup_steps(fit: Fit) -> int:
@@ -457,7 +498,7 @@ def _fit_settings(plan: Plan, device: str) -> Any:
         steps=fit.steps,
         batch_size=fit.batch_size,
         micro_batch_size=plan.micro_batch,
-        sequence_length=fit.sequence_length,
+        tokens_a_step=fit.batch_size * plan.family.sequence(plan.start.target, fit.sequence_length),
         width_rate=fit.learning_rate.width,
         depth_rate=fit.learning_rate.depth,
         weight_decay=fit.weight_decay,

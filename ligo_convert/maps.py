@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+ROLES = ("write", "read", "gain", "shift", "scale")
 Array = Any  # numpy.ndarray here; growth and fit hold torch tensors in the same places
 
 
@@ -100,6 +101,7 @@ class Axis:
         write: entries of the grown stream as mixtures of the old ones.
         read: weights that a consumer of the grown stream puts on its entries.
         gain, shift: the norm's scale and offset.
+        scale: a LayerScale's entries; applied to their absolute values where entries are mixed (`growth`).
         drawn: [new] bool, entries whose weights are drawn afresh as the library initialises; None for none.
     """
 
@@ -107,6 +109,7 @@ class Axis:
     read: Map
     gain: Map
     shift: Map
+    scale: Map
     drawn: Array | None = None
 
     @property
@@ -119,7 +122,7 @@ class Axis:
 
     @property
     def is_identity(self) -> bool:
-        return all(self.role(role).is_identity for role in ("write", "read", "gain", "shift")) and self.drawn is None
+        return all(self.role(role).is_identity for role in ROLES) and self.drawn is None
 
     def role(self, role: str) -> Map:
         found = getattr(self, role)
@@ -129,7 +132,28 @@ class Axis:
 
 def plain_axis(write: Map, read: Map, *, drawn: Array | None = None) -> Axis:
     """An axis whose norm parameters, if it has any, are mapped as it is written."""
-    return Axis(write=write, read=read, gain=write, shift=write, drawn=drawn)
+    return Axis(write=write, read=read, gain=write, shift=write, scale=scale_like(write, drawn), drawn=drawn)
+
+
+def scale_like(write: Map, drawn: Array | None = None) -> Map:
+    """How a LayerScale follows a stream that is written by `write`.
+
+    A copied entry takes its scale along. An entry that is empty or a mixture has none of its own: it takes the mean of all, so that
+    it is neither dead nor divided by nothing. A drawn one is the library's to set.
+    """
+    old, selected = write.old, len(write.index)
+    if write.is_identity:
+        return write
+    copied = np.asarray(write.weight) != 0
+    if copied.all() and write.new == selected:
+        return selection(write.index, old)
+    keep = np.ones(write.new, dtype=bool) if drawn is None else ~np.asarray(drawn, dtype=bool)
+    first = int(np.argmin(copied)) if not copied.all() else selected
+    tail = np.where(keep[first:, None], 1.0 / old, 0.0) * np.ones((write.new - first, old))
+    for row in range(first, selected):
+        if copied[row]:
+            tail[row - first] = np.eye(old)[write.index[row]]
+    return selection(write.index[:first], old, tail=tail)
 
 
 def identity_axis(size: int) -> Axis:

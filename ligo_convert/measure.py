@@ -1,21 +1,25 @@
 """What growth did to the function: the preservation certificate, and losses on a held-out slice.
 
-What comes in: the source and the grown target, in memory, and token blocks. What goes out: plain numbers. Exact means logits within
-1e-4 * max(1, logit scale), near a loss within 0.01 nats, lossy the rest; all in float32.
+What comes in: the source and the grown target, in memory, and examples. What goes out: plain numbers. Exact means logits within
+1e-4 * max(1, logit scale), near a loss within 0.01 nats, lossy the rest; all in float32. Where there is no loss, near is a hundredth of
+the mean square.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from ligo_convert.examples import Examples
+from ligo_convert.family import Family
 from ligo_convert.growth import Grower
 from ligo_convert.models import LibraryModel
 from ligo_convert.operator import Operator
+from ligo_convert.tasks import on_device
 
 EXACT = 1e-4
 NEAR = 0.01
@@ -38,74 +42,104 @@ def certificate(
     target: Model,
     operator: Operator,
     depths: Mapping[str, tuple[int, ...]],
-    blocks: Any,
+    examples: Examples,
     *,
     batch_size: int,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Compare the grown target with its source on token blocks [blocks, sequence].
+    """Compare the grown target with its source.
+
+    Where both have the same head its logits are compared. A model without a head, or with a new one, is compared by what its last layer
+    puts out, the source's widened as the stream is.
 
     Args:
         depths: depth axis -> for every new layer, the old layer it takes.
 
     Returns:
-        verdict, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer whose output
-        is not the grown output of the old layer it takes; None where all are), tokens.
+        verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer, counted
+        over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
     """
-    found = _Sums()
-    device = source.library.device
-    widen = _hidden_map(operator, source.library, next(iter(source.parameters.values())).dtype)
-    for first in range(0, len(blocks), batch_size):
-        tokens = torch.as_tensor(np.asarray(blocks[first : first + batch_size]).astype(np.int64), device=device)
+    same_head = not operator.drawn_rows and target.library.task.loss is not None
+    found = _Sums(compared="logits" if same_head else "hidden states")
+    device, counts = source.library.device, {"tokens": 0, "images": 0}
+    widen = _hidden_map(operator, target.library, dtype)
+    for first in range(0, len(examples), batch_size):
+        rows = range(first, min(first + batch_size, len(examples)))
+        batch = on_device(examples.take(rows), device, dtype)
+        counts["tokens"] += batch["input_ids"].numel() if "input_ids" in batch else 0
+        counts["images"] += len(rows) if "pixel_values" in batch else 0
         with torch.no_grad():
-            old = source.library(source.parameters, input_ids=tokens, labels=tokens, output_hidden_states=True)
-            new = target.library(target.parameters, input_ids=tokens, labels=tokens, output_hidden_states=True)
-        found.add(old, new, len(tokens))
+            old, old_layers = source.library.hidden(source.parameters, batch)
+            new, new_layers = target.library.hidden(target.parameters, batch)
+            if same_head:
+                loss = source.library.task.loss
+                assert loss is not None
+                found.add(old, new, len(rows), (float(loss(old, batch)), float(loss(new, batch))))
+            elif widen is not None:
+                axis = target.library.family.depth_axes[-1]
+                found.add(widen(old_layers[axis][-1]), new_layers[axis][-1], len(rows), None)
         if widen is not None:
-            found.compare_layers(old.hidden_states, new.hidden_states, widen, next(iter(depths.values())))
-    return found.result(tokens=int(np.asarray(blocks).size))
+            found.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
+    return {**found.result(), **counts}
 
 
 class _Sums:
     """Running figures over batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, compared: str) -> None:
+        self.compared = compared
         self.most, self.total, self.count, self.scale = 0.0, 0.0, 0, 0.0
-        self.losses, self.blocks = [0.0, 0.0], 0
+        self.squares = [0.0, 0.0]
+        self.losses, self.rows = [0.0, 0.0], 0
         self.apart: dict[int, float] = {}
 
-    def add(self, old: Any, new: Any, blocks: int) -> None:
-        difference = (old.logits - new.logits).abs()
+    def add(self, old: torch.Tensor, new: torch.Tensor, rows: int, losses: tuple[float, float] | None) -> None:
+        difference = (old - new).abs()
         # A logit that is no number is no small difference: max() of a tensor with NaN is NaN, and NaN fails every comparison below.
         self.most = _worse(self.most, float(difference.max()))
         self.total += float(difference.sum(dtype=torch.float64))
         self.count += difference.numel()
-        self.scale = max(self.scale, float(old.logits.abs().max()))
-        self.losses[0] += float(old.loss) * blocks
-        self.losses[1] += float(new.loss) * blocks
-        self.blocks += blocks
+        self.scale = max(self.scale, float(old.abs().max()))
+        self.squares[0] += float(difference.square().sum(dtype=torch.float64))
+        self.squares[1] += float(old.square().sum(dtype=torch.float64))
+        if losses is not None:
+            self.losses = [total + loss * rows for total, loss in zip(self.losses, losses, strict=True)]
+            self.rows += rows
 
-    def compare_layers(self, old: Any, new: Any, widen: Any, sources: tuple[int, ...]) -> None:
-        # hidden_states[0] is the embedding, [i + 1] the output of layer i; the last one has been through the final norm, so the last
-        # layer is judged by the logits.
-        for layer, source in enumerate(sources[:-1]):
-            if source + 1 >= len(old) - 1:
-                continue
-            expected = widen(old[source + 1])
-            apart = float((expected - new[layer + 1]).abs().max() / expected.abs().max().clamp_min(1e-12))
-            self.apart[layer] = _worse(self.apart.get(layer, 0.0), apart)
+    def compare_layers(
+        self,
+        old: Mapping[str, list[torch.Tensor]],
+        new: Mapping[str, list[torch.Tensor]],
+        widen: Any,
+        depths: Mapping[str, tuple[int, ...]],
+        operator: Operator,
+        family: Family,
+    ) -> None:
+        # Where the last norm of a layer only normalises, its gain and shift follow at a later layer: there is nothing to compare.
+        units = {row.depth: operator.unit_layers.get(row.pattern, ()) for row in family.rows if row.module == family.norm.outer}
+        at = 0
+        for axis, sources in depths.items():
+            for layer, source in enumerate(sources):
+                if layer not in units.get(axis, ()):
+                    expected = widen(old[axis][source])
+                    apart = float((expected - new[axis][layer]).abs().max() / expected.abs().max().clamp_min(1e-12))
+                    self.apart[at] = _worse(self.apart.get(at, 0.0), apart)
+                at += 1
 
-    def result(self, *, tokens: int) -> dict[str, Any]:
-        loss_difference = (self.losses[1] - self.losses[0]) / self.blocks
+    def result(self) -> dict[str, Any]:
         departing = [layer for layer, apart in sorted(self.apart.items()) if not apart <= DEPARTS]
-        exact = self.most <= EXACT * max(1.0, self.scale)
+        loss_difference = (self.losses[1] - self.losses[0]) / self.rows if self.rows else None
+        relative = self.squares[0] / self.squares[1] if self.squares[1] else math.nan
+        near = abs(loss_difference) <= NEAR if loss_difference is not None else relative <= NEAR
+        exact = bool(self.count) and self.most <= EXACT * max(1.0, self.scale)
         return {
-            "verdict": "exact" if exact else "near" if abs(loss_difference) <= NEAR else "lossy",
-            "max_logit_difference": self.most,
-            "mean_logit_difference": self.total / self.count,
+            "verdict": "exact" if exact else "near" if near else "lossy",
+            "compared": self.compared,
+            "max_logit_difference": self.most if self.count else math.nan,
+            "mean_logit_difference": self.total / self.count if self.count else math.nan,
             "logit_scale": self.scale,
             "loss_difference": loss_difference,
             "departs_at": None if exact or not departing else departing[0],
-            "tokens": tokens,
         }
 
 
@@ -119,11 +153,15 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
     if len(operator.terms) != 1:
         return None
     family = library.family
+    # No row is grown here: only the maps are asked for.
     grower = Grower(operator, family, device=library.device, dtype=dtype)
     factors = operator.stream(operator.terms[0], family.norm.stream, None, None, None)
     maps = [grower.map_of(axis.write) for axis in factors]
+    centred = "centre" in operator.rewrites and family.norm.place == "pre"
 
     def widen(hidden: torch.Tensor) -> torch.Tensor:
+        if centred:
+            hidden = hidden - hidden.mean(-1, keepdim=True)
         for found in maps:
             hidden = found.apply(hidden, hidden.ndim - 1)
         return hidden
@@ -131,17 +169,21 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
     return widen
 
 
-def rounding(target: Model, dtype: torch.dtype, blocks: Any, *, batch_size: int) -> dict[str, float]:
-    """What storing the target as `dtype` costs, measured on the same blocks: it is reported beside the map's verdict."""
+def rounding(
+    target: Model, dtype: torch.dtype, examples: Examples, *, batch_size: int, wide: torch.dtype
+) -> dict[str, float | None]:
+    """What storing the target as `dtype` costs, measured on the same examples: it is reported beside the map's verdict."""
     rounded = {name: tensor.to(dtype).to(tensor.dtype) for name, tensor in target.parameters.items()}
     most, loss, count = 0.0, 0.0, 0
-    device = target.library.device
-    for first in range(0, len(blocks), batch_size):
-        tokens = torch.as_tensor(np.asarray(blocks[first : first + batch_size]).astype(np.int64), device=device)
+    measure = target.library.task.loss
+    for first in range(0, len(examples), batch_size):
+        rows = range(first, min(first + batch_size, len(examples)))
+        batch = on_device(examples.take(rows), target.library.device, wide)
         with torch.no_grad():
-            wide = target.library(target.parameters, input_ids=tokens, labels=tokens)
-            narrow = target.library(rounded, input_ids=tokens, labels=tokens)
-        most = _worse(most, float((wide.logits - narrow.logits).abs().max()))
-        loss += (float(narrow.loss) - float(wide.loss)) * len(tokens)
-        count += len(tokens)
-    return {"max_logit_difference": most, "loss_difference": loss / count}
+            exact = target.library(target.parameters, batch)
+            narrow = target.library(rounded, batch)
+            most = _worse(most, float((exact - narrow).abs().max()))
+            if measure is not None:
+                loss += (float(measure(narrow, batch)) - float(measure(exact, batch))) * len(rows)
+        count += len(rows)
+    return {"max_logit_difference": most, "loss_difference": loss / count if measure is not None else None}

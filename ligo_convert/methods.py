@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ligo_convert.maps import Axis, Map, corner, dense, identity_axis, plain_axis, selection
+from ligo_convert.maps import Axis, Map, corner, identity_axis, plain_axis, scale_like, selection
 
 Verdict = Literal["exact", "near", "lossy"]
 
@@ -33,6 +33,8 @@ class WidthRequest:
     Attributes:
         axis: its name. old, new: its sizes.
         norm: the normalisation that reads of this axis pass through; None where there is none between write and read.
+        place: where that norm stands: `pre` a branch, with the stream going on beside it; `post` a branch, so that the stream is what
+            norms put out; right behind a sum of embeddings (`summed`) or an activation (`activated`), with nothing beside it.
         tied_head: whether the head is the embedding, so that it reads with the write map.
         seed: of everything drawn.
     """
@@ -43,6 +45,7 @@ class WidthRequest:
     norm: Literal["layernorm", "rmsnorm"] | None
     tied_head: bool
     seed: int
+    place: Literal["pre", "post", "summed", "activated"] = "pre"
 
     def generator(self, purpose: str) -> np.random.Generator:
         return generator(self.seed, purpose, self.axis)
@@ -80,6 +83,8 @@ class WidthStart:
     summary: str
     # AKI's second term: rows that are added take their difference to the next layer.
     advance: Callable[[WidthRequest], Axis] | None = None
+    # What is written into a stream that a LayerNorm reads loses its mean first, where that changes nothing in the source.
+    centres: bool = False
     # Dot products are rescaled when the head size grows (all starts but those that copy the corner literally).
     rescales: bool = True
 
@@ -130,11 +135,13 @@ def lemon(request: WidthRequest) -> Axis:
     mean = np.full((rest, old), 1.0 / old)
     rng = request.generator("free reads")
     root = np.sqrt(times * old / request.new)
+    write = selection(index, old, tail=mean if request.norm == "layernorm" else np.zeros((rest, old)))
     return Axis(
-        write=selection(index, old, tail=mean if request.norm == "layernorm" else np.zeros((rest, old))),
+        write=write,
         read=selection(index, old, _uneven_split(index, old, rng), tail=rng.normal(0, old**-0.5, size=(rest, old))),
         gain=selection(index, old, tail=mean).scaled(root),
         shift=selection(index, old, tail=np.zeros((rest, old))),
+        scale=scale_like(write),
     )
 
 
@@ -142,6 +149,11 @@ def lemon_claim(request: WidthRequest) -> Claim:
     times = request.new // request.old
     if request.norm is None:
         return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
+    if request.place != "pre" and request.new % request.old:
+        raise CannotPreserve(
+            f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
+            " multiples are exact; `zero` is the nearest start there"
+        )
     kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
     return Claim(
         verdict="exact",
@@ -205,24 +217,34 @@ def aki_claim(request: WidthRequest) -> Claim:
 
 
 def zero(request: WidthRequest) -> Axis:
-    """The old block in the corner, zeros elsewhere; gains times sqrt(old / new), centred where that is exact.
+    """The old block in the corner, zeros elsewhere; gains times sqrt(old / new), and what is written centred where that is exact.
 
-    Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact once what is written has no
-    mean. LayerNorm does not see the mean, so writes may be centred, unless the head is tied to the embedding: it would see it.
+    Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact where what is normalised has no
+    mean. LayerNorm does not see the mean, so writes may be centred (`rewrites`), unless the head is tied to the embedding: it would
+    see it. In front of a norm with nothing beside it the new entries take the mean instead: mean' = mean, var' = kappa var. Behind an
+    activation no map reaches the mean, so entries are repeated: statistics stay about as they are, and gains need no factor.
     """
     block = corner(request.old, request.new)
     if request.norm is None:
         return plain_axis(block, block)
     scaled = block.scaled(np.sqrt(request.old / request.new))
+    if request.place == "activated":
+        return replace(plain_axis(selection(_tile(request), request.old), block), gain=block, shift=block)
     write = block
-    if request.norm == "layernorm" and not request.tied_head:
-        centred = np.eye(request.old) - 1.0 / request.old
-        write = dense(np.concatenate([centred, np.zeros((request.new - request.old, request.old))]))
-    return Axis(write=write, read=block, gain=scaled, shift=block)
+    if request.place == "summed" and request.norm == "layernorm":
+        mean = np.full((request.new - request.old, request.old), 1.0 / request.old)
+        write = selection(np.arange(request.old), request.old, tail=mean)
+    return Axis(write=write, read=block, gain=scaled, shift=block, scale=scale_like(write))
 
 
 def zero_claim(request: WidthRequest) -> Claim:
     epsilon = request.old / request.new if request.norm else 1.0
+    if request.place != "pre":
+        return Claim(
+            verdict="near",
+            reason="the mean of what a norm after the sum (post-norm) puts out stays in: no map of coordinates takes it away",
+            epsilon=epsilon,
+        )
     if request.norm == "layernorm" and request.tied_head:
         return Claim(
             verdict="near",
@@ -355,6 +377,7 @@ WIDTHS: dict[str, WidthStart] = {
         preserving=False,
         paper="-",
         summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
+        centres=True,
     ),
     "direct": WidthStart(
         build=direct,

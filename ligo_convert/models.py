@@ -1,6 +1,6 @@
 """The library's own model of a family: built on the meta device, run on tensors given from outside.
 
-What comes in: a config as plain data, tensors by their canonical names. What goes out: losses, logits, hidden states. Everything
+What comes in: a config as plain data, tensors by their canonical names, batches. What goes out: losses, outputs, hidden states. Everything
 goes through `functional_call` with `strict=True`: a missing parameter, or a buffer left on the meta device, can otherwise end in
 silent garbage.
 """
@@ -16,8 +16,13 @@ import transformers
 from torch.func import functional_call
 from transformers.utils import logging as hf_logging
 
+from ligo_convert.configs import written_config
 from ligo_convert.errors import LigoError, SourceError
+from ligo_convert.examples import Examples
 from ligo_convert.family import Family, Row
+from ligo_convert.tasks import TASKS, on_device
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 def library_config(family: Family, config: Mapping[str, object]) -> Any:
@@ -70,63 +75,124 @@ class LibraryModel:
     """A model of the library without weights of its own, in evaluation mode (no dropout).
 
     Args:
-        family, config: which model. device: where its buffers lie and its inputs go.
+        family: narrowed to the class. config: which model. device: where its buffers lie and its inputs go.
     """
 
     def __init__(self, family: Family, config: Mapping[str, object], *, device: str = "cpu") -> None:
         self.family, self.config, self.device = family, config, device
-        made = library_config(family, config)
-        with quiet():
-            try:
-                with _parameters_on_meta():
-                    model = getattr(transformers, family.architecture)(made)
-            except Exception as error:  # noqa: BLE001  an unknown activation is a KeyError, and so on: the user needs the library's words
-                raise SourceError(
-                    f"transformers cannot build this {family.name}: {type(error).__name__}: {error}",
-                    where="config.json",
-                ) from None
-            model.tie_weights()
-        # The library derives it from the class's name and warns where it cannot; a causal model's is always this one.
-        model.loss_type = "ForCausalLM"
+        self.task = TASKS[family.task]
+        model = _LIBRARIES[family.library](family, config)
         self.module: torch.nn.Module = model.eval()
         self.buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
     def check_table(self, rows: tuple[Row, ...]) -> None:
         """Require that the family's table and the library's model agree on every name and shape."""
-        wanted = {spec.name: spec.shape for _, _, spec in self.family.tensors_of(rows, self.config, dtype="F32")}
+        tensors = self.family.tensors_of(rows, self.config, dtype="F32")
+        wanted = {self.family.written(spec.name): spec.shape for _, _, spec in tensors}
         if wanted != self.shapes:
             names = sorted({*wanted.items()} ^ {*self.shapes.items()})[:4]
             raise LigoError(
-                f"{self.family.name}: the table and transformers' {self.family.architecture} differ: {names}"
+                f"{self.family.name}: the table and {self.family.library}'s {self.family.architecture} differ: {names}"
             )
 
-    def __call__(self, parameters: Mapping[str, torch.Tensor], **inputs: object) -> Any:
-        """Run the model on `parameters`, whose names and shapes must be exactly the model's own."""
+    def __call__(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The model's function on `parameters`, whose canonical names and shapes must be exactly the model's own."""
+        named = {self.family.written(name): tensor for name, tensor in parameters.items()}
         for name, shape in self.shapes.items():
-            assert tuple(parameters[name].shape) == shape, (name, tuple(parameters[name].shape), shape)
-        return functional_call(
-            self.module, {**parameters, **self.buffers}, args=(), kwargs={"use_cache": False, **inputs}, strict=True
+            assert tuple(named[name].shape) == shape, (name, tuple(named[name].shape), shape)
+        inputs = self.task.inputs(batch)
+        # timm's models take images by place, under names of their own.
+        args = tuple(inputs.values()) if self.family.library == "timm" else ()
+        found = functional_call(
+            self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
         )
+        return self.task.output(found)
 
-    def loss(self, parameters: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """The library's own next-token loss, mean nats a token; `tokens` [batch, sequence]."""
-        found = self(parameters, input_ids=tokens, labels=tokens).loss
-        assert isinstance(found, torch.Tensor)
-        return found
+    def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
+        """The function, and beside it what every layer puts out, by depth axis."""
+        seen: dict[str, list[torch.Tensor]] = {axis: [] for axis in self.family.depth_axes}
+
+        def keep(axis: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            def hook(_module: torch.nn.Module, _inputs: Any, found: Any) -> None:
+                seen[axis].append(found[0] if isinstance(found, tuple) else found)
+
+            return hook
+
+        modules = dict(self.module.named_modules())
+        handles = [
+            modules[name].register_forward_hook(keep(axis))
+            for axis in self.family.depth_axes
+            for name in self._layers(axis)
+        ]
+        try:
+            return self(parameters, batch), seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _layers(self, axis: str) -> list[str]:
+        """The names of the modules of a depth axis."""
+        pattern = next(row.pattern for row in self.family.rows if row.depth == axis)
+        before = self.family.written(pattern.partition("{" + axis + "}")[0])
+        return [f"{before}{layer}" for layer in range(self.family.sizes(self.config)[axis])]
+
+    def loss(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The task's mean loss, in nats."""
+        assert self.task.loss is not None, f"a {self.family.task} has no loss of its own"
+        return self.task.loss(self(parameters, batch), batch)
 
 
-Forward = Callable[[torch.Tensor], Any]
+def _build(family: Family, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    with quiet():
+        try:
+            with _parameters_on_meta():
+                return make()
+        except Exception as error:  # noqa: BLE001  an unknown activation is a KeyError, and so on: the user needs the library's words
+            raise SourceError(
+                f"{family.library} cannot build this {family.name}: {type(error).__name__}: {error}",
+                where="config.json",
+            ) from None
+
+
+def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
+    made = library_config(family, config)
+    model = _build(family, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _timm_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
+    import timm
+
+    made = written_config(family, config, {})
+    arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
+    return _build(family, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
+
+
+_LIBRARIES: dict[str, Callable[[Family, Mapping[str, object]], torch.nn.Module]] = {
+    "transformers": _transformers_model,
+    "timm": _timm_model,
+}
+
+
+Objective = Callable[[Tensors, Tensors], torch.Tensor]  # (parameters, batch) -> mean loss
 
 
 def mean_loss(
-    model: LibraryModel, parameters: Mapping[str, torch.Tensor], blocks: Any, *, batch_size: int, autocast: bool = False
+    objective: Objective,
+    parameters: Tensors,
+    examples: Examples,
+    *,
+    batch_size: int,
+    device: str,
+    dtype: torch.dtype,
+    autocast: bool = False,
 ) -> float:
-    """Mean loss over token blocks [blocks, sequence], every block weighing the same."""
-    total, count = 0.0, 0
-    with torch.no_grad(), torch.autocast(model.device, dtype=torch.bfloat16, enabled=autocast):
-        for first in range(0, len(blocks), batch_size):
-            tokens = torch.as_tensor(blocks[first : first + batch_size].astype("int64"), device=model.device)
-            total += float(model.loss(parameters, tokens)) * len(tokens)
-            count += len(tokens)
-    return total / count
+    """Mean loss over all examples, every one weighing the same."""
+    total = 0.0
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        for first in range(0, len(examples), batch_size):
+            rows = range(first, min(first + batch_size, len(examples)))
+            total += float(objective(parameters, on_device(examples.take(rows), device, dtype))) * len(rows)
+    return total / len(examples)

@@ -18,12 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ligo_convert.errors import SourceError
-from ligo_convert.maps import Array, Axis, Map
+from ligo_convert.maps import ROLES, Array, Axis, Map
 from ligo_convert.tensors import TensorSpec
 
 Keying = Literal["source", "target", "shared"]
-FORMAT = "ligo-operator/1"
-ROLES = ("write", "read", "gain", "shift")
+FORMAT = "ligo-operator/2"
 _FIELDS = ("index", "weight", "tail")
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
@@ -52,14 +51,19 @@ class Operator:
     """Everything needed to grow a checkpoint of the given shape.
 
     Attributes:
-        family: its name. source, target: the configs it leads from and to.
+        family: its name. head: the library's class that the target is of. source, target: the configs it leads from and to.
         keying, tie: how width maps are kept (see above); `paper` ties reads, gains and shifts to writes.
         terms: the sum. drawn_layers: depth axis -> new layers that are drawn. seed: of what is drawn.
         silent_layers: depth axis -> new layers whose branch ends begin at zero, so that nothing is drawn there either.
+        drawn_rows: patterns of rows that are drawn whole: a new head. They have no depth weights.
+        unit_layers: pattern of a norm's row -> new layers where the norm only normalises: a gain of ones, a shift of zeros, as the
+            old stream has them (post-norm models, whose affine has moved to a later layer).
+        rewrites: names of the exact changes that are made to the source before it grows (`rewrites`).
         notes: what the operator was made from, for provenance; plain JSON values.
     """
 
     family: str
+    head: str
     source: Mapping[str, object]
     target: Mapping[str, object]
     keying: Keying
@@ -68,6 +72,9 @@ class Operator:
     drawn_layers: Mapping[str, tuple[bool, ...]]
     silent_layers: Mapping[str, tuple[bool, ...]]
     seed: int
+    drawn_rows: tuple[str, ...] = ()
+    unit_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
     notes: Mapping[str, object] = field(default_factory=dict)
 
     def stream(self, term: Term, stream: str, axis: str | None, old: int | None, new: int | None) -> tuple[Axis, ...]:
@@ -165,6 +172,7 @@ def describe(operator: Operator) -> dict[str, str]:
     data = {
         "format": FORMAT,
         "family": operator.family,
+        "head": operator.head,
         "source": operator.source,
         "target": operator.target,
         "keying": operator.keying,
@@ -173,6 +181,9 @@ def describe(operator: Operator) -> dict[str, str]:
         "drawn_layers": {axis: list(flags) for axis, flags in operator.drawn_layers.items()},
         "silent_layers": {axis: list(flags) for axis, flags in operator.silent_layers.items()},
         "seed": operator.seed,
+        "drawn_rows": list(operator.drawn_rows),
+        "unit_layers": {pattern: list(layers) for pattern, layers in operator.unit_layers.items()},
+        "rewrites": list(operator.rewrites),
         "notes": operator.notes,
     }
     return {"format": "pt", "ligo": json.dumps(data, sort_keys=False, separators=(",", ":"), allow_nan=False)}
@@ -235,6 +246,7 @@ def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callab
         terms.append(Term(widths=widths, depths={key: array(f"{number}/depth/{key}") for key in term["depths"]}))
     return Operator(
         family=data["family"],
+        head=data["head"],
         source=data["source"],
         target=data["target"],
         keying=data["keying"],
@@ -243,5 +255,8 @@ def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callab
         drawn_layers={axis: tuple(flags) for axis, flags in data["drawn_layers"].items()},
         silent_layers={axis: tuple(flags) for axis, flags in data["silent_layers"].items()},
         seed=data["seed"],
+        drawn_rows=tuple(data["drawn_rows"]),
+        unit_layers={pattern: tuple(layers) for pattern, layers in data["unit_layers"].items()},
+        rewrites=tuple(data["rewrites"]),
         notes=data["notes"],
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ligo_convert.card import card
+from ligo_convert.configs import written_config
 from ligo_convert.family import Family
 from ligo_convert.picture import fit_picture
 from ligo_convert.private import check_nothing_private
@@ -34,14 +35,22 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
-def target_config(family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...]) -> dict[str, object]:
-    """config.json of the target: what the library needs to build the right class, at the stored dtype."""
+def target_config(
+    family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...], *, stored: Mapping[str, object]
+) -> dict[str, object]:
+    """config.json of the target: what the library needs to build the right class, at the stored dtype.
+
+    Args:
+        target: as families read it. stored: the source's config.json.
+    """
+    if family.library == "timm":
+        return written_config(family, target, stored)
     kept = {key: value for key, value in target.items() if key not in _LEFT_OUT}
     sizes: dict[str, int] = {}
     for spec in specs:
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-    stored = max(sizes, key=lambda name: sizes[name])
-    dtype = next(name for name, short in DTYPE_NAMES.items() if short == stored)
+    most = max(sizes, key=lambda name: sizes[name])
+    dtype = next(name for name, short in DTYPE_NAMES.items() if short == most)
     return {**kept, "model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype}
 
 
@@ -49,7 +58,8 @@ def write_model_files(
     family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...], source: Source, staging: Staging
 ) -> None:
     """config.json, and the source's generation config and tokenizer as they are."""
-    staging.write_bytes("config.json", json_bytes(target_config(family, target, specs)))
+    config = target_config(family, target, specs, stored=source.stored_config)
+    staging.write_bytes("config.json", json_bytes(config))
     for name in ("generation_config.json", *source.tokenizer_files):
         if name in source.side_files:
             staging.write_bytes(name, source.file_bytes(name))

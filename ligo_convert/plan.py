@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ligo_convert.configs import flat_config
 from ligo_convert.corpus import DataFacts, check_data
 from ligo_convert.errors import LigoError, MachineError, MissingExtra, RecipeError, SourceChanged, SourceError
 from ligo_convert.families import FAMILIES
@@ -64,14 +65,14 @@ class Plan:
 
     @property
     def parameters(self) -> dict[str, int]:
-        old = self.family.parameters(self.inventory.rows, self.start.source)
+        old = self.inventory.family.parameters(self.inventory.rows, self.start.source)
         return {"source": old, "target": sum(spec.elements for spec in self.specs)}
 
     @property
     def flops(self) -> dict[str, int | None]:
         """Operations of one training step of the target, and of the whole fit."""
         fit = self.recipe.fit
-        length = fit.sequence_length if fit else 128
+        length = self.family.sequence(self.start.target, fit.sequence_length if fit else 128)
         tokens = fit.batch_size * length if fit else length
         old, new = self.start.source, self.start.target
         return {
@@ -126,6 +127,7 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     inventory = _inventory(family, config, source, label)
     changes, where = _changes(recipe, family, config)
     target = family.resize(config, changes, where=where)
+    family = _target_family(recipe, inventory)
     growth = Growth(
         width=recipe.growth.width,
         depth=recipe.growth.depth,
@@ -133,7 +135,8 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
         tie=recipe.growth.operator.tie,
         seed=recipe.growth.seed,
     )
-    start = plan_start(family, growth, config, target, asked=changes, where=recipe.where("growth"))
+    start = plan_start(family, growth, config, target, asked=changes, where=recipe.where("growth"), source_family=inventory.family)
+    warnings += _left_out(inventory, family)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
     shards = plan_shards(specs, recipe.output.max_shard_size)
@@ -176,20 +179,44 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     )
 
 
+def _target_family(recipe: Recipe, inventory: Inventory) -> Family:
+    """The family narrowed to the target's class: the source's, unless the recipe asks for another head."""
+    asked = recipe.target.architecture
+    if asked is None:
+        return inventory.family
+    names = [head.architecture for head in inventory.family.heads]
+    if asked not in names:
+        raise RecipeError(
+            f"{inventory.family.name} has no class {asked!r} here",
+            where=recipe.where("target", "architecture"),
+            expected=" or ".join(dict.fromkeys(names)),
+        )
+    return inventory.family.for_architecture(asked)
+
+
+def _left_out(inventory: Inventory, family: Family) -> list[str]:
+    """What the source has and the target will not."""
+    found = list(inventory.left_out)
+    found += [row.pattern for row in inventory.rows if row.layout.part not in ("", *family.chosen.parts)]
+    if not found:
+        return []
+    return [f"left out, as {family.architecture} has no place for it: {', '.join(found[:4])}" + ("..." if found[4:] else "")]
+
+
 def _source_config(recipe: Recipe, source: Source | None) -> tuple[dict[str, object], str, list[str]]:
     stated = recipe.source.config
     if source is None:
         pretrain = recipe.source.pretrain
         if pretrain is not None:
-            return dict(pretrain.config), "pretrained source", []
+            return flat_config(pretrain.config, where=recipe.where("source", "pretrain", "config")), "pretrained source", []
         if stated is None:
             raise LigoError("no source and no config of one")
         label = recipe.source.model or "source.config"
-        return dict(stated), label, [f"{label} is not at hand: planned from source.config"]
+        return flat_config(stated, where=recipe.where("source", "config")), label, [f"{label} is not at hand: planned from source.config"]
     if stated is not None:
         family = find_family(source.config, where=f"{source.label}: config.json")
         real = family.complete(source.config)
-        for key, value in stated.items():
+        for key, value in flat_config(stated, where=recipe.where("source", "config")).items():
             if real.get(key) != value:
                 raise RecipeError(
                     f"source.config.{key} is not what {source.label} has",
@@ -204,8 +231,11 @@ def _inventory(family: Family, config: dict[str, object], source: Source | None,
     if source is not None:
         return family.check(config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label)
     family.check_config(config, where=label)
-    rows = family.rows_for(config)
-    specs = {spec.name: spec for _, _, spec in family.tensors_of(rows, config, dtype="F32")}
+    # Which class it is, the config may say; a source that is trained here is of the usual one.
+    named = config.get("architectures")
+    chosen = family.for_architecture(named[0] if isinstance(named, list) and named else None)
+    rows = chosen.rows_for(config)
+    specs = {spec.name: spec for _, _, spec in chosen.tensors_of(rows, config, dtype="F32")}
     return family.check(config, specs, label=label)
 
 
@@ -217,9 +247,12 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
         # What is wrong with sizes is often wrong with several of them together.
         at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
         return changes, recipe.where("target", "config", *at)
-    wanted = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
     where = recipe.where("target", "model")
-    if find_family(wanted, where=where) is not family:
+    if any(recipe.target.model in known.architectures for known in FAMILIES.values()):
+        wanted = flat_config({"architecture": recipe.target.model}, where=where)
+    else:
+        wanted = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
+    if find_family(wanted, where=where).name != family.name:
         raise RecipeError(
             "a model grows within its family", where=where, expected=family.model_type, found=wanted.get("model_type")
         )
@@ -239,7 +272,7 @@ def _check_data(
         return None
     facts = None
     try:
-        facts = check_data(recipe.fit.data, base=recipe.base)
+        facts = check_data(recipe.fit.data, base=recipe.base, wants=family.reads)
     except MissingExtra as error:
         # Planned from a config alone, a recipe is looked at, not run here: what a run would need is said, and no refusal.
         if source is not None or recipe.source.pretrain is not None:
@@ -250,6 +283,7 @@ def _check_data(
         error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
         raise
     positions = family.sizes(start.source).get(family.positions)
+    positions = None if positions is None or family.reads == "images" else positions - family.position_offset
     for name, length in _sequence_lengths(recipe):
         if positions is not None and length > positions:
             raise RecipeError(
@@ -266,6 +300,8 @@ def _check_data(
             expected=f"fewer than fit.steps, {recipe.fit.steps}",
             found=warmup,
         )
+    if family.reads == "images":
+        return facts
     if recipe.fit.data.tokenizer is not None:
         place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
         if place.is_dir():
@@ -295,7 +331,7 @@ def activation_bytes(family: Family, config: Mapping[str, object], sequence_leng
     """Bytes that one sequence's forward and backward pass hold: logits and their softmax, and what every layer keeps."""
     sizes = family.sizes(config)
     layers = sum(sizes[axis] for axis in family.depth_axes)
-    logits = 4 * 4 * sequence_length * sizes[family.vocabulary]
+    logits = 4 * 4 * sequence_length * sizes.get(family.vocabulary, 0)
     inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.kept)
     return logits + layers * (4 * sequence_length * 4 * inner + 8 * sequence_length**2)
 
@@ -306,7 +342,7 @@ def _micro_batch(recipe: Recipe, family: Family, start: Start) -> int:
         return 4
     if fit.micro_batch_size is not None:
         return min(fit.micro_batch_size, fit.batch_size)
-    one = activation_bytes(family, start.target, fit.sequence_length)
+    one = activation_bytes(family, start.target, family.sequence(start.target, fit.sequence_length))
     return max(1, min(fit.batch_size, ACTIVATION_BYTES // one))
 
 
@@ -331,7 +367,7 @@ def estimate_memory(
     source = 4 * sum(spec.elements for spec in inventory.stored.values())
     target = 4 * sum(spec.elements for spec in specs)
     fit = recipe.fit
-    length = fit.sequence_length if fit else 128
+    length = family.sequence(start.target, fit.sequence_length if fit else 128)
     activations = micro_batch * activation_bytes(family, start.target, length)
     if fit is None:
         return BASE_BYTES + source + target + activations + 4 * (row + 2 * largest)
@@ -342,7 +378,7 @@ def estimate_memory(
 
 def _row_names(family: Family, inventory: Inventory, pattern: str) -> list[str]:
     row = next(row for row in inventory.rows if row.pattern == pattern)
-    return [row.name(layer) for layer in family.layers(row, inventory.config)]
+    return [row.name(layer) for layer in inventory.family.layers(row, inventory.config)]
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -378,6 +414,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     old, new = plan.family.sizes(plan.start.source), plan.family.sizes(plan.start.target)
     return {
         "family": plan.family.name,
+        "architecture": plan.family.architecture,
         "source": {"label": plan.label, "revision": plan.revision, "at_hand": plan.at_hand},
         "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in plan.family.axes},
         "parameters": plan.parameters,
@@ -396,6 +433,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "micro_batch_size": plan.micro_batch,
         "flops": plan.flops,
         "ignored": list(plan.inventory.ignored),
+        "drawn_rows": list(plan.start.drawn_rows),
         "warnings": list(plan.warnings),
     }
 

@@ -16,6 +16,7 @@ from ligo_convert.family import Family
 from ligo_convert.fit import Slices
 from ligo_convert.growth import drawn_values
 from ligo_convert.models import LibraryModel, mean_loss
+from ligo_convert.tasks import on_device
 from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
 
 WEIGHT_DECAY = 0.1
@@ -36,7 +37,7 @@ def pretrain(
     *,
     steps: int,
     batch_size: int,
-    sequence_length: int,
+    tokens_a_step: int,
     learning_rate: float,
     seed: int,
     device: str = "cpu",
@@ -44,7 +45,7 @@ def pretrain(
     store: StateStore | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], Outcome, float]:
-    """Train a model of `config` for `steps` steps of next-token prediction.
+    """Train a model of `config` for `steps` steps of its task.
 
     Returns:
         Its tensors by canonical name (float32), how training went, and its loss on the validation slice.
@@ -56,10 +57,9 @@ def pretrain(
     }
 
     def gradients(step: int) -> float:
-        batch = slices.batch(step, batch_size=batch_size, seed=seed)
-        tokens = torch.as_tensor(np.asarray(batch).astype(np.int64), device=device)
+        batch = on_device(slices.batch(step, batch_size=batch_size, seed=seed), device, torch.float32)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
-            loss = model.loss(parameters, tokens)
+            loss = model.loss(parameters, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -73,9 +73,18 @@ def pretrain(
         ],
         gradients,
         schedule=Schedule(steps=steps, warmup=max(1, min(100, steps // 10)), shape="stable"),
-        tokens_a_step=batch_size * sequence_length,
+        tokens_a_step=tokens_a_step,
         store=store,
         on_step=on_step,
     )
     final = {name: parameter.detach() for name, parameter in parameters.items()}
-    return final, outcome, mean_loss(model, final, slices.validation, batch_size=batch_size, autocast=autocast)
+    loss = mean_loss(
+        model.loss,
+        final,
+        slices.validation,
+        batch_size=batch_size,
+        device=device,
+        dtype=torch.float32,
+        autocast=autocast,
+    )
+    return final, outcome, loss

@@ -60,7 +60,7 @@ class Record:
         key: SHA-256, hex, of recipe, source and versions: a finished output is recognised by it.
         source: `label` (Hub id or a directory's name), `revision` (the Hub's commit or None), `files` {name: sha256},
             `pretrained_here`, `license` (or None).
-        data: `digest`, `kind`, `tokens` {slice: count}, `tokenizer` {file: sha256}; None where nothing was learned.
+        data: `digest`, `kind`, `tokens` or `images` {slice: count}, `tokenizer` {file: sha256}; None where nothing was learned.
         operator: `digest` of its file, `keying`, `tie`, `parameters` {"width", "depth"}, `starts`.
         source_config, target_config: configs. metrics: as `run --json` prints them. versions: package -> version.
         drawn: what was drawn as the library initialises. nonfinite_allowed: whether NaN and infinity were let through.
@@ -256,7 +256,8 @@ def _source_files(record: Record) -> Iterator[dict[str, Any]]:
 def _data(record: Record) -> Iterator[dict[str, Any]]:
     if record.data is None:
         return
-    annotations = {"role": "data", "kind": record.data["kind"], "tokens": record.data["tokens"]}
+    unit = "images" if "images" in record.data else "tokens"
+    annotations = {"role": "data", "kind": record.data["kind"], unit: record.data[unit]}
     yield {**_resource("data", record.data["digest"]), "annotations": annotations}
     for name, sha256 in sorted((record.data.get("tokenizer") or {}).items()):
         yield {**_resource(name, sha256), "annotations": {"role": "tokenizer"}}

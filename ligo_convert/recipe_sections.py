@@ -212,6 +212,10 @@ class Target(Section):
         default=None, description="take the config, never the weights, of this model: Hub id, directory or timm name"
     )
     revision: Revision = Field(default="main", description="branch, tag or commit of target.model")
+    architecture: Text | None = Field(
+        default=None,
+        description="the library's class, such as BertForMaskedLM, where it is to have another head than the source; a new head is drawn",
+    )
 
 
 class OperatorChoice(Section):
@@ -297,6 +301,7 @@ class Fit(Section):
     weight_decay: Rate = Field(default=0.0, description="decay of the width maps towards the start")
     evaluate_every: Count = Field(default=10, description="steps between losses on the held-out slice")
     heldout_tokens: Count = Field(default=16384, description="tokens of each held-out slice")
+    heldout_images: Count = Field(default=512, description="images of each held-out slice")
     micro_batch_size: Count | None = Field(
         default=None, description="sequences at a time, gradients summed; default: what fits"
     )

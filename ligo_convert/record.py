@@ -100,8 +100,10 @@ def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> 
             count["depth"] += int(array.size)
     return {
         "digest": rehash(staging.path / OPERATOR),
+        "head": operator.head,
         "keying": operator.keying,
         "tie": operator.tie,
+        "rewrites": list(operator.rewrites),
         "parameters": count,
         "starts": starts,
     }
@@ -144,4 +146,5 @@ def drawn_names(start: Start) -> list[str]:
     drawn = [axis for axis, request in start.requests.items() if request.old != request.new]
     names = [f"{axis} (new entries)" for axis in drawn if start.growth.width == "direct"]
     names += [f"{axis} (whole)" for axis in drawn if start.growth.width == "random"]
-    return names + [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
+    names += [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
+    return names + [f"{pattern} (new head)" for pattern in start.drawn_rows]

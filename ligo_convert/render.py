@@ -155,9 +155,8 @@ def plan_report(plan: Plan) -> None:
     old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
     table = _table("", "row", "layout", "source", "target", "layers")
     from ligo_convert.inspection import family_layout
-    from ligo_convert.stream import target_rows
 
-    for row in target_rows(family, plan.inventory, plan.start.target):
+    for row in family.rows_for(plan.start.target):
         layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
         shapes = ["x".join(map(str, family.shape(row, sizes))) for sizes in (old, new)]
         table.add_row(_text(row.pattern), _text(family_layout(family, row.pattern)), *shapes, layers)
@@ -187,6 +186,8 @@ def plan_report(plan: Plan) -> None:
             f"{plan.recipe.fit.steps} steps of {plan.recipe.fit.batch_size} x {plan.recipe.fit.sequence_length} tokens, "
         )
         pairs["fit"] = f"{pairs['fit']}{amount(data['flops']['fit'])}FLOP"
+    if data["drawn_rows"]:
+        pairs["new head"] = f"drawn, not grown: {', '.join(data['drawn_rows'])}"
     files = data["files"]
     pairs["files"] = f"{len(files)} of weights, {size(data['nbytes'])}"
     pairs["memory"] = f"about {size(data['memory_bytes'])}"

@@ -43,6 +43,7 @@ from ligo_convert.checkpoint_layout import (
     stated_license,
     template_warnings,
 )
+from ligo_convert.configs import flat_config
 from ligo_convert.digests import Digested, PartChecksums, blocks, check_expected, fingerprint_of, git_blob, sha256_of
 from ligo_convert.errors import LigoError, SourceChanged, SourceError
 from ligo_convert.headers import Header, Index, parse_index, read_at, read_header
@@ -60,7 +61,7 @@ class Source:
         label: the Hub id, or the name of the local directory alone.
         revision: the Hub's commit; None for a directory.
         root: the directory the files are read from.
-        config: config.json as plain data, without anything that would run code.
+        stored_config: config.json as plain data, without anything that would run code. config: the same as families read it.
         tensors: every tensor of every weight file, by name.
         files: the weight files.
         tokenizer_files: the names of the tokenizer's (and image processor's) files that are there.
@@ -80,9 +81,9 @@ class Source:
         side = (CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES)
         self._side_files = tuple(name for name in side if name in place.names and (name != INDEX or index is not None))
         place.fetch([*self._side_files, *({CARD} & place.names)])
-        self.config = check_config(
-            strict_json(self.file_bytes(CONFIG), label=f"{self.label}/{CONFIG}"), label=f"{self.label}/{CONFIG}"
-        )
+        where = f"{self.label}/{CONFIG}"
+        self.stored_config = check_config(strict_json(self.file_bytes(CONFIG), label=where), label=where)
+        self.config = flat_config(self.stored_config, where=where)
         self.tokenizer_files = tuple(name for name in TOKENIZER_FILES if name in place.names)
         for name in self.tokenizer_files:
             if name in TEMPLATED:
@@ -337,7 +338,7 @@ def read_config(model: str, *, revision: str = "main", base: Path) -> dict[str, 
     place = _place(model, revision=revision, base=base)
     place.fetch([CONFIG])
     label = f"{place.label}/{CONFIG}"
-    return check_config(strict_json(small_file(place, CONFIG), label=label), label=label)
+    return flat_config(check_config(strict_json(small_file(place, CONFIG), label=label), label=label), where=label)
 
 
 def _place(model: str, *, revision: str, base: Path) -> Place:

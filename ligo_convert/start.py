@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.family import Family
@@ -55,7 +55,10 @@ class Start:
     Attributes:
         source, target: the configs; the target's with the start's own edits (epsilon, lists with an entry a layer).
         verdict, reasons: of the map; one reason for every axis that grows, worst first.
-        requests: axis -> width request. depths: depth axis -> where its layers come from. head: factor on the head's norm.
+        requests: axis -> width request. streams: stream -> request of its own, where it is not what its axis is elsewhere.
+        depths: depth axis -> where its layers come from. head: factor on the head's norm.
+        units: pattern of a norm's row -> new layers where it only normalises. drawn_rows: patterns of rows drawn whole: a new head.
+        rewrites: exact changes made to the source first.
     """
 
     family: Family
@@ -65,8 +68,12 @@ class Start:
     verdict: Verdict
     reasons: tuple[str, ...]
     requests: Mapping[str, WidthRequest]
+    streams: Mapping[str, WidthRequest]
     depths: Mapping[str, DepthMap]
     head: float
+    units: Mapping[str, tuple[int, ...]]
+    drawn_rows: tuple[str, ...]
+    rewrites: tuple[str, ...]
 
     @property
     def grows_width(self) -> bool:
@@ -76,7 +83,7 @@ class Start:
     def copies_only(self) -> bool:
         """Whether every target tensor is a source tensor, byte for byte (but for its dtype)."""
         silent = any(any(found.silent) or any(found.drawn) for found in self.depths.values())
-        return not self.grows_width and not silent
+        return not self.grows_width and not silent and not self.drawn_rows
 
 
 def plan_start(
@@ -87,10 +94,12 @@ def plan_start(
     *,
     asked: Mapping[str, object],
     where: str,
+    source_family: Family | None = None,
 ) -> Start:
     """Decide what the starts do from configs alone.
 
     Args:
+        family: narrowed to the target's class. source_family: narrowed to the source's, where that is another.
         source, target: configs, the target's as `Family.resize` gave it. asked: what the recipe itself set in the target.
 
     Raises:
@@ -99,16 +108,12 @@ def plan_start(
     old, new = family.sizes(source), family.sizes(target)
     tied = family.is_tied(target)
     growing = tuple(axis for axis in family.axes if axis not in family.kept and axis not in family.depth_axes)
-    requests = {
-        axis: WidthRequest(
-            axis=axis,
-            old=old[axis],
-            new=new[axis],
-            norm=family.norm.kind if axis == family.norm.stream else None,
-            tied_head=tied,
-            seed=growth.seed,
-        )
-        for axis in growing
+    requests = {axis: _request(family, growth, axis, old, new, tied) for axis in growing}
+    beside = {"summed": family.norm.summed, "activated": family.norm.activated}
+    streams = {
+        stream: replace(requests[family.norm.stream], place=place)  # type: ignore[arg-type]
+        for place, found in beside.items()
+        for stream in found
     }
     claims = {}
     for axis, request in requests.items():
@@ -123,6 +128,8 @@ def plan_start(
     ]
     depths, depth_reasons = _plan_depth(family, growth, source, old, new, where)
     reasons += depth_reasons
+    units = _units(family, depths)
+    drawn_rows = _drawn_rows(family, source_family or family, old, new)
     changed = family.changed_function(source, target)
     if changed:
         reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
@@ -146,9 +153,67 @@ def plan_start(
         verdict=max((reason.verdict for reason in reasons), key=_RANK.__getitem__, default="exact"),
         reasons=tuple(reason.text for reason in sorted(reasons, key=lambda reason: -_RANK[reason.verdict])),
         requests=requests,
+        streams=streams,
+        units=units,
+        drawn_rows=drawn_rows,
+        rewrites=_rewrites(family, growth, requests),
         depths=depths,
         head=math.prod(claim.head for claim in claims.values()),
     )
+
+
+def _request(
+    family: Family, growth: Growth, axis: str, old: Mapping[str, int], new: Mapping[str, int], tied: bool
+) -> WidthRequest:
+    return WidthRequest(
+        axis=axis,
+        old=old[axis],
+        new=new[axis],
+        norm=family.norm.kind if axis == family.norm.stream else None,
+        tied_head=tied,
+        seed=growth.seed,
+        place=family.norm.place if axis == family.norm.stream else "pre",
+    )
+
+
+def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[int, ...]]:
+    """Where the norms of a post-norm model only normalise, so that silent layers change nothing (docs/exact-starts.md).
+
+    A silent layer normalises twice what is normalised already, which does nothing as long as no gain and shift come between: those
+    move to the last norm of the layer's silent copies.
+    """
+    if family.norm.place != "post":
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
+    for row in family.rows:
+        if row.depth is None or row.module not in (family.norm.inner, family.norm.outer):
+            continue
+        silent = (*depths[row.depth].silent, False)
+        if row.module == family.norm.inner:
+            layers = tuple(layer for layer, quiet in enumerate(silent) if quiet)
+        else:
+            layers = tuple(layer for layer, quiet in enumerate(silent[1:]) if quiet)
+        if layers:
+            found[row.pattern] = layers
+    return found
+
+
+def _drawn_rows(
+    family: Family, source_family: Family, old: Mapping[str, int], new: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Rows of a head that the source does not have, or has for another number of classes."""
+    labels = family.labels if family.labels and old[family.labels] != new[family.labels] else None
+    parts = ("", *source_family.chosen.parts)
+    return tuple(
+        row.pattern for row in family.rows if row.layout.part not in parts or (labels and labels in row.layout.streams)
+    )
+
+
+def _rewrites(family: Family, growth: Growth, requests: Mapping[str, WidthRequest]) -> tuple[str, ...]:
+    request = requests[family.norm.stream]
+    free = request.place != "pre" or not request.tied_head
+    centres = WIDTHS[growth.width].centres and grows(request) and request.norm == "layernorm" and free
+    return ("centre",) if centres else ()
 
 
 def grows(request: WidthRequest) -> bool:
@@ -218,8 +283,28 @@ def _edit_config(
     where: str,
 ) -> tuple[dict[str, object], list[Reason]]:
     """The target's config with what the start changes in it: epsilon, and lists with an entry a layer."""
-    final, reasons = dict(target), []
+    final = dict(target)
+    reasons: list[Reason] = []
+    _edit_epsilon(family, source, claims, asked, where, final, reasons)
+    for name, axis in family.layer_lists.items():
+        values = source.get(name)
+        if isinstance(values, list) and name not in asked:
+            final[name] = [values[layer] for layer in depths[axis].source]
+    return final, reasons
+
+
+def _edit_epsilon(
+    family: Family,
+    source: Mapping[str, object],
+    claims: Mapping[str, Claim],
+    asked: Mapping[str, object],
+    where: str,
+    final: dict[str, object],
+    reasons: list[Reason],
+) -> None:
     key = family.norm.epsilon
+    if not key:
+        return  # fixed in the library's code: it stays, and weighs little beside a variance
     old_value = epsilon_of(family, source)
     ratio = math.prod(claim.epsilon for claim in claims.values())
     # To 15 digits: 7.5e-06, not 7.500000000000001e-06.
@@ -234,8 +319,3 @@ def _edit_config(
         reasons.append(Reason(verdict=small, text=text, breaks=True))
     elif wanted != old_value:
         final[key] = wanted
-    for name, axis in family.layer_lists.items():
-        values = source.get(name)
-        if isinstance(values, list) and name not in asked:
-            final[name] = [values[layer] for layer in depths[axis].source]
-    return final, reasons

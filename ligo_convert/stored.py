@@ -10,6 +10,7 @@ import numpy as np
 
 from ligo_convert.errors import SourceError
 from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
 from ligo_convert.fs import reporting
 from ligo_convert.headers import Header, read_at, read_header
 from ligo_convert.initial import check_operator
@@ -63,7 +64,15 @@ def read_operator(path: Path) -> Operator:
         if operator.family not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise SourceError(f"an operator of the unknown family {operator.family!r}", where=path.name, expected=known)
-        check_operator(operator, FAMILIES[operator.family], label=path.name)
+        family = FAMILIES[operator.family]
+        if operator.head not in [head.architecture for head in family.heads]:
+            raise SourceError(f"an operator of the unknown class {operator.head!r}", where=path.name)
+        check_operator(operator, family_of(operator), label=path.name)
         return operator
     finally:
         os.close(descriptor)
+
+
+def family_of(operator: Operator) -> Family:
+    """The family of an operator, narrowed to the target's class."""
+    return FAMILIES[operator.family].for_architecture(operator.head)

@@ -30,9 +30,11 @@ def source_name(family: Family, inventory: Inventory, row: Row, layer: int | Non
     return inventory.stored[name if name in inventory.stored else family.tied[name]]
 
 
-def target_rows(family: Family, inventory: Inventory, target: dict[str, object] | Any) -> tuple[Row, ...]:
-    """The rows of the target: what its config calls for, optional ones where the source has them."""
-    return family.rows_for(target, optional=[row.pattern for row in inventory.rows])
+def stored_dtypes(family: Family, inventory: Inventory, row: Row) -> set[str]:
+    """The dtypes that `row` has in the source; none where the source lacks it."""
+    if row.layout.part not in ("", *inventory.family.chosen.parts):
+        return set()
+    return {source_name(family, inventory, row, layer).dtype for layer in family.layers(row, inventory.config)}
 
 
 def target_specs(
@@ -41,17 +43,15 @@ def target_specs(
     """Every tensor of the target in streaming order; `dtype` None keeps the widest that the row has in the source."""
     specs = []
     kept: dict[str, str] = {}
-    for row, _, spec in family.tensors_of(
-        target_rows(family, inventory, operator_target), operator_target, dtype="F32"
-    ):
+    everywhere = {spec.dtype for spec in inventory.stored.values()}
+    for row, _, spec in family.tensors_of(family.rows_for(operator_target), operator_target, dtype="F32"):
         if row.pattern not in kept:
-            stored = {
-                source_name(family, inventory, row, layer).dtype for layer in family.layers(row, inventory.config)
-            }
+            # A new head is stored as the rest is.
+            stored = stored_dtypes(family, inventory, row) or everywhere
             # No 16-bit format holds the other's values.
             widest = "F32" if stored == {"F16", "BF16"} else min(stored, key=FLOAT_DTYPES.index)
             kept[row.pattern] = dtype or widest
-        specs.append(TensorSpec(name=spec.name, dtype=kept[row.pattern], shape=spec.shape))
+        specs.append(TensorSpec(name=family.written(spec.name), dtype=kept[row.pattern], shape=spec.shape))
     return tuple(specs)
 
 
@@ -60,6 +60,8 @@ def copied_from(operator: Operator, family: Family, row: Row, layer: int | None)
     if len(operator.terms) != 1:
         return False, None
     (term,) = operator.terms
+    if row.pattern in operator.drawn_rows or operator.unit_layers.get(row.pattern):
+        return False, None
     if row.depth is not None and any(operator.drawn_layers.get(row.depth, ())):
         return False, None
     # A stream without maps is passed on; layers grow alike, so the first one's maps tell.
@@ -90,10 +92,10 @@ def grow(
     """Every target tensor as bytes, in the order of `specs`; only those in `wanted` where it is given."""
     by_name = {spec.name: spec for spec in specs}
     grower: Grower | None = None
-    for row in target_rows(family, inventory, operator.target):
+    for row in family.rows_for(operator.target):
         loader: _Loader | None = None
         for layer in family.layers(row, operator.target):
-            spec = by_name[row.name(layer)]
+            spec = by_name[family.written(row.name(layer))]
             if wanted is not None and spec.name not in wanted:
                 continue
             copies, source = copied_from(operator, family, row, layer)
@@ -103,9 +105,9 @@ def grow(
                     yield spec.name, read(stored.name)
                     continue
             if grower is None:
-                grower = _grower(operator, family, inventory, device)
+                grower = _grower(operator, family, inventory, read, device)
             if loader is None:
-                loader = _Loader(read=read, family=family, inventory=inventory, row=row, grower=grower)
+                loader = _Loader(row=row, grower=grower)
             yield spec.name, loader.grown(layer, spec)
 
 
@@ -114,18 +116,25 @@ def compute_dtype(inventory: Inventory) -> str:
     return "F64" if any(spec.dtype == "F64" for spec in inventory.stored.values()) else "F32"
 
 
-def _grower(operator: Operator, family: Family, inventory: Inventory, device: str) -> Grower:
+def _grower(operator: Operator, family: Family, inventory: Inventory, read: Read, device: str) -> Grower:
     from ligo_convert.growth import Grower
-    from ligo_convert.torchio import TORCH_DTYPES
+    from ligo_convert.torchio import TORCH_DTYPES, tensor_from_bytes
 
-    return Grower(operator, family, device=device, dtype=TORCH_DTYPES[compute_dtype(inventory)])
+    dtype = TORCH_DTYPES[compute_dtype(inventory)]
+    rows = {row.pattern: row for row in family.table}
+
+    def fetch(pattern: str, layer: int | None) -> torch.Tensor:
+        stored = source_name(family, inventory, rows[pattern], layer)
+        return tensor_from_bytes(read(stored.name), stored).to(device=device, dtype=dtype)
+
+    return Grower(operator, family, device=device, dtype=dtype, fetch=fetch)
 
 
 class _Loader:
     """The source tensors of one row, read when first asked for and dropped when no later layer can ask."""
 
-    def __init__(self, *, read: Read, family: Family, inventory: Inventory, row: Row, grower: Grower) -> None:
-        self.read, self.family, self.inventory, self.row, self.grower = read, family, inventory, row, grower
+    def __init__(self, *, row: Row, grower: Grower) -> None:
+        self.row, self.grower = row, grower
         self.held: dict[int | None, torch.Tensor] = {}
         self.cache: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
         # Where every new layer has one source, only the last tensor is worth keeping.
@@ -133,17 +142,14 @@ class _Loader:
             int((np.asarray(term.depths[key]) != 0).sum(axis=1).max()) <= 1
             for term in grower.operator.terms
             for key in row.piece_keys()
+            if key in term.depths
         )
 
     def load(self, layer: int | None) -> torch.Tensor:
-        from ligo_convert.torchio import tensor_from_bytes
-
         if layer not in self.held:
             if self.one_hot and len(self.grower.operator.terms) == 1:
                 self.held.clear()
-            stored = source_name(self.family, self.inventory, self.row, layer)
-            tensor = tensor_from_bytes(self.read(stored.name), stored)
-            self.held[layer] = tensor.to(device=self.grower.device, dtype=self.grower.dtype)
+            self.held[layer] = self.grower.fetch(self.row.pattern, layer)
         return self.held[layer]
 
     def grown(self, layer: int | None, spec: TensorSpec) -> memoryview:

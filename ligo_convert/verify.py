@@ -5,20 +5,19 @@ What comes in: a directory, and where given the source it grew from. What goes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError, VerificationError
-from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family
 from ligo_convert.operator import Operator
 from ligo_convert.plan import find_family
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import check_subjects, check_sums, metrics_of, read_statement
 from ligo_convert.source import Source, open_source
-from ligo_convert.stored import read_operator
+from ligo_convert.stored import family_of, read_operator
 from ligo_convert.stream import grow
 from ligo_convert.tensors import TensorSpec
 from ligo_convert.values import nonfinite_count
@@ -97,27 +96,50 @@ def check_weights(
 
 def check_loads(root: Path, family: Family) -> dict[str, Any]:
     """Load a directory in the library it is for; every key set must be empty. Raises VerificationError."""
-    import transformers
-
     from ligo_convert.models import quiet
 
     with quiet():
         try:
-            model, info = getattr(transformers, family.auto_class).from_pretrained(
-                str(root), output_loading_info=True, local_files_only=True, dtype="auto"
-            )
+            name, keys = _LOADERS[family.library](root, family)
         except Exception as error:  # noqa: BLE001  whatever the library raises, the directory does not load
             raise VerificationError(
-                f"transformers cannot load it: {type(error).__name__}: {error}", where=root
+                f"{family.library} cannot load it: {type(error).__name__}: {error}", where=root
             ) from None
-    keys = {
-        name: sorted(map(str, info.get(name) or [])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
     if any(keys.values()):
         raise VerificationError(
-            "transformers loads it with keys left over", where=root, expected="no such key", found=keys
+            f"{family.library} loads it with keys left over", where=root, expected="no such key", found=keys
         )
-    return {"class": type(model).__name__, **keys}
+    return {"class": name, **keys}
+
+
+def _load_transformers(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+    import transformers
+
+    model, info = getattr(transformers, family.auto_class).from_pretrained(
+        str(root), output_loading_info=True, local_files_only=True, dtype="auto", **family.chosen.options
+    )
+    sets = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return type(model).__name__, {name: sorted(map(str, info.get(name) or [])) for name in sets}
+
+
+def _load_timm(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+    """timm refuses keys that do not match by itself, and says no more of them than that."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{root.absolute()}", pretrained=True)
+    with open_source(str(root.absolute()), base=root) as written:
+        stored, wanted = set(written.tensors), {name for name, _ in model.named_parameters()}
+    return type(model).__name__, {
+        "missing_keys": sorted(wanted - stored),
+        "unexpected_keys": sorted(stored - wanted),
+        "mismatched_keys": [],
+    }
+
+
+_LOADERS: dict[str, Callable[[Path, Family], tuple[str, dict[str, list[str]]]]] = {
+    "transformers": _load_transformers,
+    "timm": _load_timm,
+}
 
 
 def verify(
@@ -143,7 +165,7 @@ def verify(
     statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
     check_subjects(statement, digests)
     operator = read_operator(directory / OPERATOR)
-    family = FAMILIES[operator.family]
+    family = family_of(operator)
     specs = _table_specs(directory, family)
     report["family"] = family.name
     report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
@@ -163,7 +185,7 @@ def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
     """What is stored, required to be exactly what the family's table says at the sizes of config.json."""
     try:
         with open_source(str(directory.absolute()), base=directory, weights=False) as written:
-            if find_family(written.config, where="config.json") is not family:
+            if find_family(written.config, where="config.json").name != family.name:
                 raise VerificationError("config.json is of another family", where=directory, expected=family.name)
             tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
             family.check(written.config, tensors, label=directory.name)

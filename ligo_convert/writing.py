@@ -107,6 +107,6 @@ def write_job(
         if loads:
             # Where nothing is computed torch is not imported, and there is no order of summation to remember.
             checks["processor"] = processor()
-            with progress.task("loading in transformers"):
+            with progress.task(f"loading in {job.family.library}"):
                 checks["loaded"] = check_loads(staging.path, job.family)
     return weights, checks

@@ -1,12 +1,11 @@
 """GPT-2 (Radford et al., 2019) as transformers stores it: fused attention, Conv1D weights (in, out), pre-LayerNorm."""
 
-from ligo_convert.family import Family, Norm
+from ligo_convert.family import Family, Head, Norm
 
 GPT2 = Family(
     name="gpt2",
-    task="causal-lm",
     model_type="gpt2",
-    architecture="GPT2LMHeadModel",
+    heads=(Head(task="causal-lm", architecture="GPT2LMHeadModel", auto_class="AutoModelForCausalLM"),),
     axes={
         "embed": "n_embd",
         "heads": "n_head",

@@ -1,12 +1,11 @@
 """Llama (Touvron et al., 2023) as transformers stores it: grouped-query attention, RMSNorm, gated MLP, rotary positions."""
 
-from ligo_convert.family import Family, Norm
+from ligo_convert.family import Family, Head, Norm
 
 LLAMA = Family(
     name="llama",
-    task="causal-lm",
     model_type="llama",
-    architecture="LlamaForCausalLM",
+    heads=(Head(task="causal-lm", architecture="LlamaForCausalLM", auto_class="AutoModelForCausalLM"),),
     axes={
         "embed": "hidden_size",
         "mlp": "intermediate_size",

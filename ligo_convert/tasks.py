@@ -1,0 +1,113 @@
+"""What models are trained for: what goes in, what of their output is their function, and their loss.
+
+What comes in: batches as `examples` gives them, moved to a device. What goes out: arguments for the library's model, one output tensor,
+a mean loss. One line of `TASKS` a task.
+
+    causal-lm              next-token loss, mean nats a token
+    masked-lm              loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats a masked token
+    image-classification   cross-entropy of the class, mean nats an image
+    encoder                no head, so no loss of its own; its function is the last hidden state (see `objectives`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from ligo_convert.data import random_slice
+from ligo_convert.family import Family
+
+Tensors = Mapping[str, torch.Tensor]
+IGNORED = -100  # the label of a token that is not asked for, as the library has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFunctions:
+    """One line of the table.
+
+    Attributes:
+        inputs: batch -> keyword arguments of the model; `output`: what the model returns -> one tensor, float. loss: (output, batch) -> scalar; None
+            for a model without a loss of its own.
+    """
+
+    inputs: Callable[[Tensors], dict[str, Any]]
+    output: Callable[[Any], torch.Tensor]
+    loss: Callable[[torch.Tensor, Tensors], torch.Tensor] | None
+
+
+def _tokens(batch: Tensors) -> dict[str, Any]:
+    return {"input_ids": batch["input_ids"]}
+
+
+def _unmasked(batch: Tensors) -> dict[str, Any]:
+    """The text as it was before tokens were masked."""
+    labels = batch.get("labels")
+    ids = batch["input_ids"]
+    return {"input_ids": ids if labels is None else torch.where(labels == IGNORED, ids, labels)}
+
+
+def _causal(batch: Tensors) -> dict[str, Any]:
+    return {"input_ids": batch["input_ids"], "use_cache": False}
+
+
+def _logits(found: Any) -> torch.Tensor:
+    return found.logits  # type: ignore[no-any-return]
+
+
+def _masked_logits(found: Any) -> torch.Tensor:
+    # The class with a next-sentence head beside names them otherwise.
+    logits = found.get("logits")
+    return found["prediction_logits"] if logits is None else logits  # type: ignore[no-any-return]
+
+
+def _next_token_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
+    return cross_entropy(_wide(logits[:, :-1]).flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+
+def _masked_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
+    return cross_entropy(_wide(logits).flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+
+
+def _class_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
+    return cross_entropy(_wide(logits), batch["labels"])
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: a softmax in bfloat16 loses the loss's second decimal."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+TASKS: dict[str, TaskFunctions] = {
+    "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
+    "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss),
+    "encoder": TaskFunctions(inputs=_unmasked, output=lambda found: found.last_hidden_state, loss=None),
+    "image-classification": TaskFunctions(
+        inputs=lambda batch: {"pixel_values": batch["pixel_values"]}, output=lambda found: found, loss=_class_loss
+    ),
+}
+
+
+def random_batch(family: Family, config: Mapping[str, object], *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs for where there is no data: seeded random token ids or images that fit the source, with random labels."""
+    sizes, complete = family.sizes(config), family.complete(config)
+    if family.task == "image-classification":
+        rng = np.random.Generator(np.random.Philox(seed))
+        side = complete["img_size"]
+        shape = (count, sizes["rgb"], side, side)
+        pixels = rng.standard_normal(shape, dtype=np.float32)  # type: ignore[arg-type]
+        return {"pixel_values": pixels, "labels": rng.integers(0, sizes[family.labels], size=count)}
+    length = min(128, sizes.get(family.positions, 128 + family.position_offset) - family.position_offset)
+    ids = random_slice(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
+    tokens = ids.astype(np.int64)
+    return {"input_ids": tokens} if family.task == "causal-lm" else {"input_ids": tokens, "labels": tokens}
+
+
+def on_device(batch: Mapping[str, np.ndarray], device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A batch as tensors; pixels in the model's dtype."""
+    found = {name: torch.as_tensor(np.asarray(array), device=device) for name, array in batch.items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
