@@ -315,10 +315,11 @@ class Family:
     def has_residual_init(self, row: Row) -> bool:
         return row.pattern in self._residual_init
 
-    def scale_row(self, row: Row) -> Row | None:
-        """The LayerScale that multiplies what `row` writes; None where there is none."""
+    def scale_row(self, row: Row, config: Config) -> Row | None:
+        """The LayerScale that multiplies what `row` writes; None where a model of `config` has none."""
         pattern = self.scaled.get(row.module)
-        return next((found for found in self.rows if found.pattern == pattern), None) if pattern else None
+        found = next((found for found in self.rows if found.pattern == pattern), None) if pattern else None
+        return found if found is not None and found.present(self.complete(config)) else None
 
     def is_scale(self, row: Row) -> bool:
         return any(dim.role == "scale" for dim in row.layout.dims)

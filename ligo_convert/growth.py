@@ -234,7 +234,7 @@ class Grower:
         layers = self.family.layers(row, self.operator.target)
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack([self._with_unit(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
-        if self.family.scale_row(row) is not None:
+        if self.family.scale_row(row, self.operator.source) is not None:
             grown = torch.stack([self._unscaled(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
         return self._with_drawn(row, grown, None)
 
@@ -284,7 +284,7 @@ class Grower:
         return self._fetch(pattern, layer)
 
     def _is_rewritten(self, row: Row) -> bool:
-        return bool(self.operator.rewrites) or self.family.scale_row(row) is not None
+        return bool(self.operator.rewrites) or self.family.scale_row(row, self.operator.source) is not None
 
     def prepared(self, row: Row, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
         """A source tensor after the operator's rewrites."""
@@ -324,7 +324,7 @@ class Grower:
 
     def _unscaled(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
         """What a branch writes, divided by the LayerScale that will multiply it; the rewritten source was multiplied by its own."""
-        scale, dim = self.family.scale_row(row), written_dim(self.family, row)
+        scale, dim = self.family.scale_row(row, self.operator.source), written_dim(self.family, row)
         if scale is None or dim is None:
             return grown
         found = self.scale(scale, layer)

@@ -59,7 +59,7 @@ def rewritten(
     dim = written_dim(family, row)
     if dim is None:
         return tensor
-    scale = family.scale_row(row)
+    scale = family.scale_row(row, config)
     if scale is not None:
         tensor = tensor * along(fetch(scale.pattern, layer), row, dim)
     if "centre" in names and is_centred(family, config, row):

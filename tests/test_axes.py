@@ -49,8 +49,10 @@ def test_what_is_no_layout_is_refused(text: str) -> None:
 def test_conditions_and_optional_rows() -> None:
     assert parse_layout("query if attention_bias").condition == "attention_bias"
     assert parse_layout("vocab <- embed if not tied").negated
-    assert parse_layout("embed <- embed optional").optional
-    assert not parse_layout("embed <- embed").optional
+    assert parse_layout("embed <- embed in pooler").part == "pooler"
+    assert parse_layout("embed <- embed").part == ""
+    both = parse_layout("embed scale if init_values in head")
+    assert (both.dims[0].role, both.condition, both.part) == ("scale", "init_values", "head")
 
 
 def test_fused_dims_come_apart_in_storage_order() -> None:
