@@ -113,9 +113,7 @@ def grow(
             library=LibraryModel(family, start.source, device=device), parameters=named_source(inventory, stacked)
         )
         objective = objective_of(target_model, old, operator, dtype=torch.float32)
-        operator, _ = fit(
-            operator, family, inventory, stacked, batches, settings, objective=objective, device=device
-        )
+        operator, _ = fit(operator, family, inventory, stacked, batches, settings, objective=objective, device=device)
     made = type(model)(library_config(family, start.target), **family.chosen.options)
     planned = target_specs(family, inventory, start.target, dtype=None)
     by_name = {spec.name: spec for spec in planned}

@@ -24,7 +24,18 @@ _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_to
 # Follows from the architecture's name, and is no argument.
 _IMPLIED = ("prefix_tokens", "distilled")
 # Where a source's weights were fetched from: the target's are not there.
-_ORIGINS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "custom_load", "origin_url", "paper_ids")
+_ORIGINS = (
+    "url",
+    "file",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "state_dict",
+    "tag",
+    "custom_load",
+    "origin_url",
+    "paper_ids",
+)
 
 
 def flat_config(config: Config, *, where: str = "config.json") -> dict[str, object]:
@@ -58,7 +69,9 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     flat.update({key: prepared[key] for key in ("num_classes",) if key in prepared})
     flat.update(arguments if isinstance(arguments, dict) else {})
     # What stands at the top is what was trained.
-    flat.update({key: value for key, value in config.items() if key not in ("architecture", "model_args", "num_features")})
+    flat.update(
+        {key: value for key, value in config.items() if key not in ("architecture", "model_args", "num_features")}
+    )
     flat.update({"model_type": family.model_type, "architecture": architecture})
     flat["pretrained_cfg"] = prepared
     return flat
@@ -79,7 +92,9 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
         if key not in (*_BESIDE, *_IMPLIED) and (key in _SIZES or complete[key] != implied[key])
     }
     prepared = complete.get("pretrained_cfg")
-    kept = {key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key not in _ORIGINS}
+    kept = {
+        key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key not in _ORIGINS
+    }
     side = complete["img_size"]
     shape = {"input_size": [complete["in_chans"], side, side], "fixed_input_size": True}
     defaults = {"interpolation": "bicubic", "crop_pct": 1.0, "mean": list(_MEAN), "std": list(_DEVIATION)}

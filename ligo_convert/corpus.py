@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ligo_convert.errors import MachineError, RecipeError
 from ligo_convert.globs import expand
+from ligo_convert.image_files import DataFacts, check_images
 from ligo_convert.tables import (
     PARQUET_SUFFIX,
     HubText,
@@ -42,32 +42,25 @@ class TextData(Protocol):
     def stdlib(self) -> bool | None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """What can be known about the data without reading it.
-
-    `kind` is `text` (plain text and JSON Lines), `parquet`, `stdlib` or `hub`; a dataset of the Hub has no files and
-    an `nbytes` of 0 until it is read. `files` are places on this machine: not for anything that is shared.
-    """
-
-    kind: str
-    files: tuple[Path, ...]
-    nbytes: int
-
-
-def check_data(data: TextData, *, base: Path) -> DataFacts:
+def check_data(data: TextData, *, base: Path, wants: Literal["text", "images"] = "text") -> DataFacts:
     """Find the data and look at the head of every file; load no tokenizer, read nothing large, ask no network.
 
     Args:
         data: the recipe's `fit.data`.
-        base: the folder that relative globs start from.
+        base: the folder that relative globs start from. wants: what the model reads.
 
     Raises:
-        RecipeError: not exactly one kind of data, images, a glob without a file, a file that is not what its suffix
+        RecipeError: not exactly one kind of data, images for text or text for images, a glob without a file, a file that is not what its suffix
             says, no text in any of them.
         MachineError: a file or folder that may not be read, a Python without its library's sources.
         MissingExtra: parquet or the Hub without the package `datasets`.
     """
+    if wants == "images":
+        if not data.images:
+            raise RecipeError(
+                "data: an image model needs images", hint="give data.images, a folder with a folder a class"
+            )
+        return check_images(data.images, base=base)
     kind, files = _find(data, base)
     if kind != "stdlib":
         for file in files:

@@ -7,7 +7,7 @@ same slices wherever it lies.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 
 from ligo_convert.corpus import DataFacts, TextData, documents, first_bytes
 from ligo_convert.errors import MachineError, RecipeError
-from ligo_convert.permutation import permuted
+from ligo_convert.examples import Examples, Slices, TokenExamples
+from ligo_convert.masking import MaskedExamples, Masking
 from ligo_convert.tokenization import encoder, known_files, load_tokenizer
 
 ENCODE_CHARACTERS = 256 * 1024  # tokenised at a time
@@ -46,57 +47,6 @@ def _file_digest(path: Path) -> str:
         raise MachineError(f"cannot be read: {error.strerror}", where=path) from None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TokenSlices:
-    """Three slices of token ids that share no document, each uint32 [blocks, sequence_length], read-only.
-
-    `validation` is the slice an operator is chosen on, `test` the one it is reported on. `digest` is the SHA-256 of all
-    three, shapes included: two runs with the same digest learn from the same tokens. For torch, convert first:
-    `torch.from_numpy(slices.test.astype(numpy.int64))`.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256()
-        for name in ("train", "validation", "test"):
-            # A view: the caller's own array stays writable.
-            array = getattr(self, name).view()
-            assert array.dtype == np.uint32, f"{name}: token ids are uint32, not {array.dtype}"
-            assert array.ndim == 2, f"{name}: a slice is [blocks, sequence_length], not {array.shape}"
-            assert array.size, f"{name}: empty slice"
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-            digest.update(f"{name} {array.shape[0]}x{array.shape[1]}\n".encode())
-            digest.update(array.astype("<u4", copy=False).tobytes())
-        object.__setattr__(self, "digest", digest.hexdigest())
-
-    def batch(self, step: int, *, batch_size: int, seed: int) -> np.ndarray:
-        """Batch number `step` of the train slice: uint32 [batch_size, sequence_length], a copy.
-
-        Every block comes once an epoch, each epoch in an order of its own. A batch depends on nothing but its number,
-        so a run that goes on from step N sees what an uninterrupted one would have seen.
-        """
-        blocks = len(self.train)
-        rows = []
-        for place in range(step * batch_size, (step + 1) * batch_size):
-            epoch, index = divmod(place, blocks)
-            rows.append(permuted(index, blocks, f"batches/{seed}/{epoch}"))
-        return self.train[rows]
-
-
-def random_slice(*, vocabulary: int, sequence_length: int, blocks: int, seed: int) -> np.ndarray:
-    """Token ids for where there is no text: uniform, uint32 [blocks, sequence_length], the same for ever."""
-    assert vocabulary > 0
-    count = blocks * sequence_length
-    stream = hashlib.shake_256(f"random/{seed}".encode()).digest(8 * count)
-    # 64 bits an id, so that the remainder favours no id measurably.
-    return (np.frombuffer(stream, dtype="<u8") % vocabulary).astype(np.uint32).reshape(blocks, sequence_length)
-
-
 def token_slices(
     data: TextData,
     tokenizer_directory: Path,
@@ -107,8 +57,9 @@ def token_slices(
     heldout_tokens: int,
     seed: int,
     vocabulary: int,
+    masking: Masking | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> TokenSlices:
+) -> Slices:
     """Tokenise as much of `data` as three slices need, test first, then validation, then train.
 
     Sizes are rounded up to whole blocks of `sequence_length`; documents are joined by the tokenizer's end token and
@@ -121,16 +72,19 @@ def token_slices(
         base: the folder that relative globs start from.
         train_tokens, heldout_tokens: wanted sizes, in tokens; `heldout_tokens` for each of the two slices.
         vocabulary: the model's number of embeddings.
+        masking: for a masked language model: blocks then begin and end as the tokenizer frames a sequence, and tokens are masked.
         on_progress: called with tokens found and tokens wanted.
 
     Raises:
         RecipeError: less text than one block for each slice; a token id beyond the model's vocabulary; as `documents`.
         SourceError, MissingExtra: as `load_tokenizer`.
     """
-    heldout, train = (
-        -(-max(1, wanted) // sequence_length) * sequence_length for wanted in (heldout_tokens, train_tokens)
-    )
     tokenizer = load_tokenizer(tokenizer_directory)
+    frame = _frame(tokenizer, tokenizer_directory) if masking is not None else ()
+    length = sequence_length - len(frame)
+    if length < 1:
+        raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sequence_length)
+    heldout, train = (-(-max(1, wanted) // sequence_length) * length for wanted in (heldout_tokens, train_tokens))
     slices = _Fill(sizes=[heldout, heldout, train])
     seen: list[np.ndarray] = []
     tokens = 0
@@ -142,11 +96,11 @@ def token_slices(
         if on_progress is not None:
             on_progress(min(tokens, 2 * heldout + train), 2 * heldout + train)
     if not slices.full:
-        share = max(1, min(heldout, tokens // 8) // sequence_length) * sequence_length
+        share = max(1, min(heldout, tokens // 8) // length) * length
         slices = _Fill(sizes=[share, share, train])
         for document in seen:
             slices.add(document)
-    test, validation, rest = (slices.blocks(index, sequence_length) for index in range(3))
+    test, validation, rest = (slices.blocks(index, length) for index in range(3))
     if not (len(test) and len(validation) and len(rest)):
         raise RecipeError(
             "too little text",
@@ -155,7 +109,58 @@ def token_slices(
             found=f"{tokens} tokens in {len(seen)} documents",
             hint="give more text or a shorter fit.sequence_length",
         )
-    return TokenSlices(train=rest, validation=validation, test=test)
+    blocks = {"train": rest, "validation": validation, "test": test}
+    if masking is None:
+        found: dict[str, Examples] = {name: TokenExamples(blocks=array) for name, array in blocks.items()}
+    else:
+        blocks = {name: _framed(array, frame) for name, array in blocks.items()}
+        found = {
+            name: MaskedExamples(
+                blocks=array,
+                masking=masking,
+                name=name,
+                mask_id=tokenizer.mask_token_id,
+                special=tuple(sorted(set(tokenizer.all_special_ids))),
+                vocabulary=min(vocabulary, len(tokenizer)),
+            )
+            for name, array in blocks.items()
+        }
+    return Slices(
+        **found,
+        digest=_blocks_digest(blocks),
+        sizes={name: int(array.size) for name, array in blocks.items()},
+        unit="tokens",
+    )
+
+
+def _blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in blocks.items():
+        digest.update(f"{name} {array.shape[0]}x{array.shape[1]}\n".encode())
+        digest.update(array.astype("<u4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _frame(tokenizer: Any, directory: Path) -> tuple[int, int]:
+    """The ids that a sequence begins and ends with. Raises RecipeError where the tokenizer cannot mask."""
+    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    lacking = [
+        name for name, found in (("mask", tokenizer.mask_token_id), ("first", first), ("last", last)) if found is None
+    ]
+    if lacking:
+        raise RecipeError(
+            f"the tokenizer has no {lacking[0]} token, and a masked language model needs one",
+            where=directory,
+            hint="name the model's own tokenizer in fit.data.tokenizer",
+        )
+    return first, last
+
+
+def _framed(blocks: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
+    """Every block between the first and the last token of a sequence."""
+    first, last = (np.full((len(blocks), 1), token, dtype=np.uint32) for token in frame)
+    return np.concatenate([first, blocks, last], axis=1)
 
 
 @dataclass(kw_only=True)

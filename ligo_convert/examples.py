@@ -6,6 +6,7 @@ its tokens are masked, follows from its row and the number of the draw: the same
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -104,3 +105,12 @@ class Slices:
             rows.append(permuted(index, count, f"batches/{seed}/{epoch}"))
         parts.append(self.train.take(rows, draw=first + 1))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def random_slice(*, vocabulary: int, sequence_length: int, blocks: int, seed: int) -> np.ndarray:
+    """Token ids for where there is no text: uniform, uint32 [blocks, sequence_length], the same for ever."""
+    assert vocabulary > 0
+    count = blocks * sequence_length
+    stream = hashlib.shake_256(f"random/{seed}".encode()).digest(8 * count)
+    # 64 bits an id, so that the remainder favours no id measurably.
+    return (np.frombuffer(stream, dtype="<u8") % vocabulary).astype(np.uint32).reshape(blocks, sequence_length)

@@ -233,9 +233,13 @@ class Grower:
         grown = self.join(row, out)
         layers = self.family.layers(row, self.operator.target)
         if self.operator.unit_layers.get(row.pattern):
-            grown = torch.stack([self._with_unit(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
+            grown = torch.stack(
+                [self._with_unit(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
+            )
         if self.family.scale_row(row, self.operator.source) is not None:
-            grown = torch.stack([self._unscaled(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)])
+            grown = torch.stack(
+                [self._unscaled(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
+            )
         return self._with_drawn(row, grown, None)
 
     def _stacked_term(
@@ -290,9 +294,7 @@ class Grower:
         """A source tensor after the operator's rewrites."""
         if not self._is_rewritten(row):
             return tensor
-        return rewritten(
-            self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self.fetch
-        )
+        return rewritten(self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self.fetch)
 
     def _with_unit(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Where a norm only normalises, its gain is what a gain of ones grows to; a shift of zeros grows to zeros."""

@@ -15,7 +15,7 @@ import numpy as np
 from ligo_convert.axes import SizeError
 from ligo_convert.errors import SourceError
 from ligo_convert.family import Family, Row
-from ligo_convert.maps import ROLES, Axis, Map, corner, dense, identity_axis, kronecker, plain_axis, selection
+from ligo_convert.maps import ROLES, Axis, Map, dense, identity_axis, kronecker, plain_axis, selection
 from ligo_convert.methods import WIDTHS, WidthRequest, advance_axis, width_axis
 from ligo_convert.operator import Keying, Operator, Term
 from ligo_convert.start import Start, grows
@@ -162,10 +162,7 @@ def _tied(operator: Operator, family: Family) -> Operator:
         widths = {}
         for key in found.widths:
             maps = found.widths[_owner(family, key, found.widths)]
-            widths[key] = tuple(
-                replace(axis, read=axis.write, gain=axis.write, shift=axis.write)
-                for axis in maps
-            )
+            widths[key] = tuple(replace(axis, read=axis.write, gain=axis.write, shift=axis.write) for axis in maps)
         return Term(widths=widths, depths=found.depths)
 
     return replace(operator, terms=tuple(term(found) for found in operator.terms))

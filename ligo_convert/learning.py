@@ -142,25 +142,23 @@ def slices_of(plan: Plan, tokenizer: Path | None, *, progress: Progress, pretrai
 
 def _image_slices(plan: Plan, train_images: int, progress: Progress) -> Slices:
     from ligo_convert.configs import image_preprocessing
-    from ligo_convert.images import image_slices
+    from ligo_convert.images import Preparation, image_slices
 
     fit, family, config = plan.recipe.fit, plan.family, plan.start.target
     assert fit is not None
     assert fit.data.images is not None
     sizes = family.sizes(config)
-    # A head of another number of classes belongs to the target: the source is judged by its own.
-    preprocessing = image_preprocessing(config)
+    preparation = Preparation(channels=sizes["rgb"], **image_preprocessing(config))
     with progress.task("reading images", unit="images") as task:
         return image_slices(
             fit.data.images,
             base=plan.recipe.base,
-            channels=sizes["rgb"],
+            preparation=preparation,
             classes=sizes[family.labels],
             train_images=train_images,
             heldout_images=fit.heldout_images,
             seed=fit.seed,
             on_progress=lambda done, total: task.reach(done / max(1, total)),
-            **preprocessing,
         )
 
 

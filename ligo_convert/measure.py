@@ -116,7 +116,11 @@ class _Sums:
         family: Family,
     ) -> None:
         # Where the last norm of a layer only normalises, its gain and shift follow at a later layer: there is nothing to compare.
-        units = {row.depth: operator.unit_layers.get(row.pattern, ()) for row in family.rows if row.module == family.norm.outer}
+        units = {
+            row.depth: operator.unit_layers.get(row.pattern, ())
+            for row in family.rows
+            if row.module == family.norm.outer
+        }
         at = 0
         for axis, sources in depths.items():
             for layer, source in enumerate(sources):

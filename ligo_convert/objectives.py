@@ -21,7 +21,9 @@ from ligo_convert.measure import Model
 from ligo_convert.models import LibraryModel, Objective, Tensors
 from ligo_convert.operator import Operator
 
-Compare = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # source's, target's states, read-back map -> scalar
+Compare = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]  # source's, target's states, read-back map -> scalar
 
 
 def reconstruct(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch.Tensor:

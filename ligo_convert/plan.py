@@ -135,7 +135,9 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
         tie=recipe.growth.operator.tie,
         seed=recipe.growth.seed,
     )
-    start = plan_start(family, growth, config, target, asked=changes, where=recipe.where("growth"), source_family=inventory.family)
+    start = plan_start(
+        family, growth, config, target, asked=changes, where=recipe.where("growth"), source_family=inventory.family
+    )
     warnings += _left_out(inventory, family)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
@@ -200,7 +202,9 @@ def _left_out(inventory: Inventory, family: Family) -> list[str]:
     found += [row.pattern for row in inventory.rows if row.layout.part not in ("", *family.chosen.parts)]
     if not found:
         return []
-    return [f"left out, as {family.architecture} has no place for it: {', '.join(found[:4])}" + ("..." if found[4:] else "")]
+    return [
+        f"left out, as {family.architecture} has no place for it: {', '.join(found[:4])}" + ("..." if found[4:] else "")
+    ]
 
 
 def _source_config(recipe: Recipe, source: Source | None) -> tuple[dict[str, object], str, list[str]]:
@@ -208,11 +212,19 @@ def _source_config(recipe: Recipe, source: Source | None) -> tuple[dict[str, obj
     if source is None:
         pretrain = recipe.source.pretrain
         if pretrain is not None:
-            return flat_config(pretrain.config, where=recipe.where("source", "pretrain", "config")), "pretrained source", []
+            return (
+                flat_config(pretrain.config, where=recipe.where("source", "pretrain", "config")),
+                "pretrained source",
+                [],
+            )
         if stated is None:
             raise LigoError("no source and no config of one")
         label = recipe.source.model or "source.config"
-        return flat_config(stated, where=recipe.where("source", "config")), label, [f"{label} is not at hand: planned from source.config"]
+        return (
+            flat_config(stated, where=recipe.where("source", "config")),
+            label,
+            [f"{label} is not at hand: planned from source.config"],
+        )
     if stated is not None:
         family = find_family(source.config, where=f"{source.label}: config.json")
         real = family.complete(source.config)

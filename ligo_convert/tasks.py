@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ligo_convert.data import random_slice
+from ligo_convert.examples import random_slice
 from ligo_convert.family import Family
 
 Tensors = Mapping[str, torch.Tensor]

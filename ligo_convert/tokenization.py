@@ -49,6 +49,9 @@ SPECIAL_TOKENS = {
 }
 CAUSAL_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 
+# The library's classes that read such files back as they were trained.
+_CLASSES = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
+
 _SCREENS: Mapping[str, Callable[[str], bool]] = {
     "config.json": lambda key: key in ("model_type", "tokenizer_class", "transformers_version"),
     "special_tokens_map.json": lambda key: key.endswith(("_token", "_tokens")),
@@ -170,7 +173,7 @@ def train_tokenizer(
     context: int,
     max_bytes: int = TOKENIZER_TRAINING_BYTES,
 ) -> dict[str, bytes]:
-    """Train a byte-level BPE tokenizer on the first `max_bytes` (default 6 MB) of shuffled text.
+    """Train a tokenizer (BERT's WordPiece, byte-level BPE for all others) on the first `max_bytes` (default 6 MB) of shuffled text.
 
     Args:
         vocabulary: entries at most; little text fills fewer.
@@ -186,7 +189,8 @@ def train_tokenizer(
     """
     special = SPECIAL_TOKENS.get(model_type, CAUSAL_TOKENS)
     names = list(dict.fromkeys(special.values()))
-    if vocabulary < 256 + len(names):
+    wordpiece = special is BERT_TOKENS
+    if not wordpiece and vocabulary < 256 + len(names):
         raise RecipeError(
             "the vocabulary is too small for a byte-level tokenizer",
             expected=f"at least {256 + len(names)}: 256 bytes and {len(names)} special tokens",
@@ -195,11 +199,12 @@ def train_tokenizer(
     texts = list(first_bytes(documents(data, base=base, seed=seed), max_bytes))
     if not texts:
         raise RecipeError("no text to train a tokenizer on", where=base)
-    tokenizer = _byte_level_bpe(texts, vocabulary=vocabulary, special=names)
+    train = _wordpiece if wordpiece else _byte_level_bpe
+    tokenizer = train(texts, vocabulary=vocabulary, special=names)
     config = {
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        "tokenizer_class": "GPT2Tokenizer" if model_type == "gpt2" else "PreTrainedTokenizerFast",
+        "tokenizer_class": _CLASSES.get(model_type, "PreTrainedTokenizerFast"),
         **special,
     }
     files = {
@@ -223,6 +228,36 @@ def _byte_level_bpe(texts: list[str], *, vocabulary: int, special: list[str]) ->
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
+    """BERT's tokenizer, uncased (Devlin et al., arXiv:1810.04805, section 3)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        # Rare characters become [UNK]: the alphabet must leave room for words.
+        limit_alphabet=min(1000, max(1, (vocabulary - len(special)) // 4)),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    first, last = BERT_TOKENS["cls_token"], BERT_TOKENS["sep_token"]
+    ends = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} $A {last} $B:1 {last}:1", special_tokens=ends
+    )
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise RecipeError(
+            "the vocabulary is too small for the characters of the text",
+            expected=f"at least {tokenizer.get_vocab_size()}",
+            found=vocabulary,
+        )
     return tokenizer
 
 

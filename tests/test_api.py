@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
-from tiny import CONFIGS, TARGETS, config_of, logits, model_of
+from tiny import TARGETS, config_of, logits, model_of
 
 import ligo_convert
 from ligo_convert.errors import RecipeError, SourceError
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi3", "bert", "roberta"])
 def test_a_grown_model_computes_what_its_source_does(family: str, tied: bool) -> None:
     model = model_of(config_of(family, tied=tied), dtype=torch.float32)
     grown = ligo_convert.grow(model, TARGETS[family]["both"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny import CONFIGS, TARGETS, config_of, library_config, model_of
+from tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, model_of
 
+from ligo_convert.configs import flat_config
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
 from ligo_convert.growth import drawn_values
 from ligo_convert.models import LibraryModel
 from ligo_convert.tensors import TensorSpec
@@ -23,6 +25,8 @@ def llama(width: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[
         "num_key_value_heads": kv_heads,
     }
 
+
+CAUSAL = [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
 
 # Real configs, at their real sizes: what the public checkpoints have.
 FULL_SIZE = {
@@ -39,6 +43,39 @@ FULL_SIZE = {
         {**llama(2048, 8192, 16, 32, 8), "vocab_size": 128256, "tie_word_embeddings": True},
         {**llama(576, 1536, 30, 9, 3), "attention_bias": True, "mlp_bias": True},
     ],
+    "mistral": [{}, {**llama(5120, 14336, 40, 32, 8), "head_dim": 128, "vocab_size": 131072}],
+    "qwen2": [
+        {**llama(896, 4864, 24, 14, 2), "tie_word_embeddings": True},
+        {**llama(3584, 18944, 28, 28, 4), "vocab_size": 152064},
+        {**llama(8192, 29568, 80, 64, 8), "vocab_size": 152064},
+    ],
+    "qwen3": [
+        {**llama(1024, 3072, 28, 16, 8), "tie_word_embeddings": True},
+        {**llama(4096, 12288, 36, 32, 8)},
+        {**llama(5120, 25600, 64, 64, 8)},
+    ],
+    "phi3": [
+        {},
+        {**llama(5120, 17920, 40, 40, 10)},
+        {**llama(3072, 8192, 32, 24, 8), "vocab_size": 200064, "tie_word_embeddings": True, "pad_token_id": 0},
+    ],
+    "bert": [
+        {"architectures": [name], **sizes}
+        for name in ("BertForMaskedLM", "BertForPreTraining", "BertModel")
+        for sizes in (
+            {},
+            {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        )
+    ],
+    "roberta": [
+        {"architectures": [name], "max_position_embeddings": 514, "type_vocab_size": 1, **sizes}
+        for name in ("RobertaForMaskedLM", "RobertaModel")
+        for sizes in (
+            {},
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        )
+    ],
 }
 
 
@@ -54,17 +91,17 @@ def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[st
     ("family", "changes"), [(family, changes) for family, cases in FULL_SIZE.items() for changes in cases]
 )
 def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dict[str, object]) -> None:
-    found = FAMILIES[family]
-    config = {"model_type": family, **found.defaults, **changes}
+    config = {"model_type": family, **FAMILIES[family].defaults, **changes}
+    found = family_of(config)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(library_config(config))
+        model = empty_model(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     rows = found.rows_for(config)
     assert {spec.name: spec.shape for _, _, spec in found.tensors_of(rows, config, dtype="F32")} == parameters
     assert found.parameters(rows, config) == sum(tensor.numel() for tensor in model.parameters())
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", [name for name, found in FAMILIES.items() if found.library == "transformers"])
 def test_defaults_are_the_librarys(family: str) -> None:
     defaults = transformers.AutoConfig.for_model(family).to_dict()
     for key, value in FAMILIES[family].defaults.items():
@@ -73,7 +110,7 @@ def test_defaults_are_the_librarys(family: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", CAUSAL)
 def test_every_name_a_checkpoint_is_found_with_is_claimed(family: str, tied: bool) -> None:
     found, config = FAMILIES[family], config_of(family, tied=tied)
     with_prefix = found.check(config, specs_of(config), label="source")
@@ -143,7 +180,7 @@ REFUSED = [
     ("gpt2", {"n_layer": 1}, "smaller than its source along layer"),
     ("gpt2", {"n_embd": 33, "n_head": 2}, "n_embd / n_head is not a whole number"),
     ("gpt2", {"n_embd": 24, "n_head": 4}, "smaller than its source along head_dim"),
-    ("gpt2", {"n_embd": "24"}, "must be a positive integer"),
+    ("gpt2", {"n_embd": "24"}, "must be a positive number"),
     ("gpt2", {"vocab_size": 31}, "vocab cannot grow"),
     ("gpt2", {"n_positions": 24}, "position cannot grow"),
     ("gpt2", {"dtype": "bfloat16"}, "set output.dtype"),
@@ -170,19 +207,21 @@ def test_an_untied_head_cannot_become_tied() -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_sizes_agree_with_the_librarys_config_class(family: str) -> None:
     for changes in TARGETS[family].values():
-        config = FAMILIES[family].resize(config_of(family), changes)
-        LibraryModel(FAMILIES[family], config).check_table(FAMILIES[family].rows_for(config))
+        config = family_of(config_of(family)).resize(config_of(family), changes)
+        LibraryModel(family_of(config), config).check_table(family_of(config).rows_for(config))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "bert"])
 def test_drawn_weights_are_spread_as_the_library_spreads_them(family: str) -> None:
     """The same deviation, row by row; the numbers themselves are drawn by another generator."""
-    sizes = {"gpt2": {"n_embd": 128}, "llama": {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}}[family]
+    llama = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
+    bert = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 64, "max_position_embeddings": 64}
+    sizes = {"gpt2": {"n_embd": 128}, "llama": llama, "qwen3": llama, "bert": bert}[family]
     config = {**config_of(family, initializer_range=0.05), **sizes}
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(library_config(config))
+    model = empty_model(config)
     library = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    found = FAMILIES[family]
+    found = family_of(config)
     for row, layer, spec in found.tensors_of(found.rows_for(config), config, dtype="F32"):
         ours = torch.from_numpy(drawn_values(found, config, row, layer, spec.shape, 0))
         theirs = library[spec.name]
@@ -191,3 +230,78 @@ def test_drawn_weights_are_spread_as_the_library_spreads_them(family: str) -> No
         assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=5 / (2 * spec.elements) ** 0.5, abs=1e-9), (
             spec.name
         )
+
+
+ARCHITECTURES = [(name, found) for found in FAMILIES.values() for name in found.architectures]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "found"), ARCHITECTURES, ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_an_architecture_that_is_listed_is_what_timm_builds(architecture: str, found: Family) -> None:
+    import timm
+
+    config = flat_config({"architecture": architecture})
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    rows = found.rows_for(config)
+    table = {spec.name: spec.shape for _, _, spec in found.tensors_of(rows, config, dtype="F32")}
+    assert table == {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+
+
+def test_every_cait_and_deit_of_timm_is_listed() -> None:
+    import timm
+
+    names = {name for name in timm.list_models() if name.split("_")[0] in ("cait", "deit", "deit3")}
+    assert names == {*FAMILIES["cait"].architectures, *FAMILIES["deit"].architectures}
+    assert len(FAMILIES["vit"].architectures) > 15
+
+
+# Which class a checkpoint is of, by what it holds.
+ENCODERS = [
+    ("BertForMaskedLM", "", {"lm"}),
+    ("BertForPreTraining", "", {"pooler", "lm", "nsp"}),
+    ("BertModel", "bert.", {"pooler"}),
+    ("RobertaForMaskedLM", "", {"lm"}),
+    ("RobertaModel", "roberta.", {"pooler"}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "prefix", "parts"), ENCODERS)
+@pytest.mark.parametrize("old_names", [False, True])
+def test_an_encoder_is_known_by_what_it_holds(architecture: str, prefix: str, parts: set[str], old_names: bool) -> None:
+    family = "roberta" if architecture.startswith("Roberta") else "bert"
+    config = {**config_of(family), "architectures": [architecture]}
+    specs = specs_of(config)
+    if old_names:
+        rename = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        specs = {_renamed(name, rename): spec for name, spec in specs.items()}
+        specs = {name: TensorSpec(name=name, dtype="F32", shape=spec.shape) for name, spec in specs.items()}
+    position_ids = f"{family}.embeddings.position_ids".removeprefix(prefix)
+    specs[position_ids] = TensorSpec(name=position_ids, dtype="I64", shape=(1, 16))
+    # What config.json claims does not decide: a sentence encoder often still names the class it was cut from.
+    found = FAMILIES[family].check({**config, "architectures": None}, specs, label="source")
+    assert found.family.architecture == architecture
+    assert set(found.family.chosen.parts) == parts
+    assert found.ignored == (position_ids,)
+    assert len(found.stored) == len(specs) - 1
+
+
+def _renamed(name: str, endings: dict[str, str]) -> str:
+    return next((name.removesuffix(old) + new for old, new in endings.items() if name.endswith(old)), name)
+
+
+def test_an_encoder_without_a_pooler_and_one_with_a_pooler_beside_its_head() -> None:
+    config = {**config_of("bert"), "architectures": ["BertModel"]}
+    bare = {name: spec for name, spec in specs_of(config).items() if not name.startswith("pooler")}
+    found = FAMILIES["bert"].check(config, bare, label="source")
+    assert (found.family.architecture, found.family.chosen.parts) == ("BertModel", ())
+    assert found.family.chosen.options == {"add_pooling_layer": False}
+    # Old RoBERTa checkpoints carry a pooler that no class has beside the head.
+    config = config_of("roberta")
+    specs = specs_of(config)
+    for name, shape in {"roberta.pooler.dense.weight": (16, 16), "roberta.pooler.dense.bias": (16,)}.items():
+        specs[name] = TensorSpec(name=name, dtype="F32", shape=shape)
+    found = FAMILIES["roberta"].check(config, specs, label="source")
+    assert found.family.architecture == "RobertaForMaskedLM"
+    assert found.left_out == ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias")

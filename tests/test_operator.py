@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, TARGETS, config_of, grown_state, model_of, start_of
+from tiny import CONFIGS, TARGETS, config_of, family_of, grown_state, model_of, operator_family, start_of
 
 from ligo_convert.errors import SourceError
 from ligo_convert.families import FAMILIES
-from ligo_convert.fit import GrownTarget
+from ligo_convert.fit import GrownTarget, fetch_from
 from ligo_convert.growth import Grower
 from ligo_convert.initial import check_operator, initial_operator, learnable, learned_parameters, random_operator
-from ligo_convert.maps import Axis, Map, kronecker
-from ligo_convert.operator import ROLES, Operator, describe, restore, stored_arrays
+from ligo_convert.maps import ROLES, Axis, Map, kronecker
+from ligo_convert.operator import Operator, describe, restore, stored_arrays
 from ligo_convert.stored import read_operator
 from ligo_convert.writer import safetensors_bytes
 
@@ -26,7 +26,7 @@ def dense_operator(family: str, target: str, keying: str, tie: str | None) -> tu
     """An operator in learned form with every coefficient random: no structure hides a wrong index."""
     config = config_of(family)
     start = start_of(family, config, TARGETS[family][target], width="net2net", depth="stack", keying=keying, tie=tie)
-    operator = learnable(initial_operator(start, dtype=np.float64), FAMILIES[family])
+    operator = learnable(initial_operator(start, dtype=np.float64), family_of(config_of(family)))
     rng = np.random.default_rng(0)
 
     def noise(name: str, array: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def stream_matrix(
 
 def width_matrix(operator: Operator, row, old_layer: int | None, new_layer: int | None) -> np.ndarray:
     """R_width of one row at one layer: the Kronecker product over its stored dims, fused parts as diagonal blocks."""
-    family = FAMILIES[operator.family]
+    family = operator_family(operator)
     sizes = family.sizes(operator.source)
     product = np.ones((1, 1))
     for dim in row.layout.dims:
@@ -67,7 +67,7 @@ def depth_blocks(operator: Operator, row, new: int, old: int, new_shape: tuple[i
     weights = [operator.terms[0].depths[key][new, old] for key in keys]
     if len(keys) == 1:
         return np.full(int(np.prod(new_shape)), weights[0])
-    family = FAMILIES[operator.family]
+    family = operator_family(operator)
     sizes = family.sizes(operator.target)
     at = row.layout.fused_dim
     along = np.concatenate(
@@ -80,11 +80,12 @@ def depth_blocks(operator: Operator, row, new: int, old: int, new_shape: tuple[i
 
 def explicit(operator: Operator, row, state: dict[str, torch.Tensor]) -> np.ndarray:
     """vec(target) = L_depth R_width vec(source) of one row, all layers stacked, by explicit matrices."""
-    family = FAMILIES[operator.family]
+    family = operator_family(operator)
     old, new = family.sizes(operator.source), family.sizes(operator.target)
     layers_old, layers_new = (old[row.depth], new[row.depth]) if row.depth else (1, 1)
     shape = family.shape(row, new)
-    source = [state[row.name(j if row.depth else None)].numpy().reshape(-1) for j in range(layers_old)]
+    layers = [j if row.depth else None for j in range(layers_old)]
+    source = [source_tensor(family, row, j, state, operator).reshape(-1) for j in layers]
     rows_, columns = int(np.prod(shape)), source[0].size
     matrix = np.zeros((layers_new * rows_, layers_old * columns))
     for i in range(layers_new):
@@ -95,31 +96,66 @@ def explicit(operator: Operator, row, state: dict[str, torch.Tensor]) -> np.ndar
     return (matrix @ np.concatenate(source)).reshape(layers_new, *shape)
 
 
+def source_tensor(family, row, layer: int | None, state: dict[str, torch.Tensor], operator: Operator) -> np.ndarray:
+    """A source tensor; what a LayerScale multiplies, as it arrives in the stream."""
+    tensor = state[family.written(row.name(layer))].numpy()
+    scale = family.scale_row(row, operator.source)
+    if scale is None:
+        return tensor
+    return tensor * state[family.written(scale.name(layer))].numpy().reshape(-1, *[1] * (tensor.ndim - 1))
+
+
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_growth_is_the_explicit_matrix(family: str, keying: str, tie: str | None) -> None:
     operator, state = dense_operator(family, "both", keying, tie)
     grown = grown_state(operator, state)
-    for row in FAMILIES[family].rows_for(operator.target):
+    found = operator_family(operator)
+    for row in found.rows_for(operator.target):
+        if found.is_scale(row):
+            continue  # no matrix: entries are copied, or means of absolute values (test_layer_scales...)
         expected = explicit(operator, row, state)
-        for at, layer in enumerate(FAMILIES[family].layers(row, operator.target)):
+        scale = found.scale_row(row, operator.target)
+        for at, layer in enumerate(found.layers(row, operator.target)):
+            tensor = grown[found.written(row.name(layer))].numpy()
+            if scale is not None:
+                by = grown[found.written(scale.name(layer))].numpy()
+                tensor = tensor * by.reshape(-1, *[1] * (tensor.ndim - 1))
             # float64: what is left is the order of summation.
-            np.testing.assert_allclose(grown[row.name(layer)].numpy(), expected[at], rtol=0, atol=1e-11 * 100)
+            np.testing.assert_allclose(tensor, expected[at], rtol=0, atol=1e-11 * 100)
+
+
+@pytest.mark.parametrize("width", ["lemon", "zero", "net2net"])
+def test_layer_scales_follow_their_entries(width: str) -> None:
+    """A copied entry keeps its scale; an entry that is a mixture or empty takes the mean of absolute values: never nothing."""
+    config = config_of("cait")
+    start = start_of("cait", config, TARGETS["cait"]["uneven"], width=width, depth="copy")
+    state = dict(model_of(config).state_dict())
+    grown = grown_state(initial_operator(start, dtype=np.float64), state)
+    old, new = state["blocks.1.gamma_2"], grown["blocks.1.gamma_2"]
+    torch.testing.assert_close(new[:16], old)
+    if width == "net2net":
+        assert all(any(value == known for known in old) for value in new[16:])
+    else:
+        torch.testing.assert_close(new[16:], old.abs().mean().expand(8))
 
 
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_learning_and_streaming_grow_the_same(family: str, keying: str, tie: str | None) -> None:
     operator, state = dense_operator(family, "both", keying, tie)
-    found = FAMILIES[family]
+    found = family_of(config_of(family))
     rows = found.rows_for(operator.target)
     stacked = {
-        row.pattern: torch.stack([state[row.name(layer)].double() for layer in found.layers(row, operator.source)])
+        row.pattern: torch.stack(
+            [state[found.written(row.name(layer))].double() for layer in found.layers(row, operator.source)]
+        )
         for row in rows
     }
-    learned = GrownTarget(Grower(operator, found, dtype=torch.float64), rows, stacked).tensors()
+    grower = Grower(operator, found, dtype=torch.float64, fetch=fetch_from(stacked))
+    learned = GrownTarget(grower, rows, stacked).tensors()
     for name, tensor in grown_state(operator, state).items():
-        torch.testing.assert_close(learned[name], tensor, rtol=1e-12, atol=1e-11)
+        torch.testing.assert_close(learned[found.written(name)], tensor, rtol=1e-12, atol=1e-11)
 
 
 def test_the_paper_ties_reads_to_writes() -> None:
@@ -154,7 +190,7 @@ def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> 
     start = start_of(family, config, TARGETS[family]["even"], width=width, depth="stack")
     state = dict(model_of(config).state_dict())
     initial = initial_operator(start, dtype=np.float64)
-    dense = learnable(initial, FAMILIES[family])
+    dense = learnable(initial, family_of(config_of(family)))
     assert any(len(axis.write.index) == 0 for factors in dense.terms[0].widths.values() for axis in factors)
     before, after = grown_state(initial, state), grown_state(dense, state)
     for name, tensor in before.items():
@@ -167,13 +203,16 @@ def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, ke
     start = start_of(
         family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie
     )
-    operator = learnable(initial_operator(start), FAMILIES[family])
+    operator = learnable(initial_operator(start), family_of(config_of(family)))
     maps = {}
     for factors in (factors for term in operator.terms for factors in term.widths.values()):
-        for found in (axis.role(role) for axis in factors for role in ROLES):
+        for found in (axis.role(role) for axis in factors for role in ROLES if role != "scale"):
             if len(found.index) == 0:
                 maps[id(found)] = found.tail.size
-    depths = sum({id(array): array.size for key, array in operator.terms[0].depths.items() if "{" in key}.values())
+    table = family_of(config_of(family))
+    scales = {row.pattern for row in table.rows if table.is_scale(row)}
+    matrices = {key: array for key, array in operator.terms[0].depths.items() if "{" in key and key not in scales}
+    depths = sum({id(array): array.size for array in matrices.values()}.values())
     assert sum(maps.values()) + depths == learned_parameters(start)
 
 
@@ -291,11 +330,15 @@ def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -
     config = config_of(family)
     start = start_of(family, config, TARGETS[family]["both"], width=width, depth="identity")
     grown = grown_state(initial_operator(start), dict(model_of(config).state_dict()))
-    silent = start.depths["layer"].silent
-    ends = [row for row in FAMILIES[family].rows_for(start.target) if FAMILIES[family].is_branch_end(row)]
-    assert any(silent)
+    layers_of = {axis: found.silent for axis, found in start.depths.items()}
+    ends = [
+        row
+        for row in family_of(config_of(family)).rows_for(start.target)
+        if family_of(config_of(family)).is_branch_end(row)
+    ]
+    assert any(layers_of["layer"])
     for row in ends:
-        for layer, is_silent in enumerate(silent):
+        for layer, is_silent in enumerate(layers_of[row.depth]):
             assert is_silent == (not grown[row.name(layer)].any()) or (
                 row.layout.dims[0].role == "write" and len(row.layout.dims) == 1
             )

@@ -18,7 +18,9 @@ CAUSAL = [name for name in CASES if name in FAMILIES and FAMILIES[name].task == 
 GRID = [
     (family, tied, target, width, depth)
     for family in CASES
-    for tied, target in itertools.product((True, False) if FAMILIES[CASES[family].family or family].tied else (False,), TARGETS[family])
+    for tied, target in itertools.product(
+        (True, False) if FAMILIES[CASES[family].family or family].tied else (False,), TARGETS[family]
+    )
     for width, depth in itertools.product(WIDTHS, DEPTHS)
     if "copy" not in (width, depth)
 ]
@@ -101,7 +103,9 @@ def test_a_tied_source_may_be_untied_on_request(family: str, width: str) -> None
     start = start_of(family, config, changes, width=width, depth="identity")
     assert start.verdict == "exact"
     grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
-    torch.testing.assert_close(logits(grown), logits(model), rtol=CASES[family].tolerance, atol=CASES[family].tolerance * 10)
+    torch.testing.assert_close(
+        logits(grown), logits(model), rtol=CASES[family].tolerance, atol=CASES[family].tolerance * 10
+    )
 
 
 def test_what_the_exact_map_needs_is_what_breaks_it() -> None:

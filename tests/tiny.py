@@ -100,7 +100,14 @@ def _case(shared: Mapping[str, object], *, config: Mapping[str, object], **chang
 
 CASES: dict[str, Case] = {
     "gpt2": Case(
-        config={"vocab_size": 29, "n_positions": 12, "n_embd": 16, "n_head": 2, "n_layer": 2, "layer_norm_epsilon": 1e-5},
+        config={
+            "vocab_size": 29,
+            "n_positions": 12,
+            "n_embd": 16,
+            "n_head": 2,
+            "n_layer": 2,
+            "layer_norm_epsilon": 1e-5,
+        },
         even={"n_embd": 32, "n_head": 4},
         uneven={"n_embd": 24, "n_head": 3},
         depth={"n_layer": 5},
@@ -247,7 +254,9 @@ def target_model(
     return model
 
 
-def inputs_of(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3) -> dict[str, torch.Tensor]:
+def inputs_of(
+    model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3
+) -> dict[str, torch.Tensor]:
     """Random inputs that fit the model: token ids, or images for a timm model."""
     rng = np.random.default_rng(1)
     if not isinstance(model, transformers.PreTrainedModel):
@@ -260,7 +269,12 @@ def inputs_of(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10,
 def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3) -> torch.Tensor:
     inputs = inputs_of(model, vocabulary, length=length, batch=batch)
     with torch.no_grad():
-        found = model(**{name: value.to(next(model.parameters()).dtype) if name == "x" else value for name, value in inputs.items()})
+        found = model(
+            **{
+                name: value.to(next(model.parameters()).dtype) if name == "x" else value
+                for name, value in inputs.items()
+            }
+        )
     if isinstance(found, torch.Tensor):
         return found
     given = found.get("logits") if found.get("logits") is not None else found["prediction_logits"]

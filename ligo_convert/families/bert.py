@@ -7,9 +7,7 @@ BERT = Family(
     model_type="bert",
     # What a checkpoint holds says which of these it is: the published ones hold all the parts, fine-tuned encoders none.
     heads=(
-        Head(
-            parts=("lm",), task="masked-lm", architecture="BertForMaskedLM", auto_class="AutoModelForMaskedLM"
-        ),
+        Head(parts=("lm",), task="masked-lm", architecture="BertForMaskedLM", auto_class="AutoModelForMaskedLM"),
         Head(
             parts=("pooler", "lm", "nsp"),
             task="masked-lm",

@@ -6,9 +6,7 @@ CAIT = Family(
     name="cait",
     model_type="cait",
     library="timm",
-    heads=(
-        Head(task="image-classification", architecture="Cait", auto_class="AutoModelForImageClassification"),
-    ),
+    heads=(Head(task="image-classification", architecture="Cait", auto_class="AutoModelForImageClassification"),),
     axes={
         "embed": "embed_dim",
         "heads": "num_heads",
@@ -72,7 +70,10 @@ CAIT = Family(
         "blocks_token_only.{class_layer}.mlp.(fc1|fc2)",
         "head",
     ),
-    branch_ends=("(blocks.{layer}|blocks_token_only.{class_layer}).attn.proj", "(blocks.{layer}|blocks_token_only.{class_layer}).mlp.fc2"),
+    branch_ends=(
+        "(blocks.{layer}|blocks_token_only.{class_layer}).attn.proj",
+        "(blocks.{layer}|blocks_token_only.{class_layer}).mlp.fc2",
+    ),
     scaled={
         "blocks.{layer}.attn.proj": "blocks.{layer}.gamma_1",
         "blocks.{layer}.mlp.fc2": "blocks.{layer}.gamma_2",

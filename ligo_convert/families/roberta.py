@@ -6,9 +6,7 @@ ROBERTA = Family(
     name="roberta",
     model_type="roberta",
     heads=(
-        Head(
-            parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM", auto_class="AutoModelForMaskedLM"
-        ),
+        Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM", auto_class="AutoModelForMaskedLM"),
         Head(parts=("pooler",), task="encoder", architecture="RobertaModel", auto_class="AutoModel", base=True),
         Head(
             task="encoder",
