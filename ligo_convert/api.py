@@ -56,8 +56,8 @@ def grow(
     Args:
         model: of a supported family; it is not changed. target: config keys over the model's own, `{"n_layer": 24, ...}`.
         data: batches to fit the operator on: token ids [batch, sequence] (tensors, arrays, or mappings with `input_ids`, and `labels` for a
-            masked language model, -100 where no token is asked for); every batch is one step, taken again in turn where there are fewer than `steps`. The last tenth, one batch at least, only chooses the best
-            operator. None: no learning.
+            masked language model, -100 where no token is asked for); every batch is one step, taken again in turn where there are fewer
+            than `steps`. The last tenth, one batch at least, only chooses the best operator. None: no learning.
         width, depth: starts, as `ligo-convert methods` lists them. learning_rate: of `width` maps and `depth` weights.
 
     Returns:

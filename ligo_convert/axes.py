@@ -188,8 +188,10 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         values = {key: config.get(key) for key in keys}
         if any(value is None for value in values.values()):
             continue
+        # Nothing may be added, but nothing is as wide as nothing.
+        least = 0.0 if " + " in alternative else math.ulp(0.0)
         for key, value in values.items():
-            if type(value) not in (int, float) or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+            if type(value) not in (int, float) or not least <= float(value) < math.inf:  # type: ignore[arg-type]
                 raise SizeError(f"{key} is {value!r}, and must be a positive number")
         total = sum(_product(term, values) for term in alternative.split(" + "))
         if total < 1:
@@ -217,5 +219,5 @@ def _product(expression: str, values: Mapping[str, object]) -> int:
             result //= value
     # A lone size is no product: 12.5 layers are a mistake, 4.5 times the width is a ratio.
     if isinstance(result, float) and len(words) == 1:
-        raise SizeError(f"{said}, and must be a positive integer")
+        raise SizeError(f"{expression} is {result}, and must be a positive integer")
     return int(result)

@@ -50,8 +50,8 @@ def check_data(data: TextData, *, base: Path, wants: Literal["text", "images"] =
         base: the folder that relative globs start from. wants: what the model reads.
 
     Raises:
-        RecipeError: not exactly one kind of data, images for text or text for images, a glob without a file, a file that is not what its suffix
-            says, no text in any of them.
+        RecipeError: not exactly one kind of data, images for text or text for images, a glob without a file, a file that
+            is not what its suffix says, no text in any of them.
         MachineError: a file or folder that may not be read, a Python without its library's sources.
         MissingExtra: parquet or the Hub without the package `datasets`.
     """

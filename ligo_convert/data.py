@@ -127,13 +127,14 @@ def token_slices(
         }
     return Slices(
         **found,
-        digest=_blocks_digest(blocks),
+        digest=blocks_digest(blocks),
         sizes={name: int(array.size) for name, array in blocks.items()},
         unit="tokens",
     )
 
 
-def _blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
+def blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of slices by name, shapes included."""
     digest = hashlib.sha256()
     for name, array in blocks.items():
         digest.update(f"{name} {array.shape[0]}x{array.shape[1]}\n".encode())

@@ -47,6 +47,15 @@ class TokenExamples:
 
     blocks: np.ndarray
 
+    def __post_init__(self) -> None:
+        assert self.blocks.dtype == np.uint32, f"token ids are uint32, not {self.blocks.dtype}"
+        assert self.blocks.ndim == 2, f"a slice is [blocks, sequence], not {self.blocks.shape}"
+        assert self.blocks.size, "empty slice"
+        # A view: the caller's own array stays writable.
+        frozen = self.blocks.view()
+        frozen.flags.writeable = False
+        object.__setattr__(self, "blocks", frozen)
+
     def __len__(self) -> int:
         return len(self.blocks)
 

@@ -285,12 +285,11 @@ class Family:
     @cached_property
     def roles(self) -> Mapping[str, frozenset[str]]:
         """What is done with each stream somewhere in the table: written, read, scaled or shifted."""
-        found: dict[str, set[str]] = {}
-        for row in self.rows:
-            for dim in row.layout.dims:
-                for part in dim.parts:
-                    found.setdefault(part, set()).add(dim.role)
-        return {stream: frozenset(roles) for stream, roles in found.items()}
+        return _roles(self.rows)
+
+    def roles_for(self, config: Config) -> Mapping[str, frozenset[str]]:
+        """`roles` as far as a model of `config` has the rows: what only a tied head would read is read by nobody."""
+        return _roles(self.rows_for(config))
 
     def factors(self, stream: str) -> tuple[str, ...]:
         """The axes a stream is the product of, slowest first."""
@@ -577,6 +576,15 @@ class Family:
         old, new = self.complete(config), self.complete(target)
         free = {*self.size_keys, *self.inert, *self.layer_lists, self.norm.epsilon, self.tie_key}
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
+
+
+def _roles(rows: Iterable[Row]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for dim in row.layout.dims:
+            for part in dim.parts:
+                found.setdefault(part, set()).add(dim.role)
+    return {stream: frozenset(roles) for stream, roles in found.items()}
 
 
 def _few(names: list[str], most: int = 4) -> str:

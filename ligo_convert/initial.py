@@ -200,6 +200,7 @@ def learned_parameters(start: Start) -> int:
     family, tied = start.family, start.growth.tie == "paper"
     old, new = family.sizes(start.source), family.sizes(start.target)
     rows = family.rows_for(start.target)
+    roles = family.roles_for(start.target)
     terms = 2 if WIDTHS[start.growth.width].advance and start.grows_width else 1
     total = 0
     for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
@@ -212,7 +213,7 @@ def learned_parameters(start: Start) -> int:
         one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
         total += (
             one
-            * (1 if tied else len(family.roles[stream] - {"scale"}))
+            * (1 if tied else len(roles[stream] - {"scale"}))
             * len(stream_keys(family, stream, start.growth.keying, old, new, rows))
         )
     modules = {
@@ -231,6 +232,7 @@ def learnable(operator: Operator, family: Family) -> Operator:
     pairs must not be mixed. Maps that were one stay one, so ties and shared keys are kept.
     """
     done: dict[str, Axis] = {}
+    roles = family.roles_for(operator.target)
 
     def grown(key: str, factors: tuple[Axis, ...], widths: Mapping[str, tuple[Axis, ...]]) -> tuple[Axis, ...]:
         stream = key.partition("@")[0]
@@ -239,8 +241,10 @@ def learnable(operator: Operator, family: Family) -> Operator:
         while split > 0 and names[split - 1] in family.fixed:
             split -= 1
         product = list(factors[:split])
+        if not product:
+            return factors
         if not operator.tie:
-            return (_dense_axis(product, family.roles[stream]), *factors[split:])
+            return (_dense_axis(product, roles[stream]), *factors[split:])
         owner = _owner(family, key, widths)
         if owner not in done:
             made = dense(kronecker([axis.write for axis in product]))

@@ -1,8 +1,8 @@
 """Masked language modelling: blocks of token ids in, inputs with masked tokens and their labels out.
 
 Devlin et al., arXiv:1810.04805, section 3.1: 15 % of the tokens are asked for; of those 80 % become the mask token, 10 % a random token and
-10 % stay as they are. Which ones follows from the row and the draw, so that every epoch masks anew (RoBERTa, arXiv:1907.11692, section 4.1) and
-what is held out is masked once and for ever.
+10 % stay as they are. Which ones follows from the row and the draw, so that every epoch masks anew (RoBERTa, arXiv:1907.11692,
+section 4.1) and what is held out is masked once and for ever.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MaskedExamples:
     """Blocks [blocks, sequence] of token ids as `input_ids` and `labels`, both int64.
 
     Attributes:
-        name: of the slice, so that two slices do not mask alike. mask_id: of the mask token. special: ids that are never asked for, nor put in
-            at random. vocabulary: of the model.
+        name: of the slice, so that two slices do not mask alike. mask_id: of the mask token. special: ids that are never asked for, nor
+            put in at random. vocabulary: of the model.
     """
 
     blocks: np.ndarray

@@ -56,8 +56,8 @@ def certificate(
         depths: depth axis -> for every new layer, the old layer it takes.
 
     Returns:
-        verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer, counted
-        over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
+        verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer,
+        counted over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
     """
     same_head = not operator.drawn_rows and target.library.task.loss is not None
     found = _Sums(compared="logits" if same_head else "hidden states")

@@ -31,8 +31,8 @@ class TaskFunctions:
     """One line of the table.
 
     Attributes:
-        inputs: batch -> keyword arguments of the model; `output`: what the model returns -> one tensor, float. loss: (output, batch) -> scalar; None
-            for a model without a loss of its own.
+        inputs: batch -> keyword arguments of the model. output: what the model returns -> one tensor.
+        loss: (output, batch) -> scalar; None for a model without a loss of its own.
     """
 
     inputs: Callable[[Tensors], dict[str, Any]]

@@ -13,7 +13,8 @@ from typing import Any
 
 import ligo_convert
 from ligo_convert.corpus import check_data, documents
-from ligo_convert.data import TokenSlices, token_slices
+from ligo_convert.data import token_slices
+from ligo_convert.examples import Slices
 from ligo_convert.tokenization import train_tokenizer
 
 HAS_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -84,7 +85,7 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-def slices(folder: Path, tokenizer: Path, **changes: Any) -> TokenSlices:
+def slices(folder: Path, tokenizer: Path, **changes: Any) -> Slices:
     options: dict[str, Any] = {
         "base": folder,
         "sequence_length": 32,

@@ -23,8 +23,9 @@ from corpora import (
 )
 
 from ligo_convert.corpus import DataFacts, check_data
-from ligo_convert.data import TokenSlices, content_digest, random_slice
+from ligo_convert.data import blocks_digest, content_digest
 from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.examples import Slices, TokenExamples, random_slice
 from ligo_convert.tokenization import load_tokenizer
 
 # A recipe means the same text in every version: this does not change.
@@ -40,8 +41,12 @@ def test_slices_have_the_asked_sizes_and_share_no_document(tmp_path: Path, token
     rows = [f"{'abcdefghij'[n % 10] * 3}{n} " * 12 for n in range(2000)]
     write(tmp_path / "a.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows))
     found = slices(tmp_path, tokenizer, heldout_tokens=301, train_tokens=1999)
-    assert [part.shape for part in (found.test, found.validation, found.train)] == [(10, 32), (10, 32), (63, 32)]
-    assert found.train.dtype == np.uint32
+    assert [part.shape for part in (found.test.blocks, found.validation.blocks, found.train.blocks)] == [
+        (10, 32),
+        (10, 32),
+        (63, 32),
+    ]
+    assert found.train.blocks.dtype == np.uint32
     reader = load_tokenizer(tokenizer)
     words = [set(reader.decode(part.reshape(-1)).replace("<|endoftext|>", " ").split()) for part in parts(found)]
     complete = [
@@ -51,8 +56,8 @@ def test_slices_have_the_asked_sizes_and_share_no_document(tmp_path: Path, token
     assert not any(one & other for one, other in itertools.combinations(complete, 2))
 
 
-def parts(found: TokenSlices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return found.test, found.validation, found.train
+def parts(found: Slices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return found.test.blocks, found.validation.blocks, found.train.blocks
 
 
 def keep(words: set[str]) -> set[str]:
@@ -69,7 +74,7 @@ def test_documents_are_tokenised_as_the_library_does_and_joined_by_the_end_token
     expected: list[int] = []
     for text in texts(tmp_path, "*"):
         expected += [*reader(text, add_special_tokens=False)["input_ids"], reader.eos_token_id]
-    assert expected[: found.test.size] == found.test.reshape(-1).tolist()
+    assert expected[: found.test.blocks.size] == found.test.blocks.reshape(-1).tolist()
 
 
 def test_the_digest_depends_on_the_text_and_not_on_the_folder(tmp_path: Path, tokenizer: Path) -> None:
@@ -86,37 +91,37 @@ def test_the_digest_depends_on_the_text_and_not_on_the_folder(tmp_path: Path, to
 def test_the_digest_covers_every_slice_and_its_shape() -> None:
     array = np.arange(12, dtype=np.uint32).reshape(3, 4)
     given = {"train": array, "validation": array, "test": array}
-    plain = TokenSlices(**given).digest
-    assert plain == TokenSlices(**given).digest
+    plain = blocks_digest(given)
+    assert plain == blocks_digest(dict(given))
     for name in given:
-        assert TokenSlices(**{**given, name: array + np.uint32(1)}).digest != plain
-        assert TokenSlices(**{**given, name: array.reshape(4, 3)}).digest != plain
+        assert blocks_digest({**given, name: array + np.uint32(1)}) != plain
+        assert blocks_digest({**given, name: array.reshape(4, 3)}) != plain
 
 
 def test_slices_cannot_be_changed_behind_their_digest(tmp_path: Path, tokenizer: Path) -> None:
     write(tmp_path / "a.txt", lines(500))
     found = slices(tmp_path, tokenizer)
     with pytest.raises(ValueError, match="read-only"):
-        found.test[0, 0] = 1
-    batch = found.batch(0, batch_size=2, seed=0)
+        found.test.blocks[0, 0] = 1
+    batch = found.batch(0, batch_size=2, seed=0)["input_ids"]
     batch[:] = 0  # a batch is the caller's own
 
 
 def test_heldout_slices_do_not_depend_on_the_length_of_training(tmp_path: Path, tokenizer: Path) -> None:
     write(tmp_path / "a.txt", lines(8000))
     short, long = (slices(tmp_path, tokenizer, train_tokens=tokens) for tokens in (64, 20_000))
-    assert np.array_equal(short.test, long.test)
-    assert np.array_equal(short.validation, long.validation)
-    assert np.array_equal(short.train, long.train[: len(short.train)])
+    assert np.array_equal(short.test.blocks, long.test.blocks)
+    assert np.array_equal(short.validation.blocks, long.validation.blocks)
+    assert np.array_equal(short.train.blocks, long.train.blocks[: len(short.train.blocks)])
 
 
 def test_little_text_is_shared_out(tmp_path: Path, tokenizer: Path) -> None:
     write(tmp_path / "a.txt", lines(60))
     found = slices(tmp_path, tokenizer, heldout_tokens=100_000, train_tokens=100_000)
     total = sum(len(part) for part in parts(found))
-    assert len(found.test) == len(found.validation)
-    assert 1 <= len(found.test) <= total / 6
-    assert len(found.train) >= total / 2
+    assert len(found.test.blocks) == len(found.validation.blocks)
+    assert 1 <= len(found.test.blocks) <= total / 6
+    assert len(found.train.blocks) >= total / 2
 
 
 def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer: Path) -> None:
@@ -158,7 +163,7 @@ def test_a_corpus_of_any_size_costs_the_same(tmp_path: Path, tokenizer: Path) ->
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found.train.shape == (625, 32)
+    assert found.train.blocks.shape == (625, 32)
     assert peak < 60e6
     assert time.monotonic() - started < 10
 
@@ -187,15 +192,16 @@ def test_what_a_tokenizer_file_asks_for_beside_its_rules_is_off(tmp_path: Path, 
 
 def test_each_epoch_takes_every_block_once_in_an_order_of_its_own() -> None:
     train = np.arange(7, dtype=np.uint32).reshape(7, 1)
-    found = TokenSlices(train=train, validation=train, test=train)
-    stream = np.concatenate([found.batch(step, batch_size=3, seed=5) for step in range(14)]).reshape(-1)
+    examples = TokenExamples(blocks=train)
+    found = Slices(train=examples, validation=examples, test=examples, digest="", sizes={}, unit="tokens")
+    stream = np.concatenate([found.batch(step, batch_size=3, seed=5)["input_ids"] for step in range(14)]).reshape(-1)
     epochs = [tuple(stream[start : start + 7]) for start in range(0, 42, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) > 4
     # A run that goes on from the middle sees the same; so does one with other batches' sizes.
-    assert np.array_equal(found.batch(9, batch_size=3, seed=5).reshape(-1), stream[27:30])
-    assert np.array_equal(found.batch(1, batch_size=21, seed=5).reshape(-1), stream[21:])
-    assert not np.array_equal(found.batch(0, batch_size=21, seed=6).reshape(-1), stream[:21])
+    assert np.array_equal(found.batch(9, batch_size=3, seed=5)["input_ids"].reshape(-1), stream[27:30])
+    assert np.array_equal(found.batch(1, batch_size=21, seed=5)["input_ids"].reshape(-1), stream[21:])
+    assert not np.array_equal(found.batch(0, batch_size=21, seed=6)["input_ids"].reshape(-1), stream[:21])
 
 
 def test_random_slices_are_the_same_for_ever() -> None:
@@ -227,8 +233,8 @@ def test_real_text_with_the_tokenizer_of_gpt2() -> None:
     )
     assert time.monotonic() - started < 10
     assert [part.shape for part in parts(found)] == [(250, 128), (250, 128), (1844, 128)]
-    assert int(found.train.max()) <= 50256
-    assert (found.train == 50256).any()
+    assert int(found.train.blocks.max()) <= 50256
+    assert (found.train.blocks == 50256).any()
 
 
 # ----------------------------------------------------------------------------------------- what a run is known by

@@ -50,7 +50,8 @@ def width_matrix(operator: Operator, row, old_layer: int | None, new_layer: int 
     product = np.ones((1, 1))
     for dim in row.layout.dims:
         blocks = [
-            stream_matrix(operator, part, dim.role, row.depth, old_layer, new_layer, sizes[part]) for part in dim.parts
+            stream_matrix(operator, part, dim.role, row.depth, old_layer, new_layer, sizes.get(part, 1))
+            for part in dim.parts
         ]
         along = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
         at = [0, 0]
@@ -256,7 +257,7 @@ def test_growing_to_the_same_size_changes_nothing() -> None:
 def test_maps_are_what_their_matrix_is() -> None:
     rng = np.random.default_rng(0)
     found = Map(index=np.array([2, 0, 0]), weight=np.array([1.0, 0.5, 0.0]), tail=rng.normal(size=(2, 4)))
-    axis = Axis(write=found, read=found, gain=found, shift=found)
+    axis = Axis(write=found, read=found, gain=found, shift=found, scale=found)
     assert (axis.old, axis.new) == (4, 5)
     matrix = found.matrix()
     assert matrix[0].tolist() == [0, 0, 1, 0]
@@ -283,7 +284,7 @@ CRAFTED = [
     (_change('"n_layer":5', '"n_layer":6'), "another shape"),
     (_change('"drawn_layers":{', '"drawn_layers":[{'), "no growth operator"),
     (_change('"drawn_layers":{"layer":[false,', '"drawn_layers":{"layer":['), "does not have"),
-    (_change('"format":"ligo-operator/1"', '"format":"ligo-operator/9"'), "another version"),
+    (_change('"format":"ligo-operator/2"', '"format":"ligo-operator/9"'), "another version"),
     (_change('"seed"', '"sead"'), "no growth operator"),
     (lambda metadata: {"format": "pt"}, "no growth operator"),
 ]
