@@ -26,7 +26,7 @@ PIPELINES = {
     "image-classification": "image-classification",
 }
 # What the loss of each task is a mean of, and over what.
-_LOSSES = {
+LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
     "encoder": ("How far hidden states are from the source's (0: the same; 1: as far as its own size)", "relative"),
@@ -217,7 +217,7 @@ def _preservation(record: Record) -> Iterator[str]:
         ("largest difference of a logit", number(found["max_logit_difference"])),
         ("mean difference of a logit", number(found.get("mean_logit_difference"))),
         ("largest logit of the source", number(found.get("logit_scale"))),
-        (f"difference of the loss, {_LOSSES[_family(record).task][1]}", number(found["loss_difference"], signed=True)),
+        (f"difference of the loss, {LOSSES[_family(record).task][1]}", number(found["loss_difference"], signed=True)),
     ]
     yield from table(("start against source", ""), [row for row in rows if row[1]])
     if found.get("departs_at") is not None:
@@ -235,7 +235,7 @@ def _preservation(record: Record) -> Iterator[str]:
 def _rounded_loss(record: Record, difference: float | None) -> str:
     if difference is None:
         return "in all"
-    return f"and the loss by {number(difference, signed=True)} {_LOSSES[_family(record).task][1]}"
+    return f"and the loss by {number(difference, signed=True)} {LOSSES[_family(record).task][1]}"
 
 
 def _losses(record: Record, *, figure: bool) -> Iterator[str]:
@@ -259,7 +259,7 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
     yield "## Loss and cost"
     yield ""
     if rows:
-        what, per = _LOSSES[task]
+        what, per = LOSSES[task]
         yield f"{what} on a held-out slice{_slice(record)}, which was used neither to learn nor to choose."
         yield ""
         yield from table(("model", f"loss, {per}", *(("perplexity",) if perplexity else ())), rows)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ligo_convert.corpus import DataFacts, TextData, documents, first_bytes
+from ligo_convert.corpus import TextData, documents, first_bytes
 from ligo_convert.errors import MachineError, RecipeError
 from ligo_convert.examples import Examples, Slices, TokenExamples
+from ligo_convert.image_files import DataFacts
 from ligo_convert.masking import MaskedExamples, Masking
 from ligo_convert.tokenization import encoder, known_files, load_tokenizer
 

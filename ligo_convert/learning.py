@@ -290,6 +290,7 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
     wide = compute_dtype(plan.inventory) == "F64"
     initial = initial_operator(plan.start, dtype=np.float64 if wide else np.float32)
     metrics: dict[str, Any] = {
+        "task": plan.family.task,
         "parameters": plan.parameters,
         "loss": {"source": None, "initial": None, "fitted": None, "random_target": None},
         "flops": plan.flops,

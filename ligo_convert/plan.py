@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from ligo_convert.configs import flat_config
-from ligo_convert.corpus import DataFacts, check_data
+from ligo_convert.corpus import check_data
 from ligo_convert.errors import LigoError, MachineError, MissingExtra, RecipeError, SourceChanged, SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
 from ligo_convert.fs import check_place, check_room
+from ligo_convert.image_files import DataFacts
 from ligo_convert.initial import learned_parameters
 from ligo_convert.recipe import Recipe
 from ligo_convert.source import Source, open_source, read_config

@@ -163,12 +163,20 @@ class Recipe(Section):
         """
         recipe = self.public()
         del recipe["output"]["dir"]
+        for section, key, default in _LATER:
+            # A recipe written before there was such a key is the same conversion still.
+            if (recipe.get(section) or {}).get(key) == default:
+                (recipe.get(section) or {}).pop(key, None)
         if target is None and self.target_is_local:
             assert self.target.model is not None
             target = {"path": str((self.base / Path(self.target.model).expanduser()).absolute())}
         content = {"recipe": recipe, "source": source, "data": data, "target": target}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+# Keys that came after the first digests, with what they were before they could be set.
+_LATER = (("target", "architecture", None), ("fit", "heldout_images", 512))
 
 
 def is_local(place: str, base: Path) -> bool:

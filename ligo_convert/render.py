@@ -182,10 +182,9 @@ def plan_report(plan: Plan) -> None:
         pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
             ", tied as the paper prints it" if growth["tie"] else ""
         )
-        pairs["fit"] = (
-            f"{plan.recipe.fit.steps} steps of {plan.recipe.fit.batch_size} x {plan.recipe.fit.sequence_length} tokens, "
-        )
-        pairs["fit"] = f"{pairs['fit']}{amount(data['flops']['fit'])}FLOP"
+        fit = plan.recipe.fit
+        examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
+        pairs["fit"] = f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP"
     if data["drawn_rows"]:
         pairs["new head"] = f"drawn, not grown: {', '.join(data['drawn_rows'])}"
     files = data["files"]
@@ -202,8 +201,11 @@ def run_report(outcome: Outcome) -> None:
     """What a run ends with: the losses side by side, what the start kept, where everything is."""
     console, metrics = _out(), outcome.metrics
     losses = metrics["loss"]
-    if losses["source"] is not None:
-        table = _table("Held-out loss, nats a token", "model", "loss", "against the source", right=(1, 2))
+    if losses["initial"] is not None:
+        from ligo_convert.card import LOSSES
+
+        what, unit = LOSSES[metrics["task"]]
+        table = _table(f"{what}, {unit}, held out", "model", "loss", "against the source", right=(1, 2))
         names = {
             "source": "source",
             "random_target": "random target",
@@ -212,7 +214,8 @@ def run_report(outcome: Outcome) -> None:
         }
         for key, name in names.items():
             if losses.get(key) is not None:
-                apart = "" if key == "source" else f"{losses[key] - losses['source']:+.4f}"
+                known = key != "source" and losses["source"] is not None
+                apart = f"{losses[key] - losses['source']:+.4f}" if known else ""
                 style = "bold" if key == "fitted" else ""
                 table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart)
         console.print(table)
@@ -223,9 +226,9 @@ def run_report(outcome: Outcome) -> None:
         "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
     }
     if kept["verdict"] is not None:
+        loss = "" if kept["loss_difference"] is None else f", loss by {kept['loss_difference']:+.2e}"
         pairs["start"] = (
-            f"{kept['verdict']}: logits differ by {kept['max_logit_difference']:.2e} at most, "
-            f"loss by {kept['loss_difference']:+.2e}"
+            f"{kept['verdict']}: {kept['compared']} differ by {kept['max_logit_difference']:.2e} at most{loss}"
         )
     if metrics.get("fit"):
         fit = metrics["fit"]

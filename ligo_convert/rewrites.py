@@ -35,11 +35,9 @@ def along(values: torch.Tensor, row: Row, dim: int) -> torch.Tensor:
     return values.view([-1 if position == dim else 1 for position in range(len(row.layout.dims))])
 
 
-def is_centred(family: Family, config: Mapping[str, object], row: Row) -> bool:
-    """Whether the mean of what `row` writes is seen by nothing but LayerNorms."""
-    if written_dim(family, row) is None:
-        return False
-    return family.is_branch_end(row) or (family.norm.place == "pre" and not family.is_tied(config))
+def is_centred(family: Family, row: Row) -> bool:
+    """Whether `centre` takes the mean from what `row` writes: from branches, and under pre-norm from embeddings, too."""
+    return written_dim(family, row) is not None and (family.is_branch_end(row) or family.norm.place == "pre")
 
 
 def rewritten(
@@ -62,7 +60,7 @@ def rewritten(
     scale = family.scale_row(row, config)
     if scale is not None:
         tensor = tensor * along(fetch(scale.pattern, layer), row, dim)
-    if "centre" in names and is_centred(family, config, row):
+    if "centre" in names and is_centred(family, row):
         tensor = tensor - tensor.mean(dim, keepdim=True)
         shift = _shift_beside(family, row, layer)
         if shift is not None:

@@ -34,6 +34,7 @@ TARGET_CONFIG = {
     "n_inner": [4096, None],
 }
 METRICS: dict[str, Any] = {
+    "task": "causal-lm",
     "parameters": {"source": 124439808, "target": 354823168},
     "loss": {"source": 3.2811, "initial": 3.3425, "fitted": 3.2433, "random_target": 10.9512},
     "flops": {"fit": 443000000000000, "target_step": 4430000000000},
@@ -49,7 +50,9 @@ METRICS: dict[str, Any] = {
         "logit_scale": 132.5,
         "loss_difference": -0.00217,
         "departs_at": 12,
+        "compared": "logits",
         "tokens": 2048,
+        "images": 0,
         "rounding": {"dtype": "bfloat16", "max_logit_difference": 0.52, "loss_difference": 0.0004},
     },
     "fit": {
@@ -98,6 +101,7 @@ RECORD = Record(
     },
     operator={
         "digest": digest("operator"),
+        "head": "GPT2LMHeadModel",
         "keying": "shared",
         "tie": None,
         "parameters": {"width": 1234567, "depth": 6912},

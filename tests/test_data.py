@@ -22,10 +22,11 @@ from corpora import (
     write,
 )
 
-from ligo_convert.corpus import DataFacts, check_data
+from ligo_convert.corpus import check_data
 from ligo_convert.data import blocks_digest, content_digest
 from ligo_convert.errors import MachineError, RecipeError
 from ligo_convert.examples import Slices, TokenExamples, random_slice
+from ligo_convert.image_files import DataFacts
 from ligo_convert.tokenization import load_tokenizer
 
 # A recipe means the same text in every version: this does not change.

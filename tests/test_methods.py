@@ -56,6 +56,8 @@ def test_the_law_of_a_preserving_width(name: str, kind: str, sizes: tuple[int, i
     assert claim.verdict == "exact"
     rng = np.random.default_rng(seed)
     x, gain, shift = rng.normal(1.0, 2.0, old), rng.normal(1, 0.3, old), rng.normal(0, 0.3, old)
+    if WIDTHS[name].centres and kind == "layernorm":
+        x -= x.mean()  # what is written loses its mean first (`rewrites`)
     wide = normed(
         axis.write.matrix() @ x,
         axis.gain.matrix() @ gain,

@@ -138,6 +138,7 @@ def test_defaults(write: Write) -> None:
         "weight_decay": 0.0,
         "evaluate_every": 10,
         "heldout_tokens": 16384,
+        "heldout_images": 512,
         "micro_batch_size": None,
         "precision": "auto",
     }
@@ -236,7 +237,7 @@ CODE = "would run code from elsewhere; leave it out"
 DEPTHS = "one of copy, stack, interpolate, identity, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
-    "heldout_tokens, micro_batch_size, precision, data"
+    "heldout_tokens, heldout_images, micro_batch_size, precision, data"
 )
 CONFIG = "  config: {n_layer: 24, n_embd: 1024, n_head: 16}"
 RATES = "  learning_rate: {width: 1, depth: 3e-5}"
@@ -810,7 +811,7 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
             "config": {"id2label": {"0": "/m/09x0r"}, "nested": [{"cache": "cache"}], "vocab_file": "vocab.json"},
             "allow_nonfinite": False,
         },
-        "target": {"model": "./target"},
+        "target": {"model": "./target", "architecture": None},
         "growth": {"width": "zero", "depth": "stack", "seed": 0, "operator": {"keying": None, "tie": None}},
         "fit": {
             "steps": 1,
@@ -822,6 +823,7 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
             "weight_decay": 0.0,
             "evaluate_every": 10,
             "heldout_tokens": 16384,
+            "heldout_images": 512,
             "micro_batch_size": None,
             "precision": "auto",
             "data": {"text": ["./text/*"], "tokenizer": "./tokenizer"},
@@ -833,7 +835,12 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
 
 CONFIGS = st.dictionaries(
     st.text(max_size=8).filter(lambda key: "token" not in key),
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Urls are refused.
+    | st.text(max_size=8).filter(lambda text: "://" not in text),
     max_size=4,
 )
 
