@@ -67,8 +67,10 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)
         old = family.parameters(inventory.rows, source.config)
         metrics = {
+            "task": family.task,
             "parameters": {"source": old, "target": sum(spec.elements for spec in specs)},
             "loss": dict.fromkeys(("source", "initial", "fitted", "random_target")),
+            "accuracy": dict.fromkeys(("source", "initial", "fitted")),
             "flops": {"fit": 0, "target_step": None},
             "preservation": dict.fromkeys(("verdict", "max_logit_difference", "loss_difference")),
             "fit": None,

@@ -247,9 +247,15 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         "fitted": "fitted: this model",
     }
     task = _family(record).task
-    perplexity = task in ("causal-lm", "masked-lm")
+    perplexity, accuracy = task in ("causal-lm", "masked-lm"), record.metrics["accuracy"]
+    judged = _known(accuracy, "initial")
     rows = [
-        (text, _loss(loss[name]), *((number(_perplexity(loss[name])),) if perplexity else ()))
+        (
+            text,
+            _loss(loss[name]),
+            *((number(_perplexity(loss[name])),) if perplexity else ()),
+            *((_share(accuracy.get(name)),) if judged else ()),
+        )
         for name, text in names.items()
         if _known(loss, name)
     ]
@@ -262,7 +268,8 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
         what, per = LOSSES[task]
         yield f"{what} on a held-out slice{_slice(record)}, which was used neither to learn nor to choose."
         yield ""
-        yield from table(("model", f"loss, {per}", *(("perplexity",) if perplexity else ())), rows)
+        columns = (*(("perplexity",) if perplexity else ()), *(("accuracy",) if judged else ()))
+        yield from table(("model", f"loss, {per}", *columns), rows)
         yield ""
     if figure:
         yield f"![Loss while the operator was learned, step by step]({FIGURE})"
@@ -301,6 +308,10 @@ def _known(figures: Mapping[str, Any], name: str) -> bool:
 def _loss(value: float) -> str:
     # Starts differ in the third decimal: losses are shown to the fourth.
     return f"{value:.4f}" if math.isfinite(value) else number(value)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _perplexity(loss: float) -> float:

@@ -24,10 +24,16 @@ def families_list() -> list[dict[str, str]]:
             "name": family.name,
             "architecture": family.architecture,
             "task": family.task,
-            "summary": f"{len(family.rows)} rows, {_NORMS[family.norm.kind]}; grows {', '.join(_growing(family))}",
+            "summary": f"{len(family.table)} rows, {_norms(family)}; grows {', '.join(_growing(family))}",
         }
         for family in FAMILIES.values()
     ]
+
+
+def _norms(family: Family) -> str:
+    """What normalises and scales the residual stream, as far as exact starts ask for it."""
+    place = " after the sum" if family.norm.place == "post" else ""
+    return _NORMS[family.norm.kind] + place + (", LayerScale" if family.scaled else "")
 
 
 def _growing(family: Family) -> list[str]:

@@ -293,6 +293,7 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
         "task": plan.family.task,
         "parameters": plan.parameters,
         "loss": {"source": None, "initial": None, "fitted": None, "random_target": None},
+        "accuracy": {"source": None, "initial": None, "fitted": None},
         "flops": plan.flops,
         "preservation": _planned_preservation(plan),
         "fit": None,
@@ -403,6 +404,21 @@ def _with_models(
             objective, model.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype
         )
 
+    def accuracy(model: Model) -> float | None:
+        """Top-1 on the test slice; None where the task has no such figure, or the head another task's classes."""
+        measure = model.library.task.accuracy
+        if measure is None or (model is old and plan.start.drawn_rows):
+            return None
+        assert slices is not None
+
+        def share(parameters: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            assert measure is not None
+            return measure(model.library(parameters, batch), batch)
+
+        return mean_loss(
+            share, model.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype
+        )
+
     def source_loss() -> float | None:
         """The source's own: nothing apart from itself where it has no head; unknown where it is asked for other classes."""
         if plan.start.drawn_rows:
@@ -430,8 +446,10 @@ def _with_models(
         if slices is None or settings is None:
             return initial, [], None
         metrics["loss"]["source"] = source_loss()
+        metrics["accuracy"]["source"] = accuracy(old)
         task.advance()
         metrics["loss"]["initial"] = loss(new)
+        metrics["accuracy"]["initial"] = accuracy(new)
         task.advance()
         del new
         metrics["loss"]["random_target"] = loss(grown(random_operator(plan.start)))
@@ -459,8 +477,9 @@ def _with_models(
     with progress.task("measuring the fit"):
         # The best operator on the validation slice is kept; where that is the start, it is kept as it was.
         operator = operator if outcome.best_step else initial
-        fitted = loss(grown(operator))
-    metrics["loss"]["fitted"] = fitted
+        best = grown(operator)
+        metrics["loss"]["fitted"] = loss(best)
+        metrics["accuracy"]["fitted"] = accuracy(best)
     metrics["fit"] = {
         "steps": settings.steps,
         "best_step": outcome.best_step,

@@ -205,7 +205,9 @@ def run_report(outcome: Outcome) -> None:
         from ligo_convert.card import LOSSES
 
         what, unit = LOSSES[metrics["task"]]
-        table = _table(f"{what}, {unit}, held out", "model", "loss", "against the source", right=(1, 2))
+        right = metrics["accuracy"]
+        judged = ("accuracy",) if right["initial"] is not None else ()
+        table = _table(f"{what}, {unit}, held out", "model", "loss", "against the source", *judged, right=(1, 2, 3))
         names = {
             "source": "source",
             "random_target": "random target",
@@ -217,7 +219,9 @@ def run_report(outcome: Outcome) -> None:
                 known = key != "source" and losses["source"] is not None
                 apart = f"{losses[key] - losses['source']:+.4f}" if known else ""
                 style = "bold" if key == "fitted" else ""
-                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart)
+                share = right.get(key)
+                told = (("" if share is None else f"{share:.1%}"),) if judged else ()
+                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart, *told)
         console.print(table)
         console.print()
     kept = metrics["preservation"]

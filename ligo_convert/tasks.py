@@ -33,11 +33,13 @@ class TaskFunctions:
     Attributes:
         inputs: batch -> keyword arguments of the model. output: what the model returns -> one tensor.
         loss: (output, batch) -> scalar; None for a model without a loss of its own.
+        accuracy: (output, batch) -> the share of right answers; None where that is not what such a model is judged by.
     """
 
     inputs: Callable[[Tensors], dict[str, Any]]
     output: Callable[[Any], torch.Tensor]
     loss: Callable[[torch.Tensor, Tensors], torch.Tensor] | None
+    accuracy: Callable[[torch.Tensor, Tensors], torch.Tensor] | None = None
 
 
 def _tokens(batch: Tensors) -> dict[str, Any]:
@@ -77,6 +79,15 @@ def _class_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
     return cross_entropy(_wide(logits), batch["labels"])
 
 
+def _class_accuracy(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
+    return (logits.argmax(-1) == batch["labels"]).double().mean()
+
+
+def _masked_accuracy(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
+    asked = batch["labels"] != IGNORED
+    return ((logits.argmax(-1) == batch["labels"]) & asked).sum().double() / asked.sum()
+
+
 def _wide(logits: torch.Tensor) -> torch.Tensor:
     """At least float32: a softmax in bfloat16 loses the loss's second decimal."""
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -84,10 +95,13 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 
 TASKS: dict[str, TaskFunctions] = {
     "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
-    "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss),
+    "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss, accuracy=_masked_accuracy),
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda found: found.last_hidden_state, loss=None),
     "image-classification": TaskFunctions(
-        inputs=lambda batch: {"pixel_values": batch["pixel_values"]}, output=lambda found: found, loss=_class_loss
+        inputs=lambda batch: {"pixel_values": batch["pixel_values"]},
+        output=lambda found: found,
+        loss=_class_loss,
+        accuracy=_class_accuracy,
     ),
 }
 

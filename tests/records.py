@@ -37,6 +37,7 @@ METRICS: dict[str, Any] = {
     "task": "causal-lm",
     "parameters": {"source": 124439808, "target": 354823168},
     "loss": {"source": 3.2811, "initial": 3.3425, "fitted": 3.2433, "random_target": 10.9512},
+    "accuracy": {"source": None, "initial": None, "fitted": None},
     "flops": {"fit": 443000000000000, "target_step": 4430000000000},
     "preservation": {
         "verdict": "near",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import model_of
+from tiny import CASES, config_of, family_of, model_of
 
+from ligo_convert.configs import written_config
+from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
 from ligo_convert.recipe_sections import Data
 from ligo_convert.tokenization import train_tokenizer
 
@@ -107,6 +112,90 @@ def write_checkpoint(
                 tensors[f"{before}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
         save_file(tensors, path, metadata={"format": "pt"})
     return directory
+
+
+def family_named(name: str) -> Family:
+    """The family of a case of `tiny`."""
+    return FAMILIES[CASES[name].family or name]
+
+
+def text_sizes(family: Family) -> dict[str, object]:
+    """Config keys of a text model that a tokenizer trained here, and sequences of 64 tokens, fit."""
+    positions = {family.axes[family.positions]: 64 + family.position_offset} if family.positions else {}
+    return {family.axes[family.vocabulary]: VOCABULARY, **positions}
+
+
+def write_case(
+    directory: Path,
+    name: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = True,
+    architecture: str = "",
+    tokenizer: bool = False,
+    own_layout: bool = False,
+    shard: str = "5GB",
+    **changes: object,
+) -> Path:
+    """Write a case of `tiny` as its library saves it; every parameter is away from its initial value.
+
+    Args:
+        architecture: another class of the library than the case's. tokenizer: trained here; the sizes then fit it.
+        own_layout: config.json as this package writes it, where the library is timm. shard: the largest file, where it is transformers.
+        changes: config keys over the case's.
+    """
+    family = family_named(name)
+    config = config_of(name, tied=tied, **(text_sizes(family) if tokenizer else {}), **changes)
+    if architecture:
+        config["architectures"] = [architecture]
+    model: Any = model_of(config, seed=seed, dtype=dtype)
+    directory.mkdir(parents=True)
+    if family.library == "transformers":
+        model.save_pretrained(directory, max_shard_size=shard)
+    elif own_layout:
+        (directory / "config.json").write_text(json.dumps(written_config(family_of(config), config, {})))
+        save_file(model.state_dict(), directory / "model.safetensors", metadata={"format": "pt"})
+    else:
+        import timm
+
+        timm.models.save_for_hf(model, directory, safe_serialization=True)
+    if tokenizer:
+        for file, data in tokenizer_files(family.model_type, directory.parent / "tokenizer-training").items():
+            (directory / file).write_bytes(data)
+    return directory
+
+
+def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Path:
+    """Replace the tensors of a checkpoint of one file by what `change` makes of them."""
+    path = directory / "model.safetensors"
+    changed = change(load_file(path))
+    save_file({name: tensor.contiguous() for name, tensor in changed.items()}, path, metadata={"format": "pt"})
+    return directory
+
+
+def change_config(directory: Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Path:
+    """Replace config.json by what `change` makes of it."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return directory
+
+
+def write_images(folder: Path, *, classes: int, each: int = 4, seed: int = 0) -> Path:
+    """A folder a class of small JPEG and PNG files of several sizes and modes; the colour tells the class."""
+    rng = np.random.default_rng(seed)
+    for label in range(classes):
+        place = folder / f"class-{label}"
+        place.mkdir(parents=True)
+        for number in range(each):
+            height, width = rng.integers(12, 40, size=2)
+            pixels = rng.integers(0, 60, size=(height, width, 3)) + 190 * label // max(1, classes - 1)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            if number % 2:
+                image.convert("RGBA" if number % 4 == 1 else "L").save(place / f"{number}.png")
+            else:
+                image.save(place / f"{number}.jpg")
+    return folder
 
 
 def weights_of(directory: Path) -> dict[str, torch.Tensor]:

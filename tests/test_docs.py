@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ligo_convert import errors
 from ligo_convert.cli import cli
 from ligo_convert.errors import Interrupted, LigoError, RecipeError
 from ligo_convert.families import FAMILIES
+from ligo_convert.family import Family
 from ligo_convert.inspection import families_list, methods_list
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.recipe import DEPTH_STARTS, WIDTH_STARTS, json_schema, load_recipe
@@ -66,13 +69,25 @@ def start_table() -> str:
     return table(("grows", "start", "the function", "in a line", "paper"), rows)
 
 
-# The models that stand for the columns of the verdict tables: config keys by which every width grows, evenly or not.
-COLUMNS: dict[str, tuple[str, bool]] = {
-    "LayerNorm, tied head": ("gpt2", True),
-    "LayerNorm, untied head": ("gpt2", False),
-    "RMSNorm, tied head": ("llama", True),
-    "RMSNorm, untied head": ("llama", False),
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A model that stands for a column of the verdict tables."""
+
+    family: str
+    tied: bool = False
+    architecture: str | None = None
+
+
+COLUMNS = {
+    "LayerNorm, tied head": Column(family="gpt2", tied=True),
+    "LayerNorm, untied head": Column(family="gpt2"),
+    "RMSNorm, tied head": Column(family="llama", tied=True),
+    "RMSNorm, untied head": Column(family="llama"),
+    "post-norm, tied head": Column(family="bert", tied=True, architecture="BertForMaskedLM"),
+    "post-norm, no head": Column(family="bert", tied=True, architecture="BertModel"),
+    "LayerNorm and LayerScale": Column(family="cait"),
 }
+# Config keys by which every width grows, evenly or not.
 TARGETS: dict[str, dict[str, dict[str, object]]] = {
     "gpt2": {
         "even": {"n_embd": 1536, "n_head": 24},
@@ -88,15 +103,29 @@ TARGETS: dict[str, dict[str, dict[str, object]]] = {
         "inner, uneven": {"intermediate_size": 16384},
         "depth": {"num_hidden_layers": 48},
     },
+    "bert": {
+        "even": {"hidden_size": 1536, "intermediate_size": 6144, "num_attention_heads": 24},
+        "uneven": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
+        "inner, even": {"intermediate_size": 6144},
+        "inner, uneven": {"intermediate_size": 4096},
+        "depth": {"num_hidden_layers": 24},
+    },
+    "cait": {
+        "even": {"embed_dim": 1536, "num_heads": 24},
+        "uneven": {"embed_dim": 1024, "num_heads": 16},
+        "inner, even": {"mlp_ratio": 8.0, "mlp_ratio_token_only": 8.0},
+        "inner, uneven": {"mlp_ratio": 6.0, "mlp_ratio_token_only": 6.0},
+        "depth": {"depth": 24, "depth_token_only": 4},
+    },
 }
 
 
-def verdict(family: str, *, tied: bool, target: str, width: str, depth: str) -> str:
+def verdict(column: Column, *, target: str, width: str, depth: str) -> str:
     """What `plan` says of a start, or that it refuses."""
-    found = FAMILIES[family]
-    config = {**found.defaults, "model_type": family, found.tie_key: tied}
+    found = FAMILIES[column.family].for_architecture(column.architecture)
+    config = {**found.defaults, "model_type": column.family, found.tie_key: column.tied}
     growth = Growth(width=width, depth=depth, keying="shared", tie=None, seed=0)
-    changes = TARGETS[family][target]
+    changes = TARGETS[column.family][target]
     try:
         return plan_start(
             found, growth, config, found.resize(config, changes), asked=changes, where="recipe.yaml"
@@ -105,18 +134,15 @@ def verdict(family: str, *, tied: bool, target: str, width: str, depth: str) -> 
         return "refused"
 
 
-def both(family: str, *, tied: bool, even: str, uneven: str, width: str) -> str:
+def both(column: Column, *, even: str, uneven: str, width: str) -> str:
     """One cell: a single verdict where ratios do not matter, else that of whole multiples and that of others."""
-    pair = [verdict(family, tied=tied, target=target, width=width, depth="copy") for target in (even, uneven)]
+    pair = [verdict(column, target=target, width=width, depth="copy") for target in (even, uneven)]
     return pair[0] if pair[0] == pair[1] else f"{pair[0]}; other ratios: {pair[1]}"
 
 
 def width_verdicts() -> str:
     rows = [
-        (
-            f"`{width}`",
-            *(both(name, tied=tied, even="even", uneven="uneven", width=width) for name, tied in COLUMNS.values()),
-        )
+        (f"`{width}`", *(both(column, even="even", uneven="uneven", width=width) for column in COLUMNS.values()))
         for width in WIDTHS
     ]
     return table(("width", *COLUMNS), rows)
@@ -126,8 +152,7 @@ def inner_verdicts() -> str:
     rows = []
     for width in WIDTHS:
         cells = {
-            both(name, tied=tied, even="inner, even", uneven="inner, uneven", width=width)
-            for name, tied in COLUMNS.values()
+            both(column, even="inner, even", uneven="inner, uneven", width=width) for column in COLUMNS.values()
         }
         (cell,) = cells  # no norm, no head: the same in every model
         rows.append((f"`{width}`", cell))
@@ -137,10 +162,126 @@ def inner_verdicts() -> str:
 def depth_verdicts() -> str:
     rows = []
     for depth in DEPTHS:
-        cells = {verdict(name, tied=tied, target="depth", width="copy", depth=depth) for name, tied in COLUMNS.values()}
+        cells = {verdict(column, target="depth", width="copy", depth=depth) for column in COLUMNS.values()}
         (cell,) = cells
         rows.append((f"`{depth}`", cell))
     return table(("depth", "every model"), rows)
+
+
+def code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+# What the operator is learned by, one phrase a task.
+LEARNED_BY = {
+    "causal-lm": "next token",
+    "masked-lm": "masked tokens",
+    "encoder": "agreement with the source",
+    "image-classification": "class of an image",
+}
+
+
+def family_support() -> str:
+    """What each family can be grown by. Its case in `tiny.CASES` is what `test_parity` runs in float64, in the library's own model."""
+    rows = []
+    for name, family in FAMILIES.items():
+        tasks = dict.fromkeys(head.task for head in family.heads)
+        grown = [axis for axis in family.axes if axis not in (*family.kept, *family.fixed)]
+        rows.append(
+            (
+                f"`{name}`",
+                family.library,
+                "; ".join(f"{task}: {LEARNED_BY[task]}" for task in tasks),
+                code(grown),
+                width_support(family, "even"),
+                width_support(family, "uneven"),
+                depth_support(family),
+            )
+        )
+    head = ("family", "library", "task: what is learned by", "grows", "whole multiples", "other ratios", "depth")
+    return table(head, rows)
+
+
+def verdicts(family: Family, target: str, *, width: str, depth: str) -> tuple[str, ...]:
+    """What `plan` says of the tiny case of a family: with its head tied, and untied, where it can be tied."""
+    from tiny import TARGETS as tiny_targets
+    from tiny import config_of, start_of
+
+    found = []
+    for tied in (True, False) if family.tied else (False,):
+        config = config_of(family.name, tied=tied)
+        try:
+            start = start_of(family.name, config, tiny_targets[family.name][target], width=width, depth=depth)
+            found.append(start.verdict)
+        except RecipeError:
+            found.append("refused")
+    return tuple(found)
+
+
+def width_support(family: Family, target: str) -> str:
+    """The starts that keep the function when every width grows, and those that nearly do."""
+    exact, near = [], []
+    for width in WIDTHS:
+        found = verdicts(family, target, width=width, depth="identity")
+        if set(found) == {"exact"}:
+            exact.append(f"`{width}`")
+        elif "exact" in found:
+            exact.append(f"`{width}` (untied head; tied: {found[0]})")
+        elif set(found) == {"near"}:
+            near.append(f"`{width}`")
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in (("exact", exact), ("near", near)) if names)
+
+
+def depth_support(family: Family) -> str:
+    exact = [name for name in DEPTHS if set(verdicts(family, "depth", width="copy", depth=name)) == {"exact"}]
+    refused = f", refused where {code(family.index_keys)}" if family.index_keys else ""
+    return f"exact: {code(exact)} along {code(family.depth_axes)}{refused}"
+
+
+def family_classes() -> str:
+    rows = [
+        (
+            f"`{name}`",
+            f"`{head.architecture}`",
+            head.task,
+            code(head.parts) or ("none beside the body" if parts_of(family) else ""),
+            f"`{head.auto_class}`" if family.library == "transformers" else "`timm.create_model`",
+        )
+        for name, family in FAMILIES.items()
+        for head in family.heads
+    ]
+    return table(("family", "class", "task", "parts", "loaded by"), rows)
+
+
+def parts_of(family: Family) -> set[str]:
+    return {row.layout.part for row in family.table} - {""}
+
+
+def family_layouts() -> str:
+    rows = []
+    for name, family in FAMILIES.items():
+        names = [f"`{family.optional_prefix}` may be left out"] if family.optional_prefix else []
+        names += [f"`{old}` for `{new}`" for old, new in family.renamed.items()]
+        tied = [f"`{alias}` is `{canonical}`" for alias, canonical in family.tied.items()]
+        needs = [f"`{key}`: {json.dumps(value)}" for key, value in family.requires.items()]
+        conditions = dict.fromkeys(row.layout.condition for row in family.table if row.layout.condition)
+        rows.append(
+            (
+                f"`{name}`",
+                "; ".join(names),
+                code(family.ignored),
+                f"{'; '.join(tied)}, by `{family.tie_key}`" if tied else "",
+                code(list(conditions)),
+                ", ".join(needs),
+            )
+        )
+    head = ("family", "names on disk", "passed over", "tied", "rows there or not by", "refused unless, where stated")
+    return table(head, rows)
+
+
+def timm_architectures() -> str:
+    rows = [(f"`{name}`", code(list(family.architectures))) for name, family in FAMILIES.items() if family.architectures]
+    return table(("family", "architectures of timm"), rows)
 
 
 def recipe_keys() -> str:
@@ -228,6 +369,10 @@ def commands() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "floors": floors,
     "families": family_table,
+    "family support": family_support,
+    "family classes": family_classes,
+    "family layouts": family_layouts,
+    "timm architectures": timm_architectures,
     "starts": start_table,
     "verdicts by width start": width_verdicts,
     "verdicts of inner axes": inner_verdicts,
@@ -301,6 +446,15 @@ def test_every_family_is_documented() -> None:
         row = next(line for line in text_of(DOCS / "README.md").splitlines() if line.startswith(f"| `{name}` "))
         assert family.architecture in row
         assert f"`families.{name}`" in text_of(DOCS / "architecture.md")
+        for page in (DOCS / "families.md", ROOT / "README.md"):
+            assert f"`{name}`" in by_hand(text_of(page)), f"{page.name} says nothing of {name}"
+
+
+def test_the_playbook_ends_in_the_command_that_proves_a_family() -> None:
+    last = text_of(DOCS / "adding-a-family.md").rstrip().splitlines()[-1]
+    assert last.startswith("    python -m pytest tests/")
+    for word in last.split():
+        assert not word.startswith("tests/") or (ROOT / word).is_file(), word
 
 
 def test_every_recipe_key_is_documented() -> None:
