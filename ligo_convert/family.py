@@ -296,8 +296,9 @@ class Family:
         return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)
 
     @cached_property
-    def _branch_ends(self) -> frozenset[str]:
-        return frozenset(name for end in self.branch_ends for name in expand(end))
+    def branch_modules(self) -> tuple[str, ...]:
+        """The branch ends, alternatives expanded, in the order of the branches."""
+        return tuple(name for end in self.branch_ends for name in expand(end))
 
     @cached_property
     def _residual_init(self) -> frozenset[str]:
@@ -309,7 +310,7 @@ class Family:
         return frozenset(name for pattern in self.pooled for name in expand(pattern))
 
     def is_branch_end(self, row: Row) -> bool:
-        return row.module in self._branch_ends
+        return row.module in self.branch_modules
 
     def has_residual_init(self, row: Row) -> bool:
         return row.pattern in self._residual_init
@@ -325,6 +326,13 @@ class Family:
 
     def feeds_head(self, row: Row) -> bool:
         return row.module == self.norm.head
+
+    def norms(self, sizes: Mapping[str, int]) -> int:
+        """How many norms the residual stream passes in a model of these sizes."""
+        gains = [
+            row for row in self.rows if row.layout.dims[0].role == "gain" and self.norm.stream in row.layout.streams
+        ]
+        return sum(sizes[row.depth] if row.depth else 1 for row in gains)
 
     # Sizes, from plain config data.
 

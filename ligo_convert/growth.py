@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ligo_convert.axes import Dim
+from ligo_convert.carrying import Carrier
 from ligo_convert.family import Family, Row
 from ligo_convert.maps import ROLES, Axis, Map
 from ligo_convert.methods import generator
@@ -134,6 +135,7 @@ class Grower:
         self._keep: list[object] = []
         self._kept_drawn: dict[str, torch.Tensor] | None = {} if keep_drawn else None
         self._drawn_rows = {row.pattern: self._row_is_drawn(row) for row in family.rows}
+        self._carrier = self._make_carrier() if "carry" in operator.rewrites else None
 
     # Maps on the device.
 
@@ -231,6 +233,9 @@ class Grower:
             assert total is not None
             out.append(total)
         grown = self.join(row, out)
+        carried = self._carried_stacked(row, stacked)
+        if carried is not None:
+            grown = grown + carried
         layers = self.family.layers(row, self.operator.target)
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack(
@@ -278,7 +283,10 @@ class Grower:
                     grown = piece.grow(used, weights, layer, cache.setdefault((number, position), {}))
                     total = grown if len(self.operator.terms) == 1 else total + grown
             out.append(total)
-        grown = self._with_unit(row, self.join(row, out), layer)
+        grown = self.join(row, out)
+        if self._carrier is not None:
+            grown = self._with_carried(row, grown, layer, load)
+        grown = self._with_unit(row, grown, layer)
         return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
 
     # What looks at more than its own row.
@@ -297,14 +305,76 @@ class Grower:
         return rewritten(self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self.fetch)
 
     def _with_unit(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
-        """Where a norm only normalises, its gain is what a gain of ones grows to; a shift of zeros grows to zeros."""
+        """Where a norm only normalises, its gain is one for all entries: the next norm then finds what this one left. Its shift is zero."""
         if layer is None or layer not in self.operator.unit_layers.get(row.pattern, ()):
             return grown
         (dim,) = row.layout.dims
         if dim.role != "gain":
             return grown
-        ones = torch.ones(self.old[dim.parts[0]], dtype=self.dtype, device=self.device)
-        return grown + self.widen(self.operator.terms[0], row, row.layout.dims, ones, None, layer)
+        # What is drawn of a gain is ones already.
+        drawn = self.drawn(row, layer) if self._drawn_rows[row.pattern] else torch.zeros_like(grown)
+        return grown + 1 - drawn
+
+    # New entries that carry the mean of a post-norm stream.
+
+    def _make_carrier(self) -> Carrier:
+        stream = self.family.norm.stream
+        tiles, rest = divmod(self.new[stream], self.old[stream])
+        return Carrier(
+            family=self.family,
+            source=self.operator.source,
+            new=rest,
+            scale=math.sqrt(tiles * self.old[stream] / self.new[stream]),
+            fetch=self.fetch,
+        )
+
+    def _carried(
+        self, row: Row, tensor: torch.Tensor, source: int | None, old: int | None, new: int | None
+    ) -> torch.Tensor | None:
+        """What one source tensor puts into the new entries, along its other dims as wide as the target; None for other rows."""
+        if self._carrier is None or len(row.layout.pieces()) > 1:
+            return None
+        below, dim = self._carrier.rows(row, source, tensor), self._carrier.dim(row)
+        if below is None or dim is None:
+            return None
+        others = tuple(replace(found, parts=("1",)) if at == dim else found for at, found in enumerate(row.layout.dims))
+        wide = self.widen(self.operator.terms[0], row, others, below, old, new)
+        full = list(wide.shape)
+        full[dim] = self.new[self.family.norm.stream] - self._carrier.new
+        return torch.cat([torch.zeros(full, dtype=self.dtype, device=self.device), wide], dim)
+
+    def _with_carried(
+        self, row: Row, grown: torch.Tensor, layer: int | None, load: Callable[[int | None], torch.Tensor]
+    ) -> torch.Tensor:
+        weights = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])[layer or 0]
+        for used in torch.nonzero(weights).flatten().tolist():
+            source = None if row.depth is None else int(used)
+            carried = self._carried(row, self.prepared(row, source, load(source)), source, source, layer)
+            if carried is None:
+                break
+            grown = grown + weights[used] * carried
+        return grown
+
+    def _carried_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor | None:
+        if self._carrier is None or self._carrier.dim(row) is None:
+            return None
+        matrix = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])
+        sources = self.family.layers(row, self.operator.source)
+        if row.depth is None or self.operator.keying != "target":
+            parts = [self._carried(row, tensor, at, at, None) for at, tensor in zip(sources, stacked, strict=True)]
+            return (
+                _mix(matrix, torch.stack([part for part in parts if part is not None]))
+                if parts[0] is not None
+                else None
+            )
+        layers = []
+        for layer in self.family.layers(row, self.operator.target):
+            parts = [self._carried(row, tensor, at, at, layer) for at, tensor in zip(sources, stacked, strict=True)]
+            if parts[0] is None:
+                return None
+            at = layer or 0
+            layers.append(_mix(matrix[at : at + 1], torch.stack([part for part in parts if part is not None]))[0])
+        return torch.stack(layers)
 
     def scale(self, row: Row, layer: int | None) -> torch.Tensor:
         """A LayerScale of the target: copied entries keep theirs, the others take a mean of absolute values.

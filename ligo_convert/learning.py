@@ -415,9 +415,7 @@ def _with_models(
             assert measure is not None
             return measure(model.library(parameters, batch), batch)
 
-        return mean_loss(
-            share, model.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype
-        )
+        return mean_loss(share, model.parameters, slices.test, batch_size=plan.micro_batch, device=device, dtype=dtype)
 
     def source_loss() -> float | None:
         """The source's own: nothing apart from itself where it has no head; unknown where it is asked for other classes."""

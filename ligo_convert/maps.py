@@ -158,3 +158,39 @@ def scale_like(write: Map, drawn: Array | None = None) -> Map:
 
 def identity_axis(size: int) -> Axis:
     return plain_axis(identity(size), identity(size))
+
+
+# New entries that carry the mean of a post-norm stream (`carrying` says how).
+
+
+def carried_cells(norms: int, new: int) -> np.ndarray | None:
+    """[new] int64: new entries with the same number hold the same. None where there are too few of them to carry the mean.
+
+    Args:
+        norms: how many norms the stream passes. new: how many entries it gains.
+    """
+    cells = 1 << norms.bit_length()
+    return np.arange(new) % cells if new >= cells else None
+
+
+def carried_signs(norms: int, new: int) -> np.ndarray:
+    """[norms, new] of +1 and -1: every run of consecutive rows, multiplied, sums to zero over whole sets of cells.
+
+    Row n is q_n q_(n+1), of distinct rows q of Sylvester's Hadamard matrix and the row of ones at the end: a run telescopes to a
+    product of two different rows, which is another one than that of ones.
+    """
+    cells = carried_cells(norms, new)
+    assert cells is not None
+    rows = np.array([*range(1, norms + 1), 0])
+    common = rows[:, None] & cells[None, :]
+    parity = np.zeros_like(common)
+    while common.any():
+        parity ^= common & 1
+        common >>= 1
+    hadamard = 1 - 2 * parity
+    return np.asarray(hadamard[:-1] * hadamard[1:], dtype=np.float64)
+
+
+def carried_weight(norms: int) -> float:
+    """c: rounding grows by 1/c at every norm, and what is left out shrinks with c^2. The rounding may grow tenfold in all."""
+    return float(10 ** (-1 / norms))

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ligo_convert.maps import Axis, Map, corner, identity_axis, plain_axis, scale_like, selection
+from ligo_convert.maps import Axis, Map, carried_cells, corner, identity_axis, plain_axis, scale_like, selection
 
 Verdict = Literal["exact", "near", "lossy"]
 
@@ -37,6 +37,7 @@ class WidthRequest:
             norms put out; right behind a sum of embeddings (`summed`) or an activation (`activated`), with nothing beside it.
         tied_head: whether the head is the embedding, so that it reads with the write map.
         seed: of everything drawn.
+        norms: how many norms the stream passes through the whole source.
     """
 
     axis: str
@@ -46,6 +47,7 @@ class WidthRequest:
     tied_head: bool
     seed: int
     place: Literal["pre", "post", "summed", "activated"] = "pre"
+    norms: int = 0
 
     def generator(self, purpose: str) -> np.random.Generator:
         return generator(self.seed, purpose, self.axis)
@@ -85,6 +87,8 @@ class WidthStart:
     advance: Callable[[WidthRequest], Axis] | None = None
     # What is written into a stream that a LayerNorm reads loses its mean first, where that changes nothing in the source.
     centres: bool = False
+    # New entries of a post-norm stream are to carry its mean, where there are enough of them.
+    carries: bool = False
     # Dot products are rescaled when the head size grows (all starts but those that copy the corner literally).
     rescales: bool = True
 
@@ -254,6 +258,55 @@ def zero_claim(request: WidthRequest) -> Claim:
     return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon)
 
 
+def carry(request: WidthRequest) -> Axis:
+    """As `lemon` where that is exact. At an uneven post-norm width, new entries that carry the mean (`carrying` writes what is in them).
+
+    The old entries then have their own statistics in every norm, but for the square of a small number. Copies of one new entry hold
+    the same: their reads are drawn and sum to zero, so that they learn apart.
+    """
+    if not carries_mean(request):
+        return zero(request) if request.place != "pre" and request.new % request.old else lemon(request)
+    old, times, rest = request.old, request.new // request.old, request.new % request.old
+    index, nothing = np.tile(np.arange(old), times), np.zeros((rest, old))
+    tiles = selection(index, old, tail=nothing)
+    if request.place == "activated":
+        repeated = np.concatenate([index, np.arange(rest)])
+        return replace(plain_axis(selection(repeated, old), tiles), gain=tiles, shift=tiles)
+    rng, cells = request.generator("free reads"), carried_cells(request.norms, rest)
+    assert cells is not None
+    free = rng.normal(0, old**-0.5, size=(rest, old))
+    for cell in range(int(cells.max()) + 1):
+        free[cells == cell] -= free[cells == cell].mean(0)
+    return Axis(
+        write=tiles,
+        read=selection(index, old, _uneven_split(index, old, rng), tail=free),
+        gain=tiles.scaled(np.sqrt(times * old / request.new)),
+        shift=tiles,
+        scale=scale_like(tiles),
+    )
+
+
+def carries_mean(request: WidthRequest) -> bool:
+    """Whether new entries of this stream can carry its mean, and need to: an uneven post-norm width, with enough new entries."""
+    rest = request.new % request.old
+    return request.place != "pre" and rest > 0 and carried_cells(request.norms, rest) is not None
+
+
+def carry_claim(request: WidthRequest) -> Claim:
+    if request.place == "pre" or request.norm is None or not request.new % request.old:
+        return lemon_claim(request)
+    if not carries_mean(request):
+        claim = zero_claim(request)
+        return replace(claim, reason=f"too few new entries to carry the mean of the stream; as `zero`: {claim.reason}")
+    times = request.new // request.old
+    return Claim(
+        verdict="near",
+        reason="new entries carry the mean of the stream, so that norms after the sum (post-norm) find the old statistics",
+        epsilon=times * request.old / request.new,
+        head=1.0 / times if request.tied_head else 1.0,
+    )
+
+
 def direct(request: WidthRequest) -> Axis:
     """DirectCopy: the old block in the corner, the rest drawn as the library initialises."""
     block = corner(request.old, request.new)
@@ -378,6 +431,14 @@ WIDTHS: dict[str, WidthStart] = {
         paper="-",
         summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
         centres=True,
+    ),
+    "carry": WidthStart(
+        build=carry,
+        claim=carry_claim,
+        preserving=False,
+        paper="LEMON, arXiv:2310.07999, but for post-norm",
+        summary="as lemon; at uneven post-norm widths new entries carry the mean through the norms",
+        carries=True,
     ),
     "direct": WidthStart(
         build=direct,

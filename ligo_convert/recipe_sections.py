@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "direct", "random")
+WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "carry", "direct", "random")
 DEPTH_STARTS = ("copy", "stack", "interpolate", "identity", "random")
 
 SEQUENCE_LENGTH = 128

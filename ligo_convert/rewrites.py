@@ -7,7 +7,8 @@ whatever source is given.
     centre   what is written into a stream that only LayerNorms read loses its mean over the stream, which they cannot see. In a post-norm
              model the shift of the norm whose output goes on beside a branch is met by that branch's bias.
 
-docs/exact-starts.md says why both are exact.
+A third, `carry`, leaves the source as it is and writes below its entries what depends on them (`carrying`). docs/exact-starts.md says why
+they are exact, or how nearly.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ligo_convert.axes import expand
 from ligo_convert.family import Family, Row
 
 Fetch = Callable[[str, int | None], torch.Tensor]  # pattern, source layer -> the tensor as the source has it
@@ -73,7 +73,6 @@ def _shift_beside(family: Family, row: Row, layer: int | None) -> tuple[str, int
     norm = family.norm
     if norm.place != "post" or layer is None or len(row.layout.dims) != 1:
         return None
-    ends = [name for end in family.branch_ends for name in expand(end)]
-    if row.module != ends[0]:
+    if row.module != family.branch_modules[0]:
         return f"{norm.inner}.bias", layer
     return (f"{norm.outer}.bias", layer - 1) if layer else (f"{norm.first}.bias", None)

@@ -20,6 +20,7 @@ from ligo_convert.methods import (
     DepthMap,
     Verdict,
     WidthRequest,
+    carries_mean,
     depth_map,
     width_claim,
 )
@@ -173,6 +174,7 @@ def _request(
         tied_head=tied,
         seed=growth.seed,
         place=family.norm.place if axis == family.norm.stream else "pre",
+        norms=family.norms(old) if axis == family.norm.stream else 0,
     )
 
 
@@ -211,8 +213,13 @@ def _drawn_rows(
 
 def _rewrites(family: Family, growth: Growth, requests: Mapping[str, WidthRequest]) -> tuple[str, ...]:
     request = requests[family.norm.stream]
+    if WIDTHS[growth.width].carries and carries_mean(request):
+        return ("carry",)
     free = request.place != "pre" or not request.tied_head
-    centres = WIDTHS[growth.width].centres and grows(request) and request.norm == "layernorm" and free
+    start = WIDTHS[growth.width]
+    # What cannot be carried is grown as by `zero`.
+    as_zero = start.centres or (start.carries and request.place != "pre" and request.new % request.old != 0)
+    centres = as_zero and grows(request) and request.norm == "layernorm" and free
     return ("centre",) if centres else ()
 
 

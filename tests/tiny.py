@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "phi3": _case(_LLAMA, config={"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
     "bert": _case(_BERT, config={}, architecture="BertForMaskedLM"),
     "bert full": _case(_BERT, config={}, architecture="BertForPreTraining", family="bert"),
+    "bert encoder": _case(_BERT, config={}, architecture="BertModel", family="bert"),
     "roberta": _case(_BERT, config={"layer_norm_eps": 1e-9}, tolerance=1e-7),
     "vit": _case(_VIT, config={}),
     "deit": _case(_VIT, config={"architecture": "deit_tiny_distilled_patch16_224"}),
@@ -267,6 +268,7 @@ def inputs_of(
 
 
 def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3) -> torch.Tensor:
+    """What a model computes: its logits, or, without a head, the cosines between its hidden states."""
     inputs = inputs_of(model, vocabulary, length=length, batch=batch)
     with torch.no_grad():
         found = model(
@@ -277,6 +279,10 @@ def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, ba
         )
     if isinstance(found, torch.Tensor):
         return found
+    if "last_hidden_state" in found:
+        # A model without a head tells by angles: those between the states of all tokens, which know no basis.
+        states = torch.nn.functional.normalize(found.last_hidden_state.flatten(0, 1), dim=-1)
+        return states @ states.T
     given = found.get("logits") if found.get("logits") is not None else found["prediction_logits"]
     assert isinstance(given, torch.Tensor)
     return given
