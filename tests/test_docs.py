@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import pytest
-from test_layering import FILES, FLOORS, HEAVY_MODULES, first_sentence
+from test_layering import FILES, FLOOR, FLOORS, HEAVY_MODULES, first_sentence
 
 from ligo_convert import errors
 from ligo_convert.cli import cli
@@ -49,7 +49,9 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def floors() -> str:
     rows = []
     for number, (title, modules) in reversed(list(enumerate(FLOORS))):
-        for at, module in enumerate(sorted(modules)):
+        # No list names the families.
+        found = [name for name in FILES if name.startswith("families.") and FLOOR[name] == number]
+        for at, module in enumerate(sorted([*modules, *found])):
             star = " *" if module in HEAVY_MODULES else ""
             rows.append((f"**{number}** {title}" if at == 0 else "", f"`{module}`{star}", first_sentence(module)))
     return table(("floor", "module", "what it is"), rows)
@@ -151,9 +153,7 @@ def width_verdicts() -> str:
 def inner_verdicts() -> str:
     rows = []
     for width in WIDTHS:
-        cells = {
-            both(column, even="inner, even", uneven="inner, uneven", width=width) for column in COLUMNS.values()
-        }
+        cells = {both(column, even="inner, even", uneven="inner, uneven", width=width) for column in COLUMNS.values()}
         (cell,) = cells  # no norm, no head: the same in every model
         rows.append((f"`{width}`", cell))
     return table(("width", "every model"), rows)
@@ -280,7 +280,9 @@ def family_layouts() -> str:
 
 
 def timm_architectures() -> str:
-    rows = [(f"`{name}`", code(list(family.architectures))) for name, family in FAMILIES.items() if family.architectures]
+    rows = [
+        (f"`{name}`", code(list(family.architectures))) for name, family in FAMILIES.items() if family.architectures
+    ]
     return table(("family", "architectures of timm"), rows)
 
 
