@@ -16,7 +16,7 @@ from ligo_convert.fs import check_place, check_room
 from ligo_convert.learning import OPERATOR
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import write_record
-from ligo_convert.plan import check_apart, find_family
+from ligo_convert.plan import check_apart, find_family, shard_bytes
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import Record
 from ligo_convert.record import Outcome, operator_record, sha256_of, source_record
@@ -52,7 +52,7 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
                 inventory=inventory,
                 operator=operator,
                 specs=specs,
-                shards=plan_shards(specs, 5 * 10**9),
+                shards=plan_shards(specs, shard_bytes(family, 5 * 10**9)),
                 allow_nonfinite=False,
             )
             check_room(out, job.shards.nbytes)

@@ -23,13 +23,16 @@ PIPELINES = {
     "causal-lm": "text-generation",
     "masked-lm": "fill-mask",
     "encoder": "feature-extraction",
+    "sequence-classification": "text-classification",
     "image-classification": "image-classification",
 }
+_AGREEMENT = ("How far hidden states are from the source's (0: the same; 1: as far as its own size)", "relative")
 # What the loss of each task is a mean of, and over what.
 LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
-    "encoder": ("How far hidden states are from the source's (0: the same; 1: as far as its own size)", "relative"),
+    "encoder": _AGREEMENT,
+    "sequence-classification": _AGREEMENT,
     "image-classification": ("Mean loss of the class", "nats an image"),
 }
 FIGURE = "ligo/fit.png"

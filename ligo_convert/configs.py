@@ -1,4 +1,4 @@
-"""What lies in config.json, and the flat config that families read: one line of `LIBRARIES` a library.
+"""What lies in config.json, and the flat config that families read.
 
 What comes in: config.json as plain data. What goes out: keys and values at one level, with a `model_type` that names the family; and back
 again, for the target. transformers' configs are flat as they are. timm's name an architecture that stands for most sizes, set arguments
@@ -46,6 +46,9 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     """
     named = config.get("architecture")
     if "model_type" in config or not isinstance(named, str):
+        family = next((family for family in FAMILIES.values() if family.model_type == config.get("model_type")), None)
+        if family is not None and family.library == "timm":
+            _check_known(family, config, where=where)
         return dict(config)
     architecture = named.partition(".")[0]
     family = next((family for family in FAMILIES.values() if architecture in family.architectures), None)
@@ -61,6 +64,7 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     given = config.get("pretrained_cfg")
     prepared: dict[str, object] = dict(given) if isinstance(given, dict) else {}
     arguments = config.get("model_args")
+    _check_known(family, arguments if isinstance(arguments, dict) else {}, where=where)
     flat: dict[str, object] = {"model_type": family.model_type, "architecture": architecture, **family.defaults}
     flat.update(family.architectures[architecture])
     shape = prepared.get("input_size")
@@ -75,6 +79,22 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     flat.update({"model_type": family.model_type, "architecture": architecture})
     flat["pretrained_cfg"] = prepared
     return flat
+
+
+def _check_known(family: Family, arguments: Config, *, where: str) -> None:
+    """Refuse arguments that no row of the family depends on: a model that is built otherwise is not the one it describes."""
+    known = {*family.defaults, *family.requires, *family.inert, *family.size_keys, "model_type", "architectures"}
+    unknown = [str(key) for key in arguments if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(map(str, known)), n=1)
+        raise SourceError(
+            f"{unknown[0]}: no argument of a {family.name} that is supported here",
+            where=where,
+            expected=f"did you mean {near[0]!r}?" if near else f"timm's own: {', '.join(family.defaults)}",
+            hint="transformers' own ViT, DeiT and the like are other checkpoints: take timm's"
+            if unknown[0] in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+            else "",
+        )
 
 
 def written_config(family: Family, target: Config, stored: Config) -> dict[str, Any]:

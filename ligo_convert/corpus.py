@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.errors import DataMissing, MachineError, RecipeError
 from ligo_convert.globs import expand
 from ligo_convert.image_files import DataFacts, check_images
 from ligo_convert.tables import (
@@ -110,7 +110,7 @@ def _text_files(patterns: Sequence[str], base: Path) -> list[TextFile]:
     for pattern in patterns:
         files = [file for path in expand(pattern, base) if (file := regular_file(path)) is not None]
         if not files:
-            raise RecipeError(
+            raise DataMissing(
                 f"data.text: {pattern!r} matches no file",
                 where=base,
                 hint="globs are relative to the recipe's folder; to take a folder, name its files: FOLDER/**/*.txt",

@@ -2,6 +2,7 @@
 
     LigoError                      70  a bug of ours unless a subclass says otherwise
     |-- RecipeError                 2  the recipe or the command line
+    |   `-- DataMissing             2  files that it names are not there
     |-- SourceError                 3  a source checkpoint that cannot be used
     |-- SourceChanged               4  a source out of reach, or changed while it was read
     |-- MachineError                5  disk, memory, permission
@@ -77,6 +78,10 @@ class RecipeError(LigoError):
     """The recipe, the manifest or the command line asks for something that cannot be."""
 
     exit_code = 2
+
+
+class DataMissing(RecipeError):
+    """The data that a recipe names is not there: a run cannot do without, a plan can."""
 
 
 class SourceError(LigoError):

@@ -32,7 +32,7 @@ from ligo_convert.tensors import FLOAT_DTYPES, TensorSpec
 Config = Mapping[str, object]
 
 
-Task = Literal["causal-lm", "masked-lm", "encoder", "image-classification"]
+Task = Literal["causal-lm", "masked-lm", "encoder", "sequence-classification", "image-classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,12 @@ class Head:
     auto_class: str
     base: bool = False
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def name(self) -> str:
+        """The class, and what its constructor is told: `BertModel(add_pooling_layer=False)`."""
+        told = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.architecture}({told})" if told else self.architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +151,8 @@ class Family:
             that must do nothing yet; in the order of the branches.
         scaled: branch end -> the LayerScale row that multiplies it.
         vocabulary, positions: the axes of token ids and of learned positions ("" where there are none).
-        position_offset: positions that are never used. labels: the axis of classes ("" where there are none).
+        position_offset: how many positions are never used: a size expression, "" for none.
+        labels: the axis of classes ("" where there are none).
         lookups: axes that tensors are looked up in, not multiplied with. pooled: patterns (without `.weight` and `.bias`) of rows
             that are applied to one token of a sequence.
         kept: axes that never grow. fixed: axes whose entries keep their meaning by position (rotary pairs).
@@ -172,7 +179,7 @@ class Family:
     head: Head | None = None
     vocabulary: str = "vocab"
     positions: str = ""
-    position_offset: int = 0
+    position_offset: str = ""
     labels: str = ""
     lookups: tuple[str, ...] = ("vocab", "position")
     pooled: tuple[str, ...] = ()
@@ -230,9 +237,10 @@ class Family:
         assert head in self.heads, head
         return replace(self, head=head)
 
-    def for_architecture(self, architecture: object) -> Family:
-        """This family narrowed to a class by name; to the usual one where the name is none of its classes."""
-        found = [head for head in self.heads if head.architecture == architecture]
+    def for_architecture(self, name: object) -> Family:
+        """This family narrowed to a class by its name, or by that of its architecture; to the usual one where it is none of its classes."""
+        found = [head for head in self.heads if head.name == name]
+        found += [head for head in self.heads if head.architecture == name]
         return self.for_head(found[0] if found else self.heads[0])
 
     def written(self, name: str) -> str:
@@ -352,6 +360,13 @@ class Family:
                 size *= sizes[axis]
             sizes[stream] = size
         return sizes
+
+    def longest(self, config: Config) -> int | None:
+        """The longest sequence that its positions allow; None where they allow any."""
+        found = self.sizes(config).get(self.positions)
+        if found is None or self.reads == "images":
+            return None
+        return found - (evaluate(self.position_offset, self.complete(config)) if self.position_offset else 0)
 
     def shape(self, row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(sum(sizes.get(part, 1) for part in dim.parts) for dim in row.layout.dims)
@@ -568,6 +583,7 @@ class Family:
                     expected=f"at least {old[axis]}",
                     found=new[axis],
                 )
+        self._check_conditions(config, target, where)
         if self.is_tied(target) and not self.is_tied(config):
             raise RecipeError(
                 f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
@@ -578,6 +594,19 @@ class Family:
                     f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
                 )
         return target
+
+    def _check_conditions(self, config: Config, target: Config, where: str) -> None:
+        """Refuse a target with rows that its source could have and has not. Raises RecipeError."""
+        old, new = self.complete(config), self.complete(target)
+        for row in self.rows:
+            if row.present(new) and not row.present(old):
+                key = row.layout.condition
+                raise RecipeError(
+                    f"{key}: the target would have {row.pattern}, and the source has no such tensor",
+                    where=where,
+                    expected=old.get(key),
+                    found=new.get(key),
+                )
 
     def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:
         """Config keys that change what a model computes without changing a size, such as an activation."""

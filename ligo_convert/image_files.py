@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.errors import DataMissing, MachineError, RecipeError
 
 # What the formats that are read begin with; WebP says so after its length.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
@@ -33,7 +33,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     """
     try:
         if not folder.is_dir():
-            raise RecipeError("data.images: no such folder", where=folder, expected="a folder with a folder a class")
+            raise DataMissing("data.images: no such folder", where=folder, expected="a folder with a folder a class")
         classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
         found = {
             item.name: sorted(file for file in item.iterdir() if file.is_file() and not file.name.startswith("."))

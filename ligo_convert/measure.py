@@ -59,7 +59,7 @@ def certificate(
         verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer,
         counted over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
     """
-    same_head = not operator.drawn_rows and target.library.task.loss is not None
+    same_head = not operator.drawn_rows and target.library.family.task != "encoder"
     found = _Sums(compared="logits" if same_head else "hidden states")
     device, counts = source.library.device, {"tokens": 0, "images": 0}
     widen = _hidden_map(operator, target.library, dtype)
@@ -73,8 +73,7 @@ def certificate(
             new, new_layers = target.library.hidden(target.parameters, batch)
             if same_head:
                 loss = source.library.task.loss
-                assert loss is not None
-                found.add(old, new, len(rows), (float(loss(old, batch)), float(loss(new, batch))))
+                found.add(old, new, len(rows), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
             elif widen is not None:
                 axis = target.library.family.depth_axes[-1]
                 found.add(widen(old_layers[axis][-1]), new_layers[axis][-1], len(rows), None)

@@ -156,7 +156,7 @@ def lemon_claim(request: WidthRequest) -> Claim:
     if request.place != "pre" and request.new % request.old:
         raise CannotPreserve(
             f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
-            " multiples are exact; `zero` is the nearest start there"
+            " multiples are exact; `carry` is the nearest start there, then `zero`"
         )
     kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
     return Claim(

@@ -98,16 +98,22 @@ class LibraryModel:
 
     def __call__(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
         """The model's function on `parameters`, whose canonical names and shapes must be exactly the model's own."""
+        return self.task.output(self._run(parameters, batch))
+
+    def states(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The last hidden states [batch, sequence, width] of a model that is learned by them."""
+        return (self.task.states or self.task.output)(self._run(parameters, batch))
+
+    def _run(self, parameters: Tensors, batch: Tensors) -> Any:
         named = {self.family.written(name): tensor for name, tensor in parameters.items()}
         for name, shape in self.shapes.items():
             assert tuple(named[name].shape) == shape, (name, tuple(named[name].shape), shape)
         inputs = self.task.inputs(batch)
         # timm's models take images by place, under names of their own.
         args = tuple(inputs.values()) if self.family.library == "timm" else ()
-        found = functional_call(
+        return functional_call(
             self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
         )
-        return self.task.output(found)
 
     def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
         """The function, and beside it what every layer puts out, by depth axis."""

@@ -55,8 +55,8 @@ def objective_of(
 
     def objective(parameters: Tensors, batch: Tensors) -> torch.Tensor:
         with torch.no_grad():
-            old = source.library(source.parameters, batch)
-        new = target(parameters, batch)
+            old = source.library.states(source.parameters, batch)
+        new = target.states(parameters, batch)
         return compare(old.float(), new.float(), back.float())
 
     return objective

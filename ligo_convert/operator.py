@@ -51,7 +51,7 @@ class Operator:
     """Everything needed to grow a checkpoint of the given shape.
 
     Attributes:
-        family: its name. head: the library's class that the target is of. source, target: the configs it leads from and to.
+        family: its name. head: the name of the library's class that the target is of. source, target: the configs it leads from and to.
         keying, tie: how width maps are kept (see above); `paper` ties reads, gains and shifts to writes.
         terms: the sum. drawn_layers: depth axis -> new layers that are drawn. seed: of what is drawn.
         silent_layers: depth axis -> new layers whose branch ends begin at zero, so that nothing is drawn there either.

@@ -15,7 +15,15 @@ from typing import Any, Final
 
 from ligo_convert.configs import flat_config
 from ligo_convert.corpus import check_data
-from ligo_convert.errors import LigoError, MachineError, MissingExtra, RecipeError, SourceChanged, SourceError
+from ligo_convert.errors import (
+    DataMissing,
+    LigoError,
+    MachineError,
+    MissingExtra,
+    RecipeError,
+    SourceChanged,
+    SourceError,
+)
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
@@ -23,6 +31,7 @@ from ligo_convert.fs import check_place, check_room
 from ligo_convert.image_files import DataFacts
 from ligo_convert.initial import learned_parameters
 from ligo_convert.recipe import Recipe
+from ligo_convert.recipe_sections import MAX_SHARD_BYTES
 from ligo_convert.source import Source, open_source, read_config
 from ligo_convert.start import Growth, Start, plan_start
 from ligo_convert.stream import target_specs
@@ -142,7 +151,7 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     warnings += _left_out(inventory, family)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
-    shards = plan_shards(specs, recipe.output.max_shard_size)
+    shards = plan_shards(specs, shard_bytes(family, recipe.output.max_shard_size))
     data = _check_data(recipe, family, source, start, warnings)
     if source is not None:
         check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
@@ -182,10 +191,15 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     )
 
 
+def shard_bytes(family: Family, asked: int) -> int:
+    """The most bytes of a file of weights. timm reads one file alone, whatever its size."""
+    return MAX_SHARD_BYTES if family.library == "timm" else asked
+
+
 def _target_family(recipe: Recipe, inventory: Inventory) -> Family:
     """The family narrowed to the target's class: the source's, unless the recipe asks for another head."""
     asked = recipe.target.architecture
-    if asked is None:
+    if asked in (None, inventory.family.architecture):
         return inventory.family
     names = [head.architecture for head in inventory.family.heads]
     if asked not in names:
@@ -291,12 +305,13 @@ def _check_data(
         if source is not None or recipe.source.pretrain is not None:
             raise
         warnings.append(f"{error.what}; {error.hint}")
+    except DataMissing as error:
+        if source is not None or recipe.source.pretrain is not None:
+            raise _at_data(recipe, error) from None
+        warnings.append(f"{error.what}: {recipe.where('fit', 'data')}; a run needs it")
     except RecipeError as error:
-        at, found = recipe.where("fit", "data"), str(error.where)
-        error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
-        raise
-    positions = family.sizes(start.source).get(family.positions)
-    positions = None if positions is None or family.reads == "images" else positions - family.position_offset
+        raise _at_data(recipe, error) from None
+    positions = family.longest(start.source)
     for name, length in _sequence_lengths(recipe):
         if positions is not None and length > positions:
             raise RecipeError(
@@ -324,6 +339,13 @@ def _check_data(
     return facts
 
 
+def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:
+    """The same error, at its place in the recipe."""
+    at, found = recipe.where("fit", "data"), str(error.where)
+    error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
+    return error
+
+
 def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:
     lengths: list[tuple[tuple[str, ...], int]] = []
     if recipe.fit is not None:
@@ -346,7 +368,12 @@ def activation_bytes(family: Family, config: Mapping[str, object], sequence_leng
     layers = sum(sizes[axis] for axis in family.depth_axes)
     logits = 4 * 4 * sequence_length * sizes.get(family.vocabulary, 0)
     inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.kept)
-    return logits + layers * (4 * sequence_length * 4 * inner + 8 * sequence_length**2)
+    # Kernels for attention do not keep its matrix, unless heads are mixed: then there are six of them a head, with what softmax keeps.
+    mixed = [
+        row for row in family.rows if len(row.layout.dims) == 2 and row.layout.dims[0].parts == row.layout.dims[1].parts
+    ]
+    matrices = 6 * max((sizes[row.layout.dims[0].parts[0]] for row in mixed), default=0)
+    return logits + layers * (4 * sequence_length * 4 * inner + (8 + 4 * matrices) * sequence_length**2)
 
 
 def _micro_batch(recipe: Recipe, family: Family, start: Start) -> int:

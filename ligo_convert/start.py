@@ -130,7 +130,7 @@ def plan_start(
     depths, depth_reasons = _plan_depth(family, growth, source, old, new, where)
     reasons += depth_reasons
     units = _units(family, depths)
-    drawn_rows = _drawn_rows(family, source_family or family, old, new)
+    drawn_rows = _drawn_rows(family, source_family or family, target, old, new)
     changed = family.changed_function(source, target)
     if changed:
         reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
@@ -201,13 +201,19 @@ def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[in
 
 
 def _drawn_rows(
-    family: Family, source_family: Family, old: Mapping[str, int], new: Mapping[str, int]
+    family: Family,
+    source_family: Family,
+    target: Mapping[str, object],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
 ) -> tuple[str, ...]:
     """Rows of a head that the source does not have, or has for another number of classes."""
     labels = family.labels if family.labels and old[family.labels] != new[family.labels] else None
     parts = ("", *source_family.chosen.parts)
     return tuple(
-        row.pattern for row in family.rows if row.layout.part not in parts or (labels and labels in row.layout.streams)
+        row.pattern
+        for row in family.rows_for(target)
+        if row.layout.part not in parts or (labels and labels in row.layout.streams)
     )
 
 
@@ -261,7 +267,9 @@ def _plan_depth(
             start = DEPTHS[growth.depth]
             text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {start.reason}"
             reasons.append(Reason(verdict=start.verdict, text=text))
-    moved = [key for key in family.index_keys if family.complete(source).get(key)]
+    # A list with an entry a layer moves with its layers, and says what would else follow from their places.
+    listed = any(isinstance(source.get(key), list) for key in family.layer_lists)
+    moved = [key for key in family.index_keys if family.complete(source).get(key) and not listed]
     if reasons and moved:
         if growth.depth == "identity":
             raise RecipeError(

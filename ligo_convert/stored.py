@@ -65,7 +65,7 @@ def read_operator(path: Path) -> Operator:
             known = ", ".join(FAMILIES)
             raise SourceError(f"an operator of the unknown family {operator.family!r}", where=path.name, expected=known)
         family = FAMILIES[operator.family]
-        if operator.head not in [head.architecture for head in family.heads]:
+        if operator.head not in [head.name for head in family.heads]:
             raise SourceError(f"an operator of the unknown class {operator.head!r}", where=path.name)
         check_operator(operator, family_of(operator), label=path.name)
         return operator

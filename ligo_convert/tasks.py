@@ -7,6 +7,7 @@ a mean loss. One line of `TASKS` a task.
     masked-lm              loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats a masked token
     image-classification   cross-entropy of the class, mean nats an image
     encoder                no head, so no loss of its own; its function is the last hidden state (see `objectives`)
+    sequence-classification   a head whose labels no text has: its function are the logits, and it learns as an encoder does
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class TaskFunctions:
     Attributes:
         inputs: batch -> keyword arguments of the model. output: what the model returns -> one tensor.
         loss: (output, batch) -> scalar; None for a model without a loss of its own.
+        states: what the model returns -> its last hidden states; None where those are its output, or nobody asks.
         accuracy: (output, batch) -> the share of right answers; None where that is not what such a model is judged by.
     """
 
@@ -40,6 +42,7 @@ class TaskFunctions:
     output: Callable[[Any], torch.Tensor]
     loss: Callable[[torch.Tensor, Tensors], torch.Tensor] | None
     accuracy: Callable[[torch.Tensor, Tensors], torch.Tensor] | None = None
+    states: Callable[[Any], torch.Tensor] | None = None
 
 
 def _tokens(batch: Tensors) -> dict[str, Any]:
@@ -97,6 +100,12 @@ TASKS: dict[str, TaskFunctions] = {
     "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
     "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss, accuracy=_masked_accuracy),
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda found: found.last_hidden_state, loss=None),
+    "sequence-classification": TaskFunctions(
+        inputs=lambda batch: {**_unmasked(batch), "output_hidden_states": True},
+        output=_logits,
+        loss=None,
+        states=lambda found: found.hidden_states[-1],
+    ),
     "image-classification": TaskFunctions(
         inputs=lambda batch: {"pixel_values": batch["pixel_values"]},
         output=lambda found: found,
@@ -115,7 +124,7 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
         shape = (count, sizes["rgb"], side, side)
         pixels = rng.standard_normal(shape, dtype=np.float32)  # type: ignore[arg-type]
         return {"pixel_values": pixels, "labels": rng.integers(0, sizes[family.labels], size=count)}
-    length = min(128, sizes.get(family.positions, 128 + family.position_offset) - family.position_offset)
+    length = min(128, family.longest(config) or 128)
     ids = random_slice(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
     tokens = ids.astype(np.int64)
     return {"input_ids": tokens} if family.task == "causal-lm" else {"input_ids": tokens, "labels": tokens}

@@ -60,7 +60,7 @@ def test_a_start_keeps_what_it_promises(case, source_of) -> None:
     apart = float((logits(model) - before).abs().max() / before.abs().max())
     if start.verdict == "exact":
         assert apart < CASES[family].tolerance, start.reasons
-    else:
+    elif "carry" not in start.rewrites:
         # The verdict is no excuse: what is called lossy or near is so on random weights, whose means and norms are large.
         assert apart > 1e-4, start.reasons
 

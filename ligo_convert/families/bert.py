@@ -14,6 +14,12 @@ BERT = Family(
             architecture="BertForPreTraining",
             auto_class="AutoModelForPreTraining",
         ),
+        Head(
+            parts=("pooler", "nsp"),
+            task="sequence-classification",
+            architecture="BertForNextSentencePrediction",
+            auto_class="AutoModelForNextSentencePrediction",
+        ),
         Head(parts=("pooler",), task="encoder", architecture="BertModel", auto_class="AutoModel", base=True),
         Head(
             task="encoder",

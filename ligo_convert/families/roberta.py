@@ -80,7 +80,8 @@ ROBERTA = Family(
         activated=("transformed",),
     ),
     positions="position",
-    position_offset=2,
+    # Positions are counted from behind the padding id.
+    position_offset="pad_token_id + 1",
     lookups=("vocab", "position", "segment"),
     pooled=("roberta.pooler.dense",),
     optional_prefix="roberta.",
@@ -105,7 +106,6 @@ ROBERTA = Family(
         "use_cache",
         "bos_token_id",
         "eos_token_id",
-        "pad_token_id",
     ),
     defaults={
         "vocab_size": 50265,
