@@ -21,12 +21,12 @@ from ligo_convert.fs import check_place, do, write_file
 from ligo_convert.learning import TRAINED_SOURCE, learn, tokenizer_directory, trained_source
 from ligo_convert.operator import describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_record
-from ligo_convert.plan import Plan, make_plan, open_planned
+from ligo_convert.plan import Plan, make_plan, open_planned, target_model_config
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import metrics_of, read_statement
 from ligo_convert.recipe import Recipe
 from ligo_convert.record import Outcome, finite, run_key, run_record
-from ligo_convert.source import Source, read_config
+from ligo_convert.source import Source
 from ligo_convert.staging import Staging, clear_leftovers
 from ligo_convert.verify import check_copies, check_finite, verify
 from ligo_convert.writer import safetensors_pieces
@@ -153,7 +153,7 @@ def digest_recipe(plan: Plan, source: Source | None, digests: Mapping[str, str],
         with progress.task("digesting the data"):
             data = content_digest(plan.data, tokenizer=tokenizer)
     if recipe.target.model is not None:
-        target = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
+        target = target_model_config(recipe)
     return recipe.digest(source=digests, data=data, target=target)
 
 

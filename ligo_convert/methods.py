@@ -226,19 +226,47 @@ def zero(request: WidthRequest) -> Axis:
     Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact where what is normalised has no
     mean. LayerNorm does not see the mean, so writes may be centred (`rewrites`), unless the head is tied to the embedding: it would
     see it. In front of a norm with nothing beside it the new entries take the mean instead: mean' = mean, var' = kappa var. Behind an
-    activation no map reaches the mean, so entries are repeated: statistics stay about as they are, and gains need no factor.
+    activation no map reaches the mean, and statistics can only be kept about as they are.
     """
     block = corner(request.old, request.new)
     if request.norm is None:
         return plain_axis(block, block)
     scaled = block.scaled(np.sqrt(request.old / request.new))
     if request.place == "activated":
-        return replace(plain_axis(selection(_tile(request), request.old), block), gain=block, shift=block)
+        return _behind_activation(request)
     write = block
     if request.place == "summed" and request.norm == "layernorm":
         mean = np.full((request.new - request.old, request.old), 1.0 / request.old)
         write = selection(np.arange(request.old), request.old, tail=mean)
     return Axis(write=write, read=block, gain=scaled, shift=block, scale=scale_like(write))
+
+
+def _behind_activation(request: WidthRequest, times: int = 1) -> Axis:
+    """The axis between an activation and a LayerNorm (a masked language model's head), where no linear map reaches the statistics.
+
+    A new entry is (z_i + z_j) / sqrt(2) of two old ones before the activation: an activation that is about homogeneous, such as ReLU and
+    GELU, makes of it about as much energy as they have in the mean, whichever of them carries most. The mean that new entries put off by
+    d moves every old entry by -d, and as all entries of a normalised vector sum to zero, the new ones sum to old times d: with the mean
+    of the gains and a weight of 1 / old they give back what the old ones have lost, up to how far gains differ.
+
+    Args:
+        times: whole tiles.
+    """
+    old, rest = request.old, request.new - times * request.old
+    index, nothing = np.tile(np.arange(old), times), np.zeros((rest, old))
+    order = np.concatenate([request.generator("pairs").permutation(old) for _ in range(-(-2 * rest // old))])
+    pairs = np.zeros((rest, old))
+    for entry in range(rest):
+        for chosen in order[2 * entry : 2 * entry + 2]:
+            pairs[entry, chosen] += np.sqrt(0.5)
+    mean = np.full((rest, old), 1.0 / old)
+    return Axis(
+        write=selection(index, old, tail=pairs),
+        read=selection(index, old, np.full(len(index), 1.0 / times), tail=mean / times),
+        gain=selection(index, old, tail=mean),
+        shift=selection(index, old, tail=nothing),
+        scale=scale_like(selection(index, old, tail=pairs)),
+    )
 
 
 def zero_claim(request: WidthRequest) -> Claim:
@@ -270,8 +298,7 @@ def carry(request: WidthRequest) -> Axis:
     index, nothing = np.tile(np.arange(old), times), np.zeros((rest, old))
     tiles = selection(index, old, tail=nothing)
     if request.place == "activated":
-        repeated = np.concatenate([index, np.arange(rest)])
-        return replace(plain_axis(selection(repeated, old), tiles), gain=tiles, shift=tiles)
+        return _behind_activation(request, times)
     rng, cells = request.generator("free reads"), carried_cells(request.norms, rest)
     assert cells is not None
     free = rng.normal(0, old**-0.5, size=(rest, old))

@@ -275,10 +275,7 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
         at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
         return changes, recipe.where("target", "config", *at)
     where = recipe.where("target", "model")
-    if any(recipe.target.model in known.architectures for known in FAMILIES.values()):
-        wanted = flat_config({"architecture": recipe.target.model}, where=where)
-    else:
-        wanted = read_config(recipe.target.model, revision=recipe.target.revision, base=recipe.base)
+    wanted = target_model_config(recipe)
     if find_family(wanted, where=where).name != family.name:
         raise RecipeError(
             "a model grows within its family", where=where, expected=family.model_type, found=wanted.get("model_type")
@@ -286,6 +283,15 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
     complete, old = family.complete(wanted), family.complete(config)
     keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
     return {key: complete[key] for key in keys if complete[key] != old.get(key)}, where
+
+
+def target_model_config(recipe: Recipe) -> dict[str, object]:
+    """The config of `target.model`: what a name of timm's stands for, or what lies in a directory or on the Hub."""
+    name = recipe.target.model
+    assert name is not None
+    if any(name in known.architectures for known in FAMILIES.values()):
+        return flat_config({"architecture": name}, where=recipe.where("target", "model"))
+    return read_config(name, revision=recipe.target.revision, base=recipe.base)
 
 
 def _check_data(

@@ -2,19 +2,23 @@
 
     python scripts/make_source.py gpt2 out/gpt2-base --tokenizer path/to/gpt2-tokenizer
     python scripts/make_source.py llama out/llama-1b --set hidden_size=2048 --set num_hidden_layers=22 --dtype bfloat16
+    python scripts/make_source.py bert out/bert-encoder --head BertModel
+    python scripts/make_source.py cait out/cait-xs24 --architecture cait_xs24_384
 
-What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers writes it
+What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers or timm writes it
 (config.json, safetensors, the tokenizer's files). Such a model has learned nothing; it is for memory, speed and loading, not for losses.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
 from ligo_convert.checkpoint_files import TOKENIZER_FILES
+from ligo_convert.configs import flat_config
 from ligo_convert.families import FAMILIES
 from ligo_convert.growth import drawn_values
 from ligo_convert.output import json_bytes, target_config
@@ -29,6 +33,8 @@ from ligo_convert.yamlcore import parse_value
 @click.argument("family", type=click.Choice(sorted(FAMILIES)))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A config key over the library's default.")
+@click.option("--head", help="The library's class, where it is not the usual one.")
+@click.option("--architecture", help="A name of timm's: the config it stands for.")
 @click.option("--dtype", type=click.Choice(sorted(DTYPE_NAMES)), default="float32", show_default=True)
 @click.option("--max-shard-size", type=int, default=5 * 10**9, show_default=True, metavar="BYTES")
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Copy its files, too.")
@@ -37,28 +43,31 @@ def main(
     family: str,
     out: Path,
     settings: tuple[str, ...],
+    head: str | None,
+    architecture: str | None,
     dtype: str,
     max_shard_size: int,
     tokenizer: Path | None,
     seed: int,
 ) -> None:
     """Write a checkpoint of FAMILY to the new directory OUT."""
-    found = FAMILIES[family]
+    found = FAMILIES[family].for_architecture(head)
     changes = {
         key: parse_value(value, label=f"--set {key}").data for key, _, value in (s.partition("=") for s in settings)
     }
-    config = {"model_type": family, **found.defaults, **changes}
+    named = flat_config({"architecture": architecture}) if architecture else found.defaults
+    config = {**named, "model_type": found.model_type, **changes}
     rows = found.rows_for(config)
     planned = list(found.tensors_of(rows, config, dtype=DTYPE_NAMES[dtype]))
-    specs = tuple(spec for _, _, spec in planned)
-    with Staging.open(out, key=f"make_source {family} {settings} {dtype} {seed}") as staging:
+    specs = tuple(replace(spec, name=found.written(spec.name)) for _, _, spec in planned)
+    with Staging.open(out, key=f"make_source {family} {head} {architecture} {settings} {dtype} {seed}") as staging:
         with Writer(staging, plan_shards(specs, max_shard_size)) as writer:
             wanted = {spec.name for spec in writer.pending()}
-            for row, layer, spec in planned:
+            for (row, layer, _), spec in zip(planned, specs, strict=True):
                 if spec.name in wanted:
                     values = drawn_values(found, config, row, layer, spec.shape, seed)
                     writer.put(spec.name, tensor_to_bytes(torch.from_numpy(values), spec))
-        staging.write_bytes("config.json", json_bytes(target_config(found, config, specs)))
+        staging.write_bytes("config.json", json_bytes(target_config(found, config, specs, stored={})))
         for name in TOKENIZER_FILES if tokenizer else ():
             assert tokenizer is not None
             if (tokenizer / name).is_file():

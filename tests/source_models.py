@@ -120,8 +120,8 @@ def family_named(name: str) -> Family:
 
 
 def text_sizes(family: Family) -> dict[str, object]:
-    """Config keys of a text model that a tokenizer trained here, and sequences of 64 tokens, fit."""
-    positions = {family.axes[family.positions]: 64 + family.position_offset} if family.positions else {}
+    """Config keys of a text model that a tokenizer trained here, and sequences of 64 tokens, fit; some families leave positions unused."""
+    positions = {family.axes[family.positions]: 66} if family.positions else {}
     return {family.axes[family.vocabulary]: VOCABULARY, **positions}
 
 
@@ -181,7 +181,7 @@ def change_config(directory: Path, change: Callable[[dict[str, Any]], Mapping[st
     return directory
 
 
-def write_images(folder: Path, *, classes: int, each: int = 4, seed: int = 0) -> Path:
+def write_images(folder: Path, *, classes: int, each: int = 8, seed: int = 0) -> Path:
     """A folder a class of small JPEG and PNG files of several sizes and modes; the colour tells the class."""
     rng = np.random.default_rng(seed)
     for label in range(classes):

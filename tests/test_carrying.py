@@ -45,7 +45,12 @@ def test_rounding_grows_tenfold_at_most() -> None:
 
 def source_like_a_trained_one(width: int = 64, layers: int = 3) -> tuple[dict[str, object], torch.nn.Module]:
     """A headless BERT whose gains differ by about a tenth, as those of trained encoders do."""
-    sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    sizes = {
+        "hidden_size": width,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+    }
     config = {**config_of("bert encoder"), **sizes}
     model = model_of(config)
     torch.manual_seed(1)

@@ -149,7 +149,8 @@ def test_learning_lowers_the_loss(family: str) -> None:
         )
         for operator in (initial, learned)
     )
-    assert after < before - 0.05
+    # Nats, or, of an encoder, a share of its states' own size.
+    assert after < (0.9 * before if found.task == "encoder" else before - 0.05)
     assert outcome.best_step > 0
 
 

@@ -500,7 +500,13 @@ HIDDEN = {"n_embd": 24, "n_head": 3}
 WITH_FIT: dict[str, object] = {"fit": fit_section()}
 # what is wrong -> how it is broken, target, other sections, error, what it says
 HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoError], str]] = {
-    "unknown model type": (config_set(model_type="rwkv"), HIDDEN, {}, SourceError, r"one of: bert, cait, deit, gpt2, llama"),
+    "unknown model type": (
+        config_set(model_type="rwkv"),
+        HIDDEN,
+        {},
+        SourceError,
+        r"one of: bert, cait, deit, gpt2, llama",
+    ),
     "misspelt model type": (config_set(model_type="gpt"), HIDDEN, {}, SourceError, r"did you mean gpt2"),
     "code in the config": (config_set(auto_map={"AutoModel": "x.Y"}), HIDDEN, {}, SourceError, "auto_map"),
     "truncated weights": (truncate, HIDDEN, {}, SourceError, r"source/model\.safetensors"),

@@ -1,0 +1,57 @@
+"""How far grown sentence encoders are from their source: cosines between mean-pooled embeddings, all pairs of some lines of a text.
+
+    python benchmarks/sentence_cosines.py ENCODER OUT [OUT ...] --text book.txt
+
+What comes in: the source's directory (with its tokenizer), directories grown from it, a text. What goes out: for each of them the mean
+and the largest difference of a cosine over all pairs of lines. All of them are measured on the same lines in one run.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+import torch
+import transformers
+
+BATCH = 20
+
+
+def embeddings(directory: Path, lines: list[str], dtype: torch.dtype) -> torch.Tensor:
+    """[lines, width] float32, of length one."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(directory, local_files_only=True, dtype=dtype).eval()
+    pooled = []
+    with torch.no_grad():
+        for first in range(0, len(lines), BATCH):
+            batch = tokenizer(lines[first : first + BATCH], padding=True, truncation=True, return_tensors="pt")
+            states, mask = model(**batch).last_hidden_state.float(), batch["attention_mask"].unsqueeze(-1)
+            pooled.append((states * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("grown", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@click.option("--lines", "count", default=100, show_default=True, help="How many lines, spread over the text.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+def main(source: Path, grown: tuple[Path, ...], text: Path, count: int, dtype: str) -> None:
+    """Compare GROWN encoders with SOURCE."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    candidates = [line.strip() for line in text.read_text(encoding="utf-8", errors="replace").splitlines()]
+    candidates = [line for line in candidates if 40 < len(line) < 200]
+    lines = candidates[:: math.ceil(len(candidates) / count)]
+    kind = getattr(torch, dtype)
+    before = embeddings(source, lines, kind)
+    click.echo(f"{len(lines)} lines, {dtype}")
+    for directory in grown:
+        after = embeddings(directory, lines, kind)
+        apart = (before @ before.T - after @ after.T).abs()
+        click.echo(f"{directory.name:24} mean {float(apart.mean()):.2e}, largest {float(apart.max()):.2e}")
+
+
+if __name__ == "__main__":
+    main()
