@@ -90,7 +90,7 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
             target_config=operator.target,
             metrics=metrics,
             versions=versions(),
-            drawn=[],
+            drawn=list(operator.notes.get("drawn", [])),  # type: ignore[call-overload]
             nonfinite_allowed=False,
             started=clock.started,
             finished=now(),
@@ -128,7 +128,7 @@ def _fitted_to(operator: Operator, family: Family, source: Source, file: Path) -
     wanted, found = family.sizes(operator.source), family.sizes(source.config)
     absent = [
         row.pattern
-        for row in family.rows
+        for row in family.rows_for(operator.target)
         if row.layout.part not in ("", *inventory.family.chosen.parts) and row.pattern not in operator.drawn_rows
     ]
     if absent:

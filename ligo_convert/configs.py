@@ -19,6 +19,17 @@ from ligo_convert.family import Config, Family
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Arguments that timm's configs keep beside the others; transformers passes them a second time if they stand among them.
 _BESIDE = ("num_classes", "in_chans", "global_pool")
+_PREPARED = (
+    "input_size",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "first_conv",
+    "classifier",
+    "license",
+)
 # Sizes are always written out: a target is then what it says, whatever its architecture's name stands for.
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_token_only")
 # Follows from the architecture's name, and is no argument.
@@ -62,7 +73,9 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
             hint="`ligo-convert families` lists the families; docs/adding-a-family.md says how one is added",
         )
     given = config.get("pretrained_cfg")
-    prepared: dict[str, object] = dict(given) if isinstance(given, dict) else {}
+    # timm's older layout has at the top what says how images are prepared.
+    top = {key: config[key] for key in _PREPARED if key in config}
+    prepared: dict[str, object] = dict(given) if isinstance(given, dict) else top
     arguments = config.get("model_args")
     _check_known(family, arguments if isinstance(arguments, dict) else {}, where=where)
     flat: dict[str, object] = {"model_type": family.model_type, "architecture": architecture, **family.defaults}
@@ -74,10 +87,19 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     flat.update(arguments if isinstance(arguments, dict) else {})
     # What stands at the top is what was trained.
     flat.update(
-        {key: value for key, value in config.items() if key not in ("architecture", "model_args", "num_features")}
+        {
+            key: value
+            for key, value in config.items()
+            if key not in ("architecture", "model_args", "num_features", *_PREPARED)
+        }
     )
     flat.update({"model_type": family.model_type, "architecture": architecture})
     flat["pretrained_cfg"] = prepared
+    # timm writes sides as pairs.
+    for key in ("img_size", "patch_size"):
+        pair = flat[key]
+        if isinstance(pair, list | tuple) and len(set(pair)) == 1:
+            flat[key] = pair[0]
     return flat
 
 
@@ -118,7 +140,11 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
     side = complete["img_size"]
     shape = {"input_size": [complete["in_chans"], side, side], "fixed_input_size": True}
     defaults = {"interpolation": "bicubic", "crop_pct": 1.0, "mean": list(_MEAN), "std": list(_DEVIATION)}
+    # Names of classes go with the classes.
+    same = complete["num_classes"] == stored.get("num_classes", complete["num_classes"])
+    named = {key: stored[key] for key in ("label_names", "label_descriptions") if same and key in stored}
     return {
+        **named,
         "architecture": architecture,
         "num_classes": complete["num_classes"],
         "num_features": complete["embed_dim"],

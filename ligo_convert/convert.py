@@ -108,7 +108,8 @@ def fit_operator(
         learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         source.recheck()
         operator = replace(
-            learned.operator, notes={"source": digests, "data": learned.data, "loss": learned.metrics["loss"]}
+            learned.operator,
+            notes={**learned.operator.notes, "source": digests, "data": learned.data, "loss": learned.metrics["loss"]},
         )
         write_file(file, safetensors_pieces(stored_arrays(operator), describe(operator)))
         if recipe.source.pretrain is not None:

@@ -49,6 +49,18 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def check_classes(found: dict[str, list[Path]], classes: int, *, where: str) -> None:
+    """Require as many class folders as a model has classes. Raises RecipeError."""
+    if len(found) != classes:
+        raise RecipeError(
+            "data.images: another number of classes than the model has",
+            where=where,
+            expected=f"{classes} folders",
+            found=len(found),
+            hint="set target.config.num_classes for a new head, or give another folder",
+        )
+
+
 def check_images(name: str, *, base: Path) -> DataFacts:
     """Find the images of a recipe and look at the head of every file. Raises as `class_folders`, and RecipeError for what is no image."""
     files = [file for found in class_folders(base / Path(name).expanduser()).values() for file in found]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.examples import Batch, Slices
-from ligo_convert.image_files import class_folders
+from ligo_convert.image_files import check_classes, class_folders
 from ligo_convert.permutation import permuted
 
 CACHE_BYTES = 512 * 1024 * 1024
@@ -117,14 +117,7 @@ def image_slices(
         RecipeError: another number of classes than the model has, too few images; as `class_folders`.
     """
     found = class_folders(base / Path(folder).expanduser())
-    if len(found) != classes:
-        raise RecipeError(
-            "data.images: another number of classes than the model has",
-            where=folder,
-            expected=f"{classes} folders",
-            found=len(found),
-            hint="set target.config.num_classes for a new head, or give another folder",
-        )
+    check_classes(found, classes, where=folder)
     ordered = _in_turn(found, seed)
     heldout = min(heldout_images, len(ordered) // 8)
     if heldout < 1:

@@ -26,7 +26,7 @@ def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> 
     family, growth = start.family, start.growth
     maps = {name: width_axis(growth.width, request) for name, request in _requests(start).items()}
     maps.update(_kept(start))
-    rows = family.rows_for(start.target)
+    rows = _grown_rows(start)
     terms = [_term(start, maps, rows, advance=False)]
     if WIDTHS[growth.width].advance and start.grows_width:
         terms.append(_term(start, {**_advanced(start), **_kept(start)}, rows, advance=True))
@@ -48,6 +48,11 @@ def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> 
     if operator.tie:
         operator = _tied(operator, family)
     return operator.map_arrays(lambda _, array: np.asarray(array, dtype=dtype))
+
+
+def _grown_rows(start: Start) -> tuple[Row, ...]:
+    """The target's rows that take something from the source: what is drawn whole needs no maps."""
+    return tuple(row for row in start.family.rows_for(start.target) if row.pattern not in start.drawn_rows)
 
 
 def _requests(start: Start) -> dict[str, WidthRequest]:
@@ -199,7 +204,7 @@ def learned_parameters(start: Start) -> int:
     """How many coefficients `learnable` makes of this start's operator, from sizes alone."""
     family, tied = start.family, start.growth.tie == "paper"
     old, new = family.sizes(start.source), family.sizes(start.target)
-    rows = family.rows_for(start.target)
+    rows = _grown_rows(start)
     roles = family.roles_for(start.target)
     terms = 2 if WIDTHS[start.growth.width].advance and start.grows_width else 1
     total = 0
@@ -320,7 +325,7 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
     except SizeError as error:
         raise SourceError(f"the operator's configs do not fit: {error}", where=label) from None
-    rows = family.rows_for(operator.target)
+    rows = tuple(row for row in family.rows_for(operator.target) if row.pattern not in operator.drawn_rows)
     for number, term in enumerate(operator.terms):
         for key, factors in term.widths.items():
             stream = key.partition("@")[0]

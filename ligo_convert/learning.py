@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ligo_convert.progress import Progress
 from ligo_convert.recipe import Fit
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import WORK, Staging
+from ligo_convert.start import drawn_names
 from ligo_convert.stored import read_operator, read_safetensors
 from ligo_convert.stream import compute_dtype
 from ligo_convert.tensors import DTYPE_NAMES, TensorSpec
@@ -289,6 +290,7 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
         return Learned(operator=operator, metrics=done["metrics"], log=tuple(log), data=done["data"])
     wide = compute_dtype(plan.inventory) == "F64"
     initial = initial_operator(plan.start, dtype=np.float64 if wide else np.float32)
+    initial = replace(initial, notes={"drawn": drawn_names(plan.start)})
     metrics: dict[str, Any] = {
         "task": plan.family.task,
         "parameters": plan.parameters,

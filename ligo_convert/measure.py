@@ -59,7 +59,8 @@ def certificate(
         verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer,
         counted over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
     """
-    same_head = not operator.drawn_rows and target.library.family.task != "encoder"
+    tasks = {model.library.family.task for model in (source, target)}
+    same_head = not operator.drawn_rows and len(tasks) == 1 and tasks != {"encoder"}
     found = _Sums(compared="logits" if same_head else "hidden states")
     device, counts = source.library.device, {"tokens": 0, "images": 0}
     widen = _hidden_map(operator, target.library, dtype)

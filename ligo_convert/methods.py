@@ -178,7 +178,12 @@ def hyperclone(request: WidthRequest) -> Axis:
 def hyperclone_claim(request: WidthRequest) -> Claim:
     if request.new % request.old:
         raise CannotPreserve(
-            f"{request.axis} grows from {request.old} to {request.new}, which is no whole multiple; `lemon` takes any ratio"
+            f"{request.axis} grows from {request.old} to {request.new}, which is no whole multiple; "
+            + (
+                "`lemon` takes any ratio"
+                if request.place == "pre"
+                else "`carry` is the nearest start there, then `zero`"
+            )
         )
     times = request.new // request.old
     head = 1.0 / times if request.tied_head and request.norm else 1.0

@@ -28,7 +28,7 @@ from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
 from ligo_convert.fs import check_place, check_room
-from ligo_convert.image_files import DataFacts
+from ligo_convert.image_files import DataFacts, check_classes, class_folders
 from ligo_convert.initial import learned_parameters
 from ligo_convert.recipe import Recipe
 from ligo_convert.recipe_sections import MAX_SHARD_BYTES
@@ -244,7 +244,8 @@ def _source_config(recipe: Recipe, source: Source | None) -> tuple[dict[str, obj
         family = find_family(source.config, where=f"{source.label}: config.json")
         real = family.complete(source.config)
         for key, value in flat_config(stated, where=recipe.where("source", "config")).items():
-            if real.get(key) != value:
+            # How images are prepared decides no size.
+            if key != "pretrained_cfg" and real.get(key) != value:
                 raise RecipeError(
                     f"source.config.{key} is not what {source.label} has",
                     where=recipe.where("source", "config", key),
@@ -282,14 +283,16 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
         )
     complete, old = family.complete(wanted), family.complete(config)
     keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
-    return {key: complete[key] for key in keys if complete[key] != old.get(key)}, where
+    # A key that decides a size may be left out by both: the library works it out.
+    return {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}, where
 
 
 def target_model_config(recipe: Recipe) -> dict[str, object]:
     """The config of `target.model`: what a name of timm's stands for, or what lies in a directory or on the Hub."""
     name = recipe.target.model
     assert name is not None
-    if any(name in known.architectures for known in FAMILIES.values()):
+    # timm's names have a tag of the weights behind a dot.
+    if any(name.partition(".")[0] in known.architectures for known in FAMILIES.values()):
         return flat_config({"architecture": name}, where=recipe.where("target", "model"))
     return read_config(name, revision=recipe.target.revision, base=recipe.base)
 
@@ -335,6 +338,8 @@ def _check_data(
             found=warmup,
         )
     if family.reads == "images":
+        if facts is not None:
+            _check_classes(recipe, family, start)
         return facts
     if recipe.fit.data.tokenizer is not None:
         place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
@@ -350,6 +355,17 @@ def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:
     at, found = recipe.where("fit", "data"), str(error.where)
     error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
     return error
+
+
+def _check_classes(recipe: Recipe, family: Family, start: Start) -> None:
+    assert recipe.fit is not None
+    assert recipe.fit.data.images is not None
+    folder = recipe.base / Path(recipe.fit.data.images).expanduser()
+    wanted = family.sizes(start.target)[family.labels]
+    try:
+        check_classes(class_folders(folder), wanted, where=recipe.fit.data.images)
+    except RecipeError as error:
+        raise _at_data(recipe, error) from None
 
 
 def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:

@@ -20,7 +20,7 @@ from ligo_convert.plan import Plan
 from ligo_convert.provenance import Record
 from ligo_convert.source import Source
 from ligo_convert.staging import Staging
-from ligo_convert.start import Start
+from ligo_convert.start import Start, drawn_names
 from ligo_convert.writer import rehash
 from ligo_convert.writing import Clock, now
 
@@ -139,12 +139,3 @@ def run_record(
         started=clock.started,
         finished=now(),
     )
-
-
-def drawn_names(start: Start) -> list[str]:
-    """What was drawn as the library initialises it, by axis."""
-    drawn = [axis for axis, request in start.requests.items() if request.old != request.new]
-    names = [f"{axis} (new entries)" for axis in drawn if start.growth.width == "direct"]
-    names += [f"{axis} (whole)" for axis in drawn if start.growth.width == "random"]
-    names += [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
-    return names + [f"{pattern} (new head)" for pattern in start.drawn_rows]

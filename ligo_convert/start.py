@@ -334,3 +334,12 @@ def _edit_epsilon(
         reasons.append(Reason(verdict=small, text=text, breaks=True))
     elif wanted != old_value:
         final[key] = wanted
+
+
+def drawn_names(start: Start) -> list[str]:
+    """What was drawn as the library initialises it, by axis."""
+    drawn = [axis for axis, request in start.requests.items() if request.old != request.new]
+    names = [f"{axis} (new entries)" for axis in drawn if start.growth.width == "direct"]
+    names += [f"{axis} (whole)" for axis in drawn if start.growth.width == "random"]
+    names += [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
+    return names + [f"{pattern} (new head)" for pattern in start.drawn_rows]

@@ -24,6 +24,7 @@ import ligo_convert.plan
 from ligo_convert.apply import apply_operator
 from ligo_convert.convert import convert, fit_operator
 from ligo_convert.errors import (
+    DataMissing,
     LigoError,
     MachineError,
     MissingExtra,
@@ -517,7 +518,7 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
     "no weights": (remove("model.safetensors"), HIDDEN, {}, SourceError, r"safetensors"),
     "no tokenizer": (remove("tokenizer.json"), HIDDEN, WITH_FIT, RecipeError, "text needs a tokenizer"),
     "sentencepiece alone": (only_sentencepiece, HIDDEN, WITH_FIT, MissingExtra, r"ligo-convert\[sentencepiece\]"),
-    "no such text": (nothing, HIDDEN, {"fit": fit_section("none/*.txt")}, RecipeError, r"none/\*\.txt.*matches no"),
+    "no such text": (nothing, HIDDEN, {"fit": fit_section("none/*.txt")}, DataMissing, r"none/\*\.txt.*matches no"),
     "sequences too long": (
         nothing,
         HIDDEN,
