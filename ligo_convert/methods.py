@@ -38,6 +38,7 @@ class WidthRequest:
         tied_head: whether the head is the embedding, so that it reads with the write map.
         seed: of everything drawn.
         norms: how many norms the stream passes through the whole source.
+        fixed_epsilon: whether the norm's epsilon is fixed in the library's code, so that it cannot follow the variance.
     """
 
     axis: str
@@ -48,6 +49,7 @@ class WidthRequest:
     seed: int
     place: Literal["pre", "post", "summed", "activated"] = "pre"
     norms: int = 0
+    fixed_epsilon: bool = False
 
     def generator(self, purpose: str) -> np.random.Generator:
         return generator(self.seed, purpose, self.axis)
@@ -100,6 +102,17 @@ def _tile(request: WidthRequest) -> np.ndarray:
     return np.arange(request.new, dtype=np.int64) % request.old
 
 
+def _normed(request: WidthRequest, *, write: Map, read: Map, gain: Map, shift: Map, kappa: float) -> Axis:
+    """The maps of a normed stream whose variance (RMSNorm: mean square) `write` multiplies with kappa: gains take the root of it.
+
+    The config's epsilon takes kappa. Where it is fixed in the library's code, the stream is written larger by one over the root instead,
+    and has the variance that it had.
+    """
+    root = float(np.sqrt(kappa))
+    written = write.scaled(1 / root) if request.fixed_epsilon else write
+    return Axis(write=written, read=read, gain=gain.scaled(root), shift=shift, scale=scale_like(write))
+
+
 def _copies(index: np.ndarray, old: int) -> np.ndarray:
     return np.bincount(index, minlength=old)
 
@@ -138,14 +151,13 @@ def lemon(request: WidthRequest) -> Axis:
     index = np.tile(np.arange(old), times)
     mean = np.full((rest, old), 1.0 / old)
     rng = request.generator("free reads")
-    root = np.sqrt(times * old / request.new)
-    write = selection(index, old, tail=mean if request.norm == "layernorm" else np.zeros((rest, old)))
-    return Axis(
-        write=write,
+    return _normed(
+        request,
+        write=selection(index, old, tail=mean if request.norm == "layernorm" else np.zeros((rest, old))),
         read=selection(index, old, _uneven_split(index, old, rng), tail=rng.normal(0, old**-0.5, size=(rest, old))),
-        gain=selection(index, old, tail=mean).scaled(root),
+        gain=selection(index, old, tail=mean),
         shift=selection(index, old, tail=np.zeros((rest, old))),
-        scale=scale_like(write),
+        kappa=times * old / request.new,
     )
 
 
@@ -161,10 +173,16 @@ def lemon_claim(request: WidthRequest) -> Claim:
     kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
     return Claim(
         verdict="exact",
-        reason=f"{times} tile(s) and {kind}, gains and epsilon rescaled",
-        epsilon=times * request.old / request.new,
+        reason=f"{times} tile(s) and {kind}, {_rescaled(request)}",
+        epsilon=1.0 if request.fixed_epsilon else times * request.old / request.new,
         head=1.0 / times if request.tied_head else 1.0,
     )
+
+
+def _rescaled(request: WidthRequest) -> str:
+    if not request.new % request.old:
+        return "norms as they are"
+    return "the stream rescaled" if request.fixed_epsilon else "gains and epsilon rescaled"
 
 
 def hyperclone(request: WidthRequest) -> Axis:
@@ -236,14 +254,13 @@ def zero(request: WidthRequest) -> Axis:
     block = corner(request.old, request.new)
     if request.norm is None:
         return plain_axis(block, block)
-    scaled = block.scaled(np.sqrt(request.old / request.new))
     if request.place == "activated":
         return _behind_activation(request)
     write = block
     if request.place == "summed" and request.norm == "layernorm":
         mean = np.full((request.new - request.old, request.old), 1.0 / request.old)
         write = selection(np.arange(request.old), request.old, tail=mean)
-    return Axis(write=write, read=block, gain=scaled, shift=block, scale=scale_like(write))
+    return _normed(request, write=write, read=block, gain=block, shift=block, kappa=request.old / request.new)
 
 
 def _behind_activation(request: WidthRequest, times: int = 1) -> Axis:
@@ -275,7 +292,7 @@ def _behind_activation(request: WidthRequest, times: int = 1) -> Axis:
 
 
 def zero_claim(request: WidthRequest) -> Claim:
-    epsilon = request.old / request.new if request.norm else 1.0
+    epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
     if request.place != "pre":
         return Claim(
             verdict="near",

@@ -175,6 +175,7 @@ def _request(
         seed=growth.seed,
         place=family.norm.place if axis == family.norm.stream else "pre",
         norms=family.norms(old) if axis == family.norm.stream else 0,
+        fixed_epsilon=not family.norm.epsilon,
     )
 
 
@@ -319,7 +320,7 @@ def _edit_epsilon(
 ) -> None:
     key = family.norm.epsilon
     if not key:
-        return  # fixed in the library's code: it stays, and weighs little beside a variance
+        return  # fixed in the library's code
     old_value = epsilon_of(family, source)
     ratio = math.prod(claim.epsilon for claim in claims.values())
     # To 15 digits: 7.5e-06, not 7.500000000000001e-06.

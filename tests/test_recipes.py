@@ -51,7 +51,8 @@ def test_a_shipped_recipe_plans_offline(path: Path, tmp_path: Path) -> None:
         with torch.device("meta"):
             model = empty_model({**config, "architectures": [plan.family.architecture]})
         assert found == sum(parameter.numel() for parameter in model.parameters())
-    assert plan.memory < MEMORY
+    # Without a fit weights are streamed; whether models are run to measure what was kept depends on the machine.
+    assert plan.memory < MEMORY or plan.recipe.fit is None
 
 
 @pytest.mark.usefixtures("offline")

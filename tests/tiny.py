@@ -88,8 +88,6 @@ _VIT = {
     "uneven": {"embed_dim": 24, "num_heads": 3},
     "depth": {"depth": 4},
     "both": {"embed_dim": 40, "num_heads": 5, "depth": 3},
-    # timm fixes epsilon in its code: it cannot follow the width.
-    "tolerance": 5e-5,
 }
 
 
