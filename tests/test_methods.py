@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -160,3 +162,45 @@ def test_a_depth_that_does_not_grow_is_left_alone(name: str) -> None:
     assert found.source == (0, 1, 2, 3)
     assert not any(found.silent)
     assert not any(found.drawn)
+
+
+@given(sizes=SIZES, seed=st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_behind_an_activation_new_entries_give_back_the_mean_that_they_put_off(
+    sizes: tuple[int, int], seed: int
+) -> None:
+    """Whatever new entries hold: read by a decoder, old and new ones come out without a mean, as the old ones alone would."""
+    old, new = sizes[0] + 1, sizes[1] + 1
+    asked = WidthRequest(
+        axis="transformed", old=old, new=new, norm="layernorm", tied_head=True, seed=seed, place="activated", norms=5
+    )
+    for name in ("zero", "carry"):
+        if old == new or (name == "carry" and new % old == 0):
+            continue
+        axis = width_axis(name, asked)
+        tiles = new // old if name == "carry" and np.count_nonzero(axis.shift.matrix()) > old else 1
+        entries = np.random.default_rng(seed).normal(1.0, 2.0, new)
+        wide = normed(entries, axis.gain.matrix() @ np.ones(old), np.zeros(new), 0.0, "layernorm")
+        assert axis.read.matrix().T @ wide @ np.ones(old) / tiles == pytest.approx(0, abs=1e-9 * new)
+
+
+def test_behind_an_activation_new_entries_are_of_two_old_ones_with_the_energy_of_one() -> None:
+    asked = WidthRequest(
+        axis="transformed", old=64, new=96, norm="layernorm", tied_head=True, seed=0, place="activated", norms=5
+    )
+    added = width_axis("zero", asked).write.matrix()[64:]
+    np.testing.assert_allclose((added**2).sum(1), 1.0)
+    assert ((added != 0).sum(1) == 2).all()
+    assert (added.sum(0) > 0).all(), "twice as many old entries as new ones: every one is in one of them"
+
+
+def test_an_epsilon_that_cannot_follow_leaves_the_variance_where_it_was() -> None:
+    asked = replace(request(8, 11, "layernorm"), fixed_epsilon=True)
+    axis, claim = width_axis("lemon", asked), width_claim("lemon", asked)
+    assert claim.epsilon == 1.0
+    x = np.random.default_rng(0).normal(1.0, 2.0, 8)
+    assert (axis.write.matrix() @ x).var() == pytest.approx(x.var())
+    wide = normed(axis.write.matrix() @ x, axis.gain.matrix() @ np.ones(8), np.zeros(11), 0.3, "layernorm")
+    np.testing.assert_allclose(
+        axis.read.matrix().T @ wide, normed(x, np.ones(8), np.zeros(8), 0.3, "layernorm"), atol=1e-12
+    )

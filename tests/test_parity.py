@@ -68,10 +68,10 @@ def test_a_start_keeps_what_it_promises(case, source_of) -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_hyperclone_and_lemon_refuse_what_breaks_the_promise(family: str) -> None:
     config = config_of(family)
-    key = "activation_function" if family == "gpt2" else "hidden_act"
+    key = next(key for key in FAMILIES[family].defaults if key in ("activation_function", "hidden_act"))
     with pytest.raises(RecipeError, match="promises the source's function"):
         start_of(family, config, {**TARGETS[family]["even"], key: "relu"}, width="lemon", depth="identity")
-    epsilon = "layer_norm_epsilon" if family == "gpt2" else "rms_norm_eps"
+    epsilon = FAMILIES[family].norm.epsilon
     with pytest.raises(RecipeError, match="would be exact"):
         start_of(family, config, {**TARGETS[family]["uneven"], epsilon: 1e-5}, width="lemon", depth="identity")
 
