@@ -117,6 +117,7 @@ CASES: dict[str, Case] = {
     "qwen2": _case(_LLAMA, config={}),
     "qwen3": _case(_LLAMA, config={"head_dim": 8}),
     "phi3": _case(_LLAMA, config={"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
+    "starcoder2": _case(_LLAMA, config={"norm_epsilon": 1e-4, "use_bias": True}, tolerance=1e-7),
     "bert": _case(_BERT, config={}, architecture="BertForMaskedLM"),
     "bert full": _case(_BERT, config={}, architecture="BertForPreTraining", family="bert"),
     "bert encoder": _case(_BERT, config={}, architecture="BertModel", family="bert"),
