@@ -95,6 +95,13 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     )
     flat.update({"model_type": family.model_type, "architecture": architecture})
     flat["pretrained_cfg"] = prepared
+    if flat["num_classes"] == 0:
+        raise SourceError(
+            "an image model without a head (num_classes: 0) is not supported",
+            where=where,
+            expected="a classifier",
+            hint="take the checkpoint that has one, such as the fine-tuned one",
+        )
     # timm writes sides as pairs.
     for key in ("img_size", "patch_size"):
         pair = flat[key]

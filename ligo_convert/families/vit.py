@@ -110,6 +110,23 @@ VIT = Family(
         "distilled": False,
     },
     architectures={
+        "flexivit_base": {"img_size": 240, "no_embed_class": True, "prefix_tokens": 0},
+        "flexivit_large": {
+            "embed_dim": 1024,
+            "depth": 24,
+            "num_heads": 16,
+            "img_size": 240,
+            "no_embed_class": True,
+            "prefix_tokens": 0,
+        },
+        "flexivit_small": {
+            "embed_dim": 384,
+            "num_heads": 6,
+            "img_size": 240,
+            "no_embed_class": True,
+            "prefix_tokens": 0,
+        },
+        "test_vit": {"img_size": 160, "embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3},
         "vit_base_patch16_224": {},
         "vit_base_patch16_224_miil": {"qkv_bias": False, "num_classes": 11221},
         "vit_base_patch16_384": {"img_size": 384},
