@@ -67,6 +67,13 @@ def grow(
         RecipeError: a target that cannot be grown into, a start that cannot keep its promise, too few batches.
         SourceError: a model that is not supported.
     """
+    if not hasattr(getattr(model, "config", None), "to_dict"):
+        raise SourceError(
+            f"{type(model).__name__} has no config that says what it is",
+            where="model",
+            expected="a model of transformers",
+            hint="save a model of timm's with timm.models.save_for_hf, and grow it by a recipe",
+        )
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     family = find_family(config, where=type(model).__name__)
     names = [head.architecture for head in family.heads]

@@ -18,7 +18,7 @@ from ligo_convert.family import Family, Row
 from ligo_convert.maps import ROLES, Axis, Map, dense, identity_axis, kronecker, plain_axis, selection
 from ligo_convert.methods import WIDTHS, WidthRequest, advance_axis, width_axis
 from ligo_convert.operator import Keying, Operator, Term
-from ligo_convert.start import Start, grows
+from ligo_convert.start import REWRITES, Start, grows
 
 
 def initial_operator(start: Start, *, dtype: type[np.floating] = np.float32) -> Operator:
@@ -325,6 +325,11 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
     except SizeError as error:
         raise SourceError(f"the operator's configs do not fit: {error}", where=label) from None
+    unknown = [name for name in operator.rewrites if name not in REWRITES]
+    if unknown:
+        raise SourceError(
+            "a change to the source that is not known here", where=label, expected=REWRITES, found=unknown
+        )
     rows = tuple(row for row in family.rows_for(operator.target) if row.pattern not in operator.drawn_rows)
     for number, term in enumerate(operator.terms):
         for key, factors in term.widths.items():

@@ -26,6 +26,8 @@ from ligo_convert.methods import (
 )
 from ligo_convert.operator import Keying
 
+# Changes made to a source before it grows, by name (`rewrites`, `carrying`).
+REWRITES = ("centre", "carry")
 _RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
 
 

@@ -61,3 +61,8 @@ def test_a_model_without_its_head_is_refused() -> None:
     bare = GPT2Model(model_of(config_of("gpt2")).config)
     with pytest.raises(SourceError, match="GPT2Model is not supported"):
         ligo_convert.grow(bare, {"n_layer": 3})
+
+
+def test_a_model_that_carries_no_config_is_refused() -> None:
+    with pytest.raises(SourceError, match="has no config that says what it is"):
+        ligo_convert.grow(model_of(config_of("vit"), dtype=torch.float32), {"depth": 3})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import config_of, empty_model, family_of, logits, model_of, start_of, target_model
+from tiny import config_of, empty_model, family_of, grown_state, logits, model_of, start_of, target_model
 
-from ligo_convert.initial import initial_operator
+from ligo_convert.fit import GrownTarget, fetch_from
+from ligo_convert.growth import Grower
+from ligo_convert.initial import initial_operator, learnable
 from ligo_convert.maps import carried_cells, carried_signs, carried_weight
 from ligo_convert.methods import WidthRequest, carries_mean, width_claim
 
@@ -168,3 +171,30 @@ def test_a_carried_model_is_the_librarys() -> None:
     names = {name for name, _ in empty_model(start.target).named_parameters()}
     grown = target_model(initial_operator(start), dict(model_of(config, dtype=torch.float32).state_dict()))
     assert {name for name, _ in grown.named_parameters()} == names
+
+
+@pytest.mark.parametrize("keying", ["shared", "source", "target"])
+def test_learning_and_streaming_carry_the_same(keying: str) -> None:
+    """Whole rows at once, as the fit grows them, and tensor by tensor, as they are written; every coefficient random."""
+    config, model = source_like_a_trained_one()
+    family = family_of(config)
+    changes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160, "num_hidden_layers": 5}
+    start = start_of("bert encoder", config, changes, width="carry", depth="stack", keying=keying)
+    rng = np.random.default_rng(0)
+
+    def noise(name: str, array: np.ndarray) -> np.ndarray:
+        return array + 0.1 * rng.normal(size=array.shape) if name.endswith(".tail") or "/depth/" in name else array
+
+    operator = learnable(initial_operator(start, dtype=np.float64), family).map_arrays(noise)
+    state, rows = dict(model.state_dict()), family.rows_for(operator.target)
+    stacked = {
+        row.pattern: torch.stack([state[family.written(row.name(layer))] for layer in family.layers(row, config)])
+        for row in rows
+    }
+    grower = Grower(operator, family, dtype=torch.float64, fetch=fetch_from(stacked))
+    learned = {family.written(name): found for name, found in GrownTarget(grower, rows, stacked).tensors().items()}
+    for name, tensor in grown_state(operator, state).items():
+        torch.testing.assert_close(learned[name], tensor, rtol=1e-12, atol=1e-11)
+    # They are not zero: something is carried, whatever was learned.
+    plain = grown_state(replace(operator, rewrites=()), state)
+    assert any(not torch.equal(plain[name], tensor) for name, tensor in learned.items())

@@ -287,6 +287,7 @@ CRAFTED = [
     (_change('"drawn_layers":{"layer":[false,', '"drawn_layers":{"layer":['), "does not have"),
     (_change('"format":"ligo-operator/2"', '"format":"ligo-operator/9"'), "another version"),
     (_change('"seed"', '"sead"'), "no growth operator"),
+    (_change('"rewrites":[]', '"rewrites":["scramble"]'), "not known here"),
     (lambda metadata: {"format": "pt"}, "no growth operator"),
 ]
 
