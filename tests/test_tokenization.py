@@ -45,8 +45,15 @@ def test_a_trained_tokenizer_is_read_by_transformers_with_the_same_ids(tmp_path:
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     text = "def caf\u00e9(x):\n\treturn '\u2603'  # don't\n"
-    assert loaded(text, add_special_tokens=False)["input_ids"] == plain.encode(text).ids
-    assert loaded.decode(plain.encode(text).ids) == text
+    for special in (False, True):
+        ids = loaded(text, add_special_tokens=special)["input_ids"]
+        assert ids == plain.encode(text, add_special_tokens=special).ids or (special and model_type == "roberta")
+    ids = plain.encode(text, add_special_tokens=False).ids
+    if model_type == "bert":
+        # WordPiece, uncased, gives back words, not spaces; a character that it does not know is lost.
+        assert loaded.decode(ids) == "def cafe ( x ) : return ' [UNK] ' # don ' t"
+    else:
+        assert loaded.decode(ids) == text
     assert (len(loaded), loaded.model_max_length) == (300, 77)
     specials = {"bert": ("pad_token_id", 0), "roberta": ("pad_token_id", 1)}.get(model_type, ("eos_token_id", 0))
     assert getattr(loaded, specials[0]) == specials[1]
