@@ -44,6 +44,7 @@ SEQUENCE, BATCH = 64, 16
     "--grow", type=(str, int), multiple=True, help="A config key of the target. Default: a third wider and deeper."
 )
 @click.option("--steps", default=60, show_default=True)
+@click.option("--objective", "names", multiple=True, type=click.Choice(list(OBJECTIVES)), default=tuple(OBJECTIVES))
 @click.option("--rate", "rates", type=float, multiple=True, default=(3e-5, 3e-4), show_default=True)
 def main(
     encoder: Path,
@@ -52,6 +53,7 @@ def main(
     depth: str,
     grow: tuple[tuple[str, int], ...],
     steps: int,
+    names: tuple[str, ...],
     rates: tuple[float, ...],
 ) -> None:
     """Compare the objectives on ENCODER with TEXT, a glob."""
@@ -107,7 +109,7 @@ def main(
 
     click.echo(f"{changes}, width {width}, depth {depth}, {steps} steps of {BATCH} x {SEQUENCE} tokens")
     click.echo(f"{'start':12} {'':8} {judged(initial)}")
-    for name in OBJECTIVES:
+    for name in names:
         for rate in rates:
             settings = Settings(
                 steps=steps,

@@ -26,7 +26,10 @@ PIPELINES = {
     "sequence-classification": "text-classification",
     "image-classification": "image-classification",
 }
-_AGREEMENT = ("How far hidden states are from the source's (0: the same; 1: as far as its own size)", "relative")
+_AGREEMENT = (
+    "Disagreement with the source: of hidden states, relative to their size, and of cosines between sequences (0: none)",
+    "relative",
+)
 # What the loss of each task is a mean of, and over what.
 LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),

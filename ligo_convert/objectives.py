@@ -1,11 +1,12 @@
 """What an operator is learned by where a model has no head and so no loss of its own: agreement with the source it grew from.
 
 What comes in: the source with its weights, the target's model, a batch. What goes out: a scalar that is zero where the target tells what
-the source told. docs/log.md says which of the two was chosen, and by what figures.
+the source told. docs/log.md says which was chosen, and by what figures.
 
     reconstruct   the source's hidden states, read back from the target's by the pseudo-inverse of the map that the stream is written
                   with: mean square of the difference over mean square
     relations     the cosines between the mean-pooled sequences of a batch, which know no basis: mean square of their difference
+    both          their sum: nearer in both respects than either alone
 """
 
 from __future__ import annotations
@@ -37,8 +38,13 @@ def relations(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch
     return (first @ first.T - second @ second.T).square().mean()
 
 
-OBJECTIVES: dict[str, Compare] = {"reconstruct": reconstruct, "relations": relations}
-DEFAULT_OBJECTIVE = "reconstruct"
+def both(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    """As `reconstruct`: the sum of the two."""
+    return reconstruct(old, new, back) + relations(old, new, back)
+
+
+OBJECTIVES: dict[str, Compare] = {"reconstruct": reconstruct, "relations": relations, "both": both}
+DEFAULT_OBJECTIVE = "both"
 
 
 def objective_of(
