@@ -97,7 +97,7 @@ def grow(
         return bytearray(tensor_to_bytes(held[name], specs[name]))
 
     if data is not None:
-        batches = _batches(data)
+        batches = _batches(data, family.task)
         rates = {"width": 3e-5, "depth": 1e-2, **(learning_rate or {})}
         rows = family.rows_for(start.target)
         stacked = stacked_source(read, family, inventory, rows, device=device, dtype=torch.float32)
@@ -133,8 +133,17 @@ def grow(
     return made.to(device).eval()
 
 
-def _batches(data: Iterable[Any]) -> _Batches:
+def _batches(data: Iterable[Any], task: str) -> _Batches:
     found = [_arrays(batch) for batch in data]
+    if task == "masked-lm" and any("labels" not in batch for batch in found):
+        raise RecipeError(
+            "a masked language model learns from `labels`",
+            where="data",
+            expected="mappings with input_ids, some of them masked, and labels, -100 where no token is asked for",
+        )
+    lengths = sorted({array.shape[1] for batch in found for array in batch.values()})
+    if len(lengths) > 1:
+        raise RecipeError("sequences of several lengths", where="data", expected="one length", found=lengths)
     held = max(1, len(found) // 10)
     if len(found) < 2:
         raise RecipeError("two batches at least: one to learn on, one to choose by", where="data", found=len(found))
@@ -150,6 +159,11 @@ def _arrays(batch: Any) -> dict[str, np.ndarray]:
     """`input_ids`, and `labels` where a batch has them, as arrays."""
     given = batch if isinstance(batch, Mapping) else {"input_ids": batch}
     arrays = {}
+    mask = given.get("attention_mask")
+    if mask is not None and not np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask).all():
+        raise RecipeError(
+            "a batch is padded", where="data", expected="texts cut or joined to one length, without padding"
+        )
     for name in ("input_ids", "labels"):
         if name in given:
             value = given[name]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ligo_convert.families import FAMILIES
-from ligo_convert.family import Family
+from ligo_convert.family import WITHOUT_LOSS, Family
 from ligo_convert.markdown import code, prose, table
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.provenance import Record, check_nothing_private
@@ -51,11 +51,28 @@ _LIGO = """@inproceedings{wang2023learning,
 }"""
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 
-_VERDICTS = {
-    "exact": "preserves the function of the source: every logit is the source's, to the rounding of the arithmetic",
-    "near": "preserves the source's loss within 0.01 nats a token, but not every logit",
-    "lossy": "does not preserve the function of the source",
-}
+
+def _in_words(record: Record, verdict: str) -> str:
+    """What a verdict says of the start: of logits, or, of a model without a head or with a new one, of its last hidden states."""
+    if verdict == "lossy":
+        return "does not preserve the function of the source"
+    if _compares_states(record):
+        head = "; its head is new, and drawn at random" if any("(new head)" in name for name in record.drawn) else ""
+        if verdict == "exact":
+            return f"preserves what the body of the source computes: the last hidden states, to the rounding of the arithmetic{head}"
+        return f"preserves the last hidden states of the source within a hundredth of their mean square{head}"
+    if verdict == "exact":
+        return "preserves the function of the source: every logit is the source's, to the rounding of the arithmetic"
+    if _family(record).task in WITHOUT_LOSS:
+        return "preserves the logits of the source within a hundredth of their mean square"
+    return f"preserves the source's loss within 0.01 {LOSSES[_family(record).task][1]}, but not every logit"
+
+
+def _compares_states(record: Record) -> bool:
+    compared = record.metrics["preservation"].get("compared")
+    if compared is not None:
+        return bool(compared == "hidden states")
+    return _family(record).task == "encoder" or any("(new head)" in name for name in record.drawn)
 
 
 def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
@@ -206,9 +223,9 @@ def _preservation(record: Record) -> Iterator[str]:
         yield "How far the function of the source is preserved was not measured."
         return
     if verdict is None:
-        yield f"**{planned.capitalize()}**, by construction: the start {_VERDICTS[planned]}. No model was run to measure it."
+        yield f"**{planned.capitalize()}**, by construction: the start {_in_words(record, planned)}. No model was run to measure it."
     else:
-        yield f"**{verdict.capitalize()}**: the start {_VERDICTS[verdict]}, measured on {_measured_on(found)} in float32 or wider."
+        yield f"**{verdict.capitalize()}**: the start {_in_words(record, verdict)}, measured on {_measured_on(found)} in float32 or wider."
     if fit is not None and fit["best_step"]:
         yield ""
         yield "This is the certificate of the start. The operator was then learned, and the weights here are the learned one's."
@@ -219,10 +236,11 @@ def _preservation(record: Record) -> Iterator[str]:
     if verdict is None:
         return
     yield ""
+    what = "hidden state" if _compares_states(record) else "logit"
     rows = [
-        ("largest difference of a logit", number(found["max_logit_difference"])),
-        ("mean difference of a logit", number(found.get("mean_logit_difference"))),
-        ("largest logit of the source", number(found.get("logit_scale"))),
+        (f"largest difference of a {what}", number(found["max_logit_difference"])),
+        (f"mean difference of a {what}", number(found.get("mean_logit_difference"))),
+        (f"largest {what} of the source", number(found.get("logit_scale"))),
         (f"difference of the loss, {LOSSES[_family(record).task][1]}", number(found["loss_difference"], signed=True)),
     ]
     yield from table(("start against source", ""), [row for row in rows if row[1]])
@@ -233,7 +251,7 @@ def _preservation(record: Record) -> Iterator[str]:
     if rounding:
         yield ""
         yield (
-            f"Storing the weights as {code(rounding['dtype'])} moves logits by at most {number(rounding['max_logit_difference'])} "
+            f"Storing the weights as {code(rounding['dtype'])} moves {what}s by at most {number(rounding['max_logit_difference'])} "
             f"{_rounded_loss(record, rounding['loss_difference'])}; the verdict is about the map, before that."
         )
 

@@ -114,15 +114,19 @@ def _check_known(family: Family, arguments: Config, *, where: str) -> None:
     """Refuse arguments that no row of the family depends on: a model that is built otherwise is not the one it describes."""
     known = {*family.defaults, *family.requires, *family.inert, *family.size_keys, "model_type", "architectures"}
     unknown = [str(key) for key in arguments if key not in known]
+    if {"hidden_size", "num_hidden_layers", "num_attention_heads"} & set(unknown):
+        raise SourceError(
+            f"this config is of transformers' own {family.name}, which is not supported",
+            where=where,
+            expected=f"timm's: {', '.join(family.defaults)}",
+            hint="take the checkpoint that timm has of it",
+        )
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(map(str, known)), n=1)
         raise SourceError(
             f"{unknown[0]}: no argument of a {family.name} that is supported here",
             where=where,
             expected=f"did you mean {near[0]!r}?" if near else f"timm's own: {', '.join(family.defaults)}",
-            hint="transformers' own ViT, DeiT and the like are other checkpoints: take timm's"
-            if unknown[0] in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-            else "",
         )
 
 

@@ -27,14 +27,17 @@ ENCODE_CHARACTERS = 256 * 1024  # tokenised at a time
 def content_digest(facts: DataFacts, *, tokenizer: Path | None) -> str:
     """The SHA-256, in hex, that names text and tokenizer by what their files hold, wherever those lie.
 
-    It covers the SHA-256 of each file of `facts`, sorted, and name and SHA-256 of each file that makes up the tokenizer
+    It covers the SHA-256 of each file of `facts`, sorted (of images with class and name),
+    and name and SHA-256 of each file that makes up the tokenizer
     in the folder `tokenizer`, if one is given. A dataset of the Hub has no files and adds nothing. Every file is read
     to its end.
 
     Raises:
         MachineError: a file that is gone or cannot be read.
     """
-    lines = sorted(_file_digest(path) for path in facts.files)
+    # Of images the folder is the class, and the name decides the order.
+    named = facts.kind == "images"
+    lines = sorted((f"{path.parent.name}/{path.name} " if named else "") + _file_digest(path) for path in facts.files)
     if tokenizer is not None:
         lines += [f"{path.name} {_file_digest(path)}" for path in known_files(tokenizer)]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

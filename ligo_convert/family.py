@@ -35,6 +35,10 @@ Config = Mapping[str, object]
 Task = Literal["causal-lm", "masked-lm", "encoder", "sequence-classification", "image-classification"]
 
 
+# Tasks that text alone gives no loss for: what such a model is learned by compares sequences with each other.
+WITHOUT_LOSS: tuple[Task, ...] = ("encoder", "sequence-classification")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """One of the library's classes for a family: which parts of a checkpoint it has, and what it is trained for.
@@ -162,6 +166,7 @@ class Family:
         requires: config values without which this table does not hold. layer_lists: config lists with an entry a layer -> depth axis.
         index_keys: config keys that make a layer depend on its index.
         inert: config keys that may change without changing the function of a trained model at inference.
+        idle: config key -> keys that say nothing while it is false.
         initializer: deviation of weights that the library draws: a config key, or a number. residual_init: rows that it initialises
             with a deviation divided by sqrt(2 * layers). scale_init: config key of a LayerScale's first value.
         architectures: names that stand for a whole config (timm's) -> what they set over `defaults`.
@@ -200,6 +205,7 @@ class Family:
     layer_lists: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     index_keys: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
+    idle: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     initializer: str | float = "initializer_range"
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
@@ -354,6 +360,7 @@ class Family:
         sizes = {axis: evaluate(expression, complete) for axis, expression in self.axes.items()}
         for expression in self.whole:
             evaluate(expression, complete)
+        self._offset(config)
         for stream in self.streams:
             size = 1
             for axis in self.factors(stream):
@@ -366,7 +373,10 @@ class Family:
         found = self.sizes(config).get(self.positions)
         if found is None or self.reads == "images":
             return None
-        return found - (evaluate(self.position_offset, self.complete(config)) if self.position_offset else 0)
+        return found - self._offset(config)
+
+    def _offset(self, config: Config) -> int:
+        return evaluate(self.position_offset, self.complete(config)) if self.position_offset else 0
 
     def shape(self, row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(sum(sizes.get(part, 1) for part in dim.parts) for dim in row.layout.dims)
@@ -449,6 +459,12 @@ class Family:
                 passed.append(name)
             else:
                 unclaimed.append(name)
+        if unclaimed and config.get("quantization_config"):
+            raise SourceError(
+                f"{unclaimed[0]} is of a quantised model, as quantization_config in config.json says",
+                where=label,
+                hint="quantised checkpoints cannot grow; take the original one",
+            )
         if unclaimed:
             raise self._unclaimed(unclaimed, wanted, sizes, label)
         family = self.for_head(self._head_of({wanted[name][0].layout.part for name in stored}, config))
@@ -505,13 +521,6 @@ class Family:
         return next((head for head in best if head.architecture in names), best[0])
 
     def _check_spec(self, spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
-        if spec.shape != shape:
-            raise SourceError(
-                "a tensor has another shape than config.json says",
-                where=f"{label}: {spec.name}",
-                expected=list(shape),
-                found=list(spec.shape),
-            )
         if spec.dtype not in FLOAT_DTYPES:
             raise SourceError(
                 "a weight is no floating-point tensor",
@@ -519,6 +528,13 @@ class Family:
                 expected=" ".join(FLOAT_DTYPES),
                 found=spec.dtype,
                 hint="quantised checkpoints cannot grow; take the original one",
+            )
+        if spec.shape != shape:
+            raise SourceError(
+                "a tensor has another shape than config.json says",
+                where=f"{label}: {spec.name}",
+                expected=list(shape),
+                found=list(spec.shape),
             )
 
     def _unclaimed(
@@ -611,7 +627,8 @@ class Family:
     def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:
         """Config keys that change what a model computes without changing a size, such as an activation."""
         old, new = self.complete(config), self.complete(target)
-        free = {*self.size_keys, *self.inert, *self.layer_lists, self.norm.epsilon, self.tie_key}
+        idle = {key for switch, keys in self.idle.items() for key in keys if not (old.get(switch) or new.get(switch))}
+        free = {*idle, *self.size_keys, *self.inert, *self.layer_lists, self.norm.epsilon, self.tie_key}
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
 
 

@@ -23,7 +23,7 @@ from ligo_convert.models import LibraryModel, Objective, mean_loss
 from ligo_convert.operator import Operator
 from ligo_convert.rewrites import Fetch
 from ligo_convert.stream import Read, source_name, stored_dtypes
-from ligo_convert.tasks import on_device
+from ligo_convert.tasks import on_device, weight
 from ligo_convert.torchio import tensor_from_bytes
 from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
 
@@ -187,7 +187,7 @@ def fit(
         total = 0.0
         for first in range(0, count, settings.micro_batch_size):
             part = {name: tensor[first : first + settings.micro_batch_size] for name, tensor in batch.items()}
-            share = len(next(iter(part.values()))) / count
+            share = weight(part) / weight(batch)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.autocast):
                 loss = measured(leaves, part) * share
             loss.backward()  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -62,9 +63,13 @@ class MaskedExamples:
         labels = np.where(asked, ids, IGNORED)
         fate = rng.random(len(ids))
         ids = np.where(asked & (fate < MASKED), self.mask_id, ids)
-        known = np.setdiff1d(np.arange(self.vocabulary), self.special)
-        strange = rng.choice(known, size=len(ids))
+        strange = rng.choice(self._known, size=len(ids))
         return np.where(asked & (fate >= MASKED) & (fate < MASKED + RANDOM), strange, ids), labels
+
+    @cached_property
+    def _known(self) -> np.ndarray:
+        """Ids that may be put in at random."""
+        return np.setdiff1d(np.arange(self.vocabulary), self.special)
 
     def _generator(self, row: int, draw: int) -> np.random.Generator:
         digest = hashlib.sha256(f"masks/{self.masking.seed}/{self.name}/{draw}/{row}".encode()).digest()

@@ -19,7 +19,7 @@ from ligo_convert.family import Family
 from ligo_convert.growth import Grower
 from ligo_convert.models import LibraryModel
 from ligo_convert.operator import Operator
-from ligo_convert.tasks import on_device
+from ligo_convert.tasks import on_device, weight
 
 EXACT = 1e-4
 NEAR = 0.01
@@ -74,10 +74,10 @@ def certificate(
             new, new_layers = target.library.hidden(target.parameters, batch)
             if same_head:
                 loss = source.library.task.loss
-                found.add(old, new, len(rows), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
+                found.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
             elif widen is not None:
                 axis = target.library.family.depth_axes[-1]
-                found.add(widen(old_layers[axis][-1]), new_layers[axis][-1], len(rows), None)
+                found.add(widen(old_layers[axis][-1]), new_layers[axis][-1], weight(batch), None)
         if widen is not None:
             found.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
     return {**found.result(), **counts}
@@ -90,10 +90,10 @@ class _Sums:
         self.compared = compared
         self.most, self.total, self.count, self.scale = 0.0, 0.0, 0, 0.0
         self.squares = [0.0, 0.0]
-        self.losses, self.rows = [0.0, 0.0], 0
+        self.losses, self.weight = [0.0, 0.0], 0.0
         self.apart: dict[int, float] = {}
 
-    def add(self, old: torch.Tensor, new: torch.Tensor, rows: int, losses: tuple[float, float] | None) -> None:
+    def add(self, old: torch.Tensor, new: torch.Tensor, weight: float, losses: tuple[float, float] | None) -> None:
         difference = (old - new).abs()
         # A logit that is no number is no small difference: max() of a tensor with NaN is NaN, and NaN fails every comparison below.
         self.most = _worse(self.most, float(difference.max()))
@@ -103,8 +103,8 @@ class _Sums:
         self.squares[0] += float(difference.square().sum(dtype=torch.float64))
         self.squares[1] += float(old.square().sum(dtype=torch.float64))
         if losses is not None:
-            self.losses = [total + loss * rows for total, loss in zip(self.losses, losses, strict=True)]
-            self.rows += rows
+            self.losses = [total + loss * weight for total, loss in zip(self.losses, losses, strict=True)]
+            self.weight += weight
 
     def compare_layers(
         self,
@@ -136,7 +136,7 @@ class _Sums:
 
     def result(self) -> dict[str, Any]:
         departing = [layer for layer, apart in sorted(self.apart.items()) if not apart <= DEPARTS]
-        loss_difference = (self.losses[1] - self.losses[0]) / self.rows if self.rows else None
+        loss_difference = (self.losses[1] - self.losses[0]) / self.weight if self.weight else None
         relative = self.squares[0] / self.squares[1] if self.squares[1] else math.nan
         near = abs(loss_difference) <= NEAR if loss_difference is not None else relative <= NEAR
         exact = bool(self.count) and self.most <= EXACT * max(1.0, self.scale)
@@ -182,7 +182,7 @@ def rounding(
 ) -> dict[str, float | None]:
     """What storing the target as `dtype` costs, measured on the same examples: it is reported beside the map's verdict."""
     rounded = {name: tensor.to(dtype).to(tensor.dtype) for name, tensor in target.parameters.items()}
-    most, loss, count = 0.0, 0.0, 0
+    most, loss, count = 0.0, 0.0, 0.0
     measure = target.library.task.loss
     for first in range(0, len(examples), batch_size):
         rows = range(first, min(first + batch_size, len(examples)))
@@ -192,6 +192,6 @@ def rounding(
             narrow = target.library(rounded, batch)
             most = _worse(most, float((exact - narrow).abs().max()))
             if measure is not None:
-                loss += (float(measure(narrow, batch)) - float(measure(exact, batch))) * len(rows)
-        count += len(rows)
+                loss += (float(measure(narrow, batch)) - float(measure(exact, batch))) * weight(batch)
+        count += weight(batch)
     return {"max_logit_difference": most, "loss_difference": loss / count if measure is not None else None}

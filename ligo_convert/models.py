@@ -20,7 +20,7 @@ from ligo_convert.configs import written_config
 from ligo_convert.errors import LigoError, SourceError
 from ligo_convert.examples import Examples
 from ligo_convert.family import Family, Row
-from ligo_convert.tasks import TASKS, on_device
+from ligo_convert.tasks import TASKS, on_device, weight
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -195,10 +195,13 @@ def mean_loss(
     dtype: torch.dtype,
     autocast: bool = False,
 ) -> float:
-    """Mean loss over all examples, every one weighing the same."""
-    total = 0.0
+    """Mean loss over all examples, every one (of masked tokens, every label) weighing the same whatever the batches."""
+    total, weights = 0.0, 0.0
     with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
         for first in range(0, len(examples), batch_size):
             rows = range(first, min(first + batch_size, len(examples)))
-            total += float(objective(parameters, on_device(examples.take(rows), device, dtype))) * len(rows)
-    return total / len(examples)
+            batch = on_device(examples.take(rows), device, dtype)
+            counts = weight(batch)
+            total += float(objective(parameters, batch)) * counts
+            weights += counts
+    return total / weights

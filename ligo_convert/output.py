@@ -28,7 +28,7 @@ SUMS = "ligo/SHA256SUMS"
 CARD = "README.md"
 PICTURE = "ligo/fit.png"
 # Written by the library for its own use; another machine's path may stand in it.
-_LEFT_OUT = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version")
+_LEFT_OUT = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version", "quantization_config")
 
 
 def json_bytes(data: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ligo_convert.axes import size_keys
 from ligo_convert.configs import flat_config
 from ligo_convert.corpus import check_data
 from ligo_convert.errors import (
@@ -25,7 +26,7 @@ from ligo_convert.errors import (
     SourceError,
 )
 from ligo_convert.families import FAMILIES
-from ligo_convert.family import Family, Inventory
+from ligo_convert.family import WITHOUT_LOSS, Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
 from ligo_convert.fs import check_place, check_room
 from ligo_convert.image_files import DataFacts, check_classes, class_folders
@@ -148,6 +149,12 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     start = plan_start(
         family, growth, config, target, asked=changes, where=recipe.where("growth"), source_family=inventory.family
     )
+    if recipe.source.pretrain is not None and inventory.family.task in WITHOUT_LOSS:
+        raise RecipeError(
+            f"source.pretrain: {inventory.family.architecture} has no loss to be trained by",
+            where=recipe.where("source", "pretrain", "config"),
+            hint=f"leave `architectures` out: a {inventory.family.heads[0].architecture} is trained",
+        )
     warnings += _left_out(inventory, family)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
@@ -282,7 +289,10 @@ def _changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tu
             "a model grows within its family", where=where, expected=family.model_type, found=wanted.get("model_type")
         )
     complete, old = family.complete(wanted), family.complete(config)
+    # The head is the source's: another number of classes is asked for in target.config.
+    head = size_keys(family.axes[family.labels]) if family.labels else ()
     keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
+    keys = [key for key in keys if key not in head]
     # A key that decides a size may be left out by both: the library works it out.
     return {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}, where
 
@@ -388,7 +398,10 @@ def activation_bytes(family: Family, config: Mapping[str, object], sequence_leng
     """Bytes that one sequence's forward and backward pass hold: logits and their softmax, and what every layer keeps."""
     sizes = family.sizes(config)
     layers = sum(sizes[axis] for axis in family.depth_axes)
-    logits = 4 * 4 * sequence_length * sizes.get(family.vocabulary, 0)
+    headed = any(
+        family.vocabulary in dim.parts and dim.role == "write" for row in family.rows for dim in row.layout.dims
+    )
+    logits = 4 * 4 * sequence_length * sizes[family.vocabulary] if headed else 0
     inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.kept)
     # Kernels for attention do not keep its matrix, unless heads are mixed: then there are six of them a head, with what softmax keeps.
     mixed = [
@@ -402,10 +415,20 @@ def _micro_batch(recipe: Recipe, family: Family, start: Start) -> int:
     fit = recipe.fit
     if fit is None:
         return 4
-    if fit.micro_batch_size is not None:
-        return min(fit.micro_batch_size, fit.batch_size)
+    least = 2 if family.task in WITHOUT_LOSS else 1
+    if fit.micro_batch_size is not None or fit.batch_size < least:
+        asked = min(fit.micro_batch_size or fit.batch_size, fit.batch_size)
+        if asked < least:
+            key = "batch_size" if fit.batch_size < least else "micro_batch_size"
+            raise RecipeError(
+                f"fit.{key}: a model without a loss of its own is learned by comparing sequences",
+                where=recipe.where("fit", key),
+                expected="at least 2",
+                found=asked,
+            )
+        return asked
     one = activation_bytes(family, start.target, family.sequence(start.target, fit.sequence_length))
-    return max(1, min(fit.batch_size, ACTIVATION_BYTES // one))
+    return max(least, min(fit.batch_size, ACTIVATION_BYTES // one))
 
 
 def estimate_memory(
@@ -432,7 +455,9 @@ def estimate_memory(
     length = family.sequence(start.target, fit.sequence_length if fit else 128)
     activations = micro_batch * activation_bytes(family, start.target, length)
     if fit is None:
-        return BASE_BYTES + source + target + activations + 4 * (row + 2 * largest)
+        # What rounding costs is measured on a second copy.
+        copies = 2 if any(spec.dtype in ("F16", "BF16") for spec in specs) else 1
+        return BASE_BYTES + source + copies * target + activations + 4 * (row + 2 * largest)
     # Parameters, gradients, two moments, the best so far and the start; a saved state is written from them, not copied.
     operator = 4 * 6 * learned_parameters(start)
     return BASE_BYTES + source + 2 * target + operator + activations + 4 * 4 * row

@@ -115,6 +115,14 @@ TASKS: dict[str, TaskFunctions] = {
 }
 
 
+def weight(batch: Tensors) -> float:
+    """What a batch counts in a mean over batches: its labels where tokens have them, else its rows."""
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim == 2:
+        return float((labels != IGNORED).sum())
+    return float(len(next(iter(batch.values()))))
+
+
 def random_batch(family: Family, config: Mapping[str, object], *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs for where there is no data: seeded random token ids or images that fit the source, with random labels."""
     sizes, complete = family.sizes(config), family.complete(config)

@@ -66,3 +66,15 @@ def test_a_model_without_its_head_is_refused() -> None:
 def test_a_model_that_carries_no_config_is_refused() -> None:
     with pytest.raises(SourceError, match="has no config that says what it is"):
         ligo_convert.grow(model_of(config_of("vit"), dtype=torch.float32), {"depth": 3})
+
+
+def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() -> None:
+    model, ids = model_of(config_of("bert"), dtype=torch.float32), torch.randint(3, 29, (2, 8))
+    cases = {
+        "learns from `labels`": [ids, ids],
+        "several lengths": [{"input_ids": ids, "labels": ids}, {"input_ids": ids[:, :6], "labels": ids[:, :6]}],
+        "padded": [{"input_ids": ids, "labels": ids, "attention_mask": torch.arange(8).expand(2, 8) < 6}] * 2,
+    }
+    for message, data in cases.items():
+        with pytest.raises(RecipeError, match=message):
+            ligo_convert.grow(model, TARGETS["bert"]["depth"], data=data)

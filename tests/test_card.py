@@ -344,3 +344,27 @@ def test_a_private_folder_name_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
     text = body(records.local(RECORD, label="canaryperson-gpt2"))
     assert "canaryperson" not in text
     assert "a local checkpoint" in text
+
+
+def test_a_model_without_a_head_is_told_by_its_hidden_states() -> None:
+    found = {
+        **records.METRICS["preservation"],
+        "compared": "hidden states",
+        "verdict": "exact",
+        "loss_difference": None,
+    }
+    headless = replace(RECORD, family="bert", operator={**RECORD.operator, "head": "BertModel"})
+    text = body(records.with_metrics(headless, task="encoder", preservation=found))
+    assert "the last hidden states, to the rounding" in text
+    assert "| largest difference of a hidden state |" in text
+    assert "every logit" not in text
+    drawn = replace(records.with_metrics(RECORD, preservation=found), drawn=["lm_head.weight (new head)"])
+    assert "its head is new, and drawn at random" in body(drawn)
+
+
+def test_near_is_said_in_the_unit_of_the_task() -> None:
+    image = replace(RECORD, family="vit", operator={**RECORD.operator, "head": "VisionTransformer"})
+    found = {**records.METRICS["preservation"], "verdict": "near"}
+    assert "within 0.01 nats an image" in body(
+        records.with_metrics(image, task="image-classification", preservation=found)
+    )

@@ -290,3 +290,18 @@ def test_the_content_digest_says_which_file_is_gone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").unlink()
     with pytest.raises(MachineError, match=r"a\.txt: cannot be read: No such file"):
         content_digest(facts, tokenizer=None)
+
+
+def test_the_digest_of_images_knows_their_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + name.encode())
+    files = (tmp_path / "a" / "0.png", tmp_path / "b" / "0.png")
+
+    def digest() -> str:
+        return content_digest(DataFacts(kind="images", files=files, nbytes=18), tokenizer=None)
+
+    before, one, two = digest(), files[0].read_bytes(), files[1].read_bytes()
+    files[0].write_bytes(two)
+    files[1].write_bytes(one)
+    assert digest() != before

@@ -330,3 +330,27 @@ def test_an_encoder_without_a_pooler_and_one_with_a_pooler_beside_its_head() -> 
     found = FAMILIES["roberta"].check(config, specs, label="source")
     assert found.family.architecture == "RobertaForMaskedLM"
     assert found.left_out == ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
+
+
+def test_keys_that_say_nothing_while_a_switch_is_off_may_change() -> None:
+    config = config_of("qwen3", sliding_window=4, max_window_layers=1)
+    found = family_of(config)
+    assert found.changed_function(config, {**config, "max_window_layers": 2, "sliding_window": 8}) == ()
+    on = {**config, "use_sliding_window": True}
+    assert "max_window_layers" in found.changed_function(on, {**on, "max_window_layers": 2})
+
+
+def test_a_quantised_checkpoint_is_called_so() -> None:
+    config = config_of("llama", quantization_config={"quant_method": "gptq"})
+    name = "model.layers.0.mlp.up_proj.qweight"
+    specs = {**specs_of(config), name: TensorSpec(name=name, dtype="I32", shape=(2, 24))}
+    with pytest.raises(SourceError, match="of a quantised model"):
+        FAMILIES["llama"].check(config, specs, label="source")
+    packed = {**specs_of(config), "lm_head.weight": TensorSpec(name="lm_head.weight", dtype="U8", shape=(7, 16))}
+    with pytest.raises(SourceError, match="no floating-point tensor"):
+        FAMILIES["llama"].check({**config, "tie_word_embeddings": False}, packed, label="source")
+
+
+def test_positions_that_cannot_be_counted_are_the_sources_fault() -> None:
+    with pytest.raises(SourceError, match="pad_token_id"):
+        FAMILIES["roberta"].check_config(config_of("roberta", pad_token_id=None), where="config.json")

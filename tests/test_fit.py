@@ -254,3 +254,18 @@ def test_when_bfloat16_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not autocast_pays("cpu", "float32", width=1024)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert not autocast_pays("cpu", "auto", width=1024)
+
+
+def test_a_masked_loss_is_the_same_whatever_the_batches() -> None:
+    """A mean over masked tokens, not a mean of the batches' means: rows differ in how many tokens they ask for."""
+    config = config_of("bert")
+    model = LibraryModel(family_of(config), config)
+    parameters = {name: tensor.detach() for name, tensor in model_of(config, dtype=torch.float32).named_parameters()}
+    ids = np.random.default_rng(0).integers(3, 29, size=(6, 10))
+    labels = np.where(np.arange(10) < np.array([[1], [9], [2], [10], [1], [5]]), ids, -100)
+    examples = ArrayExamples(arrays={"input_ids": ids, "labels": labels})
+    losses = [
+        mean_loss(model.loss, parameters, examples, batch_size=size, device="cpu", dtype=torch.float32)
+        for size in (1, 4, 6)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

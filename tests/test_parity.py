@@ -15,6 +15,7 @@ from ligo_convert.initial import initial_operator
 from ligo_convert.methods import DEPTHS, WIDTHS
 
 CAUSAL = [name for name in CASES if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
+PRESERVING = ("lemon", "hyperclone", "zero", "carry")
 GRID = [
     (family, tied, target, width, depth)
     for family in CASES
@@ -22,7 +23,8 @@ GRID = [
         (True, False) if FAMILIES[CASES[family].family or family].tied else (False,), TARGETS[family]
     )
     for width, depth in itertools.product(WIDTHS, DEPTHS)
-    if "copy" not in (width, depth)
+    # What changes the function by its width needs no other ways to change it beside.
+    if "copy" not in (width, depth) and (width in PRESERVING or depth in ("identity", "stack"))
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from tiny import empty_model
 
-from ligo_convert.plan import plan_recipe
+from ligo_convert.errors import RecipeError
+from ligo_convert.plan import Plan, plan_recipe
 from ligo_convert.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -71,3 +73,43 @@ def test_a_recipes_first_line_tells_its_sizes(path: Path, tmp_path: Path) -> Non
 def test_a_recipe_carries_its_sources_config(path: Path) -> None:
     source = load_recipe(path).source
     assert source.config or (source.pretrain is not None and source.pretrain.config)
+
+
+def planned(tmp_path: Path, **sections: object) -> Plan:
+    recipe = {"version": 1, "growth": {"width": "lemon", "depth": "identity"}, "output": {"dir": str(tmp_path / "out")}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**recipe, **sections}))
+    return plan_recipe(load_recipe(path))
+
+
+def test_a_target_that_is_named_keeps_the_sources_classes(tmp_path: Path) -> None:
+    """A name of timm's stands for a thousand classes; a source that was trained on seven keeps its head."""
+    source = {"config": {"architecture": "deit_small_patch16_224", "num_classes": 7}}
+    plan = planned(tmp_path, source=source, target={"model": "deit_base_patch16_224"})
+    assert plan.start.target["num_classes"] == 7
+    assert plan.start.drawn_rows == ()
+    assert plan.start.verdict == "exact"
+
+
+ENCODER = {"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 2}
+
+
+def test_what_has_no_loss_cannot_be_trained_first(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no loss to be trained by"):
+        planned(
+            tmp_path,
+            source={"pretrain": {"config": ENCODER, "steps": 2}},
+            target={"config": {"num_hidden_layers": 3}},
+            fit={"steps": 2, "data": {"stdlib": True}},
+        )
+
+
+@pytest.mark.parametrize("key", ["micro_batch_size", "batch_size"])
+def test_sequences_are_compared_with_others(key: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"fit.{key}: .*comparing sequences"):
+        planned(
+            tmp_path,
+            source={"config": ENCODER},
+            target={"config": {"num_hidden_layers": 3}},
+            fit={"steps": 2, "data": {"stdlib": True}, key: 1},
+        )

@@ -28,6 +28,7 @@ QWEN2 = replace(
     # Without a list of layer types the window begins at a layer counted from below.
     index_keys=("use_sliding_window",),
     layer_lists={"layer_types": "layer"},
+    idle={"use_sliding_window": ("sliding_window", "max_window_layers")},
     requires={},
     whole=(),
     defaults={
