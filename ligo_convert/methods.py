@@ -463,7 +463,7 @@ WIDTHS: dict[str, WidthStart] = {
         claim=lemon_claim,
         preserving=True,
         paper="LEMON, arXiv:2310.07999",
-        summary="exact at any ratio (post-norm: whole multiples): tiles and mean (LayerNorm) or zero (RMSNorm) entries, uneven reads",
+        summary="exact at any ratio (post-norm: whole multiples): tiles, mean or zero entries",
     ),
     "aki": WidthStart(
         build=aki,
