@@ -171,6 +171,58 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@_recipe_options
+@click.option("--methods", metavar="A,B,...", help="Replace compare.methods: names from `methods`, commas between.")
+@click.option("--steps", type=click.IntRange(min=1), help="Replace compare.steps: of training from scratch.")
+@click.option("--seeds", metavar="0,1,...", help="Replace compare.seeds.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: one a core, one alone on a GPU.")
+@_device
+@_as_json
+def compare(
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    steps: int | None,
+    seeds: str | None,
+    jobs: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train the target from several starting points, and say what each saves against training from scratch."""
+    from ligo_convert.render import compare_report
+
+    named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.compare import compare as carry_out
+
+        outcome = carry_out(
+            loaded,
+            # A conversion and a comparison of one recipe are two directories.
+            Path(out) if out is not None else Path(f"{loaded.output.dir}-compare"),
+            methods=named,
+            steps=steps,
+            seeds=_numbers(seeds, "--seeds"),
+            jobs=jobs or 0,
+            device=device,
+            progress=progress,
+        )
+    _print(outcome.json(), as_json, lambda: compare_report(outcome))
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    """Whole numbers with commas between."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"{text!r} is no list of whole numbers such as 0,1,2", param_hint=option)
+    return [int(part) for part in parts]
+
+
+@cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @_as_json
 def inspect(path: Path, as_json: bool) -> None:
@@ -212,13 +264,15 @@ def families(as_json: bool) -> None:
 @cli.command()
 @_as_json
 def methods(as_json: bool) -> None:
-    """List the starts for width and depth, one a line."""
+    """List starts, training strategies and the methods that `compare` knows, one a line."""
     from ligo_convert.inspection import methods_list
     from ligo_convert.render import listing
 
     found = methods_list()
     _print(
-        {"methods": found}, as_json, lambda: listing(found, ("axis", "name", "keeps the function", "summary", "paper"))
+        {"methods": found},
+        as_json,
+        lambda: listing(found, ("axis", "name", "keeps the function", "cost", "summary", "paper")),
     )
 
 

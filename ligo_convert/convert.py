@@ -9,26 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.data import content_digest
 from ligo_convert.environment import choose_device, peak_rss_bytes
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.fs import check_place, do, write_file
-from ligo_convert.learning import TRAINED_SOURCE, learn, tokenizer_directory, trained_source
+from ligo_convert.learning import TRAINED_SOURCE, learn
+from ligo_convert.opening import digest_recipe, enter, examine, train_source
 from ligo_convert.operator import describe, stored_arrays
 from ligo_convert.output import PROVENANCE, write_record
-from ligo_convert.plan import Plan, make_plan, open_planned, target_model_config
+from ligo_convert.plan import Plan, make_plan, open_planned
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import metrics_of, read_statement
 from ligo_convert.recipe import Recipe
 from ligo_convert.record import Outcome, finite, run_key, run_record
-from ligo_convert.source import Source
 from ligo_convert.staging import Staging, clear_leftovers
-from ligo_convert.verify import check_copies, check_finite, verify
+from ligo_convert.verify import verify
 from ligo_convert.writer import safetensors_pieces
 from ligo_convert.writing import Clock, Job, write_job
 
@@ -43,9 +41,9 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = _finished_statement(out)
-            source = _enter(stack, open_planned(recipe, weights=True))
+            source = enter(stack, open_planned(recipe, weights=True))
             plan = make_plan(recipe, source, check_disk=finished is None)
-            digests = _examine(source, plan, progress) if source is not None else {}
+            digests = examine(source, plan, progress) if source is not None else {}
             recipe_digest = digest_recipe(plan, source, digests, progress)
             key = run_key(recipe_digest)
         if finished is not None:
@@ -57,7 +55,7 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             progress.say("going on with what an earlier run has staged")
         with clock.running("fit"):
             if source is None:
-                source, digests, plan = _train_source(stack, plan, staging, device, progress)
+                source, digests, plan = train_source(stack, plan, staging, device, progress)
             learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         job = Job(
             family=plan.family,
@@ -97,14 +95,14 @@ def fit_operator(
     if recipe.source.pretrain is not None and os.path.lexists(kept):
         raise OutputBusy("the trained source's place is taken", where=kept, hint="move it away")
     with contextlib.ExitStack() as stack:
-        source = _enter(stack, open_planned(recipe, weights=True))
+        source = enter(stack, open_planned(recipe, weights=True))
         plan = make_plan(recipe, source, check_disk=False)
-        digests = _examine(source, plan, progress) if source is not None else {}
+        digests = examine(source, plan, progress) if source is not None else {}
         # Staged like an output, so that a fit that is stopped goes on; only the operator leaves the staging directory.
         key = run_key(digest_recipe(plan, source, digests, progress))
         staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=key))
         if source is None:
-            source, digests, plan = _train_source(stack, plan, staging, device, progress)
+            source, digests, plan = train_source(stack, plan, staging, device, progress)
         learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         source.recheck()
         operator = replace(
@@ -117,45 +115,6 @@ def fit_operator(
         staging.discard()
     trained = {"source": str(kept)} if recipe.source.pretrain is not None else {}
     return {"operator": str(file), **trained, "family": plan.family.name, **finite(learned.metrics)}
-
-
-# Steps.
-
-
-def _enter(stack: contextlib.ExitStack, source: Source | None) -> Source | None:
-    return stack.enter_context(source) if source is not None else None
-
-
-def _train_source(
-    stack: contextlib.ExitStack, plan: Plan, staging: Staging, device: str, progress: Progress
-) -> tuple[Source, dict[str, str], Plan]:
-    """The recipe's own source, trained and opened, with its digests and the plan that its real headers give."""
-    trained = trained_source(plan, staging, device=choose_device(device), progress=progress)
-    source = stack.enter_context(trained)
-    return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
-
-
-def _examine(source: Source, plan: Plan, progress: Progress) -> dict[str, str]:
-    """Digest the source and look at its values, side by side: both read everything, and neither needs the other."""
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        digests = beside.submit(source.digest)
-        check_copies(source, plan.inventory)
-        check_finite(source, allow=plan.recipe.source.allow_nonfinite, progress=progress)
-        return digests.result()
-
-
-def digest_recipe(plan: Plan, source: Source | None, digests: Mapping[str, str], progress: Progress) -> str:
-    """The recipe's digest, with those of the contents that it names: source, data and tokenizer, target."""
-    recipe, data, target = plan.recipe, None, None
-    if plan.data is not None:
-        assert recipe.fit is not None
-        # The source's own tokenizer is among the source's files.
-        tokenizer = tokenizer_directory(plan, source) if recipe.fit.data.tokenizer is not None else None
-        with progress.task("digesting the data"):
-            data = content_digest(plan.data, tokenizer=tokenizer)
-    if recipe.target.model is not None:
-        target = target_model_config(recipe)
-    return recipe.digest(source=digests, data=data, target=target)
 
 
 # Finished outputs.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import signal
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 
 def printable(text: object) -> str:
@@ -72,6 +73,17 @@ class LigoError(Exception):
         # A hint is ours and may hold several lines (a list of names, a command to copy).
         lines += [f"  {printable(line)}" for line in self.hint.splitlines()]
         return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors differ; what an error says is in its attributes.
+        return _again, (type(self), self.args, dict(self.__dict__))
+
+
+def _again(kind: type[LigoError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LigoError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class RecipeError(LigoError):

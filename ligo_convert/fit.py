@@ -19,13 +19,14 @@ from ligo_convert.examples import Batch, Examples
 from ligo_convert.family import Family, Inventory, Row
 from ligo_convert.growth import Grower
 from ligo_convert.initial import learnable
-from ligo_convert.models import LibraryModel, Objective, mean_loss
+from ligo_convert.models import LibraryModel, Objective, backward_in_parts, mean_loss
 from ligo_convert.operator import Operator
 from ligo_convert.rewrites import Fetch
+from ligo_convert.schedules import Schedule
 from ligo_convert.stream import Read, source_name, stored_dtypes
-from ligo_convert.tasks import on_device, weight
+from ligo_convert.tasks import on_device
 from ligo_convert.torchio import tensor_from_bytes
-from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
+from ligo_convert.training import Group, Outcome, StateStore, train
 
 Tensors = dict[str, torch.Tensor]
 
@@ -182,16 +183,15 @@ def fit(
 
     def gradients(step: int) -> float:
         batch = on_device(slices.batch(step, batch_size=settings.batch_size, seed=settings.seed), device, dtype)
-        count = len(next(iter(batch.values())))
         leaves = target.tensors(leaves=True)
-        total = 0.0
-        for first in range(0, count, settings.micro_batch_size):
-            part = {name: tensor[first : first + settings.micro_batch_size] for name, tensor in batch.items()}
-            share = weight(part) / weight(batch)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.autocast):
-                loss = measured(leaves, part) * share
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        total = backward_in_parts(
+            measured,
+            leaves,
+            batch,
+            micro_batch_size=settings.micro_batch_size,
+            device=device,
+            autocast=settings.autocast,
+        )
         target.backward(leaves)
         return total
 

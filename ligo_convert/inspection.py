@@ -7,12 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.added import NEW_PARAMETERS_FILE
+from ligo_convert.contenders import CONTENDERS, Contender
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family
+from ligo_convert.jsoncore import strict_json
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.source import open_source
 from ligo_convert.stored import family_of, read_operator
+from ligo_convert.strategies import OPTIONS, STRATEGIES
 from ligo_convert.tensors import TensorSpec
 
 _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
@@ -41,27 +45,60 @@ def _growing(family: Family) -> list[str]:
 
 
 def methods_list() -> list[dict[str, str]]:
+    """Every start, every training strategy and option, and every method that `compare` knows: paper, what it keeps, what it costs."""
+    return [*starts_list(), *_strategies_list(), *_contenders_list()]
+
+
+def starts_list() -> list[dict[str, str]]:
+    """The starts for width and depth. Beginning with one costs nothing but the copying."""
     widths = [
-        {
-            "axis": "width",
-            "name": name,
-            "keeps the function": "yes" if start.preserving else "see plan",
-            "summary": start.summary,
-            "paper": start.paper,
-        }
+        _method("width", name, "yes" if start.preserving else "see plan", start.summary, start.paper, "none")
         for name, start in WIDTHS.items()
     ]
     depths = [
-        {
-            "axis": "depth",
-            "name": name,
-            "keeps the function": "yes" if start.verdict == "exact" else "no",
-            "summary": start.summary,
-            "paper": start.paper,
-        }
+        _method("depth", name, "yes" if start.verdict == "exact" else "no", start.summary, start.paper, "none")
         for name, start in DEPTHS.items()
     ]
     return widths + depths
+
+
+def _strategies_list() -> list[dict[str, str]]:
+    strategies = [
+        _method("strategy", name, "-", found.summary, found.paper, found.cost) for name, found in STRATEGIES.items()
+    ]
+    options = [
+        _method("option", f"+{name}", "-", found.summary, found.paper, found.cost) for name, found in OPTIONS.items()
+    ]
+    return strategies + options
+
+
+def _contenders_list() -> list[dict[str, str]]:
+    return [
+        _method("compare", name, found.keeps, _contender_line(found), found.paper, _contender_cost(found))
+        for name, found in CONTENDERS.items()
+    ]
+
+
+def _contender_line(found: Contender) -> str:
+    start = "" if found.drawn else f" ({found.width} + {found.depth})"
+    return found.summary + start
+
+
+def _contender_cost(found: Contender) -> str:
+    parts = ["the source's training"] if found.needs_source else []
+    parts += ["the fit"] if found.fits else []
+    return ", ".join([*parts, f"{found.strategy} training"])
+
+
+def _method(axis: str, name: str, keeps: str, summary: str, paper: str, cost: str) -> dict[str, str]:
+    return {
+        "axis": axis,
+        "name": name,
+        "keeps the function": keeps,
+        "summary": summary,
+        "paper": paper,
+        "cost": cost,
+    }
 
 
 def describe_family(name: str) -> dict[str, Any]:
@@ -126,6 +163,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "files": [{"name": file.name, "nbytes": file.size} for file in source.files],
             "tensors": len(specs),
             "parameters": sum(spec.elements for spec in specs.values()),
+            **_added(path),
             "dtypes": sorted({spec.dtype for spec in specs.values()}),
             "tokenizer": list(source.tokenizer_files),
             "license": source.license,
@@ -152,6 +190,17 @@ def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str
         "axes": {axis: sizes[axis] for axis in family.axes},
         "ignored": list(inventory.ignored),
     }
+
+
+def _added(path: Path) -> dict[str, int]:
+    """How many of an output's parameters are new; nothing where no file says so."""
+    file = path / NEW_PARAMETERS_FILE
+    if not file.is_file():
+        return {}
+    match strict_json(file.read_bytes(), label=NEW_PARAMETERS_FILE):
+        case {"counts": {"new": int(new)}}:
+            return {"new_parameters": new}
+    raise SourceError("it does not count what is new", where=NEW_PARAMETERS_FILE)
 
 
 def _provenance(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError
+from ligo_convert.fs import make_folder, write_file
 from ligo_convert.initial import initial_operator, random_operator
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
@@ -32,6 +33,8 @@ from ligo_convert.tokenization import known_files
 from ligo_convert.writer import rehash, safetensors_pieces
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ligo_convert.examples import Examples, Slices
 
 OPERATOR = "ligo/operator.safetensors"
@@ -57,6 +60,20 @@ class Learned:
     data: Mapping[str, Any] | None
 
 
+class FolderState:
+    """A training state as a file in a folder of this process's own (`training.StateStore`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, arrays: dict[str, np.ndarray], text: str) -> None:
+        make_folder(self.path.parent)
+        write_file(self.path, _state_pieces(arrays, text), replace=True)
+
+    def load(self) -> tuple[dict[str, np.ndarray], str] | None:
+        return _read_state(self.path)
+
+
 class StagedState:
     """A training state in a staging directory (`training.StateStore`)."""
 
@@ -64,22 +81,29 @@ class StagedState:
         self.staging, self.name = staging, f"{WORK}/{name}.safetensors"
 
     def save(self, arrays: dict[str, np.ndarray], text: str) -> None:
-        tensors = []
-        for name, array in sorted(arrays.items()):
-            flat = np.ascontiguousarray(array)
-            spec = TensorSpec(name=name, dtype={4: "F32", 8: "F64"}[flat.itemsize], shape=flat.shape)
-            tensors.append((spec, flat.reshape(-1).view(np.uint8).data))
-        self.staging.write_bytes(self.name, safetensors_pieces(tensors, {"state": text}))
+        self.staging.write_bytes(self.name, _state_pieces(arrays, text))
 
     def load(self) -> tuple[dict[str, np.ndarray], str] | None:
-        path = self.staging.path / self.name
-        if not path.exists():
-            return None
-        arrays, metadata = read_safetensors(path)
-        return arrays, metadata["state"]
+        return _read_state(self.staging.path / self.name)
 
     def drop(self) -> None:
         self.staging.remove(self.name)
+
+
+def _state_pieces(arrays: Mapping[str, np.ndarray], text: str) -> Iterator[Buffer]:
+    tensors = []
+    for name, array in sorted(arrays.items()):
+        flat = np.ascontiguousarray(array)
+        spec = TensorSpec(name=name, dtype={4: "F32", 8: "F64"}[flat.itemsize], shape=flat.shape)
+        tensors.append((spec, flat.reshape(-1).view(np.uint8).data))
+    return safetensors_pieces(tensors, {"state": text})
+
+
+def _read_state(path: Path) -> tuple[dict[str, np.ndarray], str] | None:
+    if not path.exists():
+        return None
+    arrays, metadata = read_safetensors(path)
+    return arrays, metadata["state"]
 
 
 def staged_results(staging: Staging) -> dict[str, Any]:
@@ -112,8 +136,14 @@ def _tokenizer_from_hub(name: str) -> Path:
     return fetch_tokenizer(name)
 
 
-def slices_of(plan: Plan, tokenizer: Path | None, *, progress: Progress, pretraining: bool = False) -> Slices:
-    """The recipe's data as slices, for the fit or for training a source. Held-out text is the same at every sequence length of a recipe."""
+def slices_of(
+    plan: Plan, tokenizer: Path | None, *, progress: Progress, pretraining: bool = False, examples: int | None = None
+) -> Slices:
+    """The recipe's data as slices, for the fit or for training a source. Held-out text is the same at every sequence length of a recipe.
+
+    Args:
+        examples: how many sequences of the fit's length, or images, to train on; None for what the steps ask for.
+    """
     from ligo_convert.data import token_slices
     from ligo_convert.masking import Masking
 
@@ -121,8 +151,9 @@ def slices_of(plan: Plan, tokenizer: Path | None, *, progress: Progress, pretrai
     assert fit is not None
     settings = pretrain if pretraining else fit
     assert settings is not None
+    asked = settings.steps * settings.batch_size
     if plan.family.reads == "images":
-        return _image_slices(plan, settings.steps * settings.batch_size, progress)
+        return _image_slices(plan, examples or asked, progress)
     assert tokenizer is not None
     lengths = [fit.sequence_length, *([pretrain.sequence_length] if pretrain else [])]
     whole = math.lcm(*lengths)
@@ -132,7 +163,7 @@ def slices_of(plan: Plan, tokenizer: Path | None, *, progress: Progress, pretrai
             tokenizer,
             base=plan.recipe.base,
             sequence_length=settings.sequence_length,
-            train_tokens=settings.steps * settings.batch_size * settings.sequence_length,
+            train_tokens=examples * fit.sequence_length if examples else asked * settings.sequence_length,
             heldout_tokens=-(-fit.heldout_tokens // whole) * whole,
             seed=fit.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
@@ -163,7 +194,7 @@ def _image_slices(plan: Plan, train_images: int, progress: Progress) -> Slices:
         )
 
 
-def _same_data(staging: Staging, digest: str) -> None:
+def same_data(staging: Staging, digest: str) -> None:
     """Work that was begun on one slice must not go on with another."""
     before = staged_results(staging).get("data_digest")
     if before is None:
@@ -182,16 +213,25 @@ def _same_data(staging: Staging, digest: str) -> None:
 
 
 @contextlib.contextmanager
-def trained_source(plan: Plan, staging: Staging, *, device: str, progress: Progress) -> Iterator[Source]:
-    """The recipe's `source.pretrain`, trained into the staging directory, opened as any source is."""
+def trained_source(
+    plan: Plan, staging: Staging, *, device: str, progress: Progress, examples: int | None = None
+) -> Iterator[Source]:
+    """The recipe's `source.pretrain`, trained into the staging directory, opened as any source is.
+
+    Args:
+        examples: as of `slices_of`: the text that it is trained on, which may be more than its steps ask for.
+    """
     directory = staging.path / TRAINED_SOURCE
     if "pretrain" not in staged_results(staging):
-        keep_result(staging, "pretrain", _train_source(plan, staging, device=device, progress=progress))
+        trained = _train_source(plan, staging, device=device, progress=progress, examples=examples)
+        keep_result(staging, "pretrain", trained)
     with open_source(str(directory), base=directory) as source:
         yield source
 
 
-def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progress) -> dict[str, Any]:
+def _train_source(
+    plan: Plan, staging: Staging, *, device: str, progress: Progress, examples: int | None
+) -> dict[str, Any]:
     from ligo_convert.fit import autocast_pays
     from ligo_convert.pretrain import pretrain
 
@@ -200,7 +240,7 @@ def _train_source(plan: Plan, staging: Staging, *, device: str, progress: Progre
     assert fit is not None
     config = _with_tokenizer(plan, staging, progress)
     a_step = settings.batch_size * plan.family.sequence(config, settings.sequence_length)
-    slices = slices_of(plan, staging.path / TRAINED_SOURCE, progress=progress, pretraining=True)
+    slices = slices_of(plan, staging.path / TRAINED_SOURCE, progress=progress, pretraining=True, examples=examples)
     store = StagedState(staging, "pretrain-state")
     with progress.task("training a source", settings.steps, unit="steps") as task:
 
@@ -377,7 +417,7 @@ def _with_models(
     if settings is not None:
         tokenizer = tokenizer_directory(plan, source) if family.reads == "text" else None
         slices = slices_of(plan, tokenizer, progress=progress)
-        _same_data(staging, slices.digest)
+        same_data(staging, slices.digest)
         assert plan.data is not None
         files = {path.name: rehash(path) for path in known_files(tokenizer)} if tokenizer is not None else {}
         data = {"digest": slices.digest, "kind": plan.data.kind, slices.unit: dict(slices.sizes), "tokenizer": files}

@@ -432,6 +432,12 @@ def identity(old: int, new: int) -> DepthMap:
     return DepthMap(source=source, silent=silent, drawn=(False,) * new)
 
 
+def direct_depth(old: int, new: int) -> DepthMap:
+    """DirectCopy: the old layers at the bottom, drawn ones above."""
+    source = tuple(min(layer, old - 1) for layer in range(new))
+    return DepthMap(source=source, silent=(False,) * new, drawn=tuple(layer >= old for layer in range(new)))
+
+
 def random_depth(old: int, new: int) -> DepthMap:
     return DepthMap(source=interpolate(old, new).source, silent=(False,) * new, drawn=(True,) * new)
 
@@ -535,6 +541,13 @@ DEPTHS: dict[str, DepthStart] = {
         reason="new layers add nothing to the residual stream yet",
         paper="LLaMA-Pro, arXiv:2401.02415; LEMON, arXiv:2310.07999",
         summary="as interpolate, the new layers silent",
+    ),
+    "direct": DepthStart(
+        build=direct_depth,
+        verdict="lossy",
+        reason="drawn layers above the old ones",
+        paper="DirectCopy, a baseline of arXiv:2303.00980",
+        summary="the old layers at the bottom, those above drawn as the library initialises",
     ),
     "random": DepthStart(
         build=random_depth,

@@ -129,7 +129,7 @@ class LibraryModel:
         handles = [
             modules[name].register_forward_hook(keep(axis))
             for axis in self.family.depth_axes
-            for name in self._layers(axis)
+            for name in self.layers(axis)
         ]
         try:
             return self(parameters, batch), seen
@@ -137,7 +137,7 @@ class LibraryModel:
             for handle in handles:
                 handle.remove()
 
-    def _layers(self, axis: str) -> list[str]:
+    def layers(self, axis: str) -> list[str]:
         """The names of the modules of a depth axis."""
         pattern = next(row.pattern for row in self.family.rows if row.depth == axis)
         before = self.family.written(pattern.partition("{" + axis + "}")[0])
@@ -183,6 +183,27 @@ _LIBRARIES: dict[str, Callable[[Family, Mapping[str, object]], torch.nn.Module]]
 
 
 Objective = Callable[[Tensors, Tensors], torch.Tensor]  # (parameters, batch) -> mean loss
+
+
+def backward_in_parts(
+    objective: Objective,
+    tensors: Tensors,
+    batch: Tensors,
+    *,
+    micro_batch_size: int,
+    device: str,
+    autocast: bool,
+) -> float:
+    """The mean loss of a batch, its gradients summed over micro batches: what was learned from does not depend on their size."""
+    count, total = len(next(iter(batch.values()))), 0.0
+    for first in range(0, count, micro_batch_size):
+        part = {name: tensor[first : first + micro_batch_size] for name, tensor in batch.items()}
+        share = weight(part) / weight(batch)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = objective(tensors, part) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
 
 
 def mean_loss(

@@ -1,4 +1,4 @@
-"""What lies beside the weights: config, tokenizer, recipe, card, provenance, digests.
+"""What lies beside the weights: config, tokenizer, what is new, recipe, card, provenance, digests.
 
 What comes in: the plan, the source, what was learned. What goes out: files in the staging directory. Nothing here holds a path, a name or a
 time, but for the log, its picture, the card and the provenance, which carry times.
@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ligo_convert.added import NEW_PARAMETERS_FILE, new_parameters
 from ligo_convert.card import card
 from ligo_convert.configs import written_config
 from ligo_convert.family import Family
+from ligo_convert.operator import Operator
 from ligo_convert.picture import fit_picture
 from ligo_convert.private import check_nothing_private
 from ligo_convert.provenance import Record, statement_bytes, sums
@@ -63,6 +65,11 @@ def write_model_files(
     for name in ("generation_config.json", *source.tokenizer_files):
         if name in source.side_files:
             staging.write_bytes(name, source.file_bytes(name))
+
+
+def write_new_parameters(family: Family, operator: Operator, staging: Staging) -> None:
+    """Which parts of the target growth has added."""
+    staging.write_bytes(NEW_PARAMETERS_FILE, json_bytes(new_parameters(family, operator)))
 
 
 def write_record(

@@ -57,6 +57,7 @@ class Plan:
         inventory: the source's tensors (from config alone where it is not at hand). start: the operator's plan.
         specs, shards: what is written. memory: bytes at the peak, estimated. micro_batch: sequences at a time.
         measures: whether a model is run at all; without it preservation figures are null.
+        asked: what the recipe itself changes in the source's config.
     """
 
     recipe: Recipe
@@ -73,6 +74,7 @@ class Plan:
     micro_batch: int
     measures: bool
     warnings: tuple[str, ...]
+    asked: Mapping[str, object]
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -195,6 +197,25 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
         micro_batch=micro_batch,
         measures=measures,
         warnings=tuple(warnings),
+        asked=changes,
+    )
+
+
+def another_start(plan: Plan, *, width: str, depth: str, tie: str | None, seed: int) -> Start:
+    """The start of another pair of methods for the same source and target. Raises RecipeError as `plan_start`."""
+    tied = tie == "paper"
+    keying = "source" if tied else plan.recipe.growth.operator.keying or DEFAULT_KEYING
+    growth = Growth(width=width, depth=depth, keying=keying, tie=tie, seed=seed)
+    inventory = plan.inventory
+    target = inventory.family.resize(plan.start.source, plan.asked)
+    return plan_start(
+        plan.family,
+        growth,
+        plan.start.source,
+        target,
+        asked=plan.asked,
+        where=plan.recipe.where("growth"),
+        source_family=inventory.family,
     )
 
 

@@ -16,8 +16,9 @@ from ligo_convert.family import Family
 from ligo_convert.fit import Slices
 from ligo_convert.growth import drawn_values
 from ligo_convert.models import LibraryModel, mean_loss
+from ligo_convert.schedules import Schedule
 from ligo_convert.tasks import on_device
-from ligo_convert.training import Group, Outcome, Schedule, StateStore, train
+from ligo_convert.training import Group, Outcome, StateStore, train
 
 WEIGHT_DECAY = 0.1
 

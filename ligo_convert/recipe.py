@@ -30,6 +30,7 @@ from ligo_convert.recipe_faults import (
 from ligo_convert.recipe_sections import (
     DEPTH_STARTS,
     WIDTH_STARTS,
+    Compare,
     Data,
     Fit,
     Growth,
@@ -51,6 +52,7 @@ from ligo_convert.yamldump import dump as dump_yaml
 __all__ = [
     "DEPTH_STARTS",
     "WIDTH_STARTS",
+    "Compare",
     "Data",
     "Fit",
     "Growth",
@@ -93,6 +95,7 @@ class Recipe(Section):
     fit: Fit | None = Field(default=None, description="learning; left out: the start is the result")
     output: Output = Field(description="what is written, and where")
     publish: Publish | None = Field(default=None, description="where the result is published")
+    compare: Compare | None = Field(default=None, description="training from several starting points, for `compare`")
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
     _source_base: Path | None = PrivateAttr(default=None)
@@ -130,10 +133,10 @@ class Recipe(Section):
     def public(self) -> dict[str, Any]:
         """The recipe with every default filled in and nothing private, as `load_recipe` reads it again.
 
-        Places on this machine are replaced by fixed names, `publish` is left out, and configs lose paths.
+        Places on this machine are replaced by fixed names, `publish` and `compare` are left out, and configs lose paths.
         """
         data = _filled(self)
-        del data["publish"]
+        del data["publish"], data["compare"]
         data["output"]["dir"] = _OUT
         if self.fit is None:
             del data["fit"]

@@ -23,7 +23,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "carry", "direct", "random")
-DEPTH_STARTS = ("copy", "stack", "interpolate", "identity", "random")
+SCHEDULES = ("stable", "cosine")
+DEPTH_STARTS = ("copy", "stack", "interpolate", "identity", "direct", "random")
 
 SEQUENCE_LENGTH = 128
 MAX_COUNT = 2**31 - 1
@@ -309,6 +310,46 @@ class Fit(Section):
         default="auto", description="precision of the arithmetic; auto: bfloat16 where it is faster"
     )
     data: Data = Field(description="what to learn on")
+
+
+class Compare(Section):
+    """Training the target from several starting points, for `ligo-convert compare`; nothing of it goes into a conversion."""
+
+    methods: list[Text] | None = Field(
+        default=None, min_length=1, description="names from `ligo-convert methods`; default: all that apply"
+    )
+    steps: Count | None = Field(default=None, description="steps of training from scratch: the whole budget")
+    batch_size: Count | None = Field(default=None, description="sequences or images a step; default: the fit's")
+    learning_rates: list[Rate] = Field(
+        default=[1e-3, 2e-3, 4e-3], min_length=1, description="peak rates of which each method takes its best"
+    )
+    schedules: list[Annotated[Text, AfterValidator(_one_of(SCHEDULES))]] = Field(
+        default=list(SCHEDULES),
+        min_length=1,
+        description="shapes of which training from scratch takes its best, and all others that one",
+    )
+    tuning: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="the part of the budget that each rate is tried for"
+    )
+    horizons: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.25, 0.5, 0.75, 1.0],
+        min_length=1,
+        description="parts of the budget, ascending, that a method is trained for until it reaches scratch's loss",
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.02, description="the part of the budget in which the rate rises to its peak"
+    )
+    points: Count = Field(default=60, description="how often a curve of the whole budget is read")
+    seeds: list[Seed] = Field(default=[0], min_length=1, description="every method is trained once for each")
+    layer_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="+layer-drop: the largest part of a layer's steps that is left out"
+    )
+    token_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.15, description="+token-drop: the part of the tokens that skip the middle layers"
+    )
+    source_flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="what training the source has cost, where it is not trained here"
+    )
 
 
 class Output(Section):

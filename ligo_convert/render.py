@@ -27,6 +27,7 @@ from ligo_convert.errors import printable
 from ligo_convert.progress import Progress, Task
 
 if TYPE_CHECKING:
+    from ligo_convert.compare import Compared
     from ligo_convert.plan import Plan
     from ligo_convert.record import Outcome
 
@@ -248,6 +249,53 @@ def run_report(outcome: Outcome) -> None:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
         pairs["peak memory"] = size(metrics["peak_rss_bytes"])
     _pairs(console, "", pairs)
+
+
+def compare_report(outcome: Compared) -> None:
+    """What a comparison ends with: every method's loss and savings, the best first."""
+    console, record = _out(), outcome.record
+    unit = record["budget"]["unit"]
+    seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
+    title = (
+        f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(record['budget']['examples'])} {unit},"
+        f" {record['budget']['per_parameter']:.1f} tokens a parameter{seeds}"
+    )
+    table = _table(title, "method", "rate", "loss", "FLOPs", "saved, source free", "saved, net", right=(1, 2, 3, 4, 5))
+    for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):
+        saved = [_percent(found["savings"][way], found["spread"][way]) for way in ("paper", "net")]
+        table.add_row(
+            _text(name),
+            f"{found['learning_rate']:g}",
+            _text(_with_spread(found["final"]["loss"], found["spread"]["loss"])),
+            amount(found["final"]["flops"]),
+            *saved,
+        )
+    console.print(table)
+    console.print()
+    pairs: dict[str, object] = {"output": outcome.out, "report": f"{outcome.out}/report.html"}
+    source = record["source"]
+    if source["share"] is not None:
+        pairs["source"] = f"{source['share']:.1%} of scratch's FLOPs, loss {source['loss']:.4f}"
+    for name, reason in record["skipped"].items():
+        pairs[f"without {name}"] = reason
+    _pairs(console, "", pairs)
+    for breach in record["breaches"]:
+        about = f" ({', '.join(breach['methods'])})" if breach["methods"] else ""
+        Console(stderr=True).print(Text(f"not fair: {printable(breach['text'])}{printable(about)}", style="yellow"))
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
+    """The most saved first, then the lowest loss."""
+    net, loss = found["savings"]["net"], found["final"]["loss"]
+    return (-net if net is not None else 1e9, loss if loss is not None else 1e9)
+
+
+def _percent(value: float | None, spread: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %" + ("" if spread is None else f" +- {spread:.1f}")
+
+
+def _with_spread(value: float | None, spread: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
 
 
 def fit_report(figures: Mapping[str, Any]) -> None:

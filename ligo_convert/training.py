@@ -2,7 +2,8 @@
 
 What comes in: parameter groups, a function that fills their gradients for a step, a schedule, a place to keep the state. What goes
 out: the parameters after the last step, and, where a validation loss is given, those of the best step. A run that is stopped goes on
-from its last saved step and ends with the same bits as one that was not.
+from its last saved step and ends with the same bits as one that was not; so does one that begins from a milestone of another, where
+both are the same up to there.
 """
 
 from __future__ import annotations
@@ -10,33 +11,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from ligo_convert.schedules import Schedule
+
 SAVE_EVERY_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Learning-rate factor by step: linear warmup, then `cosine` to zero or `stable` with a linear last fifth."""
-
-    steps: int
-    warmup: int
-    shape: str = "cosine"
-
-    def factor(self, step: int) -> float:
-        """The factor of step `step`, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        left = max(1, self.steps - self.warmup)
-        done = (step - self.warmup) / left
-        if self.shape == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return min(1.0, 5 * (1 - done))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +62,13 @@ def train(
     clip: float = 1.0,
     validate: Callable[[], float] | None = None,
     validate_every: int = 10,
+    chooses: bool = True,
+    steps: range | None = None,
+    partial: bool = False,
+    fused: bool = False,
+    facts: Callable[[int], dict[str, Any]] | None = None,
     store: StateStore | None = None,
+    milestones: Mapping[int, StateStore] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """AdamW over `groups` for `schedule.steps` steps.
@@ -86,9 +76,16 @@ def train(
     Args:
         gradients: step -> loss, having filled `.grad` of every parameter (earlier gradients are cleared before).
         validate: loss of the parameters as they are; asked before the first step, every `validate_every` steps and after the last.
+        chooses: whether the parameters of the best validated step are kept; without it validation is only looked at.
+        steps: the steps of the schedule that are trained here; None for all.
+        partial: whether a step may leave parameters without a gradient, and so as they are.
+        fused: torch's fused AdamW: faster, and not the same to the last bit.
+        facts: what a step's log line tells beside.
         store: kept at most every ten seconds and after the last step.
+        milestones: the state after so many steps is kept here, too.
         on_step: told after every step (steps done, log line).
     """
+    steps = range(schedule.steps) if steps is None else steps
     optimizer = torch.optim.AdamW(
         [
             {
@@ -99,13 +96,16 @@ def train(
             for group in groups
         ],
         betas=betas,
+        fused=fused,
     )
-    run = _Run(groups=groups, optimizer=optimizer, store=store)
+    run = _Run(groups=groups, optimizer=optimizer, store=store, step=steps.start, chooses=chooses)
     run.resume()
     if validate is not None and run.best_loss is None:
-        run.consider(0, validate())
+        first = run.consider(steps.start, validate())
+        if not chooses:
+            run.log.append({"step": steps.start, "validation_loss": round(first, 6)})
     saved = time.monotonic()
-    for step in range(run.step, schedule.steps):
+    for step in range(run.step, steps.stop):
         began = time.monotonic()
         factor = schedule.factor(step)
         for group, settings in zip(groups, optimizer.param_groups, strict=True):
@@ -113,7 +113,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss = gradients(step)
         unused = [name for name, parameter in run.parameters.items() if parameter.grad is None]
-        assert not unused, f"no gradient reaches {unused[:3]}"
+        assert partial or not unused, f"no gradient reaches {unused[:3]}"
         norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), clip)
         optimizer.step()
         with torch.no_grad():
@@ -126,15 +126,18 @@ def train(
             "learning_rate": {group.name: group.learning_rate * factor for group in groups},
             "gradient_norm": round(float(norm), 6),
             "tokens": tokens_a_step * (step + 1),
+            **(facts(step) if facts is not None else {}),
         }
-        last = step + 1 == schedule.steps
+        last = step + 1 == steps.stop
         if validate is not None and (last or (step + 1) % validate_every == 0):
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
         line["seconds"] = round(time.monotonic() - began, 3)
-        run.step, run.log = step + 1, [*run.log, line]
+        run.step = step + 1
+        run.log.append(line)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
-            run.save()
+            run.save(store)
             saved = time.monotonic()
+        run.save((milestones or {}).get(step + 1))
         if on_step is not None:
             on_step(step + 1, line)
     if run.best_loss is None:
@@ -145,10 +148,18 @@ def train(
 class _Run:
     """The state of a run: parameters, moments, the best so far, the log."""
 
-    def __init__(self, *, groups: Sequence[Group], optimizer: torch.optim.Optimizer, store: StateStore | None) -> None:
+    def __init__(
+        self,
+        *,
+        groups: Sequence[Group],
+        optimizer: torch.optim.Optimizer,
+        store: StateStore | None,
+        step: int,
+        chooses: bool,
+    ) -> None:
         self.parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
-        self.optimizer, self.store = optimizer, store
-        self.step, self.log = 0, list[dict[str, Any]]()
+        self.optimizer, self.store, self.chooses = optimizer, store, chooses
+        self.step, self.log = step, list[dict[str, Any]]()
         self.best_step, self.best_loss, self.best = 0, None, dict[str, torch.Tensor]()  # type: tuple[int, float | None, dict[str, torch.Tensor]]
 
     def keep(self, step: int) -> None:
@@ -159,22 +170,33 @@ class _Run:
         # A loss that is no number never becomes the best.
         if self.best_loss is None or loss < self.best_loss or (math.isnan(self.best_loss) and not math.isnan(loss)):
             self.best_loss = loss
-            self.keep(step)
+            if self.chooses:
+                self.keep(step)
         return loss
 
-    def save(self) -> None:
-        if self.store is None:
+    def save(self, store: StateStore | None) -> None:
+        if store is None:
             return
         arrays = {}
+        steps = {}
         for name, parameter in self.parameters.items():
-            state = self.optimizer.state[parameter]
             arrays[f"parameter/{name}"] = parameter.detach().cpu().numpy()
-            arrays[f"first/{name}"] = state["exp_avg"].cpu().numpy()
-            arrays[f"second/{name}"] = state["exp_avg_sq"].cpu().numpy()
+            # A parameter that no step has reached yet has no moments.
+            state = self.optimizer.state.get(parameter)
+            if state:
+                arrays[f"first/{name}"] = state["exp_avg"].cpu().numpy()
+                arrays[f"second/{name}"] = state["exp_avg_sq"].cpu().numpy()
+                steps[name] = float(state["step"])
             if name in self.best:
                 arrays[f"best/{name}"] = self.best[name].cpu().numpy()
-        text = {"step": self.step, "best_step": self.best_step, "best_loss": self.best_loss, "log": self.log}
-        self.store.save(arrays, json.dumps(text))
+        text = {
+            "step": self.step,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "log": self.log,
+            "steps": steps,
+        }
+        store.save(arrays, json.dumps(text))
 
     def resume(self) -> None:
         found = self.store.load() if self.store is not None else None
@@ -187,10 +209,11 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
-                    "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),
-                }
+                if name in data["steps"]:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(data["steps"][name]),
+                        "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
+                        "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),
+                    }
                 if f"best/{name}" in arrays:
                     self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(parameter.device)

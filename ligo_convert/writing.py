@@ -17,7 +17,7 @@ from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError
 from ligo_convert.family import Family, Inventory
 from ligo_convert.operator import Operator
-from ligo_convert.output import write_model_files
+from ligo_convert.output import write_model_files, write_new_parameters
 from ligo_convert.progress import Progress
 from ligo_convert.source import Source
 from ligo_convert.staging import Staging
@@ -87,6 +87,7 @@ def write_job(
                 writer.put(name, data)
             weights = writer.close()
         write_model_files(job.family, job.operator.target, job.specs, source, staging)
+        write_new_parameters(job.family, job.operator, staging)
         source.recheck()
     with clock.running("verify"):
         check_digests(staging.path, weights)

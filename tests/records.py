@@ -128,6 +128,7 @@ OUTPUTS = {
         "ligo/operator.safetensors",
         "ligo/fit.jsonl",
         "ligo/fit.png",
+        "ligo/new_parameters.json",
     )
 }
 FILES = {name: 1000 * number for number, name in enumerate(OUTPUTS, start=1) if name != "README.md"}

@@ -19,7 +19,7 @@ PACKAGE = Path(ligo_convert.__file__).parent
 
 # Floor by floor, from the ground up: what the floor is for, and who lives there.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "tensors", "values", "axes", "maps", "permutation", "progress")),
+    ("words", ("errors", "tensors", "values", "axes", "maps", "permutation", "progress", "schedules")),
     (
         "single texts and files",
         (
@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "signals",
             "yamldump",
             "recipe_sections",
+            "crew",
         ),
     ),
     (
@@ -62,24 +63,33 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "digests",
             "corpus",
             "provenance",
+            "added",
             "picture",
+            "comparison_picture",
             "start",
+            "strategies",
             "flops",
             "rewrites",
             "tasks",
             "training",
         ),
     ),
-    ("recipes, families, growth", ("recipe", "families", "initial", "carrying", "checkpoint_files")),
+    (
+        "recipes, families, growth, who is compared",
+        ("recipe", "families", "initial", "carrying", "checkpoint_files", "accounting", "contenders", "report"),
+    ),
     ("reaching out, and streams", ("configs", "checkpoint_layout", "hub", "tokenization", "card", "growth")),
     ("sources, data, the library's models", ("source", "data", "models", "stored", "stream")),
-    ("measuring and learning", ("measure", "fit")),
+    ("measuring and learning", ("measure", "fit", "dropping")),
     ("what is learned by", ("objectives", "pretrain")),
-    ("the plan, and what is written beside weights", ("plan", "inspection", "output")),
-    ("the steps of a run, and growth without files", ("learning", "verify", "api")),
-    ("writing, and what is recorded of it", ("writing",)),
+    ("the plan, one training run, and what is written beside weights", ("plan", "inspection", "output", "course")),
+    (
+        "the steps of a run, the plan of a comparison, and growth without files",
+        ("learning", "verify", "api", "contest"),
+    ),
+    ("writing, and what is recorded of it; the jobs of a comparison", ("writing", "opening", "workshop")),
     ("the record", ("record",)),
-    ("the pipeline", ("convert", "apply")),
+    ("the pipeline, and the comparison", ("convert", "apply", "compare")),
     ("what people look at", ("render",)),
     ("the command line", ("cli",)),
     ("ways in", ("__init__", "__main__")),
@@ -109,6 +119,9 @@ HEAVY_MODULES = {
         "objectives",
         "pretrain",
         "api",
+        "dropping",
+        "course",
+        "workshop",
     ),
 }
 

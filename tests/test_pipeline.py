@@ -174,6 +174,7 @@ LAYOUT = {
     "README.md",
     "ligo/recipe.yaml",
     "ligo/operator.safetensors",
+    "ligo/new_parameters.json",
     "ligo/provenance.json",
     "ligo/fit.jsonl",
     "ligo/fit.png",
@@ -410,7 +411,13 @@ def test_fit_then_apply_gives_the_bytes_of_run(
     with pytest.raises(OutputBusy, match="there already"):
         fit_operator(recipe, place / "grown.operator")
     apply_operator(place / "grown.operator", str(models()), place / "out")
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "ligo/new_parameters.json",
+    ):
         assert (place / "out" / name).read_bytes() == (fitted[0] / "out" / name).read_bytes(), name
     verify(place / "out", source=str(models()), load=True)
     # A sibling: the same shape, other weights.

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ligo_convert.training import Group, Schedule, train
+from ligo_convert.schedules import Schedule
+from ligo_convert.training import Group, train
 
 
 class Stop(Exception):

@@ -1,0 +1,438 @@
+"""A comparison as it is planned and as it is judged: who takes part and why not, what it costs, what is fair, who saved how much.
+
+What comes in: a plan, the recipe's `compare`, names of methods; later the curves of their runs. What goes out: a `Contest` of plain values,
+and what `compare.json` holds. No torch: the cost is known before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ligo_convert.accounting import Step, shortened
+from ligo_convert.added import added_parts
+from ligo_convert.contenders import CONTENDERS, SCRATCH, Contender, contenders
+from ligo_convert.errors import RecipeError
+from ligo_convert.family import WITHOUT_LOSS
+from ligo_convert.flops import CONVENTION, fit_flops, step_flops
+from ligo_convert.initial import initial_operator
+from ligo_convert.plan import Plan, another_start
+from ligo_convert.recipe import Compare
+from ligo_convert.schedules import STABLE_PART
+from ligo_convert.start import Start
+from ligo_convert.strategies import STRATEGIES, Dropping, Stage
+
+FORMAT = "ligo-comparison/1"
+SOURCE_SHARE = 0.2  # of scratch's operations that a source may have cost; 18.7 % in arXiv:2303.00980
+PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method that takes part. `added`: names of the tensors with added parts, where those alone learn."""
+
+    contender: Contender
+    start: Start
+    stages: tuple[Stage, ...]
+    added: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A comparison as planned.
+
+    Attributes:
+        entries: name -> method; scratch first. skipped: name -> why it cannot apply here.
+        steps: of scratch. batch_size, length: of a step; the length of an image is its patches. source_flops: None where unknown.
+    """
+
+    plan: Plan
+    settings: Compare
+    entries: Mapping[str, Entry]
+    skipped: Mapping[str, str]
+    steps: int
+    batch_size: int
+    length: int
+    seeds: tuple[int, ...]
+    source_flops: float | None
+    _steps: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def examples(self) -> int:
+        """Sequences or images that scratch is trained on."""
+        return self.steps * self.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.length
+
+    @property
+    def per_parameter(self) -> float:
+        return self.steps * self.tokens / self.plan.parameters["target"]
+
+    @property
+    def warmup(self) -> int:
+        return max(1, round(self.settings.warmup * self.steps))
+
+    @property
+    def evaluate_every(self) -> int:
+        return max(1, self.steps // self.settings.points)
+
+    @property
+    def tuning_steps(self) -> int:
+        return max(2, round(self.settings.tuning * self.steps))
+
+    @property
+    def horizons(self) -> tuple[float, ...]:
+        """Ascending; the last is the whole budget."""
+        return tuple(sorted({*self.settings.horizons, 1.0}))
+
+    def horizons_of(self, name: str) -> tuple[float, ...]:
+        """For how long a method is trained, until it reaches scratch's loss: what begins from nothing is not tried for short."""
+        entry = self.entries[name].contender
+        if name == SCRATCH:
+            return (1.0,)
+        return self.horizons[-2:] if entry.drawn else self.horizons
+
+    def steps_of(self, horizon: float) -> int:
+        return max(2, round(horizon * self.steps))
+
+    def dropping(self, name: str) -> Dropping:
+        entry = self.entries[name].contender
+        return Dropping(
+            layers=self.settings.layer_drop if entry.drops_layers else 0.0,
+            tokens=self.settings.token_drop if entry.drops_tokens else 0.0,
+        )
+
+    def rates(self, name: str) -> tuple[tuple[float, str], ...]:
+        """The peak rates that a method is tuned over, each with a shape; others than scratch take the shape that was best there."""
+        shapes = tuple(self.settings.schedules) if name == SCRATCH else ("",)
+        return tuple((rate, shape) for shape in shapes for rate in self.settings.learning_rates)
+
+    # Cost.
+
+    def run_flops(self, name: str, steps: int) -> float:
+        """Operations of training for `steps` steps, in the mean over what is drawn; nothing being dropped."""
+        if name not in self._steps:
+            entry = self.entries[name]
+            self._steps[name] = sum(stage.share * self._step(entry, stage).mean_flops() for stage in entry.stages)
+        return steps * self._steps[name]
+
+    def _step(self, entry: Entry, stage: Stage) -> Step:
+        return Step(
+            family=self.plan.family,
+            config=shortened(self.plan.family, entry.start.target, stage.layers),
+            stage=stage,
+            tokens=self.tokens,
+            length=self.length,
+            added=entry.added,
+            teacher=self.plan.start.source,
+        )
+
+    def fit_flops(self, name: str) -> int:
+        """Operations of learning a method's operator; 0 where it learns none."""
+        entry, fit = self.entries[name], self.plan.recipe.fit
+        assert fit is not None
+        if not entry.contender.fits:
+            return 0
+        return fit_flops(
+            self.plan.family,
+            entry.start.source,
+            entry.start.target,
+            steps=fit.steps,
+            tokens=fit.batch_size * self.length,
+            sequence_length=self.length,
+        )
+
+    @property
+    def scratch_flops(self) -> float:
+        return self.run_flops(SCRATCH, self.steps)
+
+    def most_flops(self, name: str) -> float:
+        """Operations of everything a method may be run for: its fit, every rate, every horizon."""
+        tuning = len(self.rates(name)) * self.run_flops(name, self.tuning_steps)
+        horizons = [self.run_flops(name, self.steps_of(horizon)) for horizon in self.horizons_of(name)]
+        if len(self.entries[name].stages) == 1 and "stable" in self.settings.schedules:
+            # Longer runs go on from where the rate of shorter ones began to fall.
+            horizons = [flops - STABLE_PART * before for flops, before in zip(horizons, [0.0, *horizons], strict=False)]
+        return len(self.seeds) * (self.fit_flops(name) + sum(horizons)) + tuning
+
+    # Fairness.
+
+    def breaches(self) -> list[dict[str, Any]]:
+        """What is not fair in this comparison, known before it is run."""
+        with_source = [name for name, entry in self.entries.items() if entry.contender.needs_source]
+        found: list[dict[str, Any]] = []
+
+        def breach(rule: str, text: str, methods: list[str] | None = None) -> None:
+            found.append({"rule": rule, "text": text, "methods": methods})
+
+        if self.source_flops is None:
+            breach(
+                "source-cost",
+                "what training the source has cost is not known (compare.source_flops), so nothing is said net of it, nor whether it"
+                " saw the same data",
+                with_source,
+            )
+        elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
+            breach(
+                "source-share",
+                f"training the source took {self.source_flops / self.scratch_flops:.1%} of what training from scratch takes; at most"
+                f" {SOURCE_SHARE:.0%} is fair",
+                with_source,
+            )
+        if self.per_parameter < PER_PARAMETER:
+            breach(
+                "scratch-budget",
+                f"training from scratch sees {self.per_parameter:.1f} tokens a parameter; from {PER_PARAMETER:.0f} on it is trained",
+            )
+        if len(set(self.settings.learning_rates)) < 3:
+            breach("scratch-rate", "scratch's peak rate is chosen from fewer than three")
+        if len(set(self.settings.schedules)) < 2:
+            breach("scratch-schedule", "scratch's schedule is not chosen: there is one")
+        return found
+
+
+def make_contest(
+    plan: Plan, *, methods: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None = None
+) -> Contest:
+    """Decide who takes part.
+
+    Args:
+        methods: names; None for the recipe's, else for all of the table that apply here.
+
+    Raises:
+        RecipeError: no data, no number of steps, an unknown method, a method named that cannot apply here, a model without a loss.
+    """
+    recipe = plan.recipe
+    settings = recipe.compare or Compare()
+    where = recipe.where("compare")
+    if recipe.fit is None:
+        raise RecipeError("compare trains on fit.data, and there is no `fit` in this recipe", where=recipe.path.name)
+    if plan.family.task in WITHOUT_LOSS:
+        raise RecipeError(f"{plan.family.architecture} has no loss to be trained by", where=recipe.path.name)
+    if plan.start.drawn_rows:
+        raise RecipeError(
+            "the target has another head than the source, so that their losses are not of the same task", where=where
+        )
+    steps = steps or settings.steps
+    if steps is None:
+        raise RecipeError(
+            "how long is training from scratch?", where=where, hint="set compare.steps, or give --steps N"
+        )
+    named = list(methods or settings.methods or ())
+    try:
+        found = contenders(named or CONTENDERS)
+    except ValueError as error:
+        raise RecipeError(f"compare.methods: {error}", where="--methods" if methods else where) from None
+    seeds = tuple(dict.fromkeys(seeds or settings.seeds))
+    entries: dict[str, Entry] = {}
+    skipped: dict[str, str] = {}
+    for name, method in found.items():
+        try:
+            entries[name] = _entry(plan, method, seeds[0])
+        except RecipeError as error:
+            # Named, it is to run; of all there are, those that cannot apply are told.
+            if named:
+                raise
+            skipped[name] = error.what
+    length = plan.family.sequence(plan.start.target, recipe.fit.sequence_length)
+    return Contest(
+        plan=plan,
+        settings=settings,
+        entries=entries,
+        skipped=skipped,
+        steps=steps,
+        batch_size=settings.batch_size or recipe.fit.batch_size,
+        length=length,
+        seeds=seeds,
+        source_flops=_source_flops(plan, settings),
+    )
+
+
+def start_of(plan: Plan, method: Contender, seed: int) -> Start:
+    """The start of a method; of one that begins with drawn weights, the target as the recipe has it."""
+    return another_start(plan, width=method.width, depth=method.depth, tie=method.tie, seed=seed)
+
+
+def _entry(plan: Plan, method: Contender, seed: int) -> Entry:
+    start = start_of(plan, method, seed)
+    layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
+    stages = STRATEGIES[method.strategy].stages(layers)
+    added: frozenset[str] = frozenset()
+    if any(stage.trains == "added" for stage in stages):
+        parts = added_parts(plan.family, initial_operator(start))
+        added = frozenset(name for name, part in parts.items() if part.kind != "old")
+        if not added:
+            raise RecipeError(f"{method.name}: nothing is added, so that nothing would learn", where="compare")
+    return Entry(contender=method, start=start, stages=stages, added=added)
+
+
+def _source_flops(plan: Plan, settings: Compare) -> float | None:
+    pretrain = plan.recipe.source.pretrain
+    if pretrain is None:
+        return settings.source_flops
+    family, config = plan.inventory.family, plan.start.source
+    length = family.sequence(config, pretrain.sequence_length)
+    return pretrain.steps * step_flops(family, config, tokens=pretrain.batch_size * length, sequence_length=length)
+
+
+# Judging.
+
+
+def first_at(curve: Sequence[Mapping[str, Any]], loss: float) -> Mapping[str, Any] | None:
+    """The first point of a curve at or below a loss; None where it never gets there."""
+    return next((point for point in curve if point["loss"] is not None and point["loss"] <= loss), None)
+
+
+def savings(
+    contest: Contest, name: str, curve: Sequence[Mapping[str, Any]], *, scratch: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Per cent of scratch's operations that a method needs less to reach scratch's final loss, by both ways of counting.
+
+    Args:
+        curve: its operations with the fit and without the source. scratch: the last point of scratch's curve.
+    """
+    if name == SCRATCH:
+        return {"paper": 0.0, "net": 0.0}
+    there = first_at(curve, scratch["loss"])
+    if there is None:
+        return {"paper": None, "net": None}
+    source = contest.source_flops if contest.entries[name].contender.needs_source else 0.0
+    paper = 100 * (1 - there["flops"] / scratch["flops"])
+    net = None if source is None else 100 * (1 - (there["flops"] + source) / scratch["flops"])
+    return {"paper": round(paper, 2), "net": None if net is None else round(net, 2)}
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """The standard deviation over seeds; None for one seed, or where a figure is missing."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return round(statistics.stdev(known), 4) if len(known) == len(values) and len(known) > 1 else None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean over seeds; None where a figure is missing."""
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 6) if known and len(known) == len(values) else None
+
+
+def edge_breaches(contest: Contest, tuned: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Methods whose best rate is the highest or the lowest that was tried: a better one may lie beyond."""
+    rates = sorted(set(contest.settings.learning_rates))
+    if len(rates) < 2:
+        return []
+    found = []
+    for text, rate in (("highest", rates[-1]), ("lowest", rates[0])):
+        at = [name for name, chosen in tuned.items() if chosen["learning_rate"] == rate]
+        if at:
+            found.append(
+                {
+                    "rule": "rate-edge",
+                    "text": f"the best peak rate is the {text} that was tried, {rate:g}",
+                    "methods": at,
+                }
+            )
+    return found
+
+
+def method_record(
+    contest: Contest,
+    name: str,
+    *,
+    tuned: Mapping[str, Any],
+    tuning: Sequence[Mapping[str, Any]],
+    runs: Mapping[int, Mapping[str, Any]],
+    scratch: Mapping[int, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """One method of compare.json.
+
+    Args:
+        tuned: the rate and shape that were chosen. tuning: every rate with its loss. runs: seed -> curve, final, horizons.
+        scratch: seed -> the last point of scratch's curve.
+    """
+    entry = contest.entries[name]
+    method = entry.contender
+    by_seed = {
+        str(seed): {**run, "savings": savings(contest, name, run["curve"], scratch=scratch[seed])}
+        for seed, run in runs.items()
+    }
+    first = next(iter(by_seed.values()))
+    source = contest.source_flops if method.needs_source else 0
+    saved = {way: [run["savings"][way] for run in by_seed.values()] for way in ("paper", "net")}
+    losses = [run["final"]["loss"] for run in by_seed.values()]
+    return {
+        "summary": method.summary,
+        "paper": method.paper,
+        "preserving": method.keeps,
+        "verdict": None if method.drawn else entry.start.verdict,
+        "start": None if method.drawn else {"width": method.width, "depth": method.depth},
+        "strategy": method.strategy,
+        "options": list(method.options),
+        "source": method.needs_source,
+        "learning_rate": tuned["learning_rate"],
+        "schedule": tuned["schedule"],
+        "tuning": list(tuning),
+        "flops": {
+            "fit": contest.fit_flops(name),
+            "step": round(contest.run_flops(name, contest.steps) / contest.steps),
+            "source": source,
+        },
+        "curve": first["curve"],
+        "final": {**first["final"], "loss": mean(losses)},
+        "savings": {way: mean(values) for way, values in saved.items()},
+        "seeds": by_seed,
+        "spread": {"loss": spread(losses), **{way: spread(values) for way, values in saved.items()}},
+    }
+
+
+def comparison_record(
+    contest: Contest,
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    key: str,
+    source: Mapping[str, Any],
+    data: Mapping[str, Any],
+    versions: Mapping[str, str],
+    breaches: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What compare.json holds."""
+    plan, images = contest.plan, contest.plan.family.reads == "images"
+    flops, scratch = contest.source_flops, contest.scratch_flops
+    return {
+        "format": FORMAT,
+        "recipe": plan.recipe.path.name,
+        "key": key,
+        "family": plan.family.name,
+        "architecture": plan.family.architecture,
+        "task": plan.family.task,
+        "parameters": plan.parameters,
+        "budget": {
+            "steps": contest.steps,
+            "batch_size": contest.batch_size,
+            "sequence_length": contest.length,
+            "examples": contest.examples if images else contest.steps * contest.tokens,
+            "unit": "images" if images else "tokens",
+            "per_parameter": round(contest.per_parameter, 2),
+            "flops": scratch,
+        },
+        "source": {**source, "flops": flops, "share": None if flops is None else round(flops / scratch, 4)},
+        "schedule": methods[SCRATCH]["schedule"],
+        "grid": {
+            "learning_rates": list(contest.settings.learning_rates),
+            "schedules": list(contest.settings.schedules),
+            "share": contest.settings.tuning,
+            "horizons": list(contest.horizons),
+        },
+        "warmup": contest.warmup,
+        "seeds": list(contest.seeds),
+        "data": dict(data),
+        "methods": dict(methods),
+        "skipped": dict(contest.skipped),
+        "breaches": list(breaches),
+        "convention": CONVENTION,
+        "versions": dict(versions),
+    }
