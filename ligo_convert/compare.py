@@ -115,7 +115,7 @@ def compare(
             contest,
             schedule.records(),
             key=key,
-            source={"label": plan.label, **schedule.results["source"]},
+            source={"label": "trained here" if recipe.source.pretrain else plan.label, **schedule.results["source"]},
             data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
             versions=versions(),
             breaches=[*contest.breaches(), *edge_breaches(contest, schedule.tuned())],

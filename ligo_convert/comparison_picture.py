@@ -170,7 +170,7 @@ def _figure(data: Mapping[str, Any]) -> Any:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
-    figure.axes[0].set_ylabel(f"validation loss, {LOSS_UNITS.get(str(data['task']), 'nats')}", fontsize=9.5)
+    figure.axes[0].set_ylabel(f"held-out loss, {LOSS_UNITS.get(str(data['task']), 'nats')}", fontsize=9.5)
     _draw_text(figure, _title(data), 0.012, 0.955, 12, room=0.976)
     _draw_text(figure, _legend(data, lines), 0.012, 0.913, 8.5, room=0.976, colour=_GREY)
     return figure
@@ -403,7 +403,7 @@ def _description(data: Mapping[str, Any]) -> str:
     names = ", ".join(printable(name) for name in data["methods"])
     level = scratch_loss(data)
     end = "" if level is None else f" Scratch ends at {level:.3f}."
-    return f"Line chart of validation loss against FLOPs, with the source left out and charged, for {names}.{end}"
+    return f"Line chart of held-out loss against FLOPs, with the source left out and charged, for {names}.{end}"
 
 
 def _plain(text: object, longest: int) -> str:

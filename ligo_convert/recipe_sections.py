@@ -339,7 +339,7 @@ class Compare(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02, description="the part of the budget in which the rate rises to its peak"
     )
-    points: Count = Field(default=60, description="how often a curve of the whole budget is read")
+    points: Count = Field(default=40, description="how often a curve of the whole budget is read")
     seeds: list[Seed] = Field(default=[0], min_length=1, description="every method is trained once for each")
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="+layer-drop: the largest part of a layer's steps that is left out"

@@ -199,7 +199,7 @@ def _picture(data: Mapping[str, Any]) -> Iterator[str]:
         "taught by it, begins where the source ended."
     )
     yield (
-        f"<figcaption>Validation loss against FLOPs.{right if _charged(data) else ''} The first part of training lies above the "
+        f"<figcaption>Held-out loss against FLOPs.{right if _charged(data) else ''} The first part of training lies above the "
         "picture.</figcaption></figure>"
     )
 

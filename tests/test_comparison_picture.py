@@ -113,7 +113,7 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
 def test_every_method_is_named_beside_both_panels(seeds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Counter(drawn_texts(monkeypatch, comparison(MANY, seeds=seeds)))
     assert all(texts[name] == 2 for name in MANY), texts
-    assert texts["validation loss, nats a token"] == 1
+    assert texts["held-out loss, nats a token"] == 1
     assert texts["saved"] == 2
     assert bool([text for text in texts if "3 seeds" in text]) == (len(seeds) > 1)
 
@@ -122,7 +122,7 @@ def test_every_method_is_named_beside_both_panels(seeds: tuple[int, ...], monkey
     ("task", "unit"), [("masked-lm", "nats a masked token"), ("image-classification", "nats an image")]
 )
 def test_the_loss_has_its_unit(task: str, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"validation loss, {unit}" in drawn_texts(monkeypatch, comparison(task=task))
+    assert f"held-out loss, {unit}" in drawn_texts(monkeypatch, comparison(task=task))
 
 
 def test_what_was_saved_stands_beside_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
