@@ -52,11 +52,11 @@ class Step:
     def layers(self) -> int:
         return self.family.sizes(self.config)[self.family.depth_axes[0]]
 
-    def learns(self, row: Row, layer: int | None, height: int) -> bool:
-        """Whether a row's tensor (of a layer) learns in the sub-model of `height` layers."""
+    def learns(self, row: Row, layer: int | None, height: int, *, late: bool = False) -> bool:
+        """Whether a row's tensor (of a layer) learns in the sub-model of `height` layers. `late`: after the stage's `until`."""
         if self.stage.trains == "added":
             return row.name(layer) in self.added
-        if self.stage.trains == "all":
+        if self.stage.trains == "all" or late:
             return True
         if row.depth == self.family.depth_axes[0]:
             assert layer is not None
@@ -64,8 +64,8 @@ class Step:
         # What lies below stays, and with it a head that is the embedding.
         return row.depth is not None or not is_below(self.family, row)
 
-    def flops(self, height: int, dropped: Collection[int] = ()) -> int:
-        """Operations of a step of the sub-model of `height` layers without the layers `dropped`."""
+    def flops(self, height: int, dropped: Collection[int] = (), *, late: bool = False) -> int:
+        """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after the stage's `until`."""
         family, axis = self.family, self.family.depth_axes[0]
         config = shortened(family, self.config, height)
         kept = kept_tokens(self.dropping, self.length) / self.length
@@ -79,7 +79,7 @@ class Step:
             return 0.0 if layer in dropped else kept if layer in skipping else 1.0
 
         def trained(row: Row, layer: int | None) -> bool:
-            return self.learns(owners[aliases.get(row.pattern, row.pattern)], layer, height)
+            return self.learns(owners[aliases.get(row.pattern, row.pattern)], layer, height, late=late)
 
         total = partial_step_flops(
             family,
@@ -89,11 +89,12 @@ class Step:
             trained=None if self.stage.trains == "all" else trained,
             share=share,
         )
-        if self.stage.teacher and self.teacher is not None:
+        if self.stage.teacher and not late and self.teacher is not None:
             total += forward_flops(family, self.teacher, tokens=self.tokens, sequence_length=self.length)
         return total
 
     def mean_flops(self) -> float:
         """Operations of a step in the mean over sub-models, nothing being dropped."""
-        heights = self.stage.exits or (self.layers,)
-        return sum(self.flops(height) for height in heights) / len(heights)
+        heights, until = self.stage.exits or (self.layers,), self.stage.until
+        early = sum(self.flops(height) for height in heights) / len(heights)
+        return until * early + ((1 - until) * self.flops(self.layers, late=True) if until < 1 else 0.0)

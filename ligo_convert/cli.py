@@ -194,6 +194,8 @@ def compare(
     from ligo_convert.render import compare_report
 
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
+    if named == []:
+        raise click.BadParameter("no name in it", param_hint="--methods")
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
         from ligo_convert.compare import compare as carry_out

@@ -9,7 +9,6 @@ rates, everybody's training, each until it reaches scratch's final loss.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ligo_convert.contenders import SCRATCH
 from ligo_convert.contest import (
+    FORMAT,
     Contest,
     comparison_record,
     edge_breaches,
@@ -26,19 +26,23 @@ from ligo_convert.contest import (
     method_record,
 )
 from ligo_convert.environment import choose_device, versions
-from ligo_convert.errors import OutputBusy
-from ligo_convert.fs import check_place
+from ligo_convert.errors import LigoError, OutputBusy, RecipeError
+from ligo_convert.fs import check_place, check_room
+from ligo_convert.jobs import Job, operator_name, trunk_name
+from ligo_convert.jsoncore import strict_json
 from ligo_convert.learning import keep_result, same_data, slices_of, staged_results, tokenizer_directory
 from ligo_convert.opening import digest_recipe, enter, examine, train_source
 from ligo_convert.output import json_bytes
-from ligo_convert.plan import make_plan, open_planned
+from ligo_convert.plan import Plan, check_apart, make_plan, open_planned, physical_memory
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipe import Recipe
 from ligo_convert.record import finite, sha256_of
+from ligo_convert.schedules import STABLE_PART
 from ligo_convert.staging import Staging
+from ligo_convert.strategies import stretches
 
 if TYPE_CHECKING:
-    from ligo_convert.workshop import Job, Workshop
+    from ligo_convert.workshop import Workshop
 
 RECORD = "compare.json"
 PICTURE = "compare.png"
@@ -78,16 +82,21 @@ def compare(
         LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
     """
     progress = progress or Progress()
+    before = _record_in(out)
     with contextlib.ExitStack() as stack:
         source = enter(stack, open_planned(recipe, weights=True))
+        if source is not None:
+            check_apart(out, source, where="--out")
         plan = make_plan(recipe, source, check_disk=False)
         contest = make_contest(plan, methods=methods, steps=steps, seeds=seeds)
         digests = examine(source, plan, progress) if source is not None else {}
-        key = _key(contest, digest_recipe(plan, source, digests, progress))
-        finished = _finished(out, key)
-        if finished is not None:
-            return Compared(out=out, record=finished, changed=False)
         chosen = choose_device(device)
+        key = _key(contest, digest_recipe(plan, source, digests, progress), device=chosen)
+        if before is not None and before["key"] == key:
+            return Compared(out=out, record=before, changed=False)
+        if before is not None:
+            raise OutputBusy("the output directory holds another comparison", where=out, hint="choose another")
+        _check_room(contest, out)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
             progress.say("going on with what an earlier run has staged")
@@ -110,7 +119,7 @@ def compare(
             "device": chosen,
         }
         schedule = _Schedule(contest, staging, progress)
-        schedule.work(arguments, jobs=jobs or (1 if chosen != "cpu" else os.cpu_count() or 1))
+        schedule.work(arguments, jobs=jobs or workers(plan, device=chosen))
         record = comparison_record(
             contest,
             schedule.records(),
@@ -118,14 +127,28 @@ def compare(
             source={"label": "trained here" if recipe.source.pretrain else plan.label, **schedule.results["source"]},
             data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
             versions=versions(),
-            breaches=[*contest.breaches(), *edge_breaches(contest, schedule.tuned())],
+            breaches=[*contest.breaches(), *edge_breaches(contest, schedule.chosen())],
         )
         _write(record, staging)
         staging.commit()
     return Compared(out=out, record=record, changed=True)
 
 
-def _key(contest: Contest, recipe_digest: str) -> str:
+def workers(plan: Plan, *, device: str) -> int:
+    """How many processes train at a time where nobody says: one a core, as far as memory goes; one alone on a GPU."""
+    if device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, physical_memory() // max(1, plan.memory)))
+
+
+def _check_room(contest: Contest, out: Path) -> None:
+    """Require disk for states: of a run its weights and two moments, and those of the stretches that longer runs go on from."""
+    one = 12 * contest.plan.parameters["target"]
+    check_room(out, one * (len(contest.entries) + (os.cpu_count() or 1)) + 64_000_000)
+
+
+def _key(contest: Contest, recipe_digest: str, *, device: str) -> str:
     """What makes two comparisons the same."""
     return sha256_of(
         {
@@ -134,22 +157,23 @@ def _key(contest: Contest, recipe_digest: str) -> str:
             "methods": list(contest.entries),
             "steps": contest.steps,
             "seeds": contest.seeds,
+            "device": device,
             "versions": versions(),
         }
     )
 
 
-def _finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The record of the same comparison where it is there already; OutputBusy where something else is."""
-    try:
-        record = json.loads((out / RECORD).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+def _record_in(out: Path) -> dict[str, Any] | None:
+    """The record of a finished comparison in the output's place; None where nothing is there. OutputBusy where something else is."""
+    if not os.path.lexists(out / RECORD):
         check_place(out)
         return None
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("key") != key:
-        raise OutputBusy("the output directory holds another comparison", where=out, hint="choose another")
+    try:
+        record = strict_json((out / RECORD).read_bytes(), label=RECORD)
+    except (OSError, LigoError):
+        record = {}
+    if record.get("format") != FORMAT or "key" not in record:
+        raise OutputBusy("the output directory holds something else", where=out, hint="choose another")
     return record
 
 
@@ -184,10 +208,8 @@ class _Schedule:
     """Which job comes next, from the results that are there; every result is staged as it comes."""
 
     def __init__(self, contest: Contest, staging: Staging, progress: Progress) -> None:
-        from ligo_convert.workshop import Job, operator_name
-
         self.contest, self.staging, self.progress = contest, staging, progress
-        self._job, self._operator_name = Job, operator_name
+        self._workers = 1
         self.results: dict[str, dict[str, Any]] = staged_results(staging).get("jobs", {})
         self._running: set[str] = set()
         self._bars: dict[str, Task] = {}
@@ -201,7 +223,10 @@ class _Schedule:
         from ligo_convert.crew import Crew
 
         threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-        with self._stack, Crew["Job"](open_workshop, {**arguments, "threads": threads}, count=jobs) as crew:
+        self._workers = jobs
+        if "probe" in self.results:
+            self._say_time()
+        with self._stack, Crew[Job](open_workshop, {**arguments, "threads": threads}, count=jobs) as crew:
             crew.run(self._next, done=self._done, told=self._told)
 
     def _next(self) -> Job | None:
@@ -215,13 +240,14 @@ class _Schedule:
     def _open(self) -> Iterator[Job]:
         """All jobs whose needs are met, the most urgent first; those that are done among them."""
         contest = self.contest
-        yield self._job(kind="probe")
-        yield self._job(kind="source")
+        yield Job(kind="probe")
+        yield Job(kind="source")
         yield from self._tunes(SCRATCH)
         yield from self._fits()
-        if not self._tuned(SCRATCH):
+        if self._tuned(SCRATCH) is None:
             return
-        for seed in contest.seeds:
+        yield from self._scratch_runs()
+        for seed in contest.seeds[1:] if self._chosen(SCRATCH) is not None else ():
             yield from self._trains(SCRATCH, seed)
         others = [name for name in contest.entries if name != SCRATCH]
         for name in others:
@@ -231,7 +257,7 @@ class _Schedule:
             if self._final(SCRATCH, seed) is None:
                 continue
             for name in others:
-                if self._tuned(name) and self._ready(name, seed):
+                if self._tuned(name) is not None and self._ready(name, seed):
                     yield from self._trains(name, seed)
 
     def _fits(self) -> Iterator[Job]:
@@ -239,21 +265,21 @@ class _Schedule:
         seen = set()
         for seed in self.contest.seeds:
             for name, entry in self.contest.entries.items():
-                key = self._operator_name(entry.contender, seed)
+                key = operator_name(entry.contender, seed)
                 if entry.contender.fits and key not in seen:
                     seen.add(key)
-                    yield self._job(kind="fit", method=name, seed=seed, flops=self.contest.fit_flops(name))
+                    yield Job(kind="fit", method=name, seed=seed, flops=self.contest.fit_flops(name))
 
     def _ready(self, name: str, seed: int) -> bool:
         """Whether a method's operator is there."""
         method = self.contest.entries[name].contender
         if not method.fits:
             return True
-        key = self._operator_name(method, seed)
+        key = operator_name(method, seed)
         return any(
             job.name in self.results
             for job in self._fits()
-            if self._operator_name(self.contest.entries[job.method].contender, job.seed) == key
+            if operator_name(self.contest.entries[job.method].contender, job.seed) == key
         )
 
     def _tunes(self, name: str) -> Iterator[Job]:
@@ -262,7 +288,7 @@ class _Schedule:
         flops = contest.run_flops(name, contest.tuning_steps)
         chosen = self._tuned(SCRATCH) if name != SCRATCH else None
         for rate, shape in contest.rates(name):
-            yield self._job(
+            yield Job(
                 kind="tune",
                 method=name,
                 seed=contest.seeds[0],
@@ -286,49 +312,98 @@ class _Schedule:
         trials = self._trials(name)
         if len(trials) < len(self.contest.rates(name)):
             return None
-        # A loss that is no number is the worst.
-        best = min(trials, key=lambda trial: (trial["validation_loss"] is None, trial["validation_loss"] or 0.0))
+        best = min(trials, key=_loss_of)
+        if best["validation_loss"] is None:
+            rates = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
+            raise RecipeError(
+                f"{name}: training ends at no number at every peak rate that was tried ({rates})",
+                where=self.contest.plan.recipe.where("compare", "learning_rates"),
+                hint="give lower ones",
+            )
         return {"learning_rate": best["learning_rate"], "schedule": best["schedule"]}
+
+    def _chosen(self, name: str) -> dict[str, Any] | None:
+        """The rate and the shape that a method is trained with; None before they are known.
+
+        A short run favours a high rate, and scratch alone is always trained for the whole budget: it has its best rate and the one below
+        it tried for that long, on the validation slice.
+        """
+        if name != SCRATCH:
+            return self._tuned(name)
+        runs = [self.results.get(job.name) for job in self._scratch_runs()]
+        if not runs or any(run is None for run in runs):
+            return None
+        done = [(job, run) for job, run in zip(self._scratch_runs(), runs, strict=True) if run is not None]
+        job, run = min(done, key=lambda pair: _loss_of(pair[1]))
+        if run["validation_loss"] is None:
+            raise RecipeError(
+                f"training from scratch ends at no number at a peak rate of {job.learning_rate:g}",
+                where=self.contest.plan.recipe.where("compare", "learning_rates"),
+                hint="give lower ones",
+            )
+        return {"learning_rate": job.learning_rate, "schedule": job.shape}
+
+    def _scratch_runs(self) -> Iterator[Job]:
+        """Scratch by the first seed for the whole budget, at its best rate of the short runs and the one below it."""
+        best = self._tuned(SCRATCH)
+        if best is None:
+            return
+        lower = [rate for rate in self.contest.settings.learning_rates if rate < best["learning_rate"]]
+        for rate in (best["learning_rate"], *([max(lower)] if lower else [])):
+            yield self._run(SCRATCH, self.contest.seeds[0], {**best, "learning_rate": rate}, 1.0)
 
     def _trains(self, name: str, seed: int) -> Iterator[Job]:
         """A run to each horizon, until one reaches scratch's loss; each when the one before is done."""
-        contest, chosen = self.contest, self._tuned(name)
+        contest, chosen = self.contest, self._chosen(name)
         assert chosen is not None
         goal = self._final(SCRATCH, seed) if name != SCRATCH else None
         before, spent = 0.0, 0.0
         for horizon in contest.horizons_of(name):
-            flops = contest.run_flops(name, contest.steps_of(horizon))
-            job = self._job(
-                kind="train",
-                method=name,
-                seed=seed,
-                learning_rate=chosen["learning_rate"],
-                shape=chosen["schedule"],
-                horizon=horizon,
-                before=before,
-                flops=max(0.0, flops - spent),
-            )
+            job = self._run(name, seed, chosen, horizon, before=before, spent=spent)
             yield job
             found = self.results.get(job.name)
             if found is None or (goal is not None and first_at(found["curve"], goal["loss"]) is not None):
                 return
-            if len(contest.entries[name].stages) == 1 and chosen["schedule"] == "stable":
-                before, spent = horizon, 0.8 * flops
+            if not stretches(contest.entries[name].stages) and chosen["schedule"] == "stable":
+                before, spent = horizon, STABLE_PART * contest.run_flops(name, contest.steps_of(horizon))
+
+    def _run(
+        self,
+        name: str,
+        seed: int,
+        chosen: Mapping[str, Any],
+        horizon: float,
+        *,
+        before: float = 0.0,
+        spent: float = 0.0,
+    ) -> Job:
+        contest = self.contest
+        return Job(
+            kind="train",
+            method=name,
+            seed=seed,
+            learning_rate=chosen["learning_rate"],
+            shape=chosen["schedule"],
+            horizon=horizon,
+            before=before,
+            flops=max(0.0, contest.run_flops(name, contest.steps_of(horizon)) - spent),
+        )
 
     def _runs(self, name: str, seed: int) -> list[dict[str, Any]]:
         return [self.results[job.name] for job in self._trains(name, seed) if job.name in self.results]
 
     def _final(self, name: str, seed: int) -> dict[str, Any] | None:
         """The end of a method's longest run."""
-        if self._tuned(name) is None:
+        if self._chosen(name) is None:
             return None
         runs = self._runs(name, seed)
         return runs[-1]["final"] if runs else None
 
     # Results.
 
-    def tuned(self) -> dict[str, dict[str, Any]]:
-        return {name: chosen for name in self.contest.entries if (chosen := self._tuned(name)) is not None}
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Method -> the rate and the shape that it was trained with."""
+        return {name: found for name in self.contest.entries if (found := self._chosen(name)) is not None}
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Every method of compare.json."""
@@ -348,7 +423,7 @@ class _Schedule:
                     "final": done[-1]["final"],
                     "horizons": [run["final"] for run in done],
                 }
-            chosen = self._tuned(name)
+            chosen = self._chosen(name)
             assert chosen is not None
             found[name] = method_record(
                 contest, name, tuned=chosen, tuning=self._trials(name), runs=runs, scratch=scratch
@@ -361,26 +436,41 @@ class _Schedule:
         self._running.discard(job.name)
         self.results[job.name] = result
         if job.kind == "probe":
-            self._say_time(result["flops_a_second"])
+            self._say_time()
         keep_result(self.staging, "jobs", self.results)
+        self._forget(job)
         self._spent[job.method] = self._spent.get(job.method, 0.0) + job.flops
         if job.kind == "train":
             self._say_end(job, result)
 
-    def _say_time(self, flops_a_second: float) -> None:
-        contest = self.contest
+    def _forget(self, job: Job) -> None:
+        """Remove the states that nobody needs any more, once the result is staged."""
+        names = [f"{job.name}.*"]
+        if job.kind == "train":
+            names += [f"{trunk_name(job, job.before)}.*"] if job.before else []
+            goal = self._final(SCRATCH, job.seed) if job.method != SCRATCH else None
+            ended = goal is not None and first_at(self.results[job.name]["curve"], goal["loss"]) is not None
+            names += [f"{trunk_name(job, job.horizon)}.*"] if ended else []
+        for name in names:
+            for path in (self.staging.work / "states").glob(name):
+                path.unlink()
+
+    def _say_time(self) -> None:
+        contest, speed = self.contest, self.results["probe"]["flops_a_second"]
         most = sum(map(contest.most_flops, contest.entries))
-        workers = max(1, len(self._running) + 1)
-        hours = most / flops_a_second / workers / 3600
-        self.progress.say(f"about {hours:.1f} h at most, at the {flops_a_second / 1e9:.0f} GFLOP/s of one worker here")
+        hours = most / speed / self._workers / 3600
+        self.progress.say(
+            f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self._workers} worker(s) here"
+        )
 
     def _say_end(self, job: Job, result: Mapping[str, Any]) -> None:
         final, loss = result["final"], result["final"]["loss"]
         scratch = self._final(SCRATCH, job.seed)
-        assert scratch is not None
         told = "no number" if loss is None else f"{loss:.4f}"
-        there = first_at(result["curve"], scratch["loss"])
-        if job.method != SCRATCH:
+        if job.method == SCRATCH:
+            told += f" at a peak rate of {job.learning_rate:g}"
+        there = first_at(result["curve"], scratch["loss"]) if scratch is not None else None
+        if job.method != SCRATCH and scratch is not None:
             told += (
                 f", not at scratch's {scratch['loss']:.4f}"
                 if there is None
@@ -399,3 +489,9 @@ class _Schedule:
             self._bars[job.method] = self._stack.enter_context(task)
         self._bars[job.method].reach(self._spent.get(job.method, 0.0) + part * job.flops)
         self._bars[job.method].note(note)
+
+
+def _loss_of(result: Mapping[str, Any]) -> tuple[bool, float]:
+    """For the least: a loss that is no number is the worst."""
+    loss = result["validation_loss"]
+    return (loss is None, loss if loss is not None else 0.0)

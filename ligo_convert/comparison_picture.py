@@ -380,12 +380,16 @@ def _draw_text(
         drawn.set_fontsize(size * room * _WIDTH * _DPI / width)
 
 
+# What passes a model, by what it is given: an image is a sequence of its patches.
+PASSES = {"tokens": "tokens", "images": "patches"}
+
+
 def _title(data: Mapping[str, Any]) -> str:
     budget = data["budget"]
     parts = [f"{data['architecture']} of {data['parameters']['target']:,} parameters"]
     per = finite(budget.get("per_parameter"))
     if per is not None:
-        parts.append(f"{per:.3g} {budget['unit']} a parameter")
+        parts.append(f"{per:.3g} {PASSES[budget['unit']]} a parameter")
     return _plain(", ".join(parts), 100)
 
 

@@ -169,6 +169,8 @@ def contender(name: str) -> Contender:
         if option not in OPTIONS:
             raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
         chosen = OPTIONS[option]
+        if chosen.strategy is not None and found.strategy != "plain":
+            raise ValueError(f"{name}: +{option} is a strategy of its own, and {base} has one: {found.strategy}")
         found = replace(
             found,
             strategy=chosen.strategy or found.strategy,

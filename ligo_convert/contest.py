@@ -17,16 +17,17 @@ from ligo_convert.added import added_parts
 from ligo_convert.contenders import CONTENDERS, SCRATCH, Contender, contenders
 from ligo_convert.errors import RecipeError
 from ligo_convert.family import WITHOUT_LOSS
-from ligo_convert.flops import CONVENTION, fit_flops, step_flops
+from ligo_convert.flops import CONVENTION, fit_flops, forward_flops, step_flops
 from ligo_convert.initial import initial_operator
 from ligo_convert.plan import Plan, another_start
 from ligo_convert.recipe import Compare
 from ligo_convert.schedules import STABLE_PART
 from ligo_convert.start import Start
-from ligo_convert.strategies import STRATEGIES, Dropping, Stage
+from ligo_convert.strategies import STRATEGIES, Dropping, Stage, stretches
 
 FORMAT = "ligo-comparison/1"
 SOURCE_SHARE = 0.2  # of scratch's operations that a source may have cost; 18.7 % in arXiv:2303.00980
+LEAST_STEPS = 8  # of any run: a strategy has up to five stages
 PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
 
 
@@ -76,7 +77,13 @@ class Contest:
 
     @property
     def warmup(self) -> int:
-        return max(1, round(self.settings.warmup * self.steps))
+        """Steps to the peak rate, of every run to a horizon: a fifth of the shortest at most."""
+        shortest = self.steps_of(self.horizons[0])
+        return max(1, min(round(self.settings.warmup * self.steps), shortest // 5))
+
+    @property
+    def tuning_warmup(self) -> int:
+        return max(1, min(self.warmup, self.tuning_steps // 10))
 
     @property
     def evaluate_every(self) -> int:
@@ -84,7 +91,7 @@ class Contest:
 
     @property
     def tuning_steps(self) -> int:
-        return max(2, round(self.settings.tuning * self.steps))
+        return max(LEAST_STEPS, round(self.settings.tuning * self.steps))
 
     @property
     def horizons(self) -> tuple[float, ...]:
@@ -99,7 +106,7 @@ class Contest:
         return self.horizons[-2:] if entry.drawn else self.horizons
 
     def steps_of(self, horizon: float) -> int:
-        return max(2, round(horizon * self.steps))
+        return max(LEAST_STEPS, round(horizon * self.steps))
 
     def dropping(self, name: str) -> Dropping:
         entry = self.entries[name].contender
@@ -139,14 +146,19 @@ class Contest:
         assert fit is not None
         if not entry.contender.fits:
             return 0
-        return fit_flops(
-            self.plan.family,
+        family, target = self.plan.family, entry.start.target
+        learning = fit_flops(
+            family,
             entry.start.source,
-            entry.start.target,
+            target,
             steps=fit.steps,
             tokens=fit.batch_size * self.length,
             sequence_length=self.length,
         )
+        # The operator of the best step is kept, which has to be found.
+        looks = 1 + -(-fit.steps // fit.evaluate_every)
+        held_out = fit.heldout_images * self.length if family.reads == "images" else fit.heldout_tokens
+        return learning + looks * forward_flops(family, target, tokens=held_out, sequence_length=self.length)
 
     @property
     def scratch_flops(self) -> float:
@@ -156,9 +168,12 @@ class Contest:
         """Operations of everything a method may be run for: its fit, every rate, every horizon."""
         tuning = len(self.rates(name)) * self.run_flops(name, self.tuning_steps)
         horizons = [self.run_flops(name, self.steps_of(horizon)) for horizon in self.horizons_of(name)]
-        if len(self.entries[name].stages) == 1 and "stable" in self.settings.schedules:
+        if not stretches(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
             # Longer runs go on from where the rate of shorter ones began to fall.
             horizons = [flops - STABLE_PART * before for flops, before in zip(horizons, [0.0, *horizons], strict=False)]
+        if name == SCRATCH:
+            # At its best rate and the one below it.
+            tuning += self.run_flops(name, self.steps)
         return len(self.seeds) * (self.fit_flops(name) + sum(horizons)) + tuning
 
     # Fairness.
@@ -174,8 +189,7 @@ class Contest:
         if self.source_flops is None:
             breach(
                 "source-cost",
-                "what training the source has cost is not known (compare.source_flops), so nothing is said net of it, nor whether it"
-                " saw the same data",
+                "what training the source has cost is not known (compare.source_flops), so nothing is said net of it",
                 with_source,
             )
         elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
@@ -183,6 +197,12 @@ class Contest:
                 "source-share",
                 f"training the source took {self.source_flops / self.scratch_flops:.1%} of what training from scratch takes; at most"
                 f" {SOURCE_SHARE:.0%} is fair",
+                with_source,
+            )
+        if self.plan.recipe.source.pretrain is None:
+            breach(
+                "source-data",
+                "what the source was trained on is not known: not on the same data, or on what is held out here",
                 with_source,
             )
         if self.per_parameter < PER_PARAMETER:
@@ -218,6 +238,15 @@ def make_contest(
     if plan.start.drawn_rows:
         raise RecipeError(
             "the target has another head than the source, so that their losses are not of the same task", where=where
+        )
+    pretrain = recipe.source.pretrain
+    if pretrain and plan.family.task == "masked-lm" and pretrain.sequence_length != recipe.fit.sequence_length:
+        # Blocks are framed, so that slices of other lengths are cut elsewhere: held-out text would not stay so.
+        raise RecipeError(
+            "compare trains the source on sequences as long as the target's",
+            where=recipe.where("source", "pretrain", "sequence_length"),
+            expected=recipe.fit.sequence_length,
+            found=pretrain.sequence_length,
         )
     steps = steps or settings.steps
     if steps is None:
@@ -284,8 +313,10 @@ def _source_flops(plan: Plan, settings: Compare) -> float | None:
 # Judging.
 
 
-def first_at(curve: Sequence[Mapping[str, Any]], loss: float) -> Mapping[str, Any] | None:
+def first_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[str, Any] | None:
     """The first point of a curve at or below a loss; None where it never gets there."""
+    if loss is None:
+        return None
     return next((point for point in curve if point["loss"] is not None and point["loss"] <= loss), None)
 
 
@@ -378,7 +409,7 @@ def method_record(
         "tuning": list(tuning),
         "flops": {
             "fit": contest.fit_flops(name),
-            "step": round(contest.run_flops(name, contest.steps) / contest.steps),
+            "step": round((first["final"]["flops"] - contest.fit_flops(name)) / first["final"]["step"]),
             "source": source,
         },
         "curve": first["curve"],

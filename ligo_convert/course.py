@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ligo_convert.accounting import Config, Step, shortened
-from ligo_convert.dropping import without_layers, without_tokens
+from ligo_convert.dropping import DRAWS, without_layers, without_tokens
 from ligo_convert.examples import Examples
 from ligo_convert.family import Family
 from ligo_convert.fit import Slices
@@ -38,8 +38,7 @@ class Arena:
     """What all runs of a comparison share.
 
     Attributes:
-        sequence_length: tokens of an example (of an image: its patches). warmup: steps to the peak rate.
-        evaluate_every: steps between the points of a curve.
+        sequence_length: tokens of an example (of an image: its patches). evaluate_every: steps between the points of a curve.
     """
 
     family: Family
@@ -47,7 +46,6 @@ class Arena:
     batch_size: int
     micro_batch_size: int
     sequence_length: int
-    warmup: int
     evaluate_every: int
     device: str
     autocast: bool
@@ -73,7 +71,8 @@ class Run:
 
     Attributes:
         config: the target's. start: its tensors by canonical name; None: drawn. added: name -> where a tensor is new, [shape] bool.
-        stages: the strategy's. steps, learning_rate, shape, seed: of training. dropping: what is left out.
+        stages: the strategy's. steps, warmup, learning_rate, shape, seed: of training. budget: steps of a run to the end, by which
+            layers are dropped. dropping: what is left out.
         examples: what the curve is read on. curve: whether it is read on the way, or at the end alone.
     """
 
@@ -82,6 +81,8 @@ class Run:
     added: Mapping[str, np.ndarray] | None
     stages: tuple[Stage, ...]
     steps: int
+    warmup: int
+    budget: int
     learning_rate: float
     shape: str
     seed: int
@@ -92,10 +93,12 @@ class Run:
     @cached_property
     def spans(self) -> tuple[range, ...]:
         """The steps of each stage."""
+        assert self.steps >= len(self.stages)
         ends, done = [0], 0.0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages, start=1):
             done += stage.share
-            ends.append(max(ends[-1] + 1, round(done * self.steps)))
+            last = self.steps - (len(self.stages) - number)
+            ends.append(min(last, max(ends[-1] + 1, round(done * self.steps))))
         ends[-1] = self.steps
         return tuple(range(first, last) for first, last in itertools.pairwise(ends))
 
@@ -116,14 +119,10 @@ def deepened(family: Family, tensors: Tensors, config: Config, old: int, new: in
     return found
 
 
-def schedule_of(arena: Arena, run: Run) -> Schedule:
-    """One schedule over all stages; after each change of the model the rate rises anew."""
-    return Schedule(
-        steps=run.steps,
-        warmup=min(arena.warmup, max(1, run.steps // 5)),
-        shape=run.shape,
-        begins=tuple(span.start for span in run.spans[1:]),
-    )
+def schedule_of(run: Run) -> Schedule:
+    """One schedule over all stages; after each change of the model the rate rises anew, in a fifth of the stage at most."""
+    begins = {span.start: max(1, min(run.warmup, len(span) // 5)) for span in run.spans[1:]}
+    return Schedule(steps=run.steps, warmup=run.warmup, shape=run.shape, begins=begins)
 
 
 def train_course(
@@ -145,7 +144,7 @@ def train_course(
     Returns:
         The curve: `step`, `flops` (of training alone), `loss`; and the tensors in the end.
     """
-    family, schedule = arena.family, schedule_of(arena, run)
+    family, schedule = arena.family, schedule_of(run)
     points: list[dict[str, float]] = []
     whole = family.sizes(run.config)[family.depth_axes[0]]
     layers, tensors = 0, run.start
@@ -200,7 +199,8 @@ class _Lesson:
             for row in self.family.rows_for(config)
             for layer in self.family.layers(row, config)
         }
-        self.start = {name: start[name].detach() for name in self.rows}
+        # As torch's fused kernels and a state read back take them.
+        self.start = {name: start[name].detach().contiguous() for name in self.rows}
         self.step = Step(
             family=self.family,
             config=config,
@@ -214,7 +214,9 @@ class _Lesson:
         learns = {
             name
             for name, (row, layer) in self.rows.items()
-            if any(self.step.learns(row, layer, height) for height in stage.exits or (self.layers,))
+            if any(
+                self.step.learns(row, layer, height, late=stage.until < 1) for height in stage.exits or (self.layers,)
+            )
         }
         self.parameters = {name: torch.nn.Parameter(self.start[name].clone()) for name in sorted(learns)}
         self.masks = {
@@ -226,14 +228,14 @@ class _Lesson:
             height: LibraryModel(self.family, shortened(self.family, config, height), device=arena.device)
             for height in dict.fromkeys((self.layers, *stage.exits))
         }
-        self._flops: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
 
     def tensors(self) -> Tensors:
         """The tensors as they are now, detached."""
         with torch.no_grad():
-            return {name: tensor.detach() for name, tensor in self._given(self.layers, of_all=True).items()}
+            return {name: tensor.detach() for name, tensor in self._given(self.layers, late=True).items()}
 
-    def _given(self, height: int, *, of_all: bool = False) -> Tensors:
+    def _given(self, height: int, *, late: bool) -> Tensors:
         """The tensors of the model of `height` layers: those that learn as parameters, the others as they are."""
         found: Tensors = {}
         for name, (row, layer) in self.rows.items():
@@ -244,7 +246,7 @@ class _Lesson:
                 found[name] = self.start[name]
             elif name in self.masks:
                 found[name] = torch.where(self.masks[name], parameter, self.start[name])
-            elif not of_all and not self.step.learns(row, layer, height):
+            elif not self.step.learns(row, layer, height, late=late):
                 found[name] = parameter.detach()
             else:
                 found[name] = parameter
@@ -310,14 +312,21 @@ class _Lesson:
 
     def _cost(self, step: int) -> int:
         """Operations of one step, exactly as it was: its sub-model, what was left out, what learned, the teacher."""
-        key = (self._height(step), self._dropped(step))
+        height, dropped, late = key = (self._height(step), self._dropped(step), self._late(step))
         if key not in self._flops:
-            self._flops[key] = self.step.flops(*key)
+            self._flops[key] = self.step.flops(height, dropped, late=late)
         return self._flops[key]
+
+    def _early_steps(self) -> int:
+        """Steps of this stage in which its exits, teacher and frozen tensors hold."""
+        return round(self.stage.until * len(self.span))
+
+    def _late(self, step: int) -> bool:
+        return step - self.span.start >= self._early_steps()
 
     def _height(self, step: int) -> int:
         exits = self.stage.exits
-        if not exits:
+        if not exits or self._late(step):
             return self.layers
         return exits[int(generator(self.run.seed, "exit", str(step)).integers(len(exits)))]
 
@@ -325,14 +334,21 @@ class _Lesson:
         if not self.run.dropping.layers:
             return ()
         return dropped_layers(
-            self.run.dropping, layers=self.layers, step=step, steps=self.run.steps, seed=self.run.seed
+            self.run.dropping, layers=self.layers, step=step, steps=self.run.budget, seed=self.run.seed
         )
 
     def _gradients(self, step: int) -> float:
         arena, height = self.arena, self._height(step)
-        model, tensors = self.models[height], self._given(height)
+        late = self._late(step)
+        model, tensors = self.models[height], self._given(height, late=late)
         drawn = arena.slices.batch(step, batch_size=arena.batch_size, seed=self.run.seed)
         batch = on_device(drawn, arena.device, torch.float32)
+        if self.run.dropping.tokens:
+            # Drawn for the whole batch, whatever the micro batches: no model asks for this.
+            draws = generator(self.run.seed, "tokens dropped", str(step)).random(
+                (arena.batch_size, arena.sequence_length)
+            )
+            batch = {**batch, DRAWS: torch.from_numpy(draws).to(arena.device)}
 
         def objective(given: Mapping[str, torch.Tensor], part: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with ExitStack() as stack:
@@ -340,15 +356,13 @@ class _Lesson:
                 if dropped:
                     stack.enter_context(without_layers(model, self.axis, dropped))
                 if self.run.dropping.tokens:
-                    stack.enter_context(
-                        without_tokens(model, self.axis, self.run.dropping, part, step=step, seed=self.run.seed)
-                    )
+                    stack.enter_context(without_tokens(model, self.axis, self.run.dropping, part))
                 logits = model(given, part)
             assert model.task.loss is not None
             own = model.task.loss(logits, part)
-            if self.teacher is None:
+            if self.teacher is None or late:
                 return own
-            weight = 1 - (step - self.span.start) / len(self.span)
+            weight = 1 - (step - self.span.start) / self._early_steps()
             return (1 - weight) * own + weight * _taught(self.teacher, logits, part)
 
         return backward_in_parts(

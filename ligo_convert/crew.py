@@ -1,7 +1,7 @@
 """Worker processes: jobs in, results out as they come, whatever order they end in.
 
 Each process makes its own tool once (`make`, with arguments that are pickled to it) and does one job after another. None outlives the
-process that made it: a worker whose parent has gone ends at its next step.
+process that made it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copyreg
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -52,12 +53,18 @@ class Crew(Generic[J]):
     def __enter__(self) -> Crew[J]:
         if self._count > 1:
             context = multiprocessing.get_context("spawn")
-            for _ in range(self._count):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, self._make, self._arguments), daemon=True)
-                process.start()
-                theirs.close()
-                self._members.append((process, ours))
+            # The terminal's Ctrl-C reaches every process of the group, and the parent decides what becomes of it. A worker is deaf to it
+            # from its first moment, as what is ignored stays so in a child.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                for _ in range(self._count):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=_work, args=(theirs, self._make, self._arguments), daemon=True)
+                    process.start()
+                    theirs.close()
+                    self._members.append((process, ours))
+            finally:
+                signal.signal(signal.SIGINT, before)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +100,10 @@ class Crew(Generic[J]):
         while True:
             while idle and (job := following()) is not None:
                 connection = idle.pop()
-                connection.send(job)
+                try:
+                    connection.send(job)
+                except (BrokenPipeError, ConnectionResetError):
+                    raise _gone() from None
                 busy[connection] = job
             if not busy:
                 return
@@ -102,32 +112,40 @@ class Crew(Generic[J]):
                 job = busy[ready]
                 try:
                     kind, value = ready.recv()
-                except EOFError:
-                    raise MachineError(
-                        "a worker process has ended in the middle of its work",
-                        hint="where memory was short, give fewer --jobs; run again to go on",
-                    ) from None
+                except (EOFError, ConnectionResetError):
+                    raise _gone() from None
                 if kind == "told":
                     told(job, *value)
                     continue
                 if kind == "failed":
-                    raise value
+                    error, trace = value
+                    raise error from RuntimeError(trace)
                 del busy[ready]
                 idle.append(ready)
                 done(job, value)
 
 
+def _gone() -> MachineError:
+    return MachineError(
+        "a worker process has ended in the middle of its work",
+        hint="where memory was short, give fewer --jobs; run again to go on",
+    )
+
+
 def _work(connection: Connection, make: Callable[..., Tool], arguments: Mapping[str, Any]) -> None:
     """A worker: one job after another, until the pipe closes."""
-    # The terminal's Ctrl-C reaches every process of the group; the parent decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     last = time.monotonic()
 
     def on_step(part: float, note: str) -> None:
         nonlocal last
-        if os.getppid() != parent:
-            os._exit(1)
         if time.monotonic() - last > TELL_EVERY_SECONDS:
             last = time.monotonic()
             connection.send(("told", (part, note)))
@@ -142,9 +160,12 @@ def _work(connection: Connection, make: Callable[..., Tool], arguments: Mapping[
             tool = tool or make(**arguments)
             connection.send(("done", tool.do(job, on_step)))
         except LigoError as error:
-            connection.send(("failed", error))
+            connection.send(("failed", (error, traceback.format_exc())))
         except (BrokenPipeError, ConnectionResetError):
             return
         except Exception as error:  # noqa: BLE001  a bug of ours belongs to the parent, which says so; here nobody would see it
-            text = "".join(traceback.format_exception(error))
-            connection.send(("failed", LigoError(f"a bug in a worker: {type(error).__name__}: {error}", hint=text)))
+            bug = LigoError(
+                f"a bug in ligo-convert: {type(error).__name__}: {error}",
+                hint="please report it with what `ligo-convert --debug ...` prints",
+            )
+            connection.send(("failed", (bug, traceback.format_exc())))

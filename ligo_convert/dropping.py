@@ -14,41 +14,44 @@ from typing import Any
 import torch
 
 from ligo_convert.errors import RecipeError
-from ligo_convert.methods import generator
 from ligo_convert.models import LibraryModel
 from ligo_convert.strategies import Dropping, kept_tokens, skipped_layers
 from ligo_convert.tasks import IGNORED
 
+DRAWS = "token_draws"  # of a batch: [batch, tokens] uniform; those with the highest draws leave
+
 
 @contextmanager
 def without_layers(model: LibraryModel, axis: str, layers: tuple[int, ...]) -> Iterator[None]:
-    """While this lasts these layers pass on what they are given."""
-    modules = [model.module.get_submodule(name) for at, name in enumerate(model.layers(axis)) if at in layers]
-    for module in modules:
-        module.forward = _pass_on
-    try:
+    """While this lasts these layers pass on what they are given.
+
+    They are run and not listened to: whether a layer returns a tensor or a tuple depends on the library's version. No gradient goes
+    through them.
+    """
+
+    def pass_on(_module: torch.nn.Module, args: tuple[Any, ...], found: Any) -> Any:
+        return (args[0], *found[1:]) if isinstance(found, tuple) else args[0]
+
+    names = model.layers(axis)
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = model.module.get_submodule(names[layer]).register_forward_hook(pass_on)
+            stack.callback(handle.remove)
         yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def _pass_on(states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return states
 
 
 @contextmanager
 def without_tokens(
-    model: LibraryModel, axis: str, dropping: Dropping, batch: Mapping[str, torch.Tensor], *, step: int, seed: int
+    model: LibraryModel, axis: str, dropping: Dropping, batch: Mapping[str, torch.Tensor]
 ) -> Iterator[None]:
-    """While this lasts tokens drawn by `step` skip the middle layers: they come back, as they left, before the last."""
+    """While this lasts tokens skip the middle layers, by the batch's DRAWS: they come back, as they left, before the last."""
     names = model.layers(axis)
     skipping = skipped_layers(len(names))
     state: dict[str, torch.Tensor] = {}
 
     def leave(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         whole = args[0]
-        state["whole"], state["rows"] = whole, _rows(whole, dropping, batch, step=step, seed=seed)
+        state["whole"], state["rows"] = whole, _rows(whole, dropping, batch)
         return (_taken(whole, state["rows"]), *args[1:]), kwargs
 
     def follow(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -84,12 +87,13 @@ def without_tokens(
         yield
 
 
-def _rows(
-    whole: torch.Tensor, dropping: Dropping, batch: Mapping[str, torch.Tensor], *, step: int, seed: int
-) -> torch.Tensor:
+def _rows(whole: torch.Tensor, dropping: Dropping, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Which tokens stay, in order: [batch, kept]. The first stays (a class token may be there), and those that are asked for."""
     count, length = whole.shape[:2]
-    draws = torch.from_numpy(generator(seed, "tokens dropped", str(step)).random((count, length))).to(whole.device)
+    draws = batch[DRAWS][:, :length].clone()
+    if draws.shape != (count, length):
+        # A class token beside the patches.
+        draws = torch.nn.functional.pad(draws, (length - draws.shape[1], 0), value=-1.0)
     draws[:, 0] = -1.0
     labels = batch.get("labels")
     if labels is not None and labels.ndim == 2:

@@ -96,8 +96,8 @@ class Slices:
     sizes: Mapping[str, int]
     unit: Literal["tokens", "images"]
 
-    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
-        """Batch number `step` of the train slice.
+    def batch(self, step: int, *, batch_size: int, seed: int, order: str = "batches") -> Batch:
+        """Batch number `step` of the train slice; `order` names one of its orders, of which `seed` numbers many.
 
         Every example comes once an epoch, each epoch in an order of its own and with a draw of its own. A batch depends on nothing but its
         number, so a run that goes on from step N sees what an uninterrupted one would have seen.
@@ -111,7 +111,7 @@ class Slices:
             if epoch != first:
                 parts.append(self.train.take(rows, draw=first + 1))
                 rows, first = [], epoch
-            rows.append(permuted(index, count, f"batches/{seed}/{epoch}"))
+            rows.append(permuted(index, count, f"{order}/{seed}/{epoch}"))
         parts.append(self.train.take(rows, draw=first + 1))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

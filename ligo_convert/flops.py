@@ -18,7 +18,8 @@ CONVENTION = (
     "A forward pass counts 2 operations for every weight of a matrix that a token passes, and 4 * sequence * width a token and layer for"
     " attention; a backward pass counts as much again for what goes in and as much again for the weights, where they are computed at all."
     " Lookups, norms, softmax, biases, the optimizer and every measurement are left out. A step of learning the operator counts a step of"
-    " the target and four growths. `paper` counts the fit and leaves the source's training out, as arXiv:2303.00980 does; `net` charges it."
+    " the target and four growths, and the forward passes by which its best step is found are counted with it."
+    " `paper` counts the fit and leaves the source's training out, as arXiv:2303.00980 does; `net` charges it."
 )
 EVERYTHING = 1.0
 

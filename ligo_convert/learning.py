@@ -90,20 +90,26 @@ class StagedState:
         self.staging.remove(self.name)
 
 
+_TEXT = "state"
+
+
 def _state_pieces(arrays: Mapping[str, np.ndarray], text: str) -> Iterator[Buffer]:
     tensors = []
     for name, array in sorted(arrays.items()):
         flat = np.ascontiguousarray(array)
         spec = TensorSpec(name=name, dtype={4: "F32", 8: "F64"}[flat.itemsize], shape=flat.shape)
         tensors.append((spec, flat.reshape(-1).view(np.uint8).data))
-    return safetensors_pieces(tensors, {"state": text})
+    # A tensor, not metadata: a long log does not fit a header.
+    data = text.encode()
+    tensors.append((TensorSpec(name=_TEXT, dtype="U8", shape=(len(data),)), memoryview(data)))
+    return safetensors_pieces(tensors, {"format": "pt"})
 
 
 def _read_state(path: Path) -> tuple[dict[str, np.ndarray], str] | None:
     if not path.exists():
         return None
-    arrays, metadata = read_safetensors(path)
-    return arrays, metadata["state"]
+    arrays, _ = read_safetensors(path)
+    return arrays, arrays.pop(_TEXT).tobytes().decode()
 
 
 def staged_results(staging: Staging) -> dict[str, Any]:
@@ -258,6 +264,8 @@ def _train_source(
             tokens_a_step=a_step,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
+            # What is grown from it is compared with what is not: neither may meet the data again in the order it knows.
+            order="batches" if examples is None else "source",
             device=device,
             autocast=autocast_pays(device, fit.precision, width=_width(plan, plan.start.source)),
             store=store,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ligo_convert.examples import Slices
 from ligo_convert.family import Family
-from ligo_convert.fit import Slices
 from ligo_convert.growth import drawn_values
 from ligo_convert.models import LibraryModel, mean_loss
 from ligo_convert.schedules import Schedule
@@ -41,12 +41,16 @@ def pretrain(
     tokens_a_step: int,
     learning_rate: float,
     seed: int,
+    order: str = "batches",
     device: str = "cpu",
     autocast: bool = False,
     store: StateStore | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], Outcome, float]:
     """Train a model of `config` for `steps` steps of its task.
+
+    Args:
+        order: of the data, as `Slices.batch` has it.
 
     Returns:
         Its tensors by canonical name (float32), how training went, and its loss on the validation slice.
@@ -58,7 +62,7 @@ def pretrain(
     }
 
     def gradients(step: int) -> float:
-        batch = on_device(slices.batch(step, batch_size=batch_size, seed=seed), device, torch.float32)
+        batch = on_device(slices.batch(step, batch_size=batch_size, seed=seed, order=order), device, torch.float32)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
             loss = model.loss(parameters, batch)
         loss.backward()  # type: ignore[no-untyped-call]

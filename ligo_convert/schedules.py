@@ -6,8 +6,8 @@ Warmup-stable-decay is Hu et al., arXiv:2404.06395.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 def _cosine(done: float) -> float:
@@ -28,21 +28,23 @@ class Schedule:
     """Learning-rate factor by step: linear warmup, then one of `SHAPES`.
 
     Attributes:
-        begins: steps at which the model changes and the moments begin anew: the rate rises again over `warmup` steps from there.
+        begins: step -> steps over which the rate rises again from there, as the model changes and the moments begin anew.
     """
 
     steps: int
     warmup: int
     shape: str = "cosine"
-    begins: tuple[int, ...] = ()
+    begins: Mapping[int, int] = field(default_factory=dict)
 
     def factor(self, step: int) -> float:
         """The factor of step `step`, counted from 0."""
+        again = min(
+            ((step - first + 1) / over for first, over in self.begins.items() if 0 <= step - first < over), default=1.0
+        )
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + 1) / self.warmup * again
         left = max(1, self.steps - self.warmup)
-        again = [(step - first + 1) / self.warmup for first in self.begins if 0 <= step - first < self.warmup]
-        return SHAPES[self.shape]((step - self.warmup) / left) * min([*again, 1.0])
+        return SHAPES[self.shape]((step - self.warmup) / left) * again
 
     @property
     def turn(self) -> int:

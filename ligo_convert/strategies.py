@@ -33,8 +33,9 @@ class Stage:
         share: of the run's steps. layers: how many layers the model has (of its first depth axis); 0 for all of the target's.
         comes: where layers that the stage before did not have take their weights: the whole stack again, or its top layers.
         trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
-        top: how many layers are the top. exits: heights of sub-models, of which each step draws one.
-        teacher: whether the source teaches, with a weight that falls from one to zero over the stage.
+        top: how many layers are the top. exits: heights of sub-models, of which each step draws one. teacher: whether the source teaches,
+            with a weight that falls from one to zero. until: the part of the stage for which exits, teacher and `trains` hold; after it
+            the whole model learns, alone, with the moments that it has.
     """
 
     share: float
@@ -44,6 +45,7 @@ class Stage:
     top: int = 0
     exits: tuple[int, ...] = ()
     teacher: bool = False
+    until: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,11 @@ class Strategy:
     paper: str
     summary: str
     cost: str
+
+
+def stretches(stages: tuple[Stage, ...]) -> bool:
+    """Whether what happens at a step depends on how many there are in all, so that runs of different length share nothing."""
+    return len(stages) > 1 or stages[0].until < 1
 
 
 def plain(layers: int) -> tuple[Stage, ...]:
@@ -88,11 +95,11 @@ def two_stage(layers: int) -> tuple[Stage, ...]:
     """bert2BERT: first sub-models of the lowest layers, one drawn a step, of which the top layers and the head learn; then all."""
     block = math.ceil(layers / 4)
     exits = tuple(sorted({min(layers, block * number) for number in range(1, 5)}))
-    return (Stage(share=SUBMODELS, trains="top", top=block, exits=exits), Stage(share=1 - SUBMODELS))
+    return (Stage(share=1.0, trains="top", top=block, exits=exits, until=SUBMODELS),)
 
 
 def inherit(layers: int) -> tuple[Stage, ...]:
-    return (Stage(share=INHERITED, teacher=True), Stage(share=1 - INHERITED))
+    return (Stage(share=1.0, teacher=True, until=INHERITED),)
 
 
 def added_only(layers: int) -> tuple[Stage, ...]:
@@ -202,7 +209,7 @@ NOTHING = Dropping()
 
 
 def dropped_layers(dropping: Dropping, *, layers: int, step: int, steps: int, seed: int) -> tuple[int, ...]:
-    """The layers left out in a step: layer l of L is kept with probability 1 - l / L * (1 - theta(t))."""
+    """The layers left out in a step of `steps`, the whole budget: layer l of L is kept with probability 1 - l / L * (1 - theta(t))."""
     kept = dropping.layers * math.exp(-STEEPNESS * step / steps) + 1 - dropping.layers
     draws = generator(seed, "layers dropped", str(step)).random(layers)
     return tuple(layer for layer in range(layers) if draws[layer] < (layer + 1) / layers * (1 - kept))

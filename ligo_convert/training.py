@@ -76,7 +76,8 @@ def train(
     Args:
         gradients: step -> loss, having filled `.grad` of every parameter (earlier gradients are cleared before).
         validate: loss of the parameters as they are; asked before the first step, every `validate_every` steps and after the last.
-        chooses: whether the parameters of the best validated step are kept; without it validation is only looked at.
+        chooses: whether the parameters of the best validated step are kept; without it validation is only looked at, and the log
+            holds the steps alone after which it was.
         steps: the steps of the schedule that are trained here; None for all.
         partial: whether a step may leave parameters without a gradient, and so as they are.
         fused: torch's fused AdamW: faster, and not the same to the last bit.
@@ -98,7 +99,7 @@ def train(
         betas=betas,
         fused=fused,
     )
-    run = _Run(groups=groups, optimizer=optimizer, store=store, step=steps.start, chooses=chooses)
+    run = _Run(groups=groups, optimizer=optimizer, store=store, step=steps.start, chooses=chooses, fused=fused)
     run.resume()
     if validate is not None and run.best_loss is None:
         first = run.consider(steps.start, validate())
@@ -133,11 +134,14 @@ def train(
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
         line["seconds"] = round(time.monotonic() - began, 3)
         run.step = step + 1
-        run.log.append(line)
+        # A long run keeps what its curve is made of alone.
+        if chooses or "validation_loss" in line:
+            run.log.append(line)
+        # First, so that a stop between the two finds it there.
+        run.save((milestones or {}).get(step + 1))
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
             run.save(store)
             saved = time.monotonic()
-        run.save((milestones or {}).get(step + 1))
         if on_step is not None:
             on_step(step + 1, line)
     if run.best_loss is None:
@@ -156,9 +160,10 @@ class _Run:
         store: StateStore | None,
         step: int,
         chooses: bool,
+        fused: bool,
     ) -> None:
         self.parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
-        self.optimizer, self.store, self.chooses = optimizer, store, chooses
+        self.optimizer, self.store, self.chooses, self.fused = optimizer, store, chooses, fused
         self.step, self.log = step, list[dict[str, Any]]()
         self.best_step, self.best_loss, self.best = 0, None, dict[str, torch.Tensor]()  # type: tuple[int, float | None, dict[str, torch.Tensor]]
 
@@ -211,7 +216,8 @@ class _Run:
                 parameter.copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
                 if name in data["steps"]:
                     self.optimizer.state[parameter] = {
-                        "step": torch.tensor(data["steps"][name]),
+                        # Fused kernels read it where the parameter lies.
+                        "step": torch.tensor(data["steps"][name], device=parameter.device if self.fused else "cpu"),
                         "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
                         "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),
                     }

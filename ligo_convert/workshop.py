@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,55 +21,26 @@ from ligo_convert.added import added_parts
 from ligo_convert.contenders import SCRATCH, Contender, Fitting
 from ligo_convert.contest import Contest, start_of
 from ligo_convert.course import Arena, Run, Teacher, Tensors, schedule_of, train_course
+from ligo_convert.dropping import DRAWS, without_tokens
 from ligo_convert.examples import Examples, Slices
 from ligo_convert.fit import GrownTarget, Settings, autocast_pays, fetch_from, fit, named_source, stacked_source
 from ligo_convert.flops import step_flops
 from ligo_convert.fs import write_file
 from ligo_convert.growth import Grower
 from ligo_convert.initial import initial_operator
+from ligo_convert.jobs import Job, operator_name, trunk_name
 from ligo_convert.learning import FolderState, warmup_steps
-from ligo_convert.models import LibraryModel, backward_in_parts, mean_loss
+from ligo_convert.models import LibraryModel, Objective, backward_in_parts, mean_loss
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.pretrain import drawn_model
 from ligo_convert.source import open_source
 from ligo_convert.stored import read_operator
+from ligo_convert.strategies import stretches
 from ligo_convert.tasks import on_device
 from ligo_convert.training import StateStore
 from ligo_convert.writer import safetensors_pieces
 
 PROBE_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One piece of work.
-
-    Attributes:
-        kind: `probe` how fast it goes here; measure the `source`; learn an operator (`fit`); try a rate (`tune`); `train` to a horizon.
-        before: the horizon of the run whose common stretch this one goes on from; 0 for none.
-        flops: about what it costs, for progress.
-    """
-
-    kind: Literal["probe", "source", "fit", "tune", "train"]
-    method: str = ""
-    seed: int = 0
-    learning_rate: float = 0.0
-    shape: str = ""
-    horizon: float = 0.0
-    before: float = 0.0
-    flops: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What its result and its state are called."""
-        parts = [self.kind, self.method, f"{self.seed}", f"{self.learning_rate:g}", self.shape, f"{self.horizon:g}"]
-        return "-".join(part.replace("/", "_") for part in parts if part) if self.method else self.kind
-
-
-def operator_name(method: Contender, seed: int) -> str:
-    """Methods with the same name here learn the same operator."""
-    rates = f"{method.fitting.width_rate:g}-{method.fitting.depth_rate:g}" if method.fitting else "recipe"
-    return f"{method.width}-{method.depth}-{method.tie or 'untied'}-{rates}-{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +81,6 @@ class Workshop:
             batch_size=contest.batch_size,
             micro_batch_size=min(self.plan.micro_batch, contest.batch_size),
             sequence_length=contest.length,
-            warmup=contest.warmup,
             evaluate_every=contest.evaluate_every,
             device=device,
             autocast=autocast_pays(device, fit_settings.precision, width=width),
@@ -150,7 +120,7 @@ class Workshop:
     def _operator_file(self, method: Contender, seed: int) -> Path:
         return self.work / "operators" / f"{operator_name(method, seed)}.safetensors"
 
-    def run_of(self, job: Job, steps: int, examples: Examples, *, curve: bool) -> Run:
+    def run_of(self, job: Job, steps: int, examples: Examples, *, budget: int, warmup: int, curve: bool) -> Run:
         entry = self.contest.entries[job.method]
         method = entry.contender
         config = start_of(self.plan, method, job.seed).target
@@ -169,6 +139,8 @@ class Workshop:
             added=added,
             stages=entry.stages,
             steps=steps,
+            warmup=warmup,
+            budget=budget,
             learning_rate=job.learning_rate,
             shape=job.shape,
             seed=job.seed,
@@ -180,16 +152,12 @@ class Workshop:
     def state(self, name: str) -> FolderState:
         return FolderState(self.work / "states" / f"{name}.safetensors")
 
-    def forget(self, job: Job) -> None:
-        """Remove the states of a job that is done."""
-        for path in (self.work / "states").glob(f"{job.name}.*"):
-            path.unlink()
-
-    def measured(self, model: LibraryModel, parameters: Mapping[str, torch.Tensor], what: Callable[..., Any]) -> float:
+    def measured(self, parameters: Mapping[str, torch.Tensor], what: Objective, examples: Examples) -> float:
+        """A mean over held-out examples."""
         return mean_loss(
             what,
             parameters,
-            self.slices.test,
+            examples,
             batch_size=self.arena.micro_batch_size,
             device=self.device,
             dtype=torch.float32,
@@ -201,7 +169,8 @@ class Workshop:
         share = model.task.accuracy
         if share is None:
             return None
-        return round(self.measured(model, parameters, lambda given, batch: share(model(given, batch), batch)), 6)
+        found = self.measured(parameters, lambda given, batch: share(model(given, batch), batch), self.slices.test)
+        return round(found, 6)
 
 
 # Kinds of jobs.
@@ -232,15 +201,28 @@ def _probe(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
         )
         seconds.append(time.monotonic() - began)
         told((step + 1) / PROBE_STEPS, "")
+    _try_dropping(shop, model, parameters)
     flops = step_flops(family, config, tokens=contest.tokens, sequence_length=contest.length)
     return {"flops_a_second": flops / min(seconds)}
+
+
+def _try_dropping(shop: Workshop, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Leave out tokens once where a method will: a model that cannot is told now, not after hours. Raises RecipeError."""
+    for name in shop.contest.entries:
+        dropping = shop.contest.dropping(name)
+        if dropping.tokens:
+            batch = on_device(shop.slices.batch(0, batch_size=1, seed=0), shop.device, torch.float32)
+            batch[DRAWS] = torch.rand((1, shop.contest.length), dtype=torch.float64, device=shop.device)
+            with torch.no_grad(), without_tokens(model, shop.family.depth_axes[0], dropping, batch):
+                model(parameters, batch)
+            return
 
 
 def _source(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
     """The source's loss on the slice that curves are read on."""
     teacher = shop.teacher
     return {
-        "loss": round(shop.measured(teacher.model, teacher.parameters, teacher.model.loss), 6),
+        "loss": _finite(round(shop.measured(teacher.parameters, teacher.model.loss, shop.slices.test), 6)),
         "accuracy": shop.accuracy(teacher.model, teacher.parameters),
     }
 
@@ -284,14 +266,14 @@ def _fit(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
         safetensors_pieces(stored_arrays(learned), describe(learned)),
         replace=True,
     )
-    shop.forget(job)
-    return {"best_step": outcome.best_step, "validation_loss": outcome.best_loss, "steps": settings.steps}
+    return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": settings.steps}
 
 
 def _tune(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
     """Try a rate on a short run of its own, schedule and stages and all; judged on the validation slice."""
     steps = shop.contest.tuning_steps
-    run = shop.run_of(job, steps, shop.slices.validation, curve=False)
+    warmup = shop.contest.tuning_warmup
+    run = shop.run_of(job, steps, shop.slices.validation, budget=steps, warmup=warmup, curve=False)
     points, _ = train_course(
         shop.arena,
         run,
@@ -299,27 +281,26 @@ def _tune(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
         store=lambda stage: shop.state(f"{job.name}.{stage}"),
         on_step=lambda step, flops: told(step / steps, f"trying {job.learning_rate:g}"),
     )
-    shop.forget(job)
-    return {"validation_loss": points[-1]["loss"], "flops": points[-1]["flops"]}
+    return {"validation_loss": _finite(points[-1]["loss"]), "flops": points[-1]["flops"]}
 
 
 def _train(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
     """Train to a horizon, from the common stretch of a shorter run where there is one; read on the test slice."""
     contest = shop.contest
     steps = contest.steps_of(job.horizon)
-    run = shop.run_of(job, steps, shop.slices.test, curve=True)
-    single = len(run.stages) == 1
+    run = shop.run_of(job, steps, shop.slices.test, budget=contest.steps, warmup=contest.warmup, curve=True)
+    single = not stretches(run.stages)
     own = shop.state(f"{job.name}.0")
 
     def store(stage: int) -> StateStore:
         if stage or not single or not job.before:
             return shop.state(f"{job.name}.{stage}")
-        return _Branch(own=own, trunk=shop.state(_trunk(job, job.before)))
+        return _Branch(own=own, trunk=shop.state(trunk_name(job, job.before)))
 
     milestone = None
     if single and job.shape == "stable" and job.horizon < 1:
-        turn = schedule_of(shop.arena, run).turn
-        milestone = (turn, shop.state(_trunk(job, job.horizon)))
+        turn = schedule_of(run).turn
+        milestone = (turn, shop.state(trunk_name(job, job.horizon)))
     points, tensors = train_course(
         shop.arena,
         run,
@@ -329,7 +310,6 @@ def _train(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
         on_step=lambda step, flops: told(step / steps, f"step {step} of {steps}"),
     )
     model = LibraryModel(shop.family, run.config, device=shop.device)
-    shop.forget(job)
     fitted = contest.fit_flops(job.method)
     curve = [
         {"step": point["step"], "flops": point["flops"] + fitted, "loss": _finite(point["loss"])} for point in points
@@ -343,15 +323,13 @@ def _train(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
             "accuracy": shop.accuracy(model, tensors),
             "horizon": job.horizon,
         },
+        # By which scratch's rate is chosen: the curve is read on another slice.
+        "validation_loss": _finite(shop.measured(tensors, model.loss, shop.slices.validation)),
     }
 
 
-def _finite(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
-
-
-def _trunk(job: Job, horizon: float) -> str:
-    return f"trunk-{job.method.replace('/', '_')}-{job.seed}-{job.learning_rate:g}-{horizon:g}"
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _is_taught(run: Run) -> bool:

@@ -24,7 +24,7 @@ from ligo_convert.cli import cli
 from ligo_convert.errors import Interrupted, LigoError, RecipeError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family
-from ligo_convert.inspection import families_list, methods_list, starts_list
+from ligo_convert.inspection import families_list, starts_list
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.recipe import DEPTH_STARTS, WIDTH_STARTS, json_schema, load_recipe
 from ligo_convert.start import Growth, plan_start

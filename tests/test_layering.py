@@ -78,7 +78,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "recipes, families, growth, who is compared",
         ("recipe", "families", "initial", "carrying", "checkpoint_files", "accounting", "contenders", "report"),
     ),
-    ("reaching out, and streams", ("configs", "checkpoint_layout", "hub", "tokenization", "card", "growth")),
+    ("reaching out, and streams", ("jobs", "configs", "checkpoint_layout", "hub", "tokenization", "card", "growth")),
     ("sources, data, the library's models", ("source", "data", "models", "stored", "stream")),
     ("measuring and learning", ("measure", "fit", "dropping")),
     ("what is learned by", ("objectives", "pretrain")),

@@ -1,0 +1,566 @@
+"""Make docs/results.md, its pictures and docs/results.json from finished comparisons.
+
+    python scripts/make_results.py --into docs gpt2=out/compare-gpt2 bert=out/compare-bert cait=out/compare-cait
+    python scripts/make_results.py --into docs gpt2-seeds=out/compare-gpt2-seeds
+    python scripts/make_results.py --into docs
+    python scripts/make_results.py --into docs --check
+
+What comes in: directories of `ligo-convert compare`, each by its kind: `gpt2`, `bert` or `cait`, with a suffix for a further run. What goes
+out: results.json, which holds the plain figures of every kind, and the page and the pictures, which are made of it alone. A kind that is
+given replaces that kind; without any, the page is made again. `--check` writes nothing, and exits 1 where the page is not up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import click
+
+from ligo_convert.comparison_picture import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
+from ligo_convert.contenders import CONTENDERS
+from ligo_convert.contest import first_at
+from ligo_convert.errors import printable
+from ligo_convert.markdown import code, prose, table
+from ligo_convert.recipe import Recipe, load_recipe
+from ligo_convert.recipe_sections import Compare
+from ligo_convert.record import finite as without_nan
+
+RECORD, FIGURES, PAGE, PICTURES = "compare.json", "results.json", "results.md", "pictures"
+READS, FORMAT = "ligo-comparison/1", "ligo-results/1"
+RECIPES = Path(__file__).parent.parent / "recipes"
+VERSIONS = ("torch", "transformers", "timm")
+POINTS = 45  # of a curve, about
+WIDTH = 120  # of a command, of text in a block
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A heading, what it was trained on, and what its recipe leaves to the command line."""
+
+    title: str
+    data: str
+    given: tuple[str, ...] = ()
+
+
+KINDS = {
+    "gpt2": Kind(title="Text decoder: GPT-2", data="the source of Python's standard library"),
+    "bert": Kind(title="Text encoder: BERT", data="the source of Python's standard library"),
+    "cait": Kind(
+        title="Vision: CaiT", data="CIFAR-10's training images", given=("--set", "fit.data.images=DIR")
+    ),
+}  # fmt: skip
+SUFFIXES = {"seeds": "several seeds"}
+_NAME = re.compile(rf"({'|'.join(KINDS)})(-[a-z0-9]+)*")
+
+# What LiGO is measured by: methods of other papers, but for the exact starts, from which `ligo` itself begins.
+BASELINES = (
+    "stackbert",
+    "mslt",
+    "ki",
+    "bert2bert",
+    "bert2bert-aki",
+    "bert2bert-fpi",
+    "freeze",
+    "direct",
+    "interpolate",
+    "net2net",
+)
+
+INTRODUCTION = """\
+What growing a small model saves in training a larger one, measured by `ligo-convert compare`. Every table below comes from the
+command beside it. [comparing.md](comparing.md) says how such a comparison is run, counted and kept fair, and how each method is defined.
+
+**What the figures mean.** *Saved* is the part of scratch's FLOPs that a method needs less to reach the loss that training from
+scratch ends with. `paper` counts training and, where an operator is learned, its fit, and leaves the source's training out, as
+[arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does; `net` charges the source's training to every method that begins from the
+source or is taught by it. Neither counts the search for rates, in which every method tries the same ones: each in a short run of its
+own, judged on the validation slice. Scratch's schedule is chosen in the same way, and all others take it. A method is trained to the
+shortest of a few horizons at which its curve reaches scratch's final loss, and what it saved is read there, on a test slice by which
+no rate, schedule or operator was chosen.
+
+**What they do not mean.**
+
+- One machine, and models of about half a million parameters trained for a few thousand steps. Nothing here says that the order is
+  the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S 52.6 %; source
+  left out) are of models a hundred to several hundred times larger, and against scratch under one schedule.
+- One seed, unless said otherwise. Differences of a point or two of FLOPs, or of a few thousandths of loss, say nothing; and the best
+  of many methods is partly the luckiest.
+- Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
+  last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a horizon h. A method that just
+  misses a horizon looks far worse than one that just makes it.
+- Final losses are of runs of different length: a method that reaches scratch's loss early is not trained on. The column *FLOPs* says
+  how much it had.
+- *Saved* is about reaching one loss. It says nothing of seconds, of memory, or of what a method would reach with the whole budget.
+"""
+
+
+def main_record(path: Path) -> dict[str, Any]:
+    """compare.json of a directory. Raises click.ClickException."""
+    try:
+        found = json.loads((path / RECORD).read_bytes())
+    except OSError as error:
+        raise click.ClickException(f"{path}: no finished comparison: {error.strerror}") from None
+    except ValueError:
+        raise click.ClickException(f"{path / RECORD} is no JSON") from None
+    if not isinstance(found, dict) or found.get("format") != READS:
+        raise click.ClickException(f"{path / RECORD} is not of format {READS}")
+    plain: dict[str, Any] = without_nan(found)
+    return plain
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[str, Any]:
+    """What results.json keeps of a comparison: all that page and picture are made of, its curves thinned."""
+    source, data = record["source"], record.get("data") or {}
+    budget = record["budget"]
+    return {
+        "command": command or command_of(record, kind),
+        "trained_on": _kind(kind).data if _recipe(record["recipe"]) is not None else None,
+        **{key: record[key] for key in ("recipe", "family", "architecture", "task", "parameters")},
+        "budget": {**budget, "flops": _whole(budget["flops"])},
+        # Its label may be a place on a machine.
+        "source": {key: source.get(key) for key in ("flops", "share", "loss", "accuracy")},
+        **{key: record[key] for key in ("schedule", "grid", "seeds")},
+        "data": {unit: data[unit] for unit in ("tokens", "images") if unit in data},
+        "methods": {name: _method(record, method) for name, method in record["methods"].items()},
+        **{key: record[key] for key in ("skipped", "breaches", "convention")},
+        "versions": {name: record["versions"][name] for name in VERSIONS if name in record["versions"]},
+    }
+
+
+def _method(record: Data, method: Data) -> dict[str, Any]:
+    runs = method["seeds"]
+    goals = [run["final"]["loss"] for run in record["methods"][SCRATCH]["seeds"].values()]
+    kept = _kept([run["curve"] for run in runs.values()], [*goals, scratch_loss(record)])
+    return {
+        **{key: method[key] for key in ("start", "strategy", "options", "source", "learning_rate", "flops")},
+        "savings": method["savings"],
+        "spread": method["spread"],
+        "seeds": {
+            seed: {
+                "final": {
+                    "flops": _whole(run["final"]["flops"]),
+                    **{key: run["final"].get(key) for key in ("loss", "accuracy", "horizon")},
+                },
+                "savings": run["savings"],
+                "curve": [
+                    [_whole(point["flops"]), point["loss"]] for at, point in enumerate(run["curve"]) if at in kept
+                ],
+            }
+            for seed, run in runs.items()
+        },
+    }
+
+
+def _kept(curves: Sequence[Sequence[Data]], goals: Sequence[float | None]) -> set[int]:
+    """Which points of a method's curves are kept, the same of every seed: both ends, where scratch's loss is reached, some between."""
+    longest = max(map(len, curves))
+    if longest <= POINTS:
+        return set(range(longest))
+    kept = {0, *(len(curve) - 1 for curve in curves)}
+    for curve in curves:
+        for goal in goals:
+            there = None if goal is None else first_at(curve, goal)
+            if there is not None:
+                at = curve.index(there)
+                kept |= {at, max(0, at - 1)}
+    between = max(2, POINTS - len(kept))
+    return kept | {round(part * (longest - 1) / (between - 1)) for part in range(between)}
+
+
+def _whole(value: float) -> float:
+    """FLOPs as a whole number where they are one."""
+    return int(value) if float(value).is_integer() else value
+
+
+def command_of(record: Data, kind: str) -> str:
+    """The command that makes a comparison: its recipe, and what was not as the recipe has it."""
+    name = printable(record["recipe"])
+    recipe = _recipe(name)
+    words = ["ligo-convert", "compare", f"recipes/{name}" if recipe is not None else name]
+    if recipe is not None:
+        words += [*_replaced(record, recipe), *_kind(kind).given]
+    return shlex.join([*words, "--out", f"out/compare-{kind}"])
+
+
+def _recipe(name: str) -> Recipe | None:
+    path = RECIPES / name
+    return load_recipe(path) if Path(name).name == name and path.is_file() else None
+
+
+def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
+    """What the command line laid over the recipe's `compare`, as far as the record tells."""
+    settings = recipe.compare or Compare()
+    budget, grid = record["budget"], record["grid"]
+    if settings.methods is None:
+        usual = record["methods"].keys() | record["skipped"].keys() == CONTENDERS.keys()
+    else:
+        usual = list(record["methods"]) == list(dict.fromkeys((SCRATCH, *settings.methods)))
+    if not usual:
+        yield from ("--methods", ",".join(record["methods"]))
+    if budget["steps"] != settings.steps:
+        yield from ("--steps", str(budget["steps"]))
+    if record["seeds"] != settings.seeds:
+        yield from ("--seeds", ",".join(map(str, record["seeds"])))
+    assert recipe.fit is not None
+    pairs = (
+        ("batch_size", budget["batch_size"], settings.batch_size or recipe.fit.batch_size),
+        ("learning_rates", grid["learning_rates"], settings.learning_rates),
+        ("schedules", grid["schedules"], settings.schedules),
+        ("tuning", grid["share"], settings.tuning),
+        ("horizons", grid["horizons"], sorted({*settings.horizons, 1.0})),
+    )
+    for key, value, planned in pairs:
+        if value != planned:
+            yield from ("--set", f"compare.{key}={json.dumps(value)}")
+
+
+def full(figures: Data) -> dict[str, Any]:
+    """A kind of results.json as the picture wants a comparison."""
+    methods = {}
+    for name, method in figures["methods"].items():
+        runs = {
+            seed: {**run, "curve": [{"flops": flops, "loss": loss} for flops, loss in run["curve"]]}
+            for seed, run in method["seeds"].items()
+        }
+        first = next(iter(runs.values()))
+        methods[name] = {**method, "seeds": runs, "curve": first["curve"], "final": first["final"]}
+    return {**figures, "methods": methods}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(results: Data) -> str:
+    """docs/results.md."""
+    kinds: Data = results["kinds"]
+    lines = [
+        "# Results",
+        "",
+        "<!-- Written by scripts/make_results.py from results.json: what is changed by hand is lost. -->",
+        "",
+        INTRODUCTION,
+    ]
+    if not kinds:
+        lines += ["No comparison is recorded here yet.", ""]
+    else:
+        lines += [*_summary(kinds), ""]
+    for kind, figures in kinds.items():
+        lines += [*_section(kind, figures), ""]
+    conventions = dict.fromkeys(figures["convention"] for figures in kinds.values())
+    if conventions:
+        lines += ["## How FLOPs are counted", "", "In words; [comparing.md](comparing.md#flops) has the formulas.", ""]
+    for convention in conventions:
+        lines += [*_block(printable(convention).replace("`", "")), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _kind(name: str) -> Kind:
+    return KINDS[name.partition("-")[0]]
+
+
+def title_of(kind: str) -> str:
+    suffix = kind.partition("-")[2]
+    return _kind(kind).title + (f", {SUFFIXES.get(suffix, suffix.replace('-', ' '))}" if suffix else "")
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+
+
+def _summary(kinds: Data) -> Iterator[str]:
+    yield "## In short"
+    yield ""
+    yield "Saved net, and in brackets with the source left out. *Without learning*: begins from the source, and no operator is learned."
+    yield f"*Baselines*: {', '.join(map(code, BASELINES))}."
+    yield ""
+    head = ("what", "scratch's loss", "most saved", "most without learning", "`ligo`", "`ligo-paper`", "best baseline")
+    rows = []
+    for kind, figures in kinds.items():
+        methods, charged = figures["methods"], _charged(figures)
+        unlearned = [name for name, method in methods.items() if method["start"] and not method["flops"]["fit"]]
+        loss = scratch_loss(full(figures))
+        rows.append(
+            (
+                f"[{title_of(kind)}](#{_anchor(title_of(kind))})",
+                "-" if loss is None else f"{loss:.3f}",
+                _best(methods, [name for name in methods if name != SCRATCH], charged),
+                _best(methods, unlearned, charged),
+                *(_saved_in_short(methods[name]) if name in methods else "" for name in ("ligo", "ligo-paper")),
+                _best(methods, [name for name in BASELINES if name in methods], charged),
+            )
+        )
+    yield from table(head, rows)
+
+
+def _best(methods: Data, names: Sequence[str], charged: bool) -> str:
+    way = "net" if charged else "paper"
+    there = [name for name in names if methods[name]["savings"][way] is not None]
+    if not there:
+        return "none reached it" if names else ""
+    best = max(there, key=lambda name: methods[name]["savings"][way])
+    return f"{code(best)} {_saved_in_short(methods[best])}"
+
+
+def _saved_in_short(method: Data) -> str:
+    paper, net = (method["savings"][way] for way in ("paper", "net"))
+    if paper is None:
+        return "not reached"
+    after = f"{_percent(paper)}{_deviation(method, 'paper')}"
+    return f"{'not known' if net is None else _percent(net) + _deviation(method, 'net')} ({after})"
+
+
+def _section(kind: str, figures: Data) -> Iterator[str]:
+    yield f"## {title_of(kind)}"
+    yield ""
+    yield from _scale(figures)
+    yield ""
+    fence = _fence(figures["command"])
+    yield fence
+    yield from _folded(figures["command"])
+    yield fence
+    yield ""
+    yield f"![{_alternative(figures)}]({PICTURES}/{kind}.png)"
+    yield ""
+    yield from _table(figures)
+    if figures["skipped"]:
+        yield ""
+        yield "Left out:"
+        yield ""
+        yield from (f"- {code(name)}: {prose(reason)}" for name, reason in figures["skipped"].items())
+    yield ""
+    if not figures["breaches"]:
+        yield "Nothing was found that makes this comparison unfair."
+        return
+    yield "Not fair in every respect:"
+    yield ""
+    for breach in figures["breaches"]:
+        about = f" ({', '.join(map(code, breach['methods']))})" if breach["methods"] else ""
+        yield f"- {code(breach['rule'])}: {prose(breach['text'])}{about}"
+
+
+def _scale(figures: Data) -> Iterator[str]:
+    """What was trained, from what, how long, and what was chosen: a line a sentence, each begun by a word of ours."""
+    budget, source, grid, sizes = figures["budget"], figures["source"], figures["grid"], figures["parameters"]
+    images = budget["unit"] == "images"
+    where = f", on {figures['trained_on']}" if figures["trained_on"] else ""
+    yield (
+        f"A {prose(figures['architecture'])} of {sizes['source']:,} parameters grown to {sizes['target']:,}{where};"
+        f" {_count(figures['methods'], 'method')}, {_count(figures['seeds'], 'seed')}."
+    )
+    batch = "images" if images else f"x {budget['sequence_length']:,} tokens"
+    yield (
+        f"Training from scratch takes {budget['steps']:,} steps of {budget['batch_size']:,} {batch}:"
+        f" {budget['examples']:,} {prose(budget['unit'])}, {budget['per_parameter']:.3g} {'patches' if images else 'tokens'} a parameter,"
+        f" {budget['flops']:.3g} FLOPs."
+    )
+    if source["share"] is None:
+        cost = "What training the source has cost is not known"
+    else:
+        cost = f"Training the source took {100 * source['share']:.1f} % of that"
+    yield f"{cost}." if source["loss"] is None else f"{cost}; its loss is {source['loss']:.4f}."
+    held = [f", on {slices['test']:,} held-out {unit}" for unit, slices in figures["data"].items()]
+    yield f"Losses are {LOSS_UNITS.get(figures['task'], 'nats')}{''.join(held)}."
+    shapes = [code(shape) for shape in grid["schedules"] if shape != figures["schedule"]]
+    yield f"Scratch's schedule is {code(figures['schedule'])}{', chosen over ' + ', '.join(shapes) if shapes else ''}."
+    rates, horizons = (", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "horizons"))
+    yield f"Peak rates of {rates} were tried, each for {grid['share']:g} of the budget; horizons are {horizons} of it."
+    yield f"With {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
+
+
+def _table(figures: Data) -> Iterator[str]:
+    methods, budget, charged = figures["methods"], figures["budget"]["flops"], _charged(figures)
+    accuracy = any(run["final"]["accuracy"] is not None for method in methods.values() for run in _runs(method))
+    head = ["method", "start", "strategy", "rate", "final loss", *(["accuracy"] if accuracy else [])]
+    head += ["FLOPs, % of scratch's", "saved, paper", "saved, net"]
+    rows = []
+    for name, method in sorted(methods.items(), key=lambda item: _rank(item[0], item[1], charged)):
+        finals = [run["final"] for run in _runs(method)]
+        loss, share = _mean([final["loss"] for final in finals]), fmean(final["flops"] for final in finals) / budget
+        right = _mean([final["accuracy"] for final in finals])
+        rows.append(
+            (
+                code(name),
+                code("/".join(map(str, method["start"].values()))) if method["start"] else "drawn",
+                " ".join([code(method["strategy"]), *(code(f"+{option}") for option in method["options"])]),
+                f"{method['learning_rate']:g}",
+                "diverged" if loss is None else f"{loss:.4f}{_deviation(method, 'loss')}",
+                *(["" if right is None else f"{100 * right:.1f} %"] if accuracy else []),
+                f"{100 * share:.1f} %",
+                *(_saved(name, method, way, charged) for way in ("paper", "net")),
+            )
+        )
+    yield from table(head, rows)
+    yield ""
+    note = "*FLOPs*: of the run that is shown, with its fit and without the source."
+    if len(figures["seeds"]) > 1:
+        note += " Means over the seeds; after +-, the standard deviation."
+    yield note
+
+
+def _saved(name: str, method: Data, way: str, charged: bool) -> str:
+    if name == SCRATCH:
+        return "-"
+    saved = method["savings"][way]
+    if saved is not None:
+        return f"{_percent(saved)}{_deviation(method, way)}"
+    runs = _runs(method)
+    there = sum(run["savings"]["paper"] is not None for run in runs)
+    if there == len(runs) and method["source"] and not charged:
+        return "not known"
+    return f"{there} of {len(runs)} seeds" if there else "not reached"
+
+
+def _rank(name: str, method: Data, charged: bool) -> tuple[bool, float, float, str]:
+    """Most saved first, then the lowest loss; scratch saves nothing."""
+    saved = 0.0 if name == SCRATCH else method["savings"]["net" if charged else "paper"]
+    loss = _mean([run["final"]["loss"] for run in _runs(method)])
+    return saved is None, -(saved or 0.0), float("inf") if loss is None else loss, name
+
+
+def _runs(method: Data) -> list[Data]:
+    return list(method["seeds"].values())
+
+
+def _charged(figures: Data) -> bool:
+    """Whether what the source has cost is known."""
+    return finite(figures["source"]["flops"]) is not None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f} %"
+
+
+def _deviation(method: Data, key: str) -> str:
+    found = method["spread"][key]
+    return "" if found is None else f" +- {found:.{4 if key == 'loss' else 1}f}"
+
+
+def _count(things: Sequence[object], word: str) -> str:
+    return f"{len(things)} {word}{'s' if len(things) != 1 else ''}"
+
+
+def _alternative(figures: Data) -> str:
+    """The picture for those who cannot see it: no foreign words, as nothing is escaped here."""
+    loss = scratch_loss(full(figures))
+    end = "" if loss is None else f"; scratch ends at {loss:.3f}"
+    right = "with it charged" if _charged(figures) else "nothing, as its cost is not known"
+    return (
+        f"Loss against FLOPs of {len(figures['methods'])} methods: left with the source left out, right {right}{end}."
+        " The table below has the figures."
+    )
+
+
+def _fence(text: str) -> str:
+    """A line that opens and closes a block of code with this text in it."""
+    return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+
+
+def _folded(command: str) -> Iterator[str]:
+    """A command in lines that a shell takes as one, broken before its options."""
+    line = ""
+    for part in re.split(r" (?=--)", printable(command)):
+        if line and len(line) + len(part) > WIDTH:
+            yield f"{line} \\"
+            line = f"  {part}"
+        else:
+            line = f"{line} {part}" if line else part
+    yield line
+
+
+def _block(text: str) -> Iterator[str]:
+    yield "```text"
+    yield from textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+    yield "```"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def stored(value: object, level: int = 0) -> str:
+    """JSON in lines short enough to see what changed: what holds no mapping stands in one."""
+    if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
+        items = [f"{json.dumps(str(key))}: {stored(item, level + 1)}" for key, item in value.items()]
+        indent = "\n" + " " * (level + 1)
+        return "{" + indent + f",{indent}".join(items) + "\n" + " " * level + "}"
+    return json.dumps(value, allow_nan=False)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json, or one without a kind where there is none. Raises click.ClickException."""
+    if not path.exists():
+        return {"format": FORMAT, "kinds": {}}
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    if found.get("format") != FORMAT:
+        raise click.ClickException(f"{path} is not of format {FORMAT}")
+    return found
+
+
+def _named(pairs: Sequence[str], what: str) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        kind, equals, value = pair.partition("=")
+        if not equals or not value or not _NAME.fullmatch(kind):
+            raise click.BadParameter(f"{pair!r} is not KIND={what}; a KIND is {', '.join(KINDS)}, or one with a suffix")
+        found[kind] = value
+    return found
+
+
+def _order(kind: str) -> tuple[int, str]:
+    return list(KINDS).index(kind.partition("-")[0]), kind
+
+
+@click.command()
+@click.argument("directories", nargs=-1, metavar="[KIND=DIR]...")
+@click.option("--into", type=click.Path(path_type=Path, file_okay=False), default="docs", show_default=True)
+@click.option(
+    "--command", "commands", multiple=True, metavar="KIND=TEXT", help="What made it, where that is not plain."
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 where the page is not what the figures give.")
+def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], check: bool) -> None:
+    """Write results.json, results.md and the pictures into a folder."""
+    given, told = _named(directories, "DIR"), _named(commands, "TEXT")
+    if check and (given or told):
+        raise click.UsageError("--check looks at what is there, and takes no directories")
+    if told.keys() - given.keys():
+        raise click.UsageError("--command is for a KIND whose directory is given")
+    results = read_results(into / FIGURES)
+    if check:
+        there = (into / PAGE).read_text(encoding="utf-8") if (into / PAGE).exists() else ""
+        if there != page(results):
+            raise click.ClickException(f"{into / PAGE} is not what {into / FIGURES} gives: run scripts/make_results.py")
+        return
+    kinds = results["kinds"]
+    for kind, directory in given.items():
+        kinds[kind] = figures_of(main_record(Path(directory)), kind, command=told.get(kind))
+    results["kinds"] = {kind: kinds[kind] for kind in sorted(kinds, key=_order)}
+    (into / PICTURES).mkdir(parents=True, exist_ok=True)
+    (into / FIGURES).write_text(stored(results) + "\n", encoding="utf-8")
+    (into / PAGE).write_text(page(results), encoding="utf-8")
+    for kind, figures in results["kinds"].items():
+        picture = into / PICTURES / f"{kind}.png"
+        # Another version of matplotlib draws other bytes: a kind that is not given keeps its picture.
+        if kind in given or not given or not picture.exists():
+            picture.write_bytes(comparison_png(full(figures)))
+    click.echo(f"{into / PAGE}: {', '.join(results['kinds']) or 'no comparison yet'}")
+
+
+if __name__ == "__main__":
+    main()
