@@ -284,23 +284,19 @@ class _Schedule:
 
     def _tunes(self, name: str) -> Iterator[Job]:
         """One for every rate, by the first seed; scratch by every shape, the others by the one that was best there."""
-        contest = self.contest
-        flops = contest.run_flops(name, contest.tuning_steps)
-        chosen = self._tuned(SCRATCH) if name != SCRATCH else None
+        contest, best = self.contest, self._tuned(SCRATCH) if name != SCRATCH else None
         for rate, shape in contest.rates(name):
-            yield Job(
-                kind="tune",
-                method=name,
-                seed=contest.seeds[0],
-                learning_rate=rate,
-                shape=shape or (chosen or {})["schedule"],
-                flops=flops,
-            )
+            chosen = {"learning_rate": rate, "schedule": shape or (best or {})["schedule"]}
+            yield self._run(name, contest.seeds[0], chosen, contest.settings.tuning)
 
     def _trials(self, name: str) -> list[dict[str, Any]]:
         """Every rate that was tried, with its loss."""
         return [
-            {"learning_rate": job.learning_rate, "schedule": job.shape, **self.results[job.name]}
+            {
+                "learning_rate": job.learning_rate,
+                "schedule": job.shape,
+                "validation_loss": self.results[job.name]["validation_loss"],
+            }
             for job in self._tunes(name)
             if job.name in self.results
         ]
@@ -350,22 +346,34 @@ class _Schedule:
             return
         lower = [rate for rate in self.contest.settings.learning_rates if rate < best["learning_rate"]]
         for rate in (best["learning_rate"], *([max(lower)] if lower else [])):
-            yield self._run(SCRATCH, self.contest.seeds[0], {**best, "learning_rate": rate}, 1.0)
+            chosen = {**best, "learning_rate": rate}
+            seed = self.contest.seeds[0]
+            yield self._run(SCRATCH, seed, chosen, 1.0, before=self._common(SCRATCH, seed, chosen, 1.0))
 
     def _trains(self, name: str, seed: int) -> Iterator[Job]:
         """A run to each horizon, until one reaches scratch's loss; each when the one before is done."""
         contest, chosen = self.contest, self._chosen(name)
         assert chosen is not None
         goal = self._final(SCRATCH, seed) if name != SCRATCH else None
-        before, spent = 0.0, 0.0
+        before = self._common(name, seed, chosen, contest.horizons_of(name)[0])
         for horizon in contest.horizons_of(name):
-            job = self._run(name, seed, chosen, horizon, before=before, spent=spent)
+            job = self._run(name, seed, chosen, horizon, before=before)
             yield job
             found = self.results.get(job.name)
             if found is None or (goal is not None and first_at(found["curve"], goal["loss"]) is not None):
                 return
-            if not stretches(contest.entries[name].stages) and chosen["schedule"] == "stable":
-                before, spent = horizon, STABLE_PART * contest.run_flops(name, contest.steps_of(horizon))
+            if self._shares(name, chosen):
+                before = horizon
+
+    def _shares(self, name: str, chosen: Mapping[str, Any]) -> bool:
+        """Whether runs of a method to several horizons have a common stretch."""
+        return not stretches(self.contest.entries[name].stages) and chosen["schedule"] == "stable"
+
+    def _common(self, name: str, seed: int, chosen: Mapping[str, Any], horizon: float) -> float:
+        """The horizon of the run in which a rate was tried, where one to `horizon` goes on from it; else 0."""
+        tried = self.contest.settings.tuning
+        goes_on = self._shares(name, chosen) and seed == self.contest.seeds[0] and tried < horizon
+        return tried if goes_on else 0.0
 
     def _run(
         self,
@@ -375,7 +383,6 @@ class _Schedule:
         horizon: float,
         *,
         before: float = 0.0,
-        spent: float = 0.0,
     ) -> Job:
         contest = self.contest
         return Job(
@@ -386,7 +393,8 @@ class _Schedule:
             shape=chosen["schedule"],
             horizon=horizon,
             before=before,
-            flops=max(0.0, contest.run_flops(name, contest.steps_of(horizon)) - spent),
+            flops=contest.run_flops(name, contest.steps_of(horizon))
+            - (STABLE_PART * contest.run_flops(name, contest.steps_of(before)) if before else 0.0),
         )
 
     def _runs(self, name: str, seed: int) -> list[dict[str, Any]]:
@@ -467,8 +475,6 @@ class _Schedule:
         final, loss = result["final"], result["final"]["loss"]
         scratch = self._final(SCRATCH, job.seed)
         told = "no number" if loss is None else f"{loss:.4f}"
-        if job.method == SCRATCH:
-            told += f" at a peak rate of {job.learning_rate:g}"
         there = first_at(result["curve"], scratch["loss"]) if scratch is not None else None
         if job.method != SCRATCH and scratch is not None:
             told += (
@@ -476,7 +482,8 @@ class _Schedule:
                 if there is None
                 else f", at scratch's {scratch['loss']:.4f} after {there['flops'] / scratch['flops']:.0%} of its operations"
             )
-        self.progress.say(f"{job.method} (seed {job.seed}): {final['step']} steps end at {told}")
+        how = f"seed {job.seed}, rate {job.learning_rate:g}, {job.shape}"
+        self.progress.say(f"{job.method} ({how}): {final['step']} steps end at {told}")
         horizons = self.contest.horizons_of(job.method)
         if job.method in self._bars and (job.horizon == horizons[-1] or there is not None):
             self._bars[job.method].reach(self.contest.most_flops(job.method))

@@ -78,20 +78,12 @@ class Contest:
     @property
     def warmup(self) -> int:
         """Steps to the peak rate, of every run to a horizon: a fifth of the shortest at most."""
-        shortest = self.steps_of(self.horizons[0])
+        shortest = self.steps_of(min(self.settings.tuning, self.horizons[0]))
         return max(1, min(round(self.settings.warmup * self.steps), shortest // 5))
-
-    @property
-    def tuning_warmup(self) -> int:
-        return max(1, min(self.warmup, self.tuning_steps // 10))
 
     @property
     def evaluate_every(self) -> int:
         return max(1, self.steps // self.settings.points)
-
-    @property
-    def tuning_steps(self) -> int:
-        return max(LEAST_STEPS, round(self.settings.tuning * self.steps))
 
     @property
     def horizons(self) -> tuple[float, ...]:
@@ -166,7 +158,9 @@ class Contest:
 
     def most_flops(self, name: str) -> float:
         """Operations of everything a method may be run for: its fit, every rate, every horizon."""
-        tuning = len(self.rates(name)) * self.run_flops(name, self.tuning_steps)
+        tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning))
+        if self.settings.tuning in self.horizons_of(name):
+            tuning -= self.run_flops(name, self.steps_of(self.settings.tuning))
         horizons = [self.run_flops(name, self.steps_of(horizon)) for horizon in self.horizons_of(name)]
         if not stretches(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
             # Longer runs go on from where the rate of shorter ones began to fall.

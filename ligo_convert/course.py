@@ -73,7 +73,7 @@ class Run:
         config: the target's. start: its tensors by canonical name; None: drawn. added: name -> where a tensor is new, [shape] bool.
         stages: the strategy's. steps, warmup, learning_rate, shape, seed: of training. budget: steps of a run to the end, by which
             layers are dropped. dropping: what is left out.
-        examples: what the curve is read on. curve: whether it is read on the way, or at the end alone.
+        examples: what the curve is read on.
     """
 
     config: Config
@@ -88,7 +88,6 @@ class Run:
     seed: int
     dropping: Dropping
     examples: Examples
-    curve: bool
 
     @cached_property
     def spans(self) -> tuple[range, ...]:
@@ -298,7 +297,7 @@ class _Lesson:
             schedule=schedule,
             tokens_a_step=arena.tokens,
             validate=measured,
-            validate_every=arena.evaluate_every if run.curve else run.steps + 1,
+            validate_every=arena.evaluate_every,
             chooses=False,
             steps=self.span,
             partial=True,

@@ -13,12 +13,12 @@ class Job:
     """One piece of work.
 
     Attributes:
-        kind: `probe` how fast it goes here; measure the `source`; learn an operator (`fit`); try a rate (`tune`); `train` to a horizon.
+        kind: `probe` how fast it goes here; measure the `source`; learn an operator (`fit`); `train` to a horizon.
         before: the horizon of the run whose common stretch this one goes on from; 0 for none.
         flops: about what it costs, for progress.
     """
 
-    kind: Literal["probe", "source", "fit", "tune", "train"]
+    kind: Literal["probe", "source", "fit", "train"]
     method: str = ""
     seed: int = 0
     learning_rate: float = 0.0

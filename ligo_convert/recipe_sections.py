@@ -329,10 +329,10 @@ class Compare(Section):
         description="shapes of which training from scratch takes its best, and all others that one",
     )
     tuning: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.1, description="the part of the budget that each rate is tried for"
+        default=0.2, description="the part of the budget that each rate is tried for; a horizon saves most"
     )
     horizons: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=[0.25, 0.5, 0.75, 1.0],
+        default=[0.2, 0.4, 0.6, 0.8, 1.0],
         min_length=1,
         description="parts of the budget, ascending, that a method is trained for until it reaches scratch's loss",
     )

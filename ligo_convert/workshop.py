@@ -1,4 +1,4 @@
-"""Where the jobs of a comparison are done: an operator learned, a rate tried, a target trained to a horizon.
+"""Where the jobs of a comparison are done: an operator learned, a target trained to a horizon.
 
 What comes in: a contest, its data, where the source lies, a folder for states. What goes out: plain figures for every job. A job depends on
 nothing but what it says, so jobs run in any order and in any process, and one that was stopped goes on from its state.
@@ -120,7 +120,7 @@ class Workshop:
     def _operator_file(self, method: Contender, seed: int) -> Path:
         return self.work / "operators" / f"{operator_name(method, seed)}.safetensors"
 
-    def run_of(self, job: Job, steps: int, examples: Examples, *, budget: int, warmup: int, curve: bool) -> Run:
+    def run_of(self, job: Job, steps: int) -> Run:
         entry = self.contest.entries[job.method]
         method = entry.contender
         config = start_of(self.plan, method, job.seed).target
@@ -139,14 +139,13 @@ class Workshop:
             added=added,
             stages=entry.stages,
             steps=steps,
-            warmup=warmup,
-            budget=budget,
+            warmup=self.contest.warmup,
+            budget=self.contest.steps,
             learning_rate=job.learning_rate,
             shape=job.shape,
             seed=job.seed,
             dropping=self.contest.dropping(job.method),
-            examples=examples,
-            curve=curve,
+            examples=self.slices.test,
         )
 
     def state(self, name: str) -> FolderState:
@@ -269,26 +268,11 @@ def _fit(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
     return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": settings.steps}
 
 
-def _tune(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
-    """Try a rate on a short run of its own, schedule and stages and all; judged on the validation slice."""
-    steps = shop.contest.tuning_steps
-    warmup = shop.contest.tuning_warmup
-    run = shop.run_of(job, steps, shop.slices.validation, budget=steps, warmup=warmup, curve=False)
-    points, _ = train_course(
-        shop.arena,
-        run,
-        teacher=shop.teacher if _is_taught(run) else None,
-        store=lambda stage: shop.state(f"{job.name}.{stage}"),
-        on_step=lambda step, flops: told(step / steps, f"trying {job.learning_rate:g}"),
-    )
-    return {"validation_loss": _finite(points[-1]["loss"]), "flops": points[-1]["flops"]}
-
-
 def _train(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
     """Train to a horizon, from the common stretch of a shorter run where there is one; read on the test slice."""
     contest = shop.contest
     steps = contest.steps_of(job.horizon)
-    run = shop.run_of(job, steps, shop.slices.test, budget=contest.steps, warmup=contest.warmup, curve=True)
+    run = shop.run_of(job, steps)
     single = not stretches(run.stages)
     own = shop.state(f"{job.name}.0")
 
@@ -323,7 +307,7 @@ def _train(shop: Workshop, job: Job, told: Told) -> dict[str, Any]:
             "accuracy": shop.accuracy(model, tensors),
             "horizon": job.horizon,
         },
-        # By which scratch's rate is chosen: the curve is read on another slice.
+        # By which rates are chosen: the curve is read on another slice.
         "validation_loss": _finite(shop.measured(tensors, model.loss, shop.slices.validation)),
     }
 
@@ -340,6 +324,5 @@ _KINDS: dict[str, Callable[[Workshop, Job, Told], dict[str, Any]]] = {
     "probe": _probe,
     "source": _source,
     "fit": _fit,
-    "tune": _tune,
     "train": _train,
 }

@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ligo_convert.accounting import Step, shortened
 from ligo_convert.added import added_parts
-from ligo_convert.dropping import without_layers, without_tokens
+from ligo_convert.dropping import DRAWS, without_layers, without_tokens
 from ligo_convert.family import Family
 from ligo_convert.flops import forward_flops, is_below, partial_step_flops, products, step_flops
 from ligo_convert.initial import initial_operator
 from ligo_convert.models import LibraryModel
 from ligo_convert.pretrain import drawn_model
-from ligo_convert.strategies import Dropping, Stage, skipped_layers
+from ligo_convert.strategies import Dropping, Stage, kept_tokens, skipped_layers
 from ligo_convert.tasks import on_device, random_batch
 
 COUNT = 3  # examples of a batch
@@ -169,7 +169,8 @@ def counted(step: Step, height: int, dropped: tuple[int, ...] = ()) -> int:
     with counting() as counter, ExitStack() as stack:
         stack.enter_context(without_layers(model, axis, dropped))
         if step.dropping.tokens:
-            stack.enter_context(without_tokens(model, axis, step.dropping, batch, step=0, seed=0))
+            draws = torch.rand((COUNT, step.length), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            stack.enter_context(without_tokens(model, axis, step.dropping, {**batch, DRAWS: draws}))
         model.loss(parameters_of(family, config, learning(step, height)), batch).backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops()
 
@@ -248,12 +249,28 @@ def test_a_step_of_added_layers_costs_what_torch_counts(name: str) -> None:
 # Some of it is left out.
 
 
+def unheard(step: Step, height: int, dropped: tuple[int, ...]) -> int:
+    """The forward pass of layers that are left out: the library runs them, nobody listens, and no cost of the method's is counted."""
+    family, config = step.family, shortened(step.family, step.config, height)
+    share = kept_tokens(step.dropping, step.length) / step.length
+    skipping = skipped_layers(height)
+    return round(
+        sum(
+            one.flops * (share if one.layer in skipping else 1.0) ** one.power
+            for one in products(family, config, tokens=step.tokens, sequence_length=step.length)
+            if one.axis == family.depth_axes[0] and one.layer in dropped
+        )
+    )
+
+
 @pytest.mark.parametrize("dropped", [(1,), (0, 3), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "bert"])
 def test_layers_that_are_dropped_cost_nothing(name: str, dropped: tuple[int, ...]) -> None:
+    """No gradient passes them, and their own forward pass is no part of the method."""
     config = config_of(name, **TARGETS[name]["depth"])
     step = step_of(family_of(config), config, Stage(share=1))
-    assert counted(step, 5, dropped) == step.flops(5, dropped) < step.flops(5)
+    assert counted(step, 5, dropped) == step.flops(5, dropped) + unheard(step, 5, dropped)
+    assert step.flops(5) - step.flops(5, dropped) == 3 * unheard(step, 5, dropped) > 0
 
 
 @pytest.mark.parametrize("tokens", [0.15, 0.5, 0.9])
@@ -275,7 +292,7 @@ def test_layers_and_tokens_may_be_dropped_at_once() -> None:
     config = config_of("gpt2", n_layer=6)
     step = step_of(family_of(config), config, Stage(share=1), dropping=Dropping(tokens=0.25))
     for dropped in ((3,), (4,), (5,), (0, 4), (3, 4)):
-        assert counted(step, 6, dropped) == step.flops(6, dropped)
+        assert counted(step, 6, dropped) == step.flops(6, dropped) + unheard(step, 6, dropped)
 
 
 def test_dropping_goes_with_sub_models_of_which_the_top_learns() -> None:
@@ -284,7 +301,7 @@ def test_dropping_goes_with_sub_models_of_which_the_top_learns() -> None:
     step = step_of(family_of(config), config, stage, dropping=Dropping(tokens=0.25))
     for height in stage.exits:
         for dropped in ((), (1,), (height - 1,)):
-            assert counted(step, height, dropped) == step.flops(height, dropped)
+            assert counted(step, height, dropped) == step.flops(height, dropped) + unheard(step, height, dropped)
 
 
 # Who teaches, and what is meant by the mean.
@@ -305,7 +322,23 @@ def test_the_mean_is_over_the_sub_models() -> None:
     stage = Stage(share=1, trains="top", top=1, exits=(1, 2, 4))
     step = step_of(family, config, stage)
     assert step.mean_flops() == sum(step.flops(height) for height in (1, 2, 4)) / 3
-    assert step_of(family, config, Stage(share=1)).mean_flops() == step_of(family, config, Stage(share=1)).flops(4)
+    plain = step_of(family, config, Stage(share=1))
+    assert plain.mean_flops() == plain.flops(4)
+    until = step_of(family, config, Stage(share=1, trains="top", top=1, exits=(1, 2, 4), until=0.25))
+    assert until.mean_flops() == 0.25 * step.mean_flops() + 0.75 * plain.flops(4)
+
+
+def test_late_in_a_stage_everything_learns_alone() -> None:
+    """After `until`: no sub-model, no teacher, nothing frozen."""
+    config = config_of("gpt2", n_layer=4)
+    family = family_of(config)
+    plain = step_of(family, config, Stage(share=1)).flops(4)
+    for stage in (
+        Stage(share=1, trains="top", top=1, exits=(2, 4), until=0.5),
+        Stage(share=1, teacher=True, until=0.5),
+    ):
+        step = step_of(family, config, stage, teacher=config_of("gpt2"))
+        assert step.flops(4, late=True) == plain != step.flops(4)
 
 
 # What lies below, and the head that is the embedding.

@@ -23,6 +23,7 @@ from ligo_convert.strategies import (
     dropped_layers,
     kept_tokens,
     skipped_layers,
+    stretches,
 )
 
 # What recipes, papers and docs call the methods.
@@ -78,9 +79,13 @@ def test_in_the_end_everything_has_learned(name: str) -> None:
     """The last stage trains all, or what is added alone; each layer learns in some stage."""
     for layers in LAYERS:
         stages = STRATEGIES[name].stages(layers)
-        assert stages[-1].trains == ("added" if name == "added-only" else "all")
-        assert not stages[-1].exits
-        assert not stages[-1].teacher
+        last = stages[-1]
+        assert 0 < last.until <= 1
+        if last.until == 1:
+            assert last.trains == ("added" if name == "added-only" else "all")
+            assert not last.exits
+            assert not last.teacher
+        assert all(stage.until == 1 for stage in stages[:-1])
 
 
 def test_stacking_is_as_on_bert_base() -> None:
@@ -100,9 +105,13 @@ def test_layerwise_trains_what_has_come() -> None:
 
 
 def test_two_stages_are_for_an_eighth_and_the_rest() -> None:
-    first, second = STRATEGIES["two-stage"].stages(12)
-    assert (first.exits, first.top) == ((3, 6, 9, 12), 3)
-    assert first.share * 8 == second.share * 8 / 7 == 1
+    (stage,) = STRATEGIES["two-stage"].stages(12)
+    assert (stage.exits, stage.top, stage.until) == ((3, 6, 9, 12), 3, 1 / 8)
+
+
+def test_runs_share_a_stretch_where_no_step_depends_on_how_many_there_are() -> None:
+    shared = {name for name, strategy in STRATEGIES.items() if not stretches(strategy.stages(12))}
+    assert shared == {"plain", "added-only"}
 
 
 # Names.
@@ -155,25 +164,26 @@ def test_options_combine(name: str) -> None:
     base = contender(name)
     for count in range(len(OPTIONS) + 1):
         for chosen in itertools.permutations(OPTIONS, count):
-            found = contender("+".join((name, *chosen)))
-            assert found.options == chosen
+            whole = "+".join((name, *chosen))
+            if "staged" in chosen and base.strategy != "plain":
+                with pytest.raises(ValueError, match="a strategy of its own"):
+                    contender(whole)
+                continue
+            found = contender(whole)
+            assert (found.name, found.options) == (whole, chosen)
             assert found.drops_layers == ("layer-drop" in chosen)
             assert found.drops_tokens == ("token-drop" in chosen)
             assert found.fits == (base.fits or "fit" in chosen)
             assert found.strategy == ("two-stage" if "staged" in chosen else base.strategy)
-            assert (found.width, found.depth, found.tie, found.fitting) == (
-                base.width,
-                base.depth,
-                base.tie,
-                base.fitting,
-            )
+            kept = ("width", "depth", "tie", "fitting", "paper", "summary")
+            assert all(getattr(found, field) == getattr(base, field) for field in kept)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if contender(name).drawn])
 def test_drawn_weights_have_nothing_to_learn_an_operator_of(name: str) -> None:
     with pytest.raises(ValueError, match="drawn weights have no operator to learn"):
         contender(f"{name}+fit")
-    for option in set(OPTIONS) - {"fit"}:
+    for option in ("layer-drop", "token-drop"):
         assert contender(f"{name}+{option}").drawn
 
 
@@ -294,14 +304,13 @@ def test_other_shapes_have_no_common_stretch(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(begins=st.lists(st.integers(1, 99), max_size=4, unique=True).map(sorted), warmup=st.integers(1, 20))
-def test_the_rate_rises_anew_where_the_model_changes(shape: str, begins: list[int], warmup: int) -> None:
+@given(begins=st.dictionaries(st.integers(1, 99), st.integers(1, 20), max_size=4), warmup=st.integers(1, 20))
+def test_the_rate_rises_anew_where_the_model_changes(shape: str, begins: dict[int, int], warmup: int) -> None:
     plain = Schedule(steps=100, warmup=warmup, shape=shape)
-    again = Schedule(steps=100, warmup=warmup, shape=shape, begins=tuple(begins))
+    again = Schedule(steps=100, warmup=warmup, shape=shape, begins=begins)
     for step in range(100):
-        nearest = max((begin for begin in begins if begin <= step), default=None)
-        part = 1.0 if nearest is None or step < warmup else min(1.0, (step - nearest + 1) / warmup)
-        assert again.factor(step) == pytest.approx(plain.factor(step) * part, rel=1e-12)
+        rising = [(step - begin + 1) / over for begin, over in begins.items() if begin <= step < begin + over]
+        assert again.factor(step) == pytest.approx(plain.factor(step) * min([*rising, 1.0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
