@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ligo_convert.agenda import Agenda
 from ligo_convert.contenders import SCRATCH
 from ligo_convert.contest import (
     FORMAT,
@@ -23,12 +24,11 @@ from ligo_convert.contest import (
     edge_breaches,
     first_at,
     make_contest,
-    method_record,
 )
 from ligo_convert.environment import choose_device, versions
-from ligo_convert.errors import LigoError, OutputBusy, RecipeError
+from ligo_convert.errors import LigoError, OutputBusy
 from ligo_convert.fs import check_place, check_room
-from ligo_convert.jobs import Job, operator_name, trunk_name
+from ligo_convert.jobs import Job, trunk_name
 from ligo_convert.jsoncore import strict_json
 from ligo_convert.learning import keep_result, same_data, slices_of, staged_results, tokenizer_directory
 from ligo_convert.opening import digest_recipe, enter, examine, train_source
@@ -37,9 +37,7 @@ from ligo_convert.plan import Plan, check_apart, make_plan, open_planned, physic
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipe import Recipe
 from ligo_convert.record import finite, sha256_of
-from ligo_convert.schedules import STABLE_PART
 from ligo_convert.staging import Staging
-from ligo_convert.strategies import stretches
 
 if TYPE_CHECKING:
     from ligo_convert.workshop import Workshop
@@ -118,16 +116,17 @@ def compare(
             "work": staging.work,
             "device": chosen,
         }
-        schedule = _Schedule(contest, staging, progress)
-        schedule.work(arguments, jobs=jobs or workers(plan, device=chosen))
+        work = _Work(contest, staging, progress, jobs=jobs or workers(plan, device=chosen))
+        work.carry_out(arguments)
+        agenda = work.agenda
         record = comparison_record(
             contest,
-            schedule.records(),
+            agenda.records(),
             key=key,
-            source={"label": "trained here" if recipe.source.pretrain else plan.label, **schedule.results["source"]},
+            source={"label": "trained here" if recipe.source.pretrain else plan.label, **agenda.results["source"]},
             data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
             versions=versions(),
-            breaches=[*contest.breaches(), *edge_breaches(contest, schedule.chosen())],
+            breaches=[*contest.breaches(), *edge_breaches(contest, agenda.chosen())],
         )
         _write(record, staging)
         staging.commit()
@@ -204,248 +203,31 @@ def open_workshop(**arguments: Any) -> Workshop:
     return Workshop(**arguments)
 
 
-class _Schedule:
-    """Which job comes next, from the results that are there; every result is staged as it comes."""
+class _Work:
+    """Everything that is to be done, done by a crew; every result is staged as it comes, and told."""
 
-    def __init__(self, contest: Contest, staging: Staging, progress: Progress) -> None:
-        self.contest, self.staging, self.progress = contest, staging, progress
-        self._workers = 1
-        self.results: dict[str, dict[str, Any]] = staged_results(staging).get("jobs", {})
-        self._running: set[str] = set()
+    def __init__(self, contest: Contest, staging: Staging, progress: Progress, *, jobs: int) -> None:
+        self.contest, self.staging, self.progress, self.jobs = contest, staging, progress, jobs
+        self.agenda = Agenda(contest, staged_results(staging).get("jobs", {}))
         self._bars: dict[str, Task] = {}
         self._spent: dict[str, float] = {}
         self._stack = contextlib.ExitStack()
 
-    # The order of work.
-
-    def work(self, arguments: Mapping[str, Any], *, jobs: int) -> None:
-        """Do everything that is not done yet."""
+    def carry_out(self, arguments: Mapping[str, Any]) -> None:
+        """Do everything that is not done yet. `arguments`: of the workshop."""
         from ligo_convert.crew import Crew
 
-        threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-        self._workers = jobs
-        if "probe" in self.results:
+        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else 0
+        if "probe" in self.agenda.results:
             self._say_time()
-        with self._stack, Crew[Job](open_workshop, {**arguments, "threads": threads}, count=jobs) as crew:
-            crew.run(self._next, done=self._done, told=self._told)
-
-    def _next(self) -> Job | None:
-        """The next job that can be begun; None where there is none, or all that are left wait for one that is running."""
-        for job in self._open():
-            if job.name not in self.results and job.name not in self._running:
-                self._running.add(job.name)
-                return job
-        return None
-
-    def _open(self) -> Iterator[Job]:
-        """All jobs whose needs are met, the most urgent first; those that are done among them."""
-        contest = self.contest
-        yield Job(kind="probe")
-        yield Job(kind="source")
-        yield from self._tunes(SCRATCH)
-        yield from self._fits()
-        if self._tuned(SCRATCH) is None:
-            return
-        yield from self._scratch_runs()
-        for seed in contest.seeds[1:] if self._chosen(SCRATCH) is not None else ():
-            yield from self._trains(SCRATCH, seed)
-        others = [name for name in contest.entries if name != SCRATCH]
-        for name in others:
-            if self._ready(name, contest.seeds[0]):
-                yield from self._tunes(name)
-        for seed in contest.seeds:
-            if self._final(SCRATCH, seed) is None:
-                continue
-            for name in others:
-                if self._tuned(name) is not None and self._ready(name, seed):
-                    yield from self._trains(name, seed)
-
-    def _fits(self) -> Iterator[Job]:
-        """One for every operator that is learned."""
-        seen = set()
-        for seed in self.contest.seeds:
-            for name, entry in self.contest.entries.items():
-                key = operator_name(entry.contender, seed)
-                if entry.contender.fits and key not in seen:
-                    seen.add(key)
-                    yield Job(kind="fit", method=name, seed=seed, flops=self.contest.fit_flops(name))
-
-    def _ready(self, name: str, seed: int) -> bool:
-        """Whether a method's operator is there."""
-        method = self.contest.entries[name].contender
-        if not method.fits:
-            return True
-        key = operator_name(method, seed)
-        return any(
-            job.name in self.results
-            for job in self._fits()
-            if operator_name(self.contest.entries[job.method].contender, job.seed) == key
-        )
-
-    def _tunes(self, name: str) -> Iterator[Job]:
-        """One for every rate, by the first seed; scratch by every shape, the others by the one that was best there."""
-        contest, best = self.contest, self._tuned(SCRATCH) if name != SCRATCH else None
-        for rate, shape in contest.rates(name):
-            chosen = {"learning_rate": rate, "schedule": shape or (best or {})["schedule"]}
-            yield self._run(name, contest.seeds[0], chosen, contest.settings.tuning)
-
-    def _trials(self, name: str) -> list[dict[str, Any]]:
-        """Every rate that was tried, with its loss."""
-        return [
-            {
-                "learning_rate": job.learning_rate,
-                "schedule": job.shape,
-                "validation_loss": self.results[job.name]["validation_loss"],
-            }
-            for job in self._tunes(name)
-            if job.name in self.results
-        ]
-
-    def _tuned(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that were best; None before all are tried."""
-        if name != SCRATCH and self._tuned(SCRATCH) is None:
-            return None
-        trials = self._trials(name)
-        if len(trials) < len(self.contest.rates(name)):
-            return None
-        best = min(trials, key=_loss_of)
-        if best["validation_loss"] is None:
-            rates = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
-            raise RecipeError(
-                f"{name}: training ends at no number at every peak rate that was tried ({rates})",
-                where=self.contest.plan.recipe.where("compare", "learning_rates"),
-                hint="give lower ones",
-            )
-        return {"learning_rate": best["learning_rate"], "schedule": best["schedule"]}
-
-    def _chosen(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that a method is trained with; None before they are known.
-
-        A short run favours a high rate, and scratch alone is always trained for the whole budget: it has its best rate and the one below
-        it tried for that long, on the validation slice.
-        """
-        if name != SCRATCH:
-            return self._tuned(name)
-        runs = [self.results.get(job.name) for job in self._scratch_runs()]
-        if not runs or any(run is None for run in runs):
-            return None
-        done = [(job, run) for job, run in zip(self._scratch_runs(), runs, strict=True) if run is not None]
-        job, run = min(done, key=lambda pair: _loss_of(pair[1]))
-        if run["validation_loss"] is None:
-            raise RecipeError(
-                f"training from scratch ends at no number at a peak rate of {job.learning_rate:g}",
-                where=self.contest.plan.recipe.where("compare", "learning_rates"),
-                hint="give lower ones",
-            )
-        return {"learning_rate": job.learning_rate, "schedule": job.shape}
-
-    def _scratch_runs(self) -> Iterator[Job]:
-        """Scratch by the first seed for the whole budget, at its best rate of the short runs and the one below it."""
-        best = self._tuned(SCRATCH)
-        if best is None:
-            return
-        lower = [rate for rate in self.contest.settings.learning_rates if rate < best["learning_rate"]]
-        for rate in (best["learning_rate"], *([max(lower)] if lower else [])):
-            chosen = {**best, "learning_rate": rate}
-            seed = self.contest.seeds[0]
-            yield self._run(SCRATCH, seed, chosen, 1.0, before=self._common(SCRATCH, seed, chosen, 1.0))
-
-    def _trains(self, name: str, seed: int) -> Iterator[Job]:
-        """A run to each horizon, until one reaches scratch's loss; each when the one before is done."""
-        contest, chosen = self.contest, self._chosen(name)
-        assert chosen is not None
-        goal = self._final(SCRATCH, seed) if name != SCRATCH else None
-        before = self._common(name, seed, chosen, contest.horizons_of(name)[0])
-        for horizon in contest.horizons_of(name):
-            job = self._run(name, seed, chosen, horizon, before=before)
-            yield job
-            found = self.results.get(job.name)
-            if found is None or (goal is not None and first_at(found["curve"], goal["loss"]) is not None):
-                return
-            if self._shares(name, chosen):
-                before = horizon
-
-    def _shares(self, name: str, chosen: Mapping[str, Any]) -> bool:
-        """Whether runs of a method to several horizons have a common stretch."""
-        return not stretches(self.contest.entries[name].stages) and chosen["schedule"] == "stable"
-
-    def _common(self, name: str, seed: int, chosen: Mapping[str, Any], horizon: float) -> float:
-        """The horizon of the run in which a rate was tried, where one to `horizon` goes on from it; else 0."""
-        tried = self.contest.settings.tuning
-        goes_on = self._shares(name, chosen) and seed == self.contest.seeds[0] and tried < horizon
-        return tried if goes_on else 0.0
-
-    def _run(
-        self,
-        name: str,
-        seed: int,
-        chosen: Mapping[str, Any],
-        horizon: float,
-        *,
-        before: float = 0.0,
-    ) -> Job:
-        contest = self.contest
-        return Job(
-            kind="train",
-            method=name,
-            seed=seed,
-            learning_rate=chosen["learning_rate"],
-            shape=chosen["schedule"],
-            horizon=horizon,
-            before=before,
-            flops=contest.run_flops(name, contest.steps_of(horizon))
-            - (STABLE_PART * contest.run_flops(name, contest.steps_of(before)) if before else 0.0),
-        )
-
-    def _runs(self, name: str, seed: int) -> list[dict[str, Any]]:
-        return [self.results[job.name] for job in self._trains(name, seed) if job.name in self.results]
-
-    def _final(self, name: str, seed: int) -> dict[str, Any] | None:
-        """The end of a method's longest run."""
-        if self._chosen(name) is None:
-            return None
-        runs = self._runs(name, seed)
-        return runs[-1]["final"] if runs else None
-
-    # Results.
-
-    def chosen(self) -> dict[str, dict[str, Any]]:
-        """Method -> the rate and the shape that it was trained with."""
-        return {name: found for name in self.contest.entries if (found := self._chosen(name)) is not None}
-
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Every method of compare.json."""
-        contest = self.contest
-        scratch = {}
-        for seed in contest.seeds:
-            final = self._final(SCRATCH, seed)
-            assert final is not None
-            scratch[seed] = final
-        found = {}
-        for name in contest.entries:
-            runs = {}
-            for seed in contest.seeds:
-                done = self._runs(name, seed)
-                runs[seed] = {
-                    "curve": done[-1]["curve"],
-                    "final": done[-1]["final"],
-                    "horizons": [run["final"] for run in done],
-                }
-            chosen = self._chosen(name)
-            assert chosen is not None
-            found[name] = method_record(
-                contest, name, tuned=chosen, tuning=self._trials(name), runs=runs, scratch=scratch
-            )
-        return found
-
-    # What is told.
+        with self._stack, Crew[Job](open_workshop, {**arguments, "threads": threads}, count=self.jobs) as crew:
+            crew.run(self.agenda.following, done=self._done, told=self._told)
 
     def _done(self, job: Job, result: dict[str, Any]) -> None:
-        self._running.discard(job.name)
-        self.results[job.name] = result
+        self.agenda.done(job, result)
         if job.kind == "probe":
             self._say_time()
-        keep_result(self.staging, "jobs", self.results)
+        keep_result(self.staging, "jobs", self.agenda.results)
         self._forget(job)
         self._spent[job.method] = self._spent.get(job.method, 0.0) + job.flops
         if job.kind == "train":
@@ -456,24 +238,22 @@ class _Schedule:
         names = [f"{job.name}.*"]
         if job.kind == "train":
             names += [f"{trunk_name(job, job.before)}.*"] if job.before else []
-            goal = self._final(SCRATCH, job.seed) if job.method != SCRATCH else None
-            ended = goal is not None and first_at(self.results[job.name]["curve"], goal["loss"]) is not None
-            names += [f"{trunk_name(job, job.horizon)}.*"] if ended else []
+            names += [f"{trunk_name(job, job.horizon)}.*"] if self.agenda.reached(job) else []
         for name in names:
             for path in (self.staging.work / "states").glob(name):
                 path.unlink()
 
     def _say_time(self) -> None:
-        contest, speed = self.contest, self.results["probe"]["flops_a_second"]
+        contest, speed = self.contest, self.agenda.results["probe"]["flops_a_second"]
         most = sum(map(contest.most_flops, contest.entries))
-        hours = most / speed / self._workers / 3600
+        hours = most / speed / self.jobs / 3600
         self.progress.say(
-            f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self._workers} worker(s) here"
+            f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self.jobs} worker(s) here"
         )
 
     def _say_end(self, job: Job, result: Mapping[str, Any]) -> None:
         final, loss = result["final"], result["final"]["loss"]
-        scratch = self._final(SCRATCH, job.seed)
+        scratch = self.agenda.final(SCRATCH, job.seed)
         told = "no number" if loss is None else f"{loss:.4f}"
         there = first_at(result["curve"], scratch["loss"]) if scratch is not None else None
         if job.method != SCRATCH and scratch is not None:
@@ -496,9 +276,3 @@ class _Schedule:
             self._bars[job.method] = self._stack.enter_context(task)
         self._bars[job.method].reach(self._spent.get(job.method, 0.0) + part * job.flops)
         self._bars[job.method].note(note)
-
-
-def _loss_of(result: Mapping[str, Any]) -> tuple[bool, float]:
-    """For the least: a loss that is no number is the worst."""
-    loss = result["validation_loss"]
-    return (loss is None, loss if loss is not None else 0.0)

@@ -87,7 +87,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "the steps of a run, the plan of a comparison, and growth without files",
         ("learning", "verify", "api", "contest"),
     ),
-    ("writing, and what is recorded of it; the jobs of a comparison", ("writing", "opening", "workshop")),
+    ("writing, and what is recorded of it; the jobs of a comparison", ("writing", "opening", "workshop", "agenda")),
     ("the record", ("record",)),
     ("the pipeline, and the comparison", ("convert", "apply", "compare")),
     ("what people look at", ("render",)),
