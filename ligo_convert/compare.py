@@ -143,8 +143,8 @@ def workers(plan: Plan, *, device: str) -> int:
 
 def _check_room(contest: Contest, out: Path) -> None:
     """Require disk for states: of a run its weights and two moments, and those of the stretches that longer runs go on from."""
-    one = 12 * contest.plan.parameters["target"]
-    check_room(out, one * (len(contest.entries) + (os.cpu_count() or 1)) + 64_000_000)
+    one, rates = 12 * contest.plan.parameters["target"], len(contest.settings.learning_rates)
+    check_room(out, one * (len(contest.entries) * rates + (os.cpu_count() or 1)) + 64_000_000)
 
 
 def _key(contest: Contest, recipe_digest: str, *, device: str) -> str:

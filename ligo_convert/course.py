@@ -333,7 +333,7 @@ class _Lesson:
         if not self.run.dropping.layers:
             return ()
         return dropped_layers(
-            self.run.dropping, layers=self.layers, step=step, steps=self.run.budget, seed=self.run.seed
+            self.run.dropping, layers=self._height(step), step=step, steps=self.run.budget, seed=self.run.seed
         )
 
     def _gradients(self, step: int) -> float:

@@ -320,7 +320,7 @@ class Family:
 
     @cached_property
     def pooled_modules(self) -> frozenset[str]:
-        """The modules that are applied to one token of a sequence."""
+        """The modules, and tensors without one, that are applied to one token of a sequence."""
         return frozenset(name for pattern in self.pooled for name in expand(pattern))
 
     def is_branch_end(self, row: Row) -> bool:

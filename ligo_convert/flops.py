@@ -71,7 +71,7 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
 
 def is_below(family: Family, row: Row) -> bool:
     """Whether a row outside the layers comes before them: embeddings, what is added to them, and patches."""
-    if row.depth is not None:
+    if row.depth is not None or row.pattern in family.pooled_modules:
         return False
     given = {*family.kept, *family.lookups, family.vocabulary, family.positions}
     reads = {part for dim in row.layout.dims if dim.role == "read" for part in dim.parts}

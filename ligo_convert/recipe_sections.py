@@ -344,7 +344,7 @@ class Compare(Section):
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="+layer-drop: the largest part of a layer's steps that is left out"
     )
-    token_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+    token_drop: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.15, description="+token-drop: the part of the tokens that skip the middle layers"
     )
     source_flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(

@@ -344,20 +344,7 @@ def test_late_in_a_stage_everything_learns_alone() -> None:
 # What lies below, and the head that is the embedding.
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                strict=True, reason="is_below counts CaiT's class token, which enters above the first axis' layers"
-            ),
-        )
-        if name == "cait"
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_below_the_layers_is_what_their_first_input_depends_on(name: str) -> None:
     """`is_below` asks the table; here the model is asked, by gradients of what its first layer is given."""
     config = config_of(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_models import fit_section, recipe_text, write_checkpoint, write_text
 from warm_cli import Ended, Running, WarmCli
 
 METHODS = ["scratch", "stackbert", "lemon", "ligo", "freeze+layer-drop"]
@@ -271,6 +272,47 @@ def test_training_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(place
     assert not (place / "out").exists()
 
 
+# --- horizons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lemon+token-drop", "freeze+layer-drop", "bert2bert"])
+def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(method: str, tmp_path: Path) -> None:
+    """Every point of the curve, its costs and the held-out loss; where there is no common stretch nothing is taken from the shorter."""
+    from ligo_convert.contest import make_contest
+    from ligo_convert.jobs import Job
+    from ligo_convert.learning import slices_of
+    from ligo_convert.plan import make_plan, open_planned
+    from ligo_convert.progress import Progress
+    from ligo_convert.recipe import load_recipe
+    from ligo_convert.workshop import Workshop
+
+    (tmp_path / "corpus").mkdir()
+    write_text(tmp_path / "corpus" / "a.txt")
+    model = write_checkpoint(tmp_path / "source")
+    compare = {"steps": 40, "layer_drop": 0.9, "token_drop": 0.3}
+    fit = fit_section(text=str(tmp_path / "corpus" / "*.txt"))
+    target = {"n_embd": 24, "n_head": 3, "n_layer": 4}
+    (tmp_path / "recipe.yaml").write_text(recipe_text(model, target, fit=fit, compare=compare))
+    source = open_planned(load_recipe(tmp_path / "recipe.yaml"), weights=True)
+    assert source is not None
+    with source:
+        plan = make_plan(load_recipe(tmp_path / "recipe.yaml"), source, check_disk=False)
+        contest = make_contest(plan, methods=[method], steps=None)
+        slices = slices_of(plan, source.root, progress=Progress(), examples=contest.examples)
+
+    def done(work: str, *horizons: float) -> Any:
+        shop = Workshop(contest=contest, slices=slices, source=model, work=tmp_path / work, device="cpu")
+        before, result = 0.0, {}
+        for horizon in horizons:
+            job = Job(kind="train", method=method, learning_rate=2e-3, shape="stable", horizon=horizon, before=before)
+            result, before = shop.do(job), horizon
+        return result
+
+    assert done("branched", 0.25, 0.5, 1.0) == done("alone", 1.0)
+    left = [path.name for path in (tmp_path / "branched" / "states").glob("trunk-*")]
+    assert len(left) == (0 if method == "bert2bert" else 2)
+
+
 # --- several workers, and stops ---------------------------------------------------------------------------------------
 
 
@@ -302,7 +344,7 @@ def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, En
     results = place / ".out.ligo-partial" / ".work" / "results.json"
 
     def tried() -> bool:
-        return results.exists() and '"tune-scratch' in results.read_text()
+        return results.exists() and '"train-scratch-' in results.read_text()
 
     def trained() -> bool:
         return '"train-stackbert-' in results.read_text()

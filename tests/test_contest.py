@@ -193,26 +193,22 @@ def test_no_run_is_too_short_for_its_stages(tmp_path: Path) -> None:
     most = max(len(entry.stages) for entry in found.entries.values())
     for horizon in (0.01, 0.25, 0.5, 1.0):
         assert found.steps_of(horizon) == 8 >= most
-    assert found.tuning_steps == 8
-    assert (found.warmup, found.tuning_warmup, found.evaluate_every) == (1, 1, 1)
+    assert (found.warmup, found.evaluate_every) == (1, 1)
     found = contest_of(tmp_path, steps=1000)
     assert [found.steps_of(horizon) for horizon in (0.25, 0.333, 1.0)] == [250, 333, 1000]
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("steps", [8, 40, 1000])
-def test_all_horizons_have_one_warmup(warmup: float, steps: int, tmp_path: Path) -> None:
-    """So that the rates of a shorter run are those of a longer one until it turns."""
-    found = contest_of(tmp_path, methods=["lemon"], steps=steps, warmup=warmup, horizons=[0.25, 0.5, 0.75])
-    assert 1 <= found.warmup <= max(1, found.steps_of(0.25) // 5)
-    assert 1 <= found.tuning_warmup <= max(1, found.tuning_steps // 10)
-    schedules = [
-        Schedule(steps=found.steps_of(horizon), warmup=found.warmup, shape="stable") for horizon in found.horizons
-    ]
+def test_all_runs_of_a_comparison_have_one_warmup(warmup: float, steps: int, tmp_path: Path) -> None:
+    """So that the rates of a shorter run are those of a longer one until it turns; those that a rate is tried by are such runs, too."""
+    found = contest_of(tmp_path, methods=["lemon"], steps=steps, warmup=warmup, horizons=[0.25, 0.5], tuning=0.1)
+    lengths = [found.steps_of(horizon) for horizon in (0.1, *found.horizons)]
+    assert 1 <= found.warmup <= max(1, lengths[0] // 5)
+    schedules = [Schedule(steps=length, warmup=found.warmup, shape="stable") for length in lengths]
     for shorter, longer in itertools.pairwise(schedules):
-        assert [shorter.factor(step) for step in range(shorter.turn)] == [
-            longer.factor(step) for step in range(shorter.turn)
-        ]
+        common = range(shorter.turn)
+        assert [shorter.factor(step) for step in common] == [longer.factor(step) for step in common]
 
 
 def test_everybody_else_takes_the_schedule_that_was_best_for_scratch(tmp_path: Path) -> None:
@@ -275,7 +271,6 @@ def run_cost(contest: Contest, name: str, steps: int, *, first: int = 0) -> floa
         seed=0,
         dropping=NOTHING,
         examples=ArrayExamples(arrays={}),
-        curve=False,
     )
     total = 0.0
     for stage, span in zip(entry.stages, run.spans, strict=True):
@@ -294,15 +289,22 @@ def run_cost(contest: Contest, name: str, steps: int, *, first: int = 0) -> floa
 
 def spent(contest: Contest, name: str, shape: str) -> float:
     """Operations of a method that never reaches scratch's loss: its fit, every rate, every horizon, as jobs do them."""
-    total, first = len(contest.rates(name)) * run_cost(contest, name, contest.tuning_steps), 0
+    shares, tried = shape == "stable" and not stretches(contest.entries[name].stages), contest.settings.tuning
+
+    def turn(horizon: float) -> int:
+        return Schedule(steps=contest.steps_of(horizon), warmup=contest.warmup, shape="stable").turn if shares else 0
+
+    total = len(contest.rates(name)) * run_cost(contest, name, contest.steps_of(tried))
     if name == "scratch":
-        # Its second best rate, too, for the whole budget, by the first seed.
-        total += run_cost(contest, name, contest.steps)
-    for horizon in contest.horizons_of(name):
-        steps = contest.steps_of(horizon)
-        total += len(contest.seeds) * run_cost(contest, name, steps, first=first)
-        if not stretches(contest.entries[name].stages) and shape == "stable":
-            first = Schedule(steps=steps, warmup=contest.warmup, shape=shape).turn
+        # A second rate, too, for the whole budget.
+        total += run_cost(contest, name, contest.steps, first=turn(tried))
+    for seed in contest.seeds:
+        # The first seed's runs go on from that in which the rate was tried, which may be the first of them.
+        first = turn(tried) if seed == contest.seeds[0] else 0
+        for horizon in contest.horizons_of(name):
+            if seed != contest.seeds[0] or horizon != tried:
+                total += run_cost(contest, name, contest.steps_of(horizon), first=first)
+            first = turn(horizon)
     return total + len(contest.seeds) * contest.fit_flops(name)
 
 
@@ -322,10 +324,12 @@ def test_nothing_costs_more_than_was_said(schedules: list[str], shape: str, step
 @pytest.mark.parametrize("name", ["scratch", *METHODS])
 def test_what_was_said_is_not_far_from_what_is_spent(name: str, tmp_path: Path) -> None:
     """An upper bound of what happens where nothing is saved, and no more than that."""
-    found = contest_of(tmp_path, methods=METHODS, schedules=["stable"])
-    assert found.most_flops(name) == pytest.approx(spent(found, name, "stable"), rel=0.02)
-    found = contest_of(tmp_path, methods=METHODS, schedules=["cosine"])
-    assert found.most_flops(name) == pytest.approx(spent(found, name, "cosine"), rel=0.02)
+    for shape, tuning in itertools.product(("stable", "cosine"), (0.1, 0.2)):
+        found = contest_of(tmp_path, methods=METHODS, schedules=[shape], tuning=tuning)
+        # That the whole runs go on from where a rate was tried is not reckoned with.
+        assert found.most_flops(name) == pytest.approx(
+            spent(found, name, shape), rel=0.2 if shape == "stable" else 0.02
+        )
 
 
 # --- savings ----------------------------------------------------------------------------------------------------------

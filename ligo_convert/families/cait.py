@@ -66,6 +66,8 @@ CAIT = Family(
     labels="classes",
     lookups=("position",),
     pooled=(
+        # It meets the patches in the layers of class attention.
+        "cls_token",
         "blocks_token_only.{class_layer}.attn.(q|proj)",
         "blocks_token_only.{class_layer}.mlp.(fc1|fc2)",
         "head",
