@@ -126,11 +126,12 @@ def open_planned(recipe: Recipe, *, weights: bool) -> Source | None:
         return None
 
 
-def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True) -> Plan:
+def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True, runs: bool = True) -> Plan:
     """Decide everything that headers and configs decide.
 
     Args:
         source: as `open_planned` gave it; where None, the recipe's own config stands for it.
+        runs: whether the plan is carried out: what a run cannot do without, such as its data, has to be there.
 
     Raises:
         RecipeError, SourceError, MachineError: whatever would make the run fail later.
@@ -161,7 +162,8 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True)
     dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
     specs = target_specs(family, inventory, start.target, dtype=dtype)
     shards = plan_shards(specs, shard_bytes(family, recipe.output.max_shard_size))
-    data = _check_data(recipe, family, source, start, warnings)
+    needed = source is not None or (runs and recipe.source.pretrain is not None)
+    data = _check_data(recipe, family, source, start, warnings, needed=needed)
     if source is not None:
         check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
     measures = recipe.fit is not None or not start.copies_only
@@ -329,8 +331,9 @@ def target_model_config(recipe: Recipe) -> dict[str, object]:
 
 
 def _check_data(
-    recipe: Recipe, family: Family, source: Source | None, start: Start, warnings: list[str]
+    recipe: Recipe, family: Family, source: Source | None, start: Start, warnings: list[str], *, needed: bool
 ) -> DataFacts | None:
+    """What is known of the data. `needed`: whether it has to be there, and what reads it; else a warning says what a run will need."""
     if recipe.fit is None:
         if recipe.source.pretrain is not None:
             raise RecipeError(
@@ -341,12 +344,11 @@ def _check_data(
     try:
         facts = check_data(recipe.fit.data, base=recipe.base, wants=family.reads)
     except MissingExtra as error:
-        # Planned from a config alone, a recipe is looked at, not run here: what a run would need is said, and no refusal.
-        if source is not None or recipe.source.pretrain is not None:
+        if needed:
             raise
         warnings.append(f"{error.what}; {error.hint}")
     except DataMissing as error:
-        if source is not None or recipe.source.pretrain is not None:
+        if needed:
             raise _at_data(recipe, error) from None
         warnings.append(f"{error.what}: {recipe.where('fit', 'data')}; a run needs it")
     except RecipeError as error:
@@ -494,7 +496,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
     check_output(Path(recipe.output.dir))
     source = open_planned(recipe, weights=False)
     if source is None:
-        return make_plan(recipe, None)
+        # From a config alone a recipe is looked at, not run here.
+        return make_plan(recipe, None, runs=False)
     with source:
         return make_plan(recipe, source)
 

@@ -1,0 +1,81 @@
+"""Run the comparisons that docs/results.md is made of, one after another, for as long as there is time; run again, it goes on.
+
+    python scripts/run_results.py out/results --images DIR --minutes 50
+    python scripts/run_results.py out/results --only gpt2,gpt2-seeds
+
+What comes in: a folder for the comparisons, CIFAR-10's training images with a folder a class (without them the vision kind is left out).
+What goes out: a finished comparison a kind, which `scripts/make_results.py` makes the page of. When the time is up the comparison at work
+is asked to stop, which loses nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+STOPPED = 128 + signal.SIGTERM
+
+# Kind -> what follows `ligo-convert compare`. More seeds and a larger model for scratch, the best baselines and ours alone.
+FEW = "net2net,direct,lemon,ligo"
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("compare_gpt2.yaml",),
+    "bert": ("compare_bert.yaml",),
+    "cait": ("compare_cait.yaml",),
+    "gpt2-seeds": ("compare_gpt2.yaml", "--methods", FEW, "--seeds", "0,1,2"),
+    "gpt2-options": (
+        "compare_gpt2.yaml",
+        "--methods",
+        "lemon,ligo,ligo+layer-drop,ligo+token-drop,ligo+staged,lemon/stack,lemon/stack+fit",
+    ),
+}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--images", help="Folder of images for the vision kind.")
+@click.option("--minutes", type=float, help="Stop when they are over.")
+@click.option("--only", help="Kinds, commas between; default: all.")
+def main(folder: Path, images: str | None, minutes: float | None, only: str | None) -> None:
+    """Run what is not finished yet."""
+    end = time.monotonic() + 60 * minutes if minutes is not None else None
+    kinds = only.split(",") if only else list(COMMANDS)
+    unknown = [kind for kind in kinds if kind not in COMMANDS]
+    if unknown:
+        raise click.BadParameter(f"no kind {unknown[0]!r}; there are {', '.join(COMMANDS)}", param_hint="--only")
+    for kind in kinds:
+        recipe, *options = COMMANDS[kind]
+        if kind.startswith("cait"):
+            if images is None:
+                click.echo(f"{kind}: left out, there is no --images DIR", err=True)
+                continue
+            options += ["--set", f"fit.data.images={Path(images).absolute()}"]
+        click.echo(f"{kind}: begins", err=True)
+        code = _run([str(RECIPES / recipe), *options, "--out", str(folder / kind)], end)
+        if code == STOPPED:
+            click.echo(f"{kind}: time is up; the same command goes on", err=True)
+            return
+        if code:
+            sys.exit(code)
+
+
+def _run(arguments: list[str], end: float | None) -> int:
+    """One comparison; the exit code, that of a stop where the time is over."""
+    left = None if end is None else end - time.monotonic()
+    if left is not None and left <= 0:
+        return STOPPED
+    with subprocess.Popen([sys.executable, "-m", "ligo_convert", "compare", *arguments]) as process:
+        try:
+            return process.wait(left)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return process.wait()
+
+
+if __name__ == "__main__":
+    main()
