@@ -380,8 +380,10 @@ def _draw_text(
         drawn.set_fontsize(size * room * _WIDTH * _DPI / width)
 
 
-# What passes a model, by what it is given: an image is a sequence of its patches.
-PASSES = {"tokens": "tokens", "images": "patches"}
+def passing(budget: Mapping[str, Any]) -> str:
+    """What passes a model, by what it is given: an image is a sequence of its patches."""
+    unit = str(budget["unit"])
+    return {"images": "patches"}.get(unit, unit)
 
 
 def _title(data: Mapping[str, Any]) -> str:
@@ -389,7 +391,7 @@ def _title(data: Mapping[str, Any]) -> str:
     parts = [f"{data['architecture']} of {data['parameters']['target']:,} parameters"]
     per = finite(budget.get("per_parameter"))
     if per is not None:
-        parts.append(f"{per:.3g} {PASSES[budget['unit']]} a parameter")
+        parts.append(f"{per:.3g} {passing(budget)} a parameter")
     return _plain(", ".join(parts), 100)
 
 

@@ -105,7 +105,7 @@ class _Out(Console):
 def _out() -> Console:
     console = _Out(highlight=False)
     # Piped into a file or another program a table must not be folded at 80 columns.
-    return console if console.is_terminal else _Out(highlight=False, width=200)
+    return console if console.is_terminal else _Out(highlight=False, width=500)
 
 
 def _text(value: object) -> Text:
@@ -253,14 +253,14 @@ def run_report(outcome: Outcome) -> None:
 
 def compare_report(outcome: Compared) -> None:
     """What a comparison ends with: every method's loss and savings, the best first."""
-    from ligo_convert.comparison_picture import PASSES
+    from ligo_convert.comparison_picture import passing
 
     console, record = _out(), outcome.record
     unit = record["budget"]["unit"]
     seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
     title = (
         f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(record['budget']['examples'])} {unit},"
-        f" {record['budget']['per_parameter']:.1f} {PASSES[unit]} a parameter{seeds}"
+        f" {record['budget']['per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
     )
     table = _table(title, "method", "rate", "loss", "FLOPs", "saved, source free", "saved, net", right=(1, 2, 3, 4, 5))
     for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):

@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ligo_convert.comparison_picture import LOSS_UNITS, PASSES, SCRATCH, comparison_svg, finite, scratch_loss
+from ligo_convert.comparison_picture import LOSS_UNITS, SCRATCH, comparison_svg, finite, passing, scratch_loss
 from ligo_convert.errors import printable
 
 # Nothing is loaded and nothing runs, whatever the page is made of.
@@ -129,7 +129,7 @@ def _lead(data: Mapping[str, Any]) -> Iterator[str]:
     seeds = len(data["seeds"])
     per = finite(budget.get("per_parameter"))
     scale = [f"{budget['steps']:,} steps on {_count(budget['examples'])} {_text(budget['unit'])}"]
-    scale += [f"{per:.3g} {PASSES[budget['unit']]} a parameter"] if per is not None else []
+    scale += [f"{per:.3g} {_text(passing(budget))} a parameter"] if per is not None else []
     what = _TASKS.get(str(data["task"]))
     yield (
         f'<p class="lead">{others} {"way" if others == 1 else "ways"} of training a {_text(data["architecture"])} of '

@@ -24,8 +24,10 @@ from source_models import DEEPER, GROWN, fit_section, recipe_text, write_checkpo
 
 import ligo_convert.cli
 from ligo_convert.cli import cli, main
+from ligo_convert.contenders import CONTENDERS
 from ligo_convert.families import FAMILIES
 from ligo_convert.methods import DEPTHS, WIDTHS
+from ligo_convert.strategies import OPTIONS, STRATEGIES
 
 ROOT = Path(ligo_convert.cli.__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -221,7 +223,11 @@ def test_what_is_there(call: Call) -> None:
     assert [(start["axis"], start["name"]) for start in starts] == [
         *(("width", name) for name in WIDTHS),
         *(("depth", name) for name in DEPTHS),
+        *(("strategy", name) for name in STRATEGIES),
+        *(("option", f"+{name}") for name in OPTIONS),
+        *(("compare", name) for name in CONTENDERS),
     ]
+    assert all(start["summary"] and start["paper"] and start["cost"] for start in starts)
     for name in ("families", "methods"):
         lines = call(name).out.splitlines()
         assert len(lines) == 1 + len(found if name == "families" else starts), "one line each"

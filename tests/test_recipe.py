@@ -234,7 +234,7 @@ CONTROL = "holds a control character"
 NO_SECRETS = "a recipe cannot set this; the environment can (HF_TOKEN, HF_ENDPOINT)"
 NEITHER = "is neither a directory here nor a Hub id (`name` or `org/name`)"
 CODE = "would run code from elsewhere; leave it out"
-DEPTHS = "one of copy, stack, interpolate, identity, random"
+DEPTHS = "one of copy, stack, interpolate, identity, direct, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
     "heldout_tokens, heldout_images, micro_batch_size, precision, data"
