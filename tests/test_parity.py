@@ -15,7 +15,6 @@ from ligo_convert.initial import initial_operator
 from ligo_convert.methods import DEPTHS, WIDTHS
 
 CAUSAL = [name for name in CASES if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
-PRESERVING = ("lemon", "hyperclone", "zero", "carry")
 GRID = [
     (family, tied, target, width, depth)
     for family in CASES
@@ -23,8 +22,8 @@ GRID = [
         (True, False) if FAMILIES[CASES[family].family or family].tied else (False,), TARGETS[family]
     )
     for width, depth in itertools.product(WIDTHS, DEPTHS)
-    # What changes the function by its width needs no other ways to change it beside.
-    if "copy" not in (width, depth) and (width in PRESERVING or depth in ("identity", "stack"))
+    # What changes the function by its width needs no other ways to change it beside; by its depth, one width to be changed beside.
+    if "copy" not in (width, depth) and (width == "zero" or depth in ("identity", "stack"))
 ]
 
 
