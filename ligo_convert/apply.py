@@ -12,14 +12,17 @@ from pathlib import Path
 from ligo_convert.environment import peak_rss_bytes, versions
 from ligo_convert.errors import SourceError
 from ligo_convert.family import Family, Inventory
-from ligo_convert.fs import check_place, check_room
+from ligo_convert.finished import finished_statement, unchanged
+from ligo_convert.fs import check_room
+from ligo_convert.jsoncore import sha256_of
 from ligo_convert.learning import OPERATOR
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import write_record
 from ligo_convert.plan import check_apart, find_family, shard_bytes
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import Record
-from ligo_convert.record import Outcome, operator_record, sha256_of, source_record
+from ligo_convert.record import Outcome, operator_record, source_record
+from ligo_convert.shelf import Shelf
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import Staging
 from ligo_convert.start import epsilon_of
@@ -30,17 +33,20 @@ from ligo_convert.writer import plan_shards, rehash, safetensors_pieces
 from ligo_convert.writing import Clock, Job, digest_source, now, write_job
 
 
-def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | None = None) -> Outcome:
-    """Stream a source of the operator's shape through it.
+def apply_operator(
+    file: Path, model: str, out: Path, *, progress: Progress | None = None, shelf: Shelf | None = None
+) -> Outcome:
+    """Stream a source of the operator's shape through it; over a finished output of the same, nothing changes.
 
     Args:
         file: of the operator. model: a directory or Hub id. out: the output directory.
+        shelf: digests that other runs have taken.
     """
     progress, clock = progress or Progress(), Clock()
     with clock.running("plan"):
         operator = read_operator(file)
         family = family_of(operator)
-        check_place(out)
+        finished = finished_statement(out)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             source = stack.enter_context(open_source(model, base=Path.cwd()))
@@ -55,13 +61,16 @@ def apply_operator(file: Path, model: str, out: Path, *, progress: Progress | No
                 shards=plan_shards(specs, shard_bytes(family, 5 * 10**9)),
                 allow_nonfinite=False,
             )
-            check_room(out, job.shards.nbytes)
-            digests = digest_source(source, progress)
+            if finished is None:
+                check_room(out, job.shards.nbytes)
+            digests = digest_source(source, progress, memo=shelf)
         check_finite(source, allow=False, progress=progress)
         check_copies(source, inventory)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
         key = sha256_of({"apply": recipe, "versions": versions()})
+        if finished is not None:
+            return unchanged(out, finished, key, family=family.name, label=source.label, progress=progress)
         staging = stack.enter_context(Staging.open(out, key=key))
         staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)

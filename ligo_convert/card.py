@@ -445,7 +445,7 @@ def _provenance(record: Record, files: Mapping[str, int]) -> Iterator[str]:
 
 
 def _license(record: Record) -> Iterator[str]:
-    yield "## Licence"
+    yield _LICENSE
     yield ""
     stated = record.source["license"]
     if stated is not None:
@@ -454,6 +454,38 @@ def _license(record: Record) -> Iterator[str]:
         yield "No licence was stated. The source was trained for this model; whoever publishes it states one."
     else:
         yield "The source states no licence, and none is given here. Weights derived from it are under its terms; ask its authors."
+
+
+_LICENSE = "## Licence"
+_STATED = re.compile(r"(?m)^license: .*\n")
+
+
+def under_license(text: str, license: str) -> str:
+    """A card of `card` with the licence that its publisher states, in the metadata and in the text.
+
+    Args:
+        license: an identifier in lower case.
+
+    >>> print(under_license("---\\ntags: [a]\\n---\\n# M\\n\\n## Licence\\n\\nNone.\\n\\n## Citation\\n", "mit"))
+    ---
+    license: mit
+    tags: [a]
+    ---
+    # M
+    <BLANKLINE>
+    ## Licence
+    <BLANKLINE>
+    `mit`, as stated by whoever published these weights.
+    <BLANKLINE>
+    ## Citation
+    <BLANKLINE>
+    """
+    _, front, body = text.split("---\n", 2)
+    before, section, after = body.partition(f"\n{_LICENSE}\n")
+    assert section, "a card has a section on its licence"
+    _, heading, rest = after.partition("\n## ")
+    said = f"{code(license)}, as stated by whoever published these weights."
+    return f"---\nlicense: {license}\n{_STATED.sub('', front)}---\n{before}{section}\n{said}\n{heading}{rest}"
 
 
 def _citations(record: Record) -> Iterator[str]:

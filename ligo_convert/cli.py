@@ -103,14 +103,16 @@ def run(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
 ) -> None:
     """Carry out a recipe. Run again after a stop, it goes on where it stopped."""
-    from ligo_convert.render import run_report
+    from ligo_convert.render import publish_report, run_report
 
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
-        from ligo_convert.convert import convert
+        from ligo_convert.deliver import deliver
 
-        outcome = convert(loaded, device=device, progress=progress)
-    _print(outcome.json(), as_json, lambda: run_report(outcome))
+        delivered = deliver(loaded, device=device, progress=progress)
+    _print(delivered.json(), as_json, lambda: run_report(delivered.outcome))
+    if delivered.published is not None and not as_json:
+        publish_report(delivered.published)
 
 
 @cli.command()
@@ -250,6 +252,128 @@ def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> No
 
         report = check(directory, source=source, load=load, progress=progress)
     _print(report, as_json, lambda: verify_report(report))
+
+
+@cli.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it is done."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Entries at a time on this machine."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Part I, from 0, of N; default: what a Slurm array or Kubernetes Job says."
+)
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or one of its own here.")
+@_device
+@_as_json
+def batch(
+    manifest: Path, engine: str, jobs: int, shard: str | None, address: str | None, device: str, as_json: bool
+) -> None:
+    """Carry out every recipe of a MANIFEST. Run again, it does what is left."""
+    from ligo_convert.render import batch_report, shown_batch
+
+    share = _share(shard)
+    from ligo_convert.manifest import load_manifest
+
+    loaded = load_manifest(manifest)
+    from ligo_convert.batch import run_batch, shares
+
+    with shown_batch(shares(loaded, share)) as watcher:
+        done = run_batch(loaded, engine=engine, jobs=jobs, share=share, address=address, device=device, watcher=watcher)
+    _print(done.json(), as_json, lambda: batch_report(done))
+    if done.exit_code:
+        raise click.exceptions.Exit(done.exit_code)
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """Which part of a batch this process does, and of how many."""
+    if text is None:
+        return _share_of_array()
+    number, slash, count = text.partition("/")
+    if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
+        raise click.BadParameter(f"{text!r} is not of the form I/N, such as 0/4", param_hint="--shard")
+    if not int(number) < int(count):
+        raise click.BadParameter(f"{text!r}: parts of {count} are counted from 0", param_hint="--shard")
+    return int(number), int(count)
+
+
+def _share_of_array() -> tuple[int, int]:
+    """What the environment of a Slurm array's task, or of a pod of a Kubernetes indexed Job, says."""
+    found = {name: os.environ.get(name, "") for name in _ARRAY}
+    number = {name: int(value) for name, value in found.items() if value.isascii() and value.isdigit()}
+    if "SLURM_ARRAY_TASK_ID" in number:
+        first, step = number.get("SLURM_ARRAY_TASK_MIN", 0), number.get("SLURM_ARRAY_TASK_STEP", 1)
+        count = number.get("SLURM_ARRAY_TASK_COUNT")
+        index = (number["SLURM_ARRAY_TASK_ID"] - first) // step
+    elif "JOB_COMPLETION_INDEX" in number:
+        count, index = number.get("JOB_COMPLETIONS"), number["JOB_COMPLETION_INDEX"]
+    else:
+        return 0, 1
+    if count is None or not index < count:
+        raise click.BadParameter(
+            "this is one of several tasks, and nothing says of how many: give --shard I/N", param_hint="--shard"
+        )
+    return index, count
+
+
+_ARRAY = (
+    *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT")),
+    *("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("repo", metavar="REPO_ID")
+@click.option("--public", is_flag=True, help="Readable by everyone; private otherwise.")
+@click.option("--branch", metavar="NAME", default="main", show_default=True, help="What people load it from.")
+@click.option("--pr", "pull_request", is_flag=True, help="Propose it by a pull request, to a repository of others.")
+@click.option("--tag", metavar="NAME", help="Put a tag on the commit.")
+@click.option("--license", metavar="ID", help="Its licence; default: the one that the source's card states.")
+@click.option("--dry-run", is_flag=True, help="Check everything here, list the files, and send nothing.")
+@_as_json
+def publish(
+    directory: Path,
+    repo: str,
+    public: bool,
+    branch: str,
+    pull_request: bool,
+    tag: str | None,
+    license: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Publish an output directory DIR to the Hub as REPO_ID, whole or not at all. Run again after a cut, it goes on."""
+    from ligo_convert.render import contents_report, message_console, publish_report
+
+    with _showing() as progress:
+        from ligo_convert.publication import pack
+        from ligo_convert.publish import check_account, check_names, contents
+        from ligo_convert.publish import publish as send
+
+        check_names(repo, branch=branch, pull_request=pull_request, tag=tag)
+        if not dry_run:
+            check_account(repo)
+        packed = pack(directory, license=license, progress=progress)
+        if not dry_run:
+            contents_report(packed, console=message_console())
+            published = send(
+                directory,
+                repo,
+                public=public,
+                branch=branch,
+                pull_request=pull_request,
+                tag=tag,
+                progress=progress,
+                publication=packed,
+            )
+    if dry_run:
+        data = {"out": str(directory), "repo": repo, "revision": branch, "private": not public, **contents(packed)}
+        _print(data, as_json, lambda: contents_report(packed))
+    else:
+        _print(published.json(), as_json, lambda: publish_report(published))
 
 
 @cli.command()

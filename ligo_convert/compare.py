@@ -29,14 +29,14 @@ from ligo_convert.environment import choose_device, versions
 from ligo_convert.errors import LigoError, OutputBusy
 from ligo_convert.fs import check_place, check_room
 from ligo_convert.jobs import Job, trunk_name
-from ligo_convert.jsoncore import strict_json
+from ligo_convert.jsoncore import sha256_of, strict_json
 from ligo_convert.learning import keep_result, same_data, slices_of, staged_results, tokenizer_directory
 from ligo_convert.opening import digest_recipe, enter, examine, train_source
 from ligo_convert.output import json_bytes
 from ligo_convert.plan import Plan, check_apart, make_plan, open_planned, physical_memory
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipe import Recipe
-from ligo_convert.record import finite, sha256_of
+from ligo_convert.record import finite
 from ligo_convert.staging import Staging
 
 if TYPE_CHECKING:

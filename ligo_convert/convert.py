@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ligo_convert.environment import choose_device, peak_rss_bytes
-from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
-from ligo_convert.fs import check_place, do, write_file
-from ligo_convert.learning import TRAINED_SOURCE, learn
-from ligo_convert.opening import digest_recipe, enter, examine, train_source
+from ligo_convert.errors import OutputBusy, RecipeError
+from ligo_convert.finished import finished_statement, unchanged
+from ligo_convert.fs import do, write_file
+from ligo_convert.learning import TRAINED_SOURCE, Shared, learn
+from ligo_convert.opening import digest_recipe, enter, examine, identify, train_source
 from ligo_convert.operator import describe, stored_arrays
-from ligo_convert.output import PROVENANCE, write_record
-from ligo_convert.plan import Plan, make_plan, open_planned
+from ligo_convert.output import write_record
+from ligo_convert.plan import make_plan, open_planned
 from ligo_convert.progress import Progress
-from ligo_convert.provenance import metrics_of, read_statement
 from ligo_convert.recipe import Recipe
 from ligo_convert.record import Outcome, finite, run_key, run_record
-from ligo_convert.staging import Staging, clear_leftovers
-from ligo_convert.verify import verify
+from ligo_convert.shelf import Shelf
+from ligo_convert.staging import Staging
 from ligo_convert.writer import safetensors_pieces
 from ligo_convert.writing import Clock, Job, write_job
 
 
-def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None = None) -> Outcome:
+def convert(
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: Shelf | None = None
+) -> Outcome:
     """Carry out a recipe; run again after a stop, it goes on where it stopped.
+
+    Args:
+        shelf: what this run has in common with others: digests, trained sources, fits.
 
     Raises:
         LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
@@ -40,14 +44,17 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
-            finished = _finished_statement(out)
+            finished = finished_statement(out)
             source = enter(stack, open_planned(recipe, weights=True))
             plan = make_plan(recipe, source, check_disk=finished is None)
-            digests = examine(source, plan, progress) if source is not None else {}
-            recipe_digest = digest_recipe(plan, source, digests, progress)
-            key = run_key(recipe_digest)
+            digests = examine(source, plan, progress, memo=shelf) if source is not None else {}
+            identity = identify(plan, source, digests, progress)
+            key = run_key(identity.whole)
+            shared = None
+            if shelf is not None:
+                shared = Shared(shelf=shelf, trained=run_key(identity.trained), learned=run_key(identity.learned))
         if finished is not None:
-            return _unchanged(out, finished, key, plan, progress)
+            return unchanged(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
         for warning in plan.warnings:
             progress.warn(warning)
         staging = stack.enter_context(Staging.open(out, key=key))
@@ -55,8 +62,10 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             progress.say("going on with what an earlier run has staged")
         with clock.running("fit"):
             if source is None:
-                source, digests, plan = train_source(stack, plan, staging, device, progress)
-            learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
+                source, digests, plan = train_source(stack, plan, staging, device, progress, shared=shared)
+            learned = learn(
+                plan, source, staging, device=lambda: choose_device(device), progress=progress, shared=shared
+            )
         job = Job(
             family=plan.family,
             inventory=plan.inventory,
@@ -73,7 +82,7 @@ def convert(recipe: Recipe, *, device: str = "auto", progress: Progress | None =
             "seconds": dict(clock.seconds),
             "peak_rss_bytes": peak_rss_bytes(),
         }
-        record = run_record(plan, source, digests, recipe_digest, learned, metrics, staging, clock)
+        record = run_record(plan, source, digests, identity.whole, learned, metrics, staging, clock)
         write_record(record, record.recipe, learned.log, weights, staging)
         staging.commit()
     return Outcome(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=True)
@@ -115,33 +124,3 @@ def fit_operator(
         staging.discard()
     trained = {"source": str(kept)} if recipe.source.pretrain is not None else {}
     return {"operator": str(file), **trained, "family": plan.family.name, **finite(learned.metrics)}
-
-
-# Finished outputs.
-
-
-def _finished_statement(out: Path) -> dict[str, Any] | None:
-    """The provenance of what lies in the output's place; None where nothing does. Raises OutputBusy where it is not ours."""
-    try:
-        return read_statement((out / PROVENANCE).read_bytes(), label=str(out / PROVENANCE))
-    except (FileNotFoundError, NotADirectoryError):
-        check_place(out)
-        return None
-    except (SourceError, VerificationError):
-        raise OutputBusy("the output directory holds something else", where=out, hint="choose another") from None
-
-
-def _unchanged(out: Path, statement: Mapping[str, Any], key: str, plan: Plan, progress: Progress) -> Outcome:
-    """A finished output of the same run: verified, and left as it is. Raises OutputBusy where it is of another one."""
-    clear_leftovers(out)
-    found = statement["predicate"]["buildDefinition"]["internalParameters"]["key"]
-    if found != key:
-        raise OutputBusy(
-            "the output directory holds the result of another recipe, source or version",
-            where=out,
-            hint="choose another output directory, or move this one away; nothing is ever overwritten",
-        )
-    verify(out, progress=progress)
-    progress.say(f"{out} is finished and whole; nothing to do")
-    metrics = metrics_of(statement)
-    return Outcome(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=False)

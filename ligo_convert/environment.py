@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
+from pathlib import Path
 
 PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -20,6 +23,15 @@ def peak_rss_bytes() -> int:
     """The largest resident size that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process and its children may use: the machine's, or what its control group allows."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+            installed = min(installed, int(Path(name).read_text()))
+    return installed
 
 
 def choose_device(asked: str) -> str:

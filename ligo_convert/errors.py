@@ -5,9 +5,11 @@
     |   `-- DataMissing             2  files that it names are not there
     |-- SourceError                 3  a source checkpoint that cannot be used
     |-- SourceChanged               4  a source out of reach, or changed while it was read
+    |   `-- HubUnreachable          4  the Hub out of reach, or failing, while it is published to
     |-- MachineError                5  disk, memory, permission
     |   `-- MissingExtra            5  an optional dependency, with the line that installs it
-    |-- OutputBusy                  6  an output directory that is taken or in use
+    |-- OutputBusy                  6  an output directory that is taken
+    |   `-- OutputLocked            6  or that another run is writing
     |-- VerificationError           7  what was written is not what was meant
     |-- PublishRefused              8  something that must not be shared
     `-- Interrupted           130/143  SIGINT or SIGTERM
@@ -108,6 +110,17 @@ class SourceChanged(LigoError):
     exit_code = 4
 
 
+class HubUnreachable(SourceChanged):
+    """The Hub cannot be reached, or goes on failing, while something is published.
+
+    `passing`: whether trying again may help.
+    """
+
+    def __init__(self, what: str, *, passing: bool = False, **said: Any) -> None:
+        super().__init__(what, **said)
+        self.passing = passing
+
+
 class MachineError(LigoError):
     """The machine does not give what is needed: disk, memory, permission."""
 
@@ -125,6 +138,15 @@ class OutputBusy(LigoError):
     """The output directory is occupied, or another run is writing it."""
 
     exit_code = 6
+
+
+class OutputLocked(OutputBusy):
+    """Another run is writing it."""
+
+    SAYS = "another run is writing here"
+
+    def __init__(self, where: str | Path) -> None:
+        super().__init__(self.SAYS, where=where, hint="wait for it, or choose another output")
 
 
 class VerificationError(LigoError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ligo_convert.errors import MachineError, OutputBusy, RecipeError
+from ligo_convert.errors import MachineError, OutputBusy, OutputLocked, RecipeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -96,6 +96,7 @@ EFFECTS: dict[str, Callable[..., Any]] = {
     "fsync_directory": _fsync_directory,
     "rename": lambda path, target: path.rename(target),
     "rename_new": _rename_new,
+    "link": lambda path, target: target.hardlink_to(path),
     "unlink": lambda path: path.unlink(),
     "rmdir": lambda path: path.rmdir(),
 }
@@ -108,6 +109,7 @@ _VERBS = {
     "fsync_directory": "bring to the disk",
     "rename": "rename",
     "rename_new": "rename",
+    "link": "link",
     "unlink": "remove",
     "rmdir": "remove",
 }
@@ -318,9 +320,7 @@ def hold(path: Path, opening: Callable[[], int]) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputBusy(
-                    "another run is writing here", where=path, hint="wait for it, or choose another output"
-                ) from None
+                raise OutputLocked(path) from None
             except OSError as error:
                 # No locks on this file system: the run's own mark, read again before the commit, has to do.
                 if error.errno not in (*_UNSUPPORTED, errno.ENOLCK):

@@ -91,7 +91,7 @@ class Repository(Place):
         self.label = model
         self.warnings = []
         self._sizes: dict[str, int] = {}
-        self._check_endpoint()
+        check_endpoint()
         listing = self._online(revision)
         self.complete = listing is not None
         if listing is None:
@@ -139,14 +139,6 @@ class Repository(Place):
 
     def _offline(self) -> str:
         return "" if self.complete else f"{_UNREACHED} {self.label} --revision {self.revision}"
-
-    def _check_endpoint(self) -> None:
-        from huggingface_hub import constants
-
-        parts = urlsplit(constants.ENDPOINT)
-        if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            # The client sends the token to whatever this names.
-            raise MachineError("the endpoint of the Hub is not https", where="HF_ENDPOINT", hint="use an https address")
 
     def _online(self, revision: str) -> _Listing | None:
         """The repository as the Hub has it now; None where the Hub cannot be reached at all."""
@@ -250,6 +242,16 @@ class Repository(Place):
                 hint="run again",
             )
         return bytes(data[:count]), size
+
+
+def check_endpoint() -> None:
+    """Raise MachineError where the client would send its token over a plain connection."""
+    from huggingface_hub import constants
+
+    parts = urlsplit(constants.ENDPOINT)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        # The client sends the token to whatever this names.
+        raise MachineError("the endpoint of the Hub is not https", where="HF_ENDPOINT", hint="use an https address")
 
 
 @contextmanager

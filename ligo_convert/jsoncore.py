@@ -6,6 +6,7 @@ file, and so is what is no JSON at all, said by what it seems to be instead.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -130,3 +131,8 @@ def distinct(entries: Pairs, *, label: str, kind: str) -> Iterator[tuple[str, ob
             raise SourceError(f"the name of a {kind} holds half of a surrogate pair", where=label, found=short(key))
         seen.add(key)
         yield key, value
+
+
+def sha256_of(data: object) -> str:
+    """SHA-256, in hex, of plain data as canonical JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()

@@ -23,6 +23,7 @@ from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.plan import Plan
 from ligo_convert.progress import Progress
 from ligo_convert.recipe import Fit
+from ligo_convert.shelf import Shelf, blocks_of, files_in
 from ligo_convert.source import Source, open_source
 from ligo_convert.staging import WORK, Staging
 from ligo_convert.start import drawn_names
@@ -42,6 +43,7 @@ FIT_LOG = "ligo/fit.jsonl"
 FIT_PICTURE = "ligo/fit.png"
 TRAINED_SOURCE = "ligo/source"
 RESULTS = f"{WORK}/results.json"
+FIT_STATE = "fit-state"
 MEASURED_BLOCKS = 16
 RANDOM_EXAMPLES = 4
 
@@ -83,8 +85,12 @@ class StagedState:
     def save(self, arrays: dict[str, np.ndarray], text: str) -> None:
         self.staging.write_bytes(self.name, _state_pieces(arrays, text))
 
+    @property
+    def path(self) -> Path:
+        return self.staging.path / self.name
+
     def load(self) -> tuple[dict[str, np.ndarray], str] | None:
-        return _read_state(self.staging.path / self.name)
+        return _read_state(self.path)
 
     def drop(self) -> None:
         self.staging.remove(self.name)
@@ -218,21 +224,56 @@ def same_data(staging: Staging, digest: str) -> None:
 # A source of our own.
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """A shelf, and what this run's own source and its learned operator are called there."""
+
+    shelf: Shelf
+    trained: str
+    learned: str
+
+
 @contextlib.contextmanager
 def trained_source(
-    plan: Plan, staging: Staging, *, device: str, progress: Progress, examples: int | None = None
+    plan: Plan,
+    staging: Staging,
+    *,
+    device: str,
+    progress: Progress,
+    examples: int | None = None,
+    shared: Shared | None = None,
 ) -> Iterator[Source]:
     """The recipe's `source.pretrain`, trained into the staging directory, opened as any source is.
 
     Args:
         examples: as of `slices_of`: the text that it is trained on, which may be more than its steps ask for.
+        shared: where another run may have trained it.
     """
     directory = staging.path / TRAINED_SOURCE
+
+    def train() -> dict[str, Any]:
+        return _train_source(plan, staging, device=device, progress=progress, examples=examples)
+
     if "pretrain" not in staged_results(staging):
-        trained = _train_source(plan, staging, device=device, progress=progress, examples=examples)
+        if shared is None:
+            trained = train()
+        else:
+            with shared.shelf.one("source", f"{shared.trained}-{device}") as place:
+                trained = _taken_source(staging, place) if place.is_dir() else train()
+                if not place.is_dir():
+                    files = {f"model/{name}": path for name, path in files_in(directory).items()}
+                    shared.shelf.put(place, {**files, "trained.json": json.dumps(trained).encode()})
         keep_result(staging, "pretrain", trained)
     with open_source(str(directory), base=directory) as source:
         yield source
+
+
+def _taken_source(staging: Staging, place: Path) -> dict[str, Any]:
+    """A source that another run has trained, staged as if it had been trained here."""
+    for name, path in files_in(place / "model").items():
+        staging.write_bytes(f"{TRAINED_SOURCE}/{name}", blocks_of(path))
+    trained: dict[str, Any] = json.loads((place / "trained.json").read_bytes())
+    return trained
 
 
 def _train_source(
@@ -325,11 +366,20 @@ def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[st
 # The operator.
 
 
-def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], str], progress: Progress) -> Learned:
+def learn(
+    plan: Plan,
+    source: Source,
+    staging: Staging,
+    *,
+    device: Callable[[], str],
+    progress: Progress,
+    shared: Shared | None = None,
+) -> Learned:
     """Make the operator: the start, measured, and where the recipe says so fitted. Stages it with its log.
 
     Args:
         device: asked only where a model is run.
+        shared: where another run may have fitted the same operator.
     """
     done = staged_results(staging).get("learned")
     if done is not None:
@@ -352,12 +402,21 @@ def learn(plan: Plan, source: Source, staging: Staging, *, device: Callable[[], 
         metrics["pretrain"] = staged_results(staging)["pretrain"]
     operator, log, data = initial, list[dict[str, Any]](), None
     if plan.measures:
-        operator, log, data = _with_models(plan, source, initial, staging, device(), progress, metrics)
+        chosen, state = device(), StagedState(staging, FIT_STATE)
+        with contextlib.ExitStack() as stack:
+            if shared is not None and plan.recipe.fit is not None:
+                # A fit that has ended is the state it ended in: whoever finds it goes on from there, with no step left.
+                place = stack.enter_context(shared.shelf.one("fit", f"{shared.learned}-{chosen}"))
+                if place.is_dir() and not state.path.exists():
+                    staging.write_bytes(state.name, blocks_of(place / FIT_STATE))
+            operator, log, data = _with_models(plan, source, initial, staging, chosen, progress, metrics)
+            if shared is not None and plan.recipe.fit is not None and not place.is_dir():
+                shared.shelf.put(place, {FIT_STATE: state.path})
     staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
     if plan.recipe.fit is not None:
         staging.write_bytes(FIT_LOG, "".join(_log_line(line) + "\n" for line in log).encode())
     keep_result(staging, "learned", {"metrics": metrics, "data": data})
-    StagedState(staging, "fit-state").drop()
+    StagedState(staging, FIT_STATE).drop()
     return Learned(operator=operator, metrics=metrics, log=tuple(log), data=data)
 
 
@@ -519,7 +578,7 @@ def _with_models(
             chosen,
             objective=objective,
             device=device,
-            store=StagedState(staging, "fit-state"),
+            store=StagedState(staging, FIT_STATE),
             on_step=on_step,
         )
     with progress.task("measuring the fit"):

@@ -31,6 +31,7 @@ from ligo_convert.flops import fit_flops, step_flops
 from ligo_convert.fs import check_place, check_room
 from ligo_convert.image_files import DataFacts, check_classes, class_folders
 from ligo_convert.initial import learned_parameters
+from ligo_convert.licensing import license_to_publish
 from ligo_convert.recipe import Recipe
 from ligo_convert.recipe_sections import MAX_SHARD_BYTES
 from ligo_convert.source import Source, open_source, read_config
@@ -184,6 +185,12 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True,
         memory = estimate_memory(recipe, family, inventory, start, specs, measures=False, micro_batch=micro_batch)
     if check_disk:
         check_room(Path(recipe.output.dir), shards.nbytes + 16_000_000)
+    if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
+        license_to_publish(
+            stated=recipe.publish.license,
+            inherited=source.license if source is not None else None,
+            where=recipe.where("publish"),
+        )
     return Plan(
         recipe=recipe,
         family=family,

@@ -34,7 +34,12 @@ _NOBODY = frozenset((
 
 
 def check_nothing_private(
-    text: str, *, where: str, names_in: Iterable[str] | None = None, public: Iterable[str] = ()
+    text: str,
+    *,
+    where: str,
+    names_in: Iterable[str] | None = None,
+    public: Iterable[str] = (),
+    refusing: type[LigoError] = LigoError,
 ) -> None:
     """The last guard before a text is written: our own records must name no place, person, machine or secret.
 
@@ -45,6 +50,7 @@ def check_nothing_private(
     Args:
         where: the text's file. names_in: the foreign strings of the text; None: the whole text.
         public: strings that are public by nature, such as Hub ids; their words are no finding.
+        refusing: the class of the error: a bug of ours where a text is made, a refusal where one that is there is to be shared.
 
     Raises:
         LigoError: something private; the message says what kind, never what.
@@ -55,14 +61,14 @@ def check_nothing_private(
         if kind.endswith("directory"):
             pattern = rf"(?<![\w.]){pattern}(?![\w-])"
         if any(re.search(pattern, reading) for reading in readings):
-            _refuse(kind, where)
+            _refuse(kind, where, refusing)
     if any(map(_HUB_TOKEN.search, readings)):
-        _refuse("a Hub token", where)
+        _refuse("a Hub token", where, refusing)
     known = {word for name in public for word in _words(name)}
     strings = list(names_in) if names_in is not None else list(readings)
     for kind, name in _names():
         if not set(_words(name)) <= known and any(_holds_word(string, name) for string in strings):
-            _refuse(kind, where)
+            _refuse(kind, where, refusing)
 
 
 def public_name(label: str, *, of_hub: bool) -> str:
@@ -71,12 +77,13 @@ def public_name(label: str, *, of_hub: bool) -> str:
     return "a local checkpoint" if private and not of_hub else label
 
 
-def _refuse(kind: str, where: str) -> None:
-    raise LigoError(
-        f"{kind} would stand in a file that is meant to be shared",
-        where=where,
-        hint="this is a bug of ligo-convert; please report it with the recipe. Nothing has been published.",
+def _refuse(kind: str, where: str, refusing: type[LigoError]) -> None:
+    hint = (
+        "this is a bug of ligo-convert; please report it with the recipe. Nothing has been published."
+        if refusing is LigoError
+        else "nothing has been published; convert again where it does not stand in the inputs"
     )
+    raise refusing(f"{kind} would stand in a file that is meant to be shared", where=where, hint=hint)
 
 
 def _readings(text: str) -> tuple[str, ...]:

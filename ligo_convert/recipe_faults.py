@@ -215,7 +215,9 @@ def _missing(path: KeyPath, model: type[BaseModel]) -> str:
 def _section(model: type[BaseModel], path: KeyPath) -> type[BaseModel]:
     """The section at `path` of a recipe."""
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue  # of a list of sections
+        annotation = model.model_fields[part].annotation
         model = next(
             kind
             for kind in (annotation, *typing.get_args(annotation))

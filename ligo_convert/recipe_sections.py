@@ -368,3 +368,5 @@ class Publish(Section):
     repo: Annotated[str, AfterValidator(_clean), AfterValidator(_repo_id)] = Field(description="org/name on the Hub")
     license: Text | None = Field(default=None, description="licence identifier; default: the source card's")
     public: bool = Field(default=False, description="readable by everyone; private otherwise")
+    branch: Text = Field(default="main", description="what people load it from")
+    tag: Text | None = Field(default=None, description="put on the commit")

@@ -5,8 +5,6 @@ What comes in: the plan, the source, the operator, figures. What goes out: a `pr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.environment import versions
+from ligo_convert.jsoncore import sha256_of
 from ligo_convert.learning import OPERATOR, Learned, warmup_steps
 from ligo_convert.operator import Operator
 from ligo_convert.plan import Plan
@@ -46,11 +45,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def sha256_of(data: object) -> str:
-    """SHA-256, in hex, of plain data as canonical JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()
 
 
 def run_key(recipe_digest: str) -> str:

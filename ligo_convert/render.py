@@ -5,6 +5,7 @@ Everything foreign (names, labels, reasons) passes `printable` and is put into `
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,11 @@ from ligo_convert.errors import printable
 from ligo_convert.progress import Progress, Task
 
 if TYPE_CHECKING:
+    from ligo_convert.batch import Batch, Watcher
     from ligo_convert.compare import Compared
     from ligo_convert.plan import Plan
+    from ligo_convert.publication import Publication
+    from ligo_convert.publish import Published
     from ligo_convert.record import Outcome
 
 
@@ -84,12 +88,102 @@ class ShownProgress(Progress):
         self.console.print(Text("warning: " + printable(text), style="yellow"))
 
 
+def message_console() -> Console:
+    """Stderr, where messages go."""
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+
+
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
     console = Console(stderr=True)
     progress = ShownProgress(console)
     with progress.bars:
         yield progress
+
+
+# Batches.
+
+_STATES = {
+    "waiting": "dim",
+    "running": "bold cyan",
+    "elsewhere": "dim cyan",
+    "done": "green",
+    "failed": "bold red",
+    "skipped": "yellow",
+}
+
+
+@contextmanager
+def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
+    """A table of all entries that lives on a terminal; without one, a line for every change of a state."""
+    from rich.live import Live
+
+    from ligo_convert.batch import Standing, Watcher
+
+    console = message_console()
+    standings = {name: Standing() for name in names}
+    last = dict.fromkeys(names, "")
+
+    def table() -> Table:
+        shown = _table("", "entry", "state", "seconds", "", right=(2,))
+        for name, standing in standings.items():
+            began = standing.began if standing.state == "running" else None
+            seconds = time.monotonic() - began if began is not None else standing.seconds
+            what = standing.at if standing.state == "running" else (standing.why or "").partition("\n")[0]
+            shown.add_row(
+                _text(name),
+                Text(standing.state, style=_STATES[standing.state]),
+                f"{seconds:.0f}" if seconds else "",
+                _text(what),
+            )
+        return shown
+
+    with Live(
+        get_renderable=table, console=console, refresh_per_second=4, auto_refresh=console.is_terminal, transient=True
+    ) as live:
+
+        def say(name: str, text: str) -> None:
+            live.console.print(Text(printable(f"{name}: {text}")))
+
+        def changed(name: str, standing: Standing) -> None:
+            standings[name] = standing
+            if standing.state != last[name]:
+                last[name] = standing.state
+                why = f": {standing.why}" if standing.why else ""
+                before = ", by an earlier call" if standing.again else ""
+                for line in f"{standing.state}{before}{why}".splitlines():
+                    say(name, line)
+
+        yield Watcher(changed=changed, said=say)
+
+
+def batch_report(done: Batch) -> None:
+    """What came of every entry, and why where it failed."""
+    told = done.json()
+    table = _table("", "entry", "state", "parameters", "loss", "start", "seconds", "published", right=(2, 3, 5))
+    for name, entry in told["entries"].items():
+        sizes, losses, kept = entry.get("parameters"), entry.get("loss") or {}, entry.get("preservation") or {}
+        loss = next((losses[key] for key in ("fitted", "initial") if losses.get(key) is not None), None)
+        published = entry.get("published")
+        table.add_row(
+            _text(name),
+            Text(entry["state"], style=_STATES[entry["state"]]),
+            f"{amount(sizes['source'])} -> {amount(sizes['target'])}" if sizes else "",
+            f"{loss:.4f}" if loss is not None else "",
+            _text(kept.get("verdict") or kept.get("planned") or ""),
+            f"{entry['seconds']:.1f}",
+            _text(f"{published['repo']} at {published['commit'][:12]}" if published else ""),
+        )
+    console = _out()
+    console.print(table)
+    counts = ", ".join(f"{count} {state}" for state, count in told["counts"].items() if count)
+    console.print(Text(f"\n{counts}, in {told['seconds']:.1f} s by {told['engine']}"))
+    for name, entry in told["entries"].items():
+        if entry["why"]:
+            console.print(Text(f"\n{printable(name)}: exit code {entry['code']}", style="bold"))
+            for line in entry["why"].splitlines():
+                console.print(_text(f"  {line}"))
 
 
 # Reports.
@@ -332,6 +426,32 @@ def verify_report(report: Mapping[str, Any]) -> None:
     if "loaded" in report:
         pairs["loaded"] = f"as {report['loaded']['class']} with every key set empty"
     _pairs(_out(), "", pairs)
+
+
+def contents_report(publication: Publication, *, console: Console | None = None) -> None:
+    """Exactly which files are published, with their sizes."""
+    console = console or _out()
+    table = _table(f"{printable(publication.directory)}, under {publication.license}", "file", "size", right=(1,))
+    for item in publication.items.values():
+        table.add_row(_text(item.name), size(item.nbytes))
+    table.add_row(Text("in all", style="dim"), size(publication.nbytes))
+    console.print(table)
+
+
+def publish_report(published: Published) -> None:
+    """Where it is now, and who can see it."""
+    publication = published.publication
+    pairs: dict[str, object] = {
+        "repository": published.url,
+        "pull request": published.pull_request,
+        "revision": f"{published.revision} at {published.commit}",
+        "tag": published.tag,
+        "readable by": "those who were let in" if published.private else "everyone",
+        "licence": publication.license,
+        "files": f"{len(publication.items)}, {size(publication.nbytes)}, every digest as sent",
+        "": None if published.changed else "all of it was there already; nothing was sent",
+    }
+    _pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def inspect_report(found: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ligo_convert.family import Family, Inventory
 from ligo_convert.operator import Operator
 from ligo_convert.output import write_model_files, write_new_parameters
 from ligo_convert.progress import Progress
-from ligo_convert.source import Source
+from ligo_convert.source import Memo, Source
 from ligo_convert.staging import Staging
 from ligo_convert.stream import grow
 from ligo_convert.tensors import TensorSpec
@@ -61,11 +61,11 @@ class Clock:
             self.seconds[stage] = round(self.seconds[stage] + time.monotonic() - began, 3)
 
 
-def digest_source(source: Source, progress: Progress) -> dict[str, str]:
+def digest_source(source: Source, progress: Progress, *, memo: Memo | None = None) -> dict[str, str]:
     """The source's digests, with a bar."""
     total = sum(file.size for file in source.files)
     with progress.task("digesting the source", total, unit="bytes") as task:
-        return source.digest(task.advance)
+        return source.digest(task.advance, memo=memo)
 
 
 def write_job(

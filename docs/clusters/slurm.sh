@@ -1,0 +1,14 @@
+#!/bin/bash
+# A batch as a Slurm array: sbatch slurm.sh zoo.yaml
+# Everything named here lies on a file system that all nodes share. Run again, it does what is left.
+#SBATCH --job-name=ligo-batch
+#SBATCH --array=0-7
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=08:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@60
+set -euo pipefail
+source "$HOME/ligo/bin/activate"
+# srun passes signals on: a task that is asked to stop leaves its work staged, for the next one to go on with.
+srun ligo-convert batch "$1" --jobs 1 --json > "batch-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID.json"

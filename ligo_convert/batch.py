@@ -1,0 +1,346 @@
+"""Many conversions: a manifest in, every entry done or its failure told, and no failure that harms another.
+
+Entries run where an engine has room for them, each after those that it needs. What is known of the work lies in a folder that any number of
+such processes may share, on any number of machines: a claim for each that is being done, a record for each that has ended. Run again, it
+does what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.claims import Claims
+from ligo_convert.engines import Choice, Engine, Event, Load, engine_named
+from ligo_convert.environment import versions
+from ligo_convert.errors import LigoError
+from ligo_convert.fs import make_folder
+from ligo_convert.jsoncore import sha256_of
+from ligo_convert.manifest import Entry, Manifest
+from ligo_convert.output import SUMS
+from ligo_convert.plan import plan_recipe
+from ligo_convert.work import DONE, FAILED, Assignment, failure, recipe_of
+
+# `waiting` for room or for others, `running` here, `elsewhere` in another process; then `done`, `failed`, or `skipped`, as one that it
+# needs has failed.
+WAITING, RUNNING, ELSEWHERE, SKIPPED = "waiting", "running", "elsewhere", "skipped"
+ENDED = (DONE, FAILED, SKIPPED)
+POLL_SECONDS = 1.0
+WATCH_SECONDS = 5.0
+# What applying an operator takes beside its largest tensors: the libraries themselves.
+LEAST_MEMORY = 2_000_000_000
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """Where an entry stands. `began`: seconds on the monotonic clock. `again`: whether an earlier call has done it."""
+
+    state: str = WAITING
+    at: str = ""
+    began: float | None = None
+    seconds: float = 0.0
+    code: int = 0
+    why: str | None = None
+    report: Mapping[str, Any] | None = None
+    again: bool = False
+    looked: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """Who looks on: `changed` after every change of an entry's standing, `said` with a line worth keeping."""
+
+    changed: Callable[[str, Standing], None] = field(default=lambda name, standing: None)
+    said: Callable[[str, str], None] = field(default=lambda name, text: None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What came of a manifest. `mine`: the entries of this share of it; `seconds` in all."""
+
+    manifest: Manifest
+    engine: str
+    mine: tuple[str, ...]
+    standings: Mapping[str, Standing]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first entry, in the order of the manifest, that has failed; 0 where none has."""
+        return next((self.standings[name].code for name in self.mine if self.standings[name].state == FAILED), 0)
+
+    def json(self) -> dict[str, Any]:
+        """As `batch --json` prints it."""
+        counts = dict.fromkeys(ENDED, 0)
+        entries = {}
+        for name in self.mine:
+            standing = self.standings[name]
+            counts[standing.state] += 1
+            entries[name] = {
+                "state": standing.state,
+                "code": standing.code,
+                "why": standing.why,
+                "seconds": round(standing.seconds, 3),
+                "again": standing.again,
+                **{("stages" if key == "seconds" else key): value for key, value in (standing.report or {}).items()},
+            }
+        return {
+            "manifest": self.manifest.path.name,
+            "state": str(self.manifest.state),
+            "engine": self.engine,
+            "entries": entries,
+            "counts": counts,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def run_batch(
+    manifest: Manifest,
+    *,
+    engine: str = "local",
+    jobs: int = 1,
+    share: tuple[int, int] = (0, 1),
+    address: str | None = None,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Batch:
+    """Do the entries of a manifest, or of one share of it.
+
+    Args:
+        engine: a name of `engines.ENGINES`. jobs: entries at a time on this machine. address: of a Ray cluster.
+        share: number and count: this process does one part of so many, counted from 0. What hangs together is never parted.
+
+    Raises:
+        MachineError: the engine cannot be had; the folder of the work cannot be written. What goes wrong with an entry raises nothing.
+    """
+    began = time.monotonic()
+    work = _Work(manifest, mine=shares(manifest, share), device=device, watcher=watcher or Watcher())
+    make_folder(manifest.state / "logs")
+    choice = Choice(jobs=jobs, folder=manifest.state / "logs", address=address, tell=work.heard)
+    with Claims(manifest.state) as claims, engine_named(engine, choice) as chosen:
+        work.run(chosen, claims)
+    return Batch(
+        manifest=manifest, engine=engine, mine=work.mine, standings=work.standings, seconds=time.monotonic() - began
+    )
+
+
+def shares(manifest: Manifest, share: tuple[int, int]) -> tuple[str, ...]:
+    """The entries of one share: whole chains, dealt out by the number of their entries, so that no share waits for another."""
+    number, count = share
+    chains: dict[str, str] = {}
+
+    def first_of(name: str) -> str:
+        while chains[name] != name:
+            name = chains[name]
+        return name
+
+    for name, entry in manifest.entries.items():
+        chains[name] = name
+        for other in entry.after:
+            chains[first_of(other)] = first_of(name)
+    members: dict[str, list[str]] = {}
+    for name in manifest.entries:
+        members.setdefault(first_of(name), []).append(name)
+    hands: list[list[str]] = [[] for _ in range(count)]
+    # The longest first, each to whoever has least: the same for everybody who asks.
+    for chain in sorted(members.values(), key=lambda names: -len(names)):
+        min(hands, key=len).extend(chain)
+    mine = set(hands[number])
+    return tuple(name for name in manifest.entries if name in mine)
+
+
+class _Work:
+    """The entries of a share, and where each stands."""
+
+    def __init__(self, manifest: Manifest, *, mine: tuple[str, ...], device: str, watcher: Watcher) -> None:
+        self.manifest, self.mine, self.device, self.watcher = manifest, mine, device, watcher
+        self.standings = {name: Standing() for name in mine}
+        self._loads: dict[str, Load] = {}
+
+    def run(self, engine: Engine, claims: Claims) -> None:
+        for name in self.mine:
+            # Whatever headers and configs refuse is refused before anything is begun.
+            if not self._recall(name, claims) and not self.manifest.entries[name].after:
+                self._load(name, claims)
+        while any(standing.state not in ENDED for standing in self.standings.values()):
+            started = self._start_what_can(engine, claims)
+            for event in engine.events(0.0 if started else POLL_SECONDS):
+                self.heard(event, claims)
+
+    def heard(self, event: Event, claims: Claims | None = None) -> None:
+        """Something has happened to a running entry."""
+        standing = self.standings[event.name]
+        if event.kind == "told":
+            standing.at = str(event.value)
+        elif event.kind == "said":
+            self.watcher.said(event.name, str(event.value))
+            return
+        else:
+            assert claims is not None, "an entry ends where claims are"
+            self._end(event.name, event.value, claims)
+        self.watcher.changed(event.name, standing)
+
+    # Starting.
+
+    def _start_what_can(self, engine: Engine, claims: Claims) -> bool:
+        started = False
+        for name in self.mine:
+            standing = self.standings[name]
+            if standing.state == ELSEWHERE:
+                self._look_elsewhere(name, claims)
+            if standing.state != WAITING:
+                continue
+            needs = [self.standings[other] for other in self.manifest.entries[name].after]
+            lost = next((other for other in needs if other.state in (FAILED, SKIPPED)), None)
+            if lost is not None:
+                self._skip(name, lost)
+                continue
+            if any(other.state != DONE for other in needs):
+                continue
+            load = self._load(name, claims)
+            if load is None or not engine.has_room(load):
+                continue
+            if not claims.take(name):
+                standing.state, standing.looked = ELSEWHERE, time.monotonic()
+                self.watcher.changed(name, standing)
+                continue
+            if self._recall(name, claims):  # finished by another, between our looking and our claiming
+                claims.release(name)
+                continue
+            claims.forget(name)
+            standing.state, standing.began, standing.at = RUNNING, time.monotonic(), ""
+            self.watcher.changed(name, standing)
+            try:
+                engine.start(load)
+            except LigoError as error:
+                self.heard(Event(name=name, kind="ended", value=failure(error)), claims)
+            started = True
+        return started
+
+    def _load(self, name: str, claims: Claims) -> Load | None:
+        """What an entry takes, by its plan. None where the plan refuses it: then it has failed, before anything was started."""
+        if name in self._loads:
+            return self._loads[name]
+        entry = self.manifest.entries[name]
+        assignment = assignment_of(self.manifest, entry, device=self.device)
+        memory = LEAST_MEMORY
+        if entry.recipe is not None:
+            try:
+                memory = plan_recipe(recipe_of(assignment)).memory
+            except LigoError as error:
+                if not claims.take(name):
+                    self.standings[name].state = ELSEWHERE
+                    return None
+                self.heard(Event(name=name, kind="ended", value=failure(error)), claims)
+                return None
+        asked = entry.resources
+        self._loads[name] = Load(
+            assignment=assignment,
+            cpus=asked.cpus or 0.0,
+            gpus=asked.gpus or 0.0,
+            memory=asked.memory if asked.memory is not None else memory,
+        )
+        return self._loads[name]
+
+    # Ending.
+
+    def _end(self, name: str, result: Mapping[str, Any], claims: Claims) -> None:
+        standing = self.standings[name]
+        if standing.began is not None:
+            standing.seconds = time.monotonic() - standing.began
+        standing.state, standing.code, standing.why = result["state"], result["code"], result["why"]
+        standing.report, standing.at = result["report"], ""
+        claims.finish(
+            name,
+            {
+                "key": self._key(name),
+                **{key: result[key] for key in ("state", "code", "why", "report")},
+                "seconds": round(standing.seconds, 3),
+                "sums": _sums_digest(result["report"]),
+            },
+        )
+
+    def _skip(self, name: str, lost: Standing) -> None:
+        standing = self.standings[name]
+        other = next(other for other in self.manifest.entries[name].after if self.standings[other] is lost)
+        standing.state, standing.code, standing.why = (
+            SKIPPED,
+            lost.code,
+            f"it needs {other}, which has {_not_done(lost)}",
+        )
+        self.watcher.changed(name, standing)
+
+    def _recall(self, name: str, claims: Claims) -> bool:
+        """Whether an entry was done before, by anybody, and its output still is what it was then."""
+        found = claims.record(name)
+        if found is None or found.get("state") != DONE or found.get("key") != self._key(name):
+            return False
+        if found.get("sums") is None or found["sums"] != _sums_digest(found.get("report")):
+            return False
+        standing = self.standings[name]
+        standing.state, standing.code, standing.why, standing.again = DONE, 0, None, True
+        standing.report, standing.seconds = found["report"], float(found["seconds"])
+        self.watcher.changed(name, standing)
+        return True
+
+    def _look_elsewhere(self, name: str, claims: Claims) -> None:
+        """Whether another process has ended what it had claimed, well or not, or is gone."""
+        standing = self.standings[name]
+        if time.monotonic() - standing.looked < WATCH_SECONDS:
+            return
+        standing.looked = time.monotonic()
+        if self._recall(name, claims):
+            return
+        if claims.take(name):
+            # It gave the claim back without success, or has died: now it is ours to try.
+            claims.release(name)
+            found = claims.record(name)
+            if found is not None and found.get("state") == FAILED and found.get("key") == self._key(name):
+                standing.state, standing.code, standing.why = FAILED, int(found["code"]), str(found["why"])
+                self.watcher.changed(name, standing)
+            else:
+                standing.state = WAITING
+
+    def _key(self, name: str) -> str:
+        """What makes an entry the same as in an earlier call: all that the manifest says of it, its recipe's text, the versions."""
+        assignment = assignment_of(self.manifest, self.manifest.entries[name], device=self.device)
+        told = {key: value for key, value in vars(assignment).items() if key not in ("shelf", "device", "threads")}
+        text = None
+        if assignment.recipe is not None:
+            try:
+                text = hashlib.sha256(Path(assignment.recipe).read_bytes()).hexdigest()
+            except OSError:
+                text = "unreadable"
+        return sha256_of({"entry": told, "recipe": text, "versions": versions()})
+
+
+def assignment_of(manifest: Manifest, entry: Entry, *, device: str) -> Assignment:
+    """An entry in plain data."""
+    return Assignment(
+        name=entry.name,
+        recipe=None if entry.recipe is None else str(entry.recipe),
+        overrides=entry.overrides,
+        source=entry.source,
+        operator=None if entry.operator is None else str(entry.operator),
+        out=None if entry.out is None else str(entry.out),
+        publish=entry.publish,
+        shelf=str(manifest.state / "shelf"),
+        device=device,
+        threads=0,
+    )
+
+
+def _sums_digest(report: Mapping[str, Any] | None) -> str | None:
+    """The digest of an output's SHA256SUMS, which stands for all of it; None where it is not there."""
+    try:
+        return hashlib.sha256((Path(str((report or {})["out"])) / SUMS).read_bytes()).hexdigest()
+    except (KeyError, OSError):
+        return None
+
+
+def _not_done(standing: Standing) -> str:
+    return "failed" if standing.state == FAILED else "been skipped"

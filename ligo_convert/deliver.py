@@ -1,0 +1,66 @@
+"""A recipe from one end to the other: converted, and, where it says so, published.
+
+What comes in: a recipe. What goes out: what `run --json` prints. Publishing follows verification, and a failure of it leaves the finished
+directory: the same command then only publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.convert import convert
+from ligo_convert.progress import Progress
+from ligo_convert.publish import Published, check_account, check_names, publish
+from ligo_convert.recipe import Recipe
+from ligo_convert.record import Outcome
+from ligo_convert.shelf import Shelf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """What a recipe has come to; `published` None where it names no repository."""
+
+    outcome: Outcome
+    published: Published | None
+
+    def json(self) -> dict[str, Any]:
+        """As `run --json` prints it."""
+        found = self.outcome.json()
+        if self.published is not None:
+            told = self.published.json()
+            found["published"] = {key: told[key] for key in told if key not in ("out", "files")}
+        return found
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.outcome.metrics
+
+
+def deliver(
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: Shelf | None = None
+) -> Delivered:
+    """Carry out a recipe and publish what it says. `shelf`: as of `convert`.
+
+    Raises:
+        LigoError: of the class that says what went wrong. Nobody to publish by is found out before any work.
+    """
+    wanted = recipe.publish
+    if wanted is not None:
+        check_names(wanted.repo, branch=wanted.branch, tag=wanted.tag)
+        check_account(wanted.repo)
+    outcome = convert(recipe, device=device, progress=progress, shelf=shelf)
+    published = None
+    if wanted is not None:
+        published = publish(
+            Path(outcome.out),
+            wanted.repo,
+            public=wanted.public,
+            branch=wanted.branch,
+            tag=wanted.tag,
+            license=wanted.license,
+            progress=progress,
+        )
+    return Delivered(outcome=outcome, published=published)

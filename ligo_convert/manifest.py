@@ -1,0 +1,389 @@
+"""A manifest: many conversions in one YAML file in, one `Entry` for each out, in an order in which they can be done.
+
+An entry names a recipe, or a learned operator to apply; a table, or globs, make several of one. What is wrong with the manifest itself is
+found in one reading and shown where it was written, before any work. What is wrong with one recipe is that entry's own business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
+
+from ligo_convert.errors import RecipeError
+from ligo_convert.globs import expand
+from ligo_convert.recipe import is_local
+from ligo_convert.recipe_faults import Fault, Layered, findings, screen, shown
+from ligo_convert.recipe_sections import Config, Publish, Section, Size, Text, is_hub_id, whole
+from ligo_convert.yamlcore import KeyPath, load_file
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REPO_NAME = "{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """`{from: NAME}`: what another entry of the manifest makes."""
+
+    name: str
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text) or ".." in text:
+        raise PydanticCustomError("recipe", "{text}", {"text": "is no name: give letters, digits, `.`, `_`, `-`"})
+    return text
+
+
+def _place_or_entry(value: object) -> str | Reference:
+    if isinstance(value, dict) and set(value) == {"from"} and isinstance(value["from"], str):
+        return Reference(name=_name(value["from"]))
+    if isinstance(value, str) and value.strip():
+        return value
+    text = f"should be a place, or {{from: NAME}} of another entry, not {shown(value)}"
+    raise PydanticCustomError("recipe", "{text}", {"text": text})
+
+
+Name = Annotated[Text, AfterValidator(_name)]
+PlaceOrEntry = Annotated[str | Reference, PlainValidator(_place_or_entry, json_schema_input_type=str | dict[str, str])]
+Amount = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, int) else value), Field(ge=0)]
+
+
+class Resources(Section):
+    """What an entry takes of a machine."""
+
+    cpus: Amount | None = Field(default=None, description="processor cores; default: an even share of them")
+    gpus: Amount | None = Field(default=None, description="graphics processors; default: none")
+    memory: Size | None = Field(default=None, description="memory; default: what the entry's plan says")
+
+
+class EntrySection(Section):
+    """A conversion, or several alike."""
+
+    alternatives = ("recipe", "recipes", "operator")
+    only_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "set": ("recipe", "recipes"),
+        "target": ("recipe", "recipes"),
+    }
+
+    name: Name | None = Field(default=None, description="default: the recipe's file name")
+    recipe: Text | None = Field(default=None, description="a recipe's file")
+    recipes: list[Text] | None = Field(default=None, min_length=1, description="globs of recipes: an entry each")
+    operator: PlaceOrEntry | None = Field(
+        default=None, description="instead of a recipe: a learned operator's file, or {from: NAME}, applied to `source`"
+    )
+    source: PlaceOrEntry | None = Field(
+        default=None, description="in place of the recipe's: a directory, a Hub id, or {from: NAME}"
+    )
+    sources: list[Text] | None = Field(default=None, min_length=1, description="globs of directories: an entry each")
+    target: Config | None = Field(default=None, description="in place of the recipe's target.config")
+    set: dict[str, Any] = Field(default={}, description="recipe keys, dotted, with what replaces them")
+    out: Text | None = Field(default=None, description="the output directory; default: named by the entry, in `out`")
+    publish: Publish | None = Field(
+        default=None, description="where it is published; {name} stands for the entry's name"
+    )
+    after: list[Name] = Field(default=[], description="entries that come first")
+    resources: Resources = Field(default=Resources(), description="what it takes of a machine")
+
+
+class ManifestSection(Section):
+    """Many conversions."""
+
+    version: Annotated[Literal[1], BeforeValidator(whole)] = Field(description="version of the manifest format")
+    out: Text | None = Field(default=None, description="a folder for the outputs; default: where each recipe says")
+    state: Text | None = Field(
+        default=None,
+        description="a folder for what is known of the work, shared by all who do it; default: beside `out`",
+    )
+    set: dict[str, Any] = Field(default={}, description="laid over every recipe; an entry's own `set` goes before it")
+    publish: dict[str, Any] | None = Field(default=None, description="of every entry that has none of its own")
+    resources: Resources = Field(default=Resources(), description="of every entry, where it says nothing else")
+    entries: list[dict[str, Any]] = Field(min_length=1, description="the conversions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One conversion.
+
+    Attributes:
+        name: unique; also of its output directory. where: `file:line:column` of the manifest.
+        recipe, overrides: as `load_recipe` takes them; None where an operator is applied.
+        source: a directory (absolute) or Hub id in place of the recipe's. operator: a learned operator's file.
+        out: absolute. publish: a `publish` section in plain data. after: names of entries that come first.
+    """
+
+    name: str
+    where: str
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    source: str | None
+    operator: Path | None
+    out: Path | None
+    publish: Mapping[str, Any] | None
+    after: tuple[str, ...]
+    resources: Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`entries` by name, each after those that it needs. `state`: the folder of what is known of the work."""
+
+    path: Path
+    state: Path
+    entries: Mapping[str, Entry]
+
+
+OPERATOR_OF_OUTPUT = Path("ligo/operator.safetensors")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest. Places in it are relative to its folder, `out` and `state` to the working directory.
+
+    Raises:
+        RecipeError: anything wrong with the manifest; one error names all that is.
+    """
+    document = load_file(path)
+    if not isinstance(document.data, dict):
+        raise RecipeError("a manifest is a mapping with version and entries", where=path, found=shown(document.data))
+    data, layered = document.data, Layered(document=document)
+    faults = screen(data)
+    screened = {fault.path for fault in faults}
+    try:
+        top = ManifestSection.model_validate(data)
+    except ValidationError as error:
+        layered.report(faults + [fault for fault in findings(error, ManifestSection) if fault.path not in screened])
+    drafts, more = _drafts(top, path.absolute().parent)
+    faults += [fault for fault in more if fault.path not in screened]
+    faults += _names_and_places(drafts) if not faults else []
+    if faults:
+        layered.report(faults)
+    base = path.absolute().parent
+    entries = {draft.name: _entry(draft, drafts, top, base, layered.where(draft.path)) for draft in drafts.values()}
+    folder = Path(top.out).absolute() if top.out is not None else Path.cwd() / path.stem
+    state = Path(top.state).absolute() if top.state is not None else folder.with_name(f"{folder.name}.ligo-batch")
+    return Manifest(path=path.absolute(), state=state, entries=_in_order(entries))
+
+
+# --- several of one ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """An entry before names are looked up: `section` with `recipe` and `source` as places, `out` as the output directory."""
+
+    name: str
+    path: KeyPath
+    section: EntrySection
+    recipe: Path | None
+    source: str | Reference | None
+    out: Path | None = field(default=None)
+
+
+def _drafts(top: ManifestSection, base: Path) -> tuple[dict[KeyPath, _Draft], list[Fault]]:
+    drafts: dict[KeyPath, _Draft] = {}
+    faults: list[Fault] = []
+    for path, merged in _rows(top.entries, faults):
+        publish = merged.get("publish", top.publish)
+        plain = {key: value for key, value in merged.items() if key != "publish"}
+        try:
+            section = EntrySection.model_validate(plain)
+        except ValidationError as error:
+            faults += [_moved(fault, path, top.entries) for fault in findings(error, EntrySection)]
+            continue
+        made = list(_spread(section, path, base, faults))
+        for number, (name, recipe, source) in enumerate(made):
+            at = (*path, number) if len(made) > 1 else path
+            draft = _published(section, publish, name, path, faults)
+            out = _out(draft, top, name)
+            drafts[at] = _Draft(name=name, path=path, section=draft, recipe=recipe, source=source, out=out)
+    return drafts, faults
+
+
+def _rows(entries: Sequence[dict[str, Any]], faults: list[Fault]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Every entry, and for a table every row laid over it, with where it was written."""
+    for number, entry in enumerate(entries):
+        path: KeyPath = ("entries", number)
+        if "table" not in entry:
+            yield path, entry
+            continue
+        rows = entry["table"]
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            faults.append(Fault(path=(*path, "table"), what="should be a list of mappings"))
+            continue
+        shared = {key: value for key, value in entry.items() if key != "table"}
+        for index, row in enumerate(rows):
+            merged = {**shared, **row}
+            if isinstance(shared.get("set"), dict) and isinstance(row.get("set"), dict):
+                merged["set"] = {**shared["set"], **row["set"]}
+            if "name" not in row:
+                base = shared.get("name") or Path(str(merged.get("recipe", "entry"))).stem
+                merged["name"] = f"{base}-{index + 1}"
+            yield (*path, "table", index), merged
+
+
+def _moved(fault: Fault, path: KeyPath, entries: Sequence[dict[str, Any]]) -> Fault:
+    """A fault of an entry, at its place in the manifest: in the row of a table where the row says it, else in the entry."""
+    if len(path) == 4 and fault.path:
+        row = entries[int(path[1])]["table"][int(path[3])]
+        if fault.path[0] not in row:
+            path = path[:2]
+    return Fault(path=(*path, *fault.path), what=fault.what, spot=fault.spot, secret=fault.secret)
+
+
+def _spread(
+    section: EntrySection, path: KeyPath, base: Path, faults: list[Fault]
+) -> Iterator[tuple[str, Path | None, str | Reference | None]]:
+    """Name, recipe and source of each entry that a section with globs stands for."""
+    recipes: list[Path | None] = [None]
+    if section.recipe is not None:
+        recipes = [base / section.recipe]
+    elif section.recipes is not None:
+        recipes = list(_matches(section.recipes, (*path, "recipes"), base, faults, folders=False))
+    sources: list[str | Reference | None] = [section.source]
+    # What is neither there nor a name of the Hub is a place that another entry may make.
+    if isinstance(section.source, str) and (is_local(section.source, base) or not is_hub_id(section.source)):
+        sources = [str((base / Path(section.source).expanduser()).absolute())]
+    if section.sources is not None:
+        if section.source is not None:
+            faults.append(Fault(path=(*path, "sources"), what="goes without source", spot="key"))
+        sources = [str(found) for found in _matches(section.sources, (*path, "sources"), base, faults, folders=True)]
+    elif section.operator is not None and section.source is None:
+        faults.append(Fault(path=path, what="an operator is applied to a source: give `source` or `sources`"))
+    for recipe in recipes:
+        for source in sources:
+            words = [section.name] if section.name else [recipe.stem] if recipe is not None else []
+            words += [recipe.stem] if section.name and recipe is not None and len(recipes) > 1 else []
+            words += [Path(str(source)).name] if section.sources is not None or not words else []
+            yield "-".join(words), recipe, source
+
+
+def _matches(
+    patterns: Sequence[str], path: KeyPath, base: Path, faults: list[Fault], *, folders: bool
+) -> Iterator[Path]:
+    for index, pattern in enumerate(patterns):
+        found = [place for place in expand(pattern, base) if place.is_dir() == folders]
+        if not found:
+            kind = "directory" if folders else "file"
+            faults.append(Fault(path=(*path, index), what=f"no {kind} is named so: {shown(pattern)}"))
+        yield from (place.absolute() for place in found)
+
+
+def _published(section: EntrySection, publish: object, name: str, path: KeyPath, faults: list[Fault]) -> EntrySection:
+    if publish is None or publish is False:
+        return section
+    if not isinstance(publish, dict):
+        faults.append(Fault(path=(*path, "publish"), what=f"should be a mapping, not {shown(publish)}"))
+        return section
+    told = {**publish, "repo": str(publish.get("repo", "")).replace(_REPO_NAME, name)}
+    try:
+        return section.model_copy(update={"publish": Publish.model_validate(told)})
+    except ValidationError as error:
+        faults += [
+            Fault(path=(*path, "publish", *fault.path), what=fault.what, spot=fault.spot)
+            for fault in findings(error, Publish)
+        ]
+        return section
+
+
+def _out(section: EntrySection, top: ManifestSection, name: str) -> Path | None:
+    if section.out is not None:
+        return Path(section.out).absolute()
+    return Path(top.out).absolute() / name if top.out is not None else None
+
+
+# --- how they hang together -------------------------------------------------------------------------------------------
+
+
+def _names_and_places(drafts: Mapping[KeyPath, _Draft]) -> list[Fault]:
+    """Names that are no names, are there twice, or nobody has; places that two would write to; circles."""
+    faults, seen, places = [], dict[str, _Draft](), dict[Path, str]()
+    for draft in drafts.values():
+        if not _NAME.fullmatch(draft.name) or ".." in draft.name:
+            faults.append(Fault(path=draft.path, what=f"{shown(draft.name)} is no name: give `name`"))
+        elif draft.name in seen:
+            what = f"a second entry of the name {draft.name}: give it a `name` of its own"
+            faults.append(Fault(path=draft.path, what=what))
+        seen.setdefault(draft.name, draft)
+        if draft.out is None and (draft.recipe is None or draft.section.sources is not None):
+            faults.append(Fault(path=draft.path, what="has no output directory: give `out`, here or for all"))
+        if draft.out is not None:
+            if draft.out in places:
+                faults.append(Fault(path=draft.path, what=f"writes to the output directory of {places[draft.out]}"))
+            places[draft.out] = draft.name
+    for draft in drafts.values():
+        for name in _needs(draft):
+            other = seen.get(name)
+            if other is None:
+                faults.append(Fault(path=draft.path, what=f"there is no entry {shown(name)}"))
+            elif other.out is None and name not in draft.section.after:
+                what = f"{name} says no output directory: give it `out`, or the manifest `out` for all"
+                faults.append(Fault(path=draft.path, what=what))
+    if not faults:
+        faults += _circles({draft.name: _needs(draft) for draft in drafts.values()}, seen)
+    return faults
+
+
+def _needs(draft: _Draft) -> tuple[str, ...]:
+    """The entries that this one comes after."""
+    named = [place.name for place in (draft.source, draft.section.operator) if isinstance(place, Reference)]
+    return tuple(dict.fromkeys([*named, *draft.section.after]))
+
+
+def _circles(needs: Mapping[str, Sequence[str]], drafts: Mapping[str, _Draft]) -> list[Fault]:
+    left = dict(needs)
+    while free := [name for name, after in left.items() if not set(after) & set(left)]:
+        for name in free:
+            del left[name]
+    if not left:
+        return []
+    names = ", ".join(left)
+    return [Fault(path=drafts[next(iter(left))].path, what=f"these wait for each other: {names}")]
+
+
+def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection, base: Path, where: str) -> Entry:
+    section, outs = draft.section, {other.name: other.out for other in drafts.values()}
+
+    def made_by(place: str | Reference | None) -> str | None:
+        return str(outs[place.name]) if isinstance(place, Reference) else place
+
+    operator = made_by(section.operator)
+    if operator is not None:
+        made = isinstance(section.operator, Reference)
+        operator = str(Path(operator) / OPERATOR_OF_OUTPUT if made else (base / Path(operator).expanduser()).absolute())
+    laid_over = {**top.set, **section.set} if section.operator is None else {}
+    if section.target is not None:
+        laid_over["target"] = {"config": section.target}
+    publish = section.publish.model_dump(mode="json") if section.publish is not None else None
+    own, shared = section.resources, top.resources
+    return Entry(
+        name=draft.name,
+        where=where,
+        recipe=draft.recipe,
+        # JSON is YAML, and what `--set` takes.
+        overrides=tuple(f"{key}={json.dumps(value)}" for key, value in laid_over.items()),
+        source=made_by(draft.source),
+        operator=Path(operator) if operator is not None else None,
+        out=draft.out,
+        publish=publish,
+        after=_needs(draft),
+        resources=Resources(
+            cpus=own.cpus if own.cpus is not None else shared.cpus,
+            gpus=own.gpus if own.gpus is not None else shared.gpus,
+            memory=own.memory if own.memory is not None else shared.memory,
+        ),
+    )
+
+
+def _in_order(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """As they were written, but each after those that it needs."""
+    ordered: dict[str, Entry] = {}
+    while len(ordered) < len(entries):
+        for name, entry in entries.items():
+            if name not in ordered and all(other in ordered for other in entry.after):
+                ordered[name] = entry
+    return ordered
