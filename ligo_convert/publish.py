@@ -8,6 +8,7 @@ client. What it raises comes out as one clear line, after a bounded number of tr
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ligo_convert.errors import HubUnreachable, PublishRefused, RecipeError, VerificationError
+from ligo_convert.errors import HubUnreachable, LigoError, PublishRefused, RecipeError, VerificationError
 from ligo_convert.hub import check_endpoint
 from ligo_convert.jsoncore import short
 from ligo_convert.progress import Progress
@@ -476,44 +477,52 @@ def _reading(item: Item) -> Iterator[None]:
 @contextmanager
 def _said_clearly(repo: str) -> Iterator[None]:
     """Turn what the Hub's client raises into one clear line. Its own texts are left out where they hold addresses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the Hub thinks of a card: nothing to do with whether it takes it
+            yield
+    except LigoError:
+        raise
+    except Exception as error:
+        clear = _clear(error, repo)
+        if clear is None:
+            raise
+        raise clear from None
+
+
+def _clear(error: BaseException, repo: str) -> LigoError | None:
+    """What an error of the client means; None for one that is no business of the Hub."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     account = "use an account that may write there, or propose it with --pr"
-    try:
-        yield
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError):
-        what = "no such repository, or this account may not see it"
-        raise PublishRefused(what, where=repo, hint=account) from None
-    except errors.RevisionNotFoundError:
-        raise HubUnreachable("the Hub lost a branch that was there", where=repo, hint=_AGAIN) from None
-    except errors.BadRequestError as error:
-        raise PublishRefused(
-            "the Hub takes the request for wrong", where=repo, found=short(str(error.server_message or error))
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise PublishRefused("the Hub does not let this account do that", where=repo, hint=account) from None
-        raise HubUnreachable(
-            "the Hub answered with an error",
-            where=repo,
-            found=f"HTTP status {status}",
-            hint=_AGAIN,
-            passing=status in _BUSY,
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, ConnectionError, TimeoutError) as error:
-        hint = f"check the network, HF_ENDPOINT and the proxy settings; {_AGAIN}"
-        raise HubUnreachable(
-            "the Hub cannot be reached", where=repo, found=type(error).__name__, hint=hint, passing=True
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise HubUnreachable("publishing needs the Hub, which HF_HUB_OFFLINE switches off", where=repo) from None
-    except RuntimeError as error:
-        # The storage client (hf_xet) raises nothing more special.
-        raise HubUnreachable(
-            "the upload failed", where=repo, found=short(str(error)), hint=_AGAIN, passing=True
-        ) from None
-    except ValueError as error:
-        # The Hub reads a card's metadata before it takes it, and says what it finds wrong.
-        raise PublishRefused("the Hub refuses it", where=repo, found=short(str(error))) from None
+    match error:
+        case errors.GatedRepoError() | errors.RepositoryNotFoundError():
+            return PublishRefused("no such repository, or this account may not see it", where=repo, hint=account)
+        case errors.RevisionNotFoundError():
+            return HubUnreachable("the Hub lost a branch that was there", where=repo, hint=_AGAIN)
+        case errors.BadRequestError():
+            found = short(error.server_message or "HTTP status 400")
+            return PublishRefused("the Hub refuses the request", where=repo, found=found)
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            if status in (401, 403):
+                return PublishRefused("the Hub does not let this account do that", where=repo, hint=account)
+            found, passing = f"HTTP status {status}", status in _BUSY
+            what = "the Hub answered with an error"
+            return HubUnreachable(what, where=repo, found=found, hint=_AGAIN, passing=passing)
+        case httpx.HTTPError() | httpx.InvalidURL() | ConnectionError() | TimeoutError():
+            hint = f"check the network, HF_ENDPOINT and the proxy settings; {_AGAIN}"
+            found = type(error).__name__
+            return HubUnreachable("the Hub cannot be reached", where=repo, found=found, hint=hint, passing=True)
+        case errors.OfflineModeIsEnabled():
+            return HubUnreachable("publishing needs the Hub, which HF_HUB_OFFLINE switches off", where=repo)
+        case RuntimeError():
+            # So the client wraps what happens in an upload; the storage client (hf_xet) raises nothing more special itself.
+            inner = _clear(error.__cause__, repo) if error.__cause__ is not None else None
+            found = short(str(error))
+            return inner or HubUnreachable("the upload failed", where=repo, found=found, hint=_AGAIN, passing=True)
+        case ValueError():
+            # The Hub reads a card's metadata before it takes it, and says what it finds wrong.
+            return PublishRefused("the Hub refuses it", where=repo, found=short(str(error)))
+    return None
