@@ -202,7 +202,9 @@ class _Remote:
 
     def __init__(self, repo: str, progress: Progress) -> None:
         from huggingface_hub import HfApi, constants
+        from huggingface_hub.utils import disable_progress_bars
 
+        disable_progress_bars()  # ours are shown
         self.repo, self.progress = repo, progress
         self.api: HfApi = HfApi()
         self.url = f"{constants.ENDPOINT}/{repo}"

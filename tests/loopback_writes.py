@@ -160,6 +160,8 @@ class Writer:
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
+                if self.hub.chunks is not None and any(self.hub.chunks.rglob("*")) and value["oid"] in self.hub.stored:
+                    self.hub.objects[value["oid"]] = self.hub.stored[value["oid"]]
                 if value["oid"] not in self.hub.objects:
                     return refused(400, message=f"LFS pointer pointed to a file that does not exist: {value['path']}")
                 files[value["path"]] = self.hub.objects[value["oid"]]

@@ -15,7 +15,7 @@ import loopback
 import pytest
 from checkpoints import HERE
 from loopback import Fault
-from source_models import DEEPER, write_checkpoint
+from source_models import DEEPER, write_case, write_checkpoint
 
 from ligo_convert.card import under_license
 from ligo_convert.checkpoint_layout import stated_license
@@ -364,6 +364,71 @@ def test_a_proposal_is_one_pull_request_however_often_it_is_made(lost: bool, gro
         assert not second["changed"]
         (missing,) = send(hub, {**call, "repo": "somebody/nothing"})
         assert missing["code"] == 8
+
+
+# --- what is there afterwards -----------------------------------------------------------------------------------------
+
+LOADED = """
+import json, sys
+import numpy as np
+import torch
+name, kind, local = sys.argv[1:]
+if kind == "timm":
+    import timm
+    there = timm.create_model(f"hf-hub:{name}", pretrained=True)
+    here = timm.create_model(f"local-dir:{local}", pretrained=True)
+else:
+    from transformers import AutoModelForCausalLM
+    there, said = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+    assert not any(said.values()), said
+    here = AutoModelForCausalLM.from_pretrained(local)
+pairs = zip(there.state_dict().items(), here.state_dict().items(), strict=True)
+print(json.dumps(all(one[0] == two[0] and torch.equal(one[1], two[1]) for one, two in pairs)))
+"""
+
+
+@pytest.mark.parametrize("kind", ["transformers", "timm"])
+def test_people_load_it_by_its_name(kind: str, grown: Path, send: Send, tmp_path: Path) -> None:
+    out = grown
+    if kind == "timm":
+        source = write_case(tmp_path / "source", "cait", own_layout=True)
+        recipe = {
+            "version": 1,
+            "source": {"model": str(source)},
+            "target": {"config": {"depth": 4}},
+            "growth": {"width": "copy", "depth": "stack"},
+            "output": {"dir": str(tmp_path / "out")},
+        }
+        (tmp_path / "cait.yaml").write_text(json.dumps(recipe))
+        out = convert(load_recipe(tmp_path / "cait.yaml")).out
+    with serve() as hub:
+        (said,) = send(hub, {"directory": out, "repo": REPO, "license": "mit", "public": True})
+        assert "error" not in said, said
+        done = subprocess.run(
+            [sys.executable, "-c", LOADED, REPO, kind, str(out)],
+            env=hub.environment(tmp_path / "other-home", PYTHONPATH=HERE),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_client_s_own_storage_takes_it_too(grown: Path, send: Send, tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    with serve() as hub:
+        hub.chunks = tmp_path / "chunks"
+        hub.chunks.mkdir()
+        hub.stored = {hashlib.sha256(data).hexdigest(): data for data in on_disk(grown).values()}
+        (said,) = send(
+            hub, {"directory": grown, "repo": REPO}, HF_HUB_DISABLE_XET="0", HF_XET_CACHE=str(tmp_path / "xet")
+        )
+        assert "error" not in said, said
+        assert published(hub) == on_disk(grown)
+        assert not requests(hub, "PUT /objects/")
+        assert requests(hub, "xet-write-token")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
