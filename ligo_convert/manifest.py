@@ -50,7 +50,7 @@ def _place_or_entry(value: object) -> str | Reference:
 
 
 Name = Annotated[Text, AfterValidator(_name)]
-PlaceOrEntry = Annotated[str | Reference, PlainValidator(_place_or_entry, json_schema_input_type=str | dict[str, str])]
+PlaceOrEntry = Annotated[str | Reference, PlainValidator(_place_or_entry, json_schema_input_type=str)]
 Amount = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, int) else value), Field(ge=0)]
 
 

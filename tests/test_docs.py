@@ -25,8 +25,10 @@ from ligo_convert.errors import Interrupted, LigoError, RecipeError
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import Family
 from ligo_convert.inspection import families_list, starts_list
+from ligo_convert.manifest import EntrySection, ManifestSection
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.recipe import DEPTH_STARTS, WIDTH_STARTS, json_schema, load_recipe
+from ligo_convert.recipe_sections import Section
 from ligo_convert.start import Growth, plan_start
 
 ROOT = Path(__file__).parent.parent
@@ -287,6 +289,13 @@ def timm_architectures() -> str:
     return table(("family", "architectures of timm"), rows)
 
 
+def section_keys(section: type[Section]) -> str:
+    schema = section.model_json_schema()
+    # `publish` is a recipe's section, which has a page of its own.
+    rows = [row for row in _keys(schema, schema.get("$defs", {}), "") if not row[0].startswith("`publish.")]
+    return table(("key", "type", "default", "what it is"), rows)
+
+
 def recipe_keys() -> str:
     schema = json_schema()
     return table(("key", "type", "default", "what it is"), list(_keys(schema, schema["$defs"], "")))
@@ -321,7 +330,7 @@ def _kind(option: Mapping[str, Any]) -> str:
     if "enum" in option:
         return ", ".join(f"`{choice}`" for choice in option["enum"])
     if option["type"] == "array":
-        return "list of text"
+        return "list of mappings" if option["items"].get("type") == "object" else "list of text"
     if isinstance(option["type"], list):
         return "size, such as " + ", ".join(f"`{example}`" for example in option["examples"])
     kind = _KINDS[option["type"]]
@@ -381,6 +390,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts of inner axes": inner_verdicts,
     "verdicts by depth start": depth_verdicts,
     "recipe keys": recipe_keys,
+    "manifest keys": lambda: section_keys(ManifestSection),
+    "entry keys": lambda: section_keys(EntrySection),
     "exit codes": exit_codes,
     "commands": commands,
 }

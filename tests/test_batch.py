@@ -1,0 +1,373 @@
+"""Batches: every entry done, by whichever engine, once; what fails harms no other; what was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import HERE
+from source_models import DEEPER, write_checkpoint, write_text
+
+from ligo_convert.batch import Batch, Watcher, run_batch
+from ligo_convert.claims import Claims
+from ligo_convert.manifest import load_manifest
+from ligo_convert.shelf import Shelf, files_in
+from ligo_convert.source import open_source
+
+Zoo = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("sources") / "source")
+
+
+@pytest.fixture
+def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    """Writes a manifest in a folder with two recipes: `deeper.yaml` copies layers, `fitted.yaml` learns for two steps."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    deeper = {
+        "version": 1,
+        "source": {"model": str(source)},
+        "target": {"config": DEEPER["gpt2"]},
+        "growth": {"width": "copy", "depth": "stack"},
+        "output": {"dir": "out"},
+    }
+    fit = {"steps": 2, "batch_size": 2, "sequence_length": 16, "heldout_tokens": 256, "data": {"text": ["text.txt"]}}
+    (tmp_path / "deeper.yaml").write_text(json.dumps(deeper))
+    (tmp_path / "fitted.yaml").write_text(json.dumps({**deeper, "fit": fit}))
+
+    def write(*entries: Mapping[str, object], **more: object) -> Path:
+        path = tmp_path / "zoo.yaml"
+        path.write_text(json.dumps({"version": 1, "out": "zoo", "entries": entries, **more}))
+        return path
+
+    return write
+
+
+def do(manifest: Path, **options: Any) -> Batch:
+    return run_batch(load_manifest(manifest), **options)
+
+
+def states(batch: Batch) -> dict[str, str]:
+    return {name: standing.state for name, standing in batch.standings.items()}
+
+
+def cli(manifest: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ligo_convert", "batch", str(manifest), *options],
+        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
+        cwd=manifest.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def weights(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.glob("*.safetensors")}
+
+
+CHAIN = (
+    {"name": "first", "recipe": "deeper.yaml"},
+    {"name": "second", "recipe": "deeper.yaml", "source": {"from": "first"}, "target": {"n_layer": 8}},
+)
+POISON = {"name": "poisoned", "recipe": "deeper.yaml", "source": "nowhere/at/all/x"}
+
+
+# --- what becomes of entries ------------------------------------------------------------------------------------------
+
+
+def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
+    manifest = zoo(
+        *CHAIN,
+        POISON,
+        {"name": "after-poison", "recipe": "deeper.yaml", "source": {"from": "poisoned"}},
+        {"name": "no-recipe", "recipe": "nowhere.yaml"},
+        {"name": "sibling", "operator": {"from": "first"}, "source": str(source)},
+    )
+    batch = do(manifest)
+    assert states(batch) == {
+        "first": "done",
+        "second": "done",
+        "poisoned": "failed",
+        "after-poison": "skipped",
+        "no-recipe": "failed",
+        "sibling": "done",
+    }
+    # The first failed in the manifest's order gives the code; each says why.
+    assert batch.exit_code == 3
+    told = batch.json()
+    assert told["counts"] == {"done": 3, "failed": 2, "skipped": 1}
+    assert "poisoned" in told["entries"]["after-poison"]["why"]
+    assert told["entries"]["no-recipe"]["code"] == 2
+    assert told["entries"]["second"]["parameters"]["source"] == told["entries"]["first"]["parameters"]["target"]
+    assert weights(Path("zoo/sibling")) == weights(Path("zoo/first"))
+    assert not Path("zoo/poisoned").exists()
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Path) -> None:
+    manifest = zoo(*CHAIN, {**POISON, "source": "./later"})
+    assert do(manifest).exit_code == 3
+    Path("later").symlink_to(source)
+    changes: list[tuple[str, str]] = []
+    watcher = Watcher(changed=lambda name, standing: changes.append((name, standing.state)))
+    batch = do(manifest, watcher=watcher)
+    assert set(states(batch).values()) == {"done"}
+    assert {name for name, state in changes if state == "running"} == {"poisoned"}
+    assert batch.standings["first"].again
+    # An output that is gone, or is not what it was, is not taken for done.
+    for path in sorted(Path("zoo/second").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    Path("zoo/second").rmdir()
+    changes.clear()
+    assert do(manifest, watcher=watcher).exit_code == 0
+    assert {name for name, state in changes if state == "running"} == {"second"}
+
+
+def test_a_changed_recipe_is_another_conversion_and_never_replaces_one(zoo: Zoo) -> None:
+    manifest = zoo(CHAIN[0])
+    assert do(manifest).exit_code == 0
+    before = weights(Path("zoo/first"))
+    batch = do(zoo({**CHAIN[0], "target": {"n_layer": 6}}))
+    assert batch.exit_code == 6
+    assert weights(Path("zoo/first")) == before
+
+
+def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> None:
+    order: list[tuple[str, str]] = []
+    manifest = zoo(CHAIN[0], {"name": "wide", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}})
+    do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    assert order[0] == ("wide", "failed")
+
+
+def test_publishing_without_a_licence_fails_by_itself_and_at_once(zoo: Zoo) -> None:
+    batch = do(zoo(CHAIN[0], {"name": "shared", "recipe": "deeper.yaml", "publish": {"repo": "org/{name}"}}))
+    assert states(batch) == {"first": "done", "shared": "failed"}
+    assert batch.exit_code == 8
+
+
+# --- done once --------------------------------------------------------------------------------------------------------
+
+
+def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Zoo) -> None:
+    batch = do(zoo({"name": "alone", "recipe": "fitted.yaml"}, state="alone-state"))
+    assert batch.exit_code == 0
+    manifest = zoo(
+        {"name": "one", "recipe": "fitted.yaml"},
+        {"name": "two", "recipe": "fitted.yaml", "set": {"output.max_shard_size": "20KB"}},
+        {"name": "three", "recipe": "fitted.yaml", "set": {"output.dtype": "bfloat16"}},
+        {"name": "other", "recipe": "fitted.yaml", "set": {"fit.seed": 1}},
+    )
+    assert do(manifest).exit_code == 0
+    shelf = Path("zoo.ligo-batch/shelf")
+    assert len([path for path in shelf.glob("fit-*") if path.is_dir()]) == 2
+    assert len(list(shelf.glob("digest-*.json"))) == 1
+    assert weights(Path("zoo/one")) == weights(Path("zoo/alone"))
+    operators = {name: weights(Path(f"zoo/{name}/ligo")) for name in ("alone", "one", "two", "three", "other")}
+    assert operators["alone"] == operators["one"] == operators["two"] == operators["three"] != operators["other"]
+    assert len(weights(Path("zoo/two"))) > 1
+
+
+def test_a_digest_that_is_known_still_holds_every_tensor_that_is_read(source: Path, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    with open_source(str(source), base=source) as first:
+        digests = first.digest(memo=shelf)
+        tensors = {name: bytes(first.read(name)) for name in first.tensors}
+    (note,) = (tmp_path / "shelf").glob("digest-*.json")
+    with open_source(str(source), base=source) as second:
+        assert second.digest(memo=shelf) == digests
+        assert {name: bytes(second.read(name)) for name in second.tensors} == tensors
+        second.recheck()
+    known = json.loads(note.read_text())
+    name = next(iter(known["tensors"]))
+    known["tensors"][name] ^= 1
+    note.write_text(json.dumps(known))
+    from ligo_convert.errors import SourceChanged
+
+    with open_source(str(source), base=source) as third:
+        third.digest(memo=shelf)
+        with pytest.raises(SourceChanged, match="changed"):
+            third.read(name)
+
+
+def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    for _ in range(2):
+        with shelf.one("kind", "key") as place:
+            if not place.is_dir():
+                shelf.put(place, {"a/b": b"1", "c": b"2"})
+    assert {name: path.read_bytes() for name, path in files_in(place).items()} == {"a/b": b"1", "c": b"2"}
+    assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo) -> None:
+    manifest = zoo(*CHAIN, {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}})
+    killed: list[int] = []
+
+    def kill(name: str, standing: Any) -> None:
+        if name == "long" and "fitting" in standing.at and not killed:
+            children = subprocess.run(
+                ["pgrep", "-f", "forkserver|spawn_main"], capture_output=True, text=True, check=False
+            )
+            for child in map(int, children.stdout.split()):
+                environment = Path(f"/proc/{child}/fd/2")
+                if environment.exists() and str(environment.readlink()).endswith("logs/long.log"):
+                    killed.append(child)
+                    os.kill(child, signal.SIGKILL)
+
+    batch = do(manifest, jobs=2, watcher=Watcher(changed=kill))
+    assert killed, states(batch)
+    assert states(batch) == {"first": "done", "second": "done", "long": "failed"}
+    assert "SIGKILL" in (batch.standings["long"].why or "")
+    assert batch.exit_code == 5
+    # In this process, into another folder: the same bytes.
+    again = do(zoo(*CHAIN, out="here"), jobs=1)
+    assert again.exit_code == 0
+    for name in ("first", "second"):
+        assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
+
+
+def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
+    manifest = zoo(
+        CHAIN[0],
+        {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}},
+        {"name": "last", "recipe": "deeper.yaml", "after": ["long"]},
+    )
+    process = cli(manifest, "--json")
+    partial = manifest.parent / "zoo/.long.ligo-partial/.work/run"
+    until = time.monotonic() + 60
+    while not partial.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert partial.exists()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    zoo(CHAIN[0], {"name": "last", "recipe": "deeper.yaml"})
+    done = cli(manifest, "--json")
+    out, err = done.communicate(timeout=60)
+    told = json.loads(out)
+    assert told["entries"]["first"]["again"], err
+    assert told["counts"]["done"] == 2
+
+
+def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: Zoo) -> None:
+    entries = [{"name": f"n{number}", "recipe": "deeper.yaml"} for number in range(6)]
+    manifest = zoo(*entries, POISON)
+    array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1"}
+    # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
+    processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
+    processes.append(cli(manifest, "--json"))
+    told = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert out, err
+        told.append(json.loads(out))
+    names = [set(one["entries"]) for one in told]
+    assert names[0] | names[1] == names[2]
+    assert not names[0] & names[1]
+    for one in told:
+        assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
+    changed = [
+        name for one in told for name, entry in one["entries"].items() if entry.get("changed") and not entry["again"]
+    ]
+    assert sorted(changed) == sorted(set(changed)), "an entry was done twice"
+    assert [process.returncode for process in processes].count(3) >= 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "option", "code"),
+    [
+        ({"JOB_COMPLETION_INDEX": "1"}, [], 2),
+        ({"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2"}, [], 0),
+        ({}, ["--shard", "2/2"], 2),
+        ({}, ["--shard", "one"], 2),
+    ],
+)
+def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], code: int, zoo: Zoo) -> None:
+    process = cli(zoo(CHAIN[0], {"name": "x", "recipe": "deeper.yaml"}), "--json", *option, **environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    if code == 0:
+        assert len(json.loads(out)["entries"]) == 1
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_one_s_own_until_it_is_given_back(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        assert one.take("a")
+        assert not two.take("a")
+        assert one.holds("a")
+        one.finish("a", {"state": "done"})
+        assert two.record("a") == {"state": "done"}
+        assert two.take("a")
+        two.forget("a")
+        assert one.record("a") is None
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_claim_of_a_process_that_has_died_is_taken(tmp_path: Path) -> None:
+    lines = [
+        "import os, sys",
+        "from pathlib import Path",
+        "from ligo_convert.claims import Claims",
+        "with Claims(Path(sys.argv[1])) as claims:",
+        "    assert claims.take('a')",
+        "    os._exit(0)",
+    ]
+    program = "\n".join(lines)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": HERE}, check=True)
+    assert (tmp_path / "claims/a").exists()
+    with Claims(tmp_path) as claims:
+        assert claims.take("a")
+
+
+def test_a_claim_of_another_machine_is_taken_when_nobody_touches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ligo_convert.claims.STALE_SECONDS", 0.2)
+    with Claims(tmp_path) as claims:
+        path = tmp_path / "claims/a"
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "run": "x"}))
+        os.utime(path, (0, 0))  # whatever its clock says
+        assert not claims.take("a")  # seen for the first time
+        time.sleep(0.3)
+        os.utime(path)
+        assert not claims.take("a")  # touched since
+        time.sleep(0.3)
+        assert claims.take("a")
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster(**options: Any) -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    del ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **options})
+    try:
+        yield made
+    finally:
+        made.shutdown()

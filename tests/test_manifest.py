@@ -1,0 +1,162 @@
+"""Manifests: many conversions from one file, and every fault of it shown where it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ligo_convert.batch import shares
+from ligo_convert.errors import RecipeError
+from ligo_convert.manifest import Manifest, load_manifest
+
+Load = Callable[[str], Manifest]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads a manifest in a folder with recipes a.yaml, b.yaml, and sources one and two."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("version: 1\n")
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+
+    def call(text: str) -> Manifest:
+        (tmp_path / "zoo.yaml").write_text(text)
+        return load_manifest(tmp_path / "zoo.yaml")
+
+    return call
+
+
+def names(manifest: Manifest) -> list[str]:
+    return list(manifest.entries)
+
+
+def test_an_entry_is_named_by_its_recipe_and_writes_where_the_manifest_says(load: Load, tmp_path: Path) -> None:
+    manifest = load("version: 1\nout: out/zoo\nentries: [{recipe: a.yaml}]\n")
+    entry = manifest.entries["a"]
+    assert entry.recipe == tmp_path / "a.yaml"
+    assert entry.out == tmp_path / "out/zoo/a"
+    assert entry.where.endswith("zoo.yaml:3:11")
+    assert manifest.state == tmp_path / "out/zoo.ligo-batch"
+    assert load("version: 1\nentries: [{recipe: a.yaml}]\n").entries["a"].out is None  # where the recipe says
+
+
+def test_a_glob_is_an_entry_for_each(load: Load, tmp_path: Path) -> None:
+    manifest = load("version: 1\nentries: [{recipes: ['*.yaml']}]\n")
+    assert names(manifest) == ["a", "b", "zoo"]
+    manifest = load("version: 1\nout: o\nentries: [{name: step, recipe: a.yaml, sources: [runs/*]}]\n")
+    assert names(manifest) == ["step-one", "step-two"]
+    assert manifest.entries["step-two"].source == str(tmp_path / "runs/two")
+
+
+def test_a_table_lays_its_rows_over_the_entry(load: Load) -> None:
+    manifest = load(
+        "version: 1\nout: o\nset: {fit.steps: 1, fit.seed: 1}\nentries:\n"
+        "- recipe: a.yaml\n  name: base\n  set: {fit.steps: 2, x.y: [1]}\n  table:\n"
+        "  - {source: runs/one, set: {fit.steps: 3}}\n"
+        "  - {source: org/model, name: named, target: {n_layer: 4}}\n"
+    )
+    assert names(manifest) == ["base-1", "named"]
+    first, second = manifest.entries.values()
+    assert {*first.overrides} == {"fit.steps=3", "fit.seed=1", "x.y=[1]"}
+    assert {*second.overrides} == {"fit.steps=2", "fit.seed=1", "x.y=[1]", 'target={"config": {"n_layer": 4}}'}
+    assert second.source == "org/model"
+
+
+def test_an_entry_comes_after_those_that_it_needs(load: Load, tmp_path: Path) -> None:
+    manifest = load(
+        "version: 1\nout: o\nentries:\n"
+        "- {name: large, recipe: a.yaml, source: {from: medium}}\n"
+        "- {name: sibling, operator: {from: medium}, source: runs/one}\n"
+        "- {name: medium, recipe: a.yaml}\n"
+        "- {name: last, recipe: b.yaml, after: [large]}\n"
+        "- {name: stored, operator: some/operator.safetensors, source: runs/two}\n"
+    )
+    order = names(manifest)
+    assert sorted(order) == ["large", "last", "medium", "sibling", "stored"]
+    for name, entry in manifest.entries.items():
+        assert all(order.index(other) < order.index(name) for other in entry.after)
+    assert manifest.entries["large"].source == str(tmp_path / "o/medium")
+    assert manifest.entries["sibling"].operator == tmp_path / "o/medium/ligo/operator.safetensors"
+    assert manifest.entries["sibling"].after == ("medium",)
+    assert manifest.entries["stored"].operator == tmp_path / "some/operator.safetensors"
+
+
+def test_publishing_and_resources_are_said_once_for_all_or_for_each(load: Load) -> None:
+    manifest = load(
+        "version: 1\nout: o\npublish: {repo: 'org/x-{name}', license: mit}\nresources: {cpus: 2, memory: 4GB}\nentries:\n"
+        "- {recipe: a.yaml, resources: {gpus: 1}}\n"
+        "- {recipe: b.yaml, publish: false}\n"
+        "- {name: c, recipe: b.yaml, publish: {repo: other/c, public: true}}\n"
+    )
+    published = {
+        name: entry.publish and (entry.publish["repo"], entry.publish["public"])
+        for name, entry in manifest.entries.items()
+    }
+    assert published == {"a": ("org/x-a", False), "b": None, "c": ("other/c", True)}
+    asked = manifest.entries["a"].resources
+    assert (asked.cpus, asked.gpus, asked.memory) == (2.0, 1.0, 4 * 10**9)
+
+
+FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unknown key": ("- {recipe: a.yaml, sourze: x}", ("zoo.yaml:4:20", "sourze", "did you mean 'source'")),
+    "in a table's row": (
+        "- recipe: a.yaml\n  table:\n  - {target: [1]}",
+        ("zoo.yaml:6:14", "target", "should be a mapping"),
+    ),
+    "in a table's entry": ("- recipe: 3\n  table:\n  - {name: x}", ("zoo.yaml:4:11", "recipe")),
+    "no table": ("- {recipe: a.yaml, table: 3}", ("should be a list of mappings",)),
+    "two kinds": ("- {recipe: a.yaml, operator: x}", ("exactly one of",)),
+    "no kind": ("- {name: x}", ("exactly one of",)),
+    "nothing matches": ("- {recipes: [nothing-*.yaml]}", ("zoo.yaml:4:14", "no file is named so")),
+    "no such entry": ("- {recipe: a.yaml, source: {from: b}}", ("there is no entry 'b'",)),
+    "twice": ("- {recipe: a.yaml}\n- {recipe: a.yaml}", ("zoo.yaml:5:3", "a second entry of the name a")),
+    "one place": (
+        "- {recipe: a.yaml, out: here}\n- {recipe: b.yaml, out: here}",
+        ("writes to the output directory of a",),
+    ),
+    "circle": (
+        "- {recipe: a.yaml, after: [b]}\n- {recipe: b.yaml, source: {from: a}}",
+        ("wait for each other: a, b",),
+    ),
+    "itself": ("- {recipe: a.yaml, source: {from: a}}", ("wait for each other",)),
+    "no name": ("- {recipe: a.yaml, name: 'a/b'}", ("is no name",)),
+    "a place or an entry": ("- {recipe: a.yaml, source: {form: b}}", ("{from: NAME}",)),
+    "operator of nothing": ("- {name: x, operator: o.safetensors}", ("is applied to a source",)),
+    "a repository": ("- {recipe: a.yaml, publish: {repo: nothing}}", ("publish.repo", "org/name")),
+    "a secret": ("- {recipe: a.yaml, publish: {repo: a/b, token: x}}", ("HF_TOKEN",)),
+    "set for an operator": ("- {name: x, operator: o, source: runs/one, set: {a: 1}}", ("set goes with recipe",)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_shown_where_it_was_written(name: str, load: Load) -> None:
+    text, words = FAULTS[name]
+    with pytest.raises(RecipeError) as caught:
+        load(f"version: 1\nout: o\nentries:\n{text}\n")
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "version: 2\nentries: []", "version: 1\nentries: []", "entries: [{recipe: a.yaml}]"]
+)
+def test_what_is_no_manifest_is_refused(text: str, load: Load) -> None:
+    with pytest.raises(RecipeError):
+        load(text)
+
+
+def test_shares_part_no_chain_and_leave_nothing_out(load: Load) -> None:
+    rows: list[dict[str, Any]] = [{"name": f"n{number}", "recipe": "a.yaml"} for number in range(7)]
+    rows[4]["source"], rows[5]["source"] = {"from": "n1"}, {"from": "n4"}
+    manifest = load(json.dumps({"version": 1, "out": "o", "entries": rows}))
+    for count in (1, 2, 3, 9):
+        dealt = [shares(manifest, (number, count)) for number in range(count)]
+        assert sorted(name for share in dealt for name in share) == sorted(names(manifest))
+        assert any({"n1", "n4", "n5"} <= set(share) for share in dealt)
+        assert max(map(len, dealt)) <= max(3, -(-7 // count) + 1)
