@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -360,14 +359,57 @@ def test_a_claim_of_another_machine_is_taken_when_nobody_touches_it(
 # --- a cluster --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def cluster(**options: Any) -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    del ray
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **options})
+@pytest.mark.slow
+def test_a_node_that_is_lost_costs_no_entry(zoo: Zoo) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    # Long enough to be met in the middle; the seed divides the fits.
+    long = [
+        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 1500, "fit.seed": number}}
+        for number in range(2)
+    ]
+    manifest = zoo(*long, POISON)
+    nodes = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))],
+        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert nodes.stdin is not None
+    assert nodes.stdout is not None
     try:
-        yield made
+        address = nodes.stdout.readline().strip()
+        assert address, "there is no cluster"
+        process = cli(manifest, "--engine", "ray", "--address", address, "--json")
+        begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
+        until = time.monotonic() + 120
+        while not all(path.exists() for path in begun) and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.1)
+        assert all(path.exists() for path in begun), "both nodes are at work"
+        nodes.stdin.write("kill\n")
+        nodes.stdin.flush()
+        out, err = process.communicate(timeout=240)
     finally:
-        made.shutdown()
+        nodes.stdin.close()
+        nodes.wait(timeout=60)
+    told = json.loads(out)
+    assert {name: entry["state"] for name, entry in told["entries"].items()} == {
+        "long-0": "done",
+        "long-1": "done",
+        "poisoned": "failed",
+    }, err
+    assert process.returncode == 3
+    assert told["engine"] == "ray"
+    # What was begun on the lost node and ended on the other is what one process makes.
+    assert do(zoo(*long, out="here")).exit_code == 0
+    for name in ("long-0", "long-1"):
+        assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
+
+
+def test_a_cluster_that_is_not_there_is_said_to_be_none(zoo: Zoo) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    process = cli(zoo(CHAIN[0]), "--engine", "ray", "--address", "127.0.0.1:1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert "cannot be reached" in err
