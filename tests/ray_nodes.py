@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine, each with its own processes, as a program.
 
-Prints the cluster's address; then kills the second node at the line `kill` on stdin, and ends at the end of stdin. A process of its own, as Ray
-warns of this and that, and tests take warnings for errors.
+Prints the cluster's address; then kills the second node at the line `kill` on stdin, and ends at the end of stdin.
+A process of its own, as Ray warns of this and that, and tests take warnings for errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 # Beside other tests its workers would get no processor at the niceness they have by default.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  as Ray spells it
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
