@@ -5,7 +5,7 @@
     |   `-- DataMissing             2  files that it names are not there
     |-- SourceError                 3  a source checkpoint that cannot be used
     |-- SourceChanged               4  a source out of reach, or changed while it was read
-    |   `-- HubUnreachable          4  the Hub out of reach, or failing, while it is published to
+    |   `-- HubUnreachable          4  the Hub out of reach, or failing
     |-- MachineError                5  disk, memory, permission
     |   `-- MissingExtra            5  an optional dependency, with the line that installs it
     |-- OutputBusy                  6  an output directory that is taken
@@ -111,7 +111,7 @@ class SourceChanged(LigoError):
 
 
 class HubUnreachable(SourceChanged):
-    """The Hub cannot be reached, or goes on failing, while something is published.
+    """The Hub cannot be reached, or goes on failing.
 
     `passing`: whether trying again may help.
     """

@@ -8,20 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ligo_convert.checkpoint_files import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, Place, check_size, small_file
-from ligo_convert.errors import MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.errors import HubUnreachable, MachineError, RecipeError, SourceChanged, SourceError
 from ligo_convert.headers import Header, header_end, parse_header
 from ligo_convert.jsoncore import short
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,249}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# Seconds before each further try of a request that failed for the moment: a try in all more than there are.
+DELAYS = (1.0, 2.0, 4.0, 8.0)
+# Answers that may be another in a moment.
+BUSY = (408, 429, 500, 502, 503, 504, 520, 522, 524)
+T = TypeVar("T")
 _UNREACHED = "go online, or fetch it first on a machine that is: hf download"
 
 
@@ -199,15 +206,20 @@ class Repository(Place):
         side_files = [name for name in names if not name.endswith(".safetensors")]
         for name in side_files:
             check_size(self._sizes.get(name, 0), name, label=f"{self.label}/{name}")
-        with _hub_errors(self.label, self.revision or ""):
-            folder = snapshot_download(
-                self.label,
-                revision=self.revision,
-                allow_patterns=names,
-                local_files_only=not self.complete,
-                tqdm_class=Quiet if side_files else None,
-            )
-        return Path(folder)
+
+        def download() -> str:
+            with _hub_errors(self.label, self.revision or ""):
+                return str(
+                    snapshot_download(
+                        self.label,
+                        revision=self.revision,
+                        allow_patterns=names,
+                        local_files_only=not self.complete,
+                        tqdm_class=Quiet if side_files else None,
+                    )
+                )
+
+        return Path(patiently(download))
 
     def _prefix(self, name: str, count: int) -> tuple[bytes, int]:
         """The first `count` bytes of a file on the Hub (fewer where it is shorter), and its size."""
@@ -242,6 +254,24 @@ class Repository(Place):
                 hint="run again",
             )
         return bytes(data[:count]), size
+
+
+def patiently(call: Callable[[], T], *, told: Callable[[HubUnreachable], None] | None = None) -> T:
+    """`call`, and again, some times, where the Hub is busy or out of reach for the moment.
+
+    Args:
+        told: called before each further try.
+    """
+    for delay in (*DELAYS, None):
+        try:
+            return call()
+        except HubUnreachable as error:
+            if delay is None or not error.passing:
+                raise
+            if told is not None:
+                told(error)
+            time.sleep(delay)
+    raise AssertionError("the last try returns or raises")
 
 
 def check_endpoint() -> None:
@@ -283,8 +313,17 @@ def _hub_errors(label: str, revision: str) -> Iterator[None]:
         raise SourceChanged("the Hub lists a file that it does not have", where=label, found=revision) from None
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
-        what = "the Hub refuses access" if code in (401, 403) else "the Hub answered with an error"
-        raise SourceChanged(what, where=label, found=f"HTTP status {code}", hint="log in, or try again later") from None
+        if code in (401, 403):
+            raise SourceChanged(
+                "the Hub refuses access", where=label, found=f"HTTP status {code}", hint="log in"
+            ) from None
+        raise HubUnreachable(
+            "the Hub answered with an error",
+            where=label,
+            found=f"HTTP status {code}",
+            hint="try again later",
+            passing=code in BUSY,
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         hint = "check the network, HF_ENDPOINT and the proxy settings, and run again"
         raise SourceChanged("the Hub cannot be reached", where=label, found=type(error).__name__, hint=hint) from None

@@ -7,7 +7,6 @@ client. What it raises comes out as one clear line, after a bounded number of tr
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ligo_convert.errors import HubUnreachable, LigoError, PublishRefused, RecipeError, VerificationError
-from ligo_convert.hub import check_endpoint
+from ligo_convert.hub import BUSY, check_endpoint, patiently
 from ligo_convert.jsoncore import short
 from ligo_convert.progress import Progress
 from ligo_convert.publication import Item, Publication, pack
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 MAIN = "main"
-# Seconds before each further try of a request that failed for the moment: a try in all more than there are.
-DELAYS = (1.0, 2.0, 4.0, 8.0)
-_BUSY = (408, 429, 500, 502, 503, 504, 520, 522, 524)
 _AGAIN = "run the same command again: it goes on with what is there"
 T = TypeVar("T")
 
@@ -202,7 +198,7 @@ class _Remote:
 
     def __init__(self, repo: str, progress: Progress) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()  # ours are shown
         self.repo, self.progress = repo, progress
@@ -432,18 +428,16 @@ class _Remote:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """`call`, again where the Hub is busy or out of reach for the moment."""
-        for delay in (*DELAYS, None):
-            try:
-                with _said_clearly(self.repo):
-                    return call()
-            except HubUnreachable as error:
-                if delay is None or not error.passing:
-                    raise
-                self.progress.say(
-                    f"{self.repo}: {error.what}{f' ({error.found})' if error.found else ''}; trying again"
-                )
-                time.sleep(delay)
-        raise AssertionError("the last try returns or raises")
+
+        def once() -> T:
+            with _said_clearly(self.repo):
+                return call()
+
+        def told(error: HubUnreachable) -> None:
+            found = f" ({error.found})" if error.found else ""
+            self.progress.say(f"{self.repo}: {error.what}{found}; trying again")
+
+        return patiently(once, told=told)
 
 
 def _given(item: Item) -> str | bytes:
@@ -510,7 +504,7 @@ def _clear(error: BaseException, repo: str) -> LigoError | None:
             status = error.response.status_code
             if status in (401, 403):
                 return PublishRefused("the Hub does not let this account do that", where=repo, hint=account)
-            found, passing = f"HTTP status {status}", status in _BUSY
+            found, passing = f"HTTP status {status}", status in BUSY
             what = "the Hub answered with an error"
             return HubUnreachable(what, where=repo, found=found, hint=_AGAIN, passing=passing)
         case httpx.HTTPError() | httpx.InvalidURL() | ConnectionError() | TimeoutError():

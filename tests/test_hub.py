@@ -326,3 +326,27 @@ def test_a_tokenizer_that_is_cached_in_part_is_not_taken_for_whole(tmp_path: Pat
             "hf download",
         )
         assert "error" not in ask_tokenizer(hub, home)
+
+
+@pytest.mark.parametrize(
+    ("fault", "comes"),
+    [
+        (loopback.Fault(method="GET", path="/resolve/.*safetensors", kind="status", times=2), True),
+        (loopback.Fault(method="GET", path="/resolve/.*safetensors", kind="slow", seconds=1.5), True),
+        (loopback.Fault(method="GET", path="/resolve/.*safetensors", kind="cut"), True),
+        (loopback.Fault(method="GET", path="/resolve/.*safetensors", kind="corrupt"), False),
+    ],
+    ids=["busy", "slow", "cut", "corrupt"],
+)
+def test_a_hub_that_fails_for_the_moment_is_asked_again_and_what_it_damages_is_found(
+    fault: loopback.Fault, comes: bool, tmp_path: Path
+) -> None:
+    tree = checkpoint()
+    with loopback.serve({ID: loopback.one_commit(tree)}, faults=[fault]) as hub:
+        said = ask(hub, tmp_path / "home")
+        assert fault.seen, "the fault was never met"
+        if comes:
+            assert "error" not in said, said
+            assert said["digests"] == {n: hashlib.sha256(tree[n]).hexdigest() for n in tree if n != "README.md"}
+        else:
+            fails(said, "SourceChanged", "model.safetensors", "hf download")

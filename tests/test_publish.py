@@ -33,9 +33,9 @@ REPO = "me/grown"
 CHILD = """
 import json, sys
 from pathlib import Path
-from ligo_convert import publish
+from ligo_convert import hub, publish
 from ligo_convert.errors import LigoError
-publish.DELAYS = (0.01,) * len(publish.DELAYS)
+hub.DELAYS = (0.01,) * len(hub.DELAYS)
 said = []
 for call in json.loads(sys.argv[1]):
     try:
