@@ -2,7 +2,8 @@
 
 In go repositories (files, branches), accounts and faults; out comes an address for `HF_ENDPOINT`, and a record of every request
 and every byte of body that was served. What is asked is answered by `loopback_reads`, what is written is done by
-`loopback_writes`, and `loopback_state` is what there is. Large files carry their SHA-256 like files in Git LFS.
+`loopback_writes`, and `loopback_state` is what there is. Large files carry their SHA-256 like files in Git LFS. Not here: datasets
+and spaces, git's own protocol, discussions that propose nothing, lists in pages, and objects copied between repositories.
 
     python tests/loopback.py --port 8080 --token hf_x --account me --store chunks
 """
@@ -134,12 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
             request = Request(
                 method=self.command,
                 target=self.path,
-                headers=dict(self.headers.items()),
+                headers=self.headers,
                 body=body,
                 account=self._account(),
                 corrupt=corrupt,
             )
-            return (read if self.command in ("GET", "HEAD") else write)(hub, request)
+            with hub.lock:
+                return (read if self.command in ("GET", "HEAD") else write)(hub, request)
         except Refused as refused:
             return refused.answer
 
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--account", default=NOBODY_ELSE, help="Its name, and that of its namespace.")
     parser.add_argument("--store", type=Path, help="A folder for what hf_xet stores; default: one that is taken away.")
     asked = parser.parse_args()
-    accounts = {asked.token: (asked.account,)} if asked.token else {}
+    accounts: dict[str, tuple[str, ...]] = {asked.token: (asked.account,)} if asked.token else {}
     with tempfile.TemporaryDirectory() as temporary:
         store = (asked.store or Path(temporary)).absolute()
         store.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def _whoami(hub: Hub, request: Request) -> Answer:
 
 def _check(hub: Hub, request: Request, name: str, *, writes: bool) -> Answer:
     if writes and not hub.owns(request.account, name):
-        raise Refused(403, message="Forbidden")
+        raise Refused(401 if request.account is None else 403, message="Forbidden")
     return Answer()
 
 
@@ -150,10 +150,14 @@ def _tree(hub: Hub, request: Request, repository: Repository, revision: str, und
     return Answer(body=found)
 
 
-def _file(hub: Hub, request: Request, name: str, repository: Repository, revision: str, path: str) -> Answer:
+def _pass_the_gate(hub: Hub, request: Request, name: str, repository: Repository) -> None:
     if repository.gated and not (hub.accounts and hub.owns(request.account, name)):
         logged_in = request.account is not None and "Authorization" in request.headers
         raise Refused(403 if logged_in else 401, "GatedRepo", f"Access to model {name} is restricted")
+
+
+def _file(hub: Hub, request: Request, name: str, repository: Repository, revision: str, path: str) -> Answer:
+    _pass_the_gate(hub, request, name, repository)
     commit = repository.find(revision)
     data = files_at(repository, revision).get(path)
     if commit is None or data is None:
@@ -187,6 +191,8 @@ def _token(
         raise Refused(404, message="this Hub has no such storage")
     if writes:
         may_write(hub, request, name, repository, revision)
+    else:
+        _pass_the_gate(hub, request, name, repository)
     until = int(time.time()) + 3600
     store = f"local://{hub.chunks}"
     headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "loopback", "X-Xet-Token-Expiration": str(until)}

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ class Hub:
     Attributes:
         accounts: token -> the account, and other namespaces that it may write to; none: everybody may do everything.
         objects: SHA-256 -> what is stored by it. part: objects above it go up in parts of that size.
-        chunks: a folder where the storage client (hf_xet) keeps what it is given; none: this Hub has no such storage.
+        chunks: a folder where the storage client (hf_xet) keeps what it is given; none: this Hub has no such storage. Two processes
+            cannot have it at once: the second fails to open it.
         hashes: SHA-256 -> the name by which that storage has it.
     """
 
@@ -134,8 +136,8 @@ class Hub:
         """Whether an account may write to a repository."""
         if not self.accounts:
             return True
-        namespaces = {name for names in self.accounts.values() if names[0] == account for name in names}
-        return name.partition("/")[0] in namespaces
+        namespaces = [names for names in self.accounts.values() if names[0] == account]
+        return any(name.partition("/")[0] in names for names in namespaces)
 
     def fault(self, method: str, path: str) -> Fault | None:
         """What is to go wrong with a request. Every fault counts it."""
@@ -166,7 +168,7 @@ class Request:
 
     method: str
     target: str
-    headers: Mapping[str, str]
+    headers: Message  # by names of either case
     body: bytes = b""
     account: str | None = None
     corrupt: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fnmatch
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -45,8 +46,7 @@ NO_RIGHTS = "You don't have the rights to create a model under the namespace"
 
 def write(hub: Hub, request: Request) -> Answer:
     """Raises Refused."""
-    with hub.lock:
-        return Writer(hub, request).answer()
+    return Writer(hub, request).answer()
 
 
 class Writer:
@@ -108,11 +108,11 @@ class Writer:
             raise Refused(400, message="this Hub has models only")
         name = f"{asked.get('organization') or self.account}/{asked['name']}"
         url = f"{self.hub.address}/{name}"
+        if not self.hub.owns(self.account, name):
+            raise Refused(403, message=f'{NO_RIGHTS} "{name.partition("/")[0]}"')
         if name in self.hub.repositories:
             message = "You already created this model repo"
             return Answer(status=409, body={"error": message, "url": url}, headers={"X-Error-Message": message})
-        if not self.hub.owns(self.account, name):
-            raise Refused(403, message=f'{NO_RIGHTS} "{name.partition("/")[0]}"')
         files = {".gitattributes": GIT_ATTRIBUTES}
         first = commit_of(None, files, name)
         repository = Repository(commits={first: files}, branches={"main": first}, closed=_is_private(asked))
@@ -254,7 +254,7 @@ class Writer:
 
     def _commit(self, name: str, repository: Repository, revision: str) -> Answer:
         lines = [line for line in self.request.body.splitlines() if line.strip()]
-        told_of = [Request(method="", target="", headers={}, body=line).json() for line in lines]
+        told_of = [json.loads(line) for line in lines]
         header = next(line["value"] for line in told_of if line["key"] == "header")
         head = repository.branches.get(revision)
         if head is None:
