@@ -6,16 +6,17 @@ entry needs or makes; it has room for one or not, starts it, and says how it end
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,6 +33,7 @@ TELL_SECONDS = 0.5
 MEMORY_SHARE = 0.9
 RETRIES = 3
 LOCKED_SECONDS = 60.0
+KNOCK_SECONDS = 10.0
 # Imported once, for all workers.
 PRELOADED = (
     "torch",
@@ -121,7 +123,7 @@ class Telling(Progress):
     def __init__(self, tell: Callable[[Literal["told", "said"], str], None]) -> None:
         self._tell, self._last = tell, 0.0
 
-    @contextmanager
+    @contextlib.contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
         yield _ToldTask(self, name, total)
 
@@ -312,7 +314,7 @@ class RayCluster:
 
     def __init__(self, address: str | None) -> None:
         self._address, self._running = address, dict[Any, str]()
-        self._mine = False
+        self._mine, self._aside = False, contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         try:
@@ -320,13 +322,16 @@ class RayCluster:
         except ImportError:
             raise MissingExtra("Ray is not installed", extra="ray", where="--engine ray") from None
         self._ray: Any = ray
+        # Ray prints what happens to its machines to stdout, where results belong.
+        self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
         self._mine = not ray.is_initialized()
         if self._mine:
             try:
                 # Left to itself Ray takes whatever cluster this machine had last, even one that is gone.
                 address = self._address or os.environ.get("RAY_ADDRESS") or "local"
+                _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise MachineError(
                     "the Ray cluster cannot be reached",
                     where=self._address or os.environ.get("RAY_ADDRESS", "--engine ray"),
@@ -342,6 +347,7 @@ class RayCluster:
             self._ray.cancel(reference, force=True)
         if self._mine:
             self._ray.shutdown()
+        self._aside.close()
 
     def has_room(self, load: Load) -> bool:
         # Ray keeps a queue of its own, and knows what its machines have left.
@@ -389,6 +395,13 @@ class RayCluster:
                 )
             found.append(Event(name=name, kind="ended", value=result))
         return found
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens there: Ray itself would try for minutes. Raises OSError, ValueError."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _on_cluster(assignment: Assignment) -> dict[str, Any]:

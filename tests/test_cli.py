@@ -198,7 +198,7 @@ def test_fit_apply_and_inspect(call: Call, place: Path) -> None:
     applied = call("apply", "grown.safetensors", "source", "out", "--json").json
     assert (applied["out"], applied["changed"]) == ("out", True)
     assert call("apply", "grown.safetensors", "source", "text").code == 0
-    assert call("apply", "grown.safetensors", "source", "out").code == 6
+    assert not json.loads(call("apply", "grown.safetensors", "source", "out", "--json").out)["changed"]
     assert call("apply", "grown.safetensors", "source", "source/out").code == 2
     kinds = {
         "source": "checkpoint",
@@ -288,7 +288,7 @@ def test_the_recipes_that_come_along_plan_at_once_and_without_torch(recipe: Path
     done = python(code, recipe, *heavy, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")})
     assert done.err.splitlines()[-1] == "[]", done.err
     assert time.monotonic() - began < 5, "two seconds on an idle machine"
-    assert json.loads(done.out)["nbytes"] > 10**6
+    assert json.loads(done.out)["nbytes"] > 10**5
     assert not (tmp_path / "out").exists()
 
 

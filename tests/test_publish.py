@@ -421,7 +421,6 @@ def test_the_client_s_own_storage_takes_it_too(grown: Path, send: Send, tmp_path
     with serve() as hub:
         hub.chunks = tmp_path / "chunks"
         hub.chunks.mkdir()
-        hub.stored = {hashlib.sha256(data).hexdigest(): data for data in on_disk(grown).values()}
         (said,) = send(
             hub, {"directory": grown, "repo": REPO}, HF_HUB_DISABLE_XET="0", HF_XET_CACHE=str(tmp_path / "xet")
         )
