@@ -90,11 +90,13 @@ no rate, schedule or operator was chosen.
 
 **What they do not mean.**
 
-- One machine, and models of about half a million parameters trained for a few thousand steps. Nothing here says that the order is
-  the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S 52.6 %; source
-  left out) are of models a hundred to several hundred times larger, and against scratch under one schedule.
+- One machine, and models of two to six hundred thousand parameters trained for one to three thousand steps. Nothing here says that
+  the order is the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S 52.6 %; source
+  left out) are of models a hundred to a thousand times larger, and against scratch under one schedule.
 - One seed, unless said otherwise. Differences of a point or two of FLOPs, or of a few thousandths of loss, say nothing; and the best
   of many methods is partly the luckiest.
+- Scratch has two rates tried for the whole budget, the others theirs for a fifth of it. One that was trained to the end at a rate that
+  had lost there ended a hundredth of a nat lower, and saved the same ([log.md](log.md)).
 - Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
   last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a horizon h. A method that just
   misses a horizon looks far worse than one that just makes it.
