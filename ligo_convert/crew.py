@@ -132,16 +132,21 @@ def _gone() -> MachineError:
     )
 
 
-def _work(connection: Connection, make: Callable[..., Tool], arguments: Mapping[str, Any]) -> None:
-    """A worker: one job after another, until the pipe closes."""
+def end_with_parent() -> None:
+    """From now on this process ends when the one that made it does, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:
+    def wait_for_it() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=wait_for_it, daemon=True).start()
+
+
+def _work(connection: Connection, make: Callable[..., Tool], arguments: Mapping[str, Any]) -> None:
+    """A worker: one job after another, until the pipe closes."""
+    end_with_parent()
     last = time.monotonic()
 
     def on_step(part: float, note: str) -> None:

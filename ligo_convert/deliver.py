@@ -6,7 +6,6 @@ directory: the same command then only publishes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from ligo_convert.convert import convert
 from ligo_convert.progress import Progress
 from ligo_convert.publish import Published, check_account, check_names, publish
-from ligo_convert.recipe import Recipe
+from ligo_convert.recipe import Publish, Recipe
 from ligo_convert.record import Outcome
 from ligo_convert.shelf import Shelf
 
@@ -34,10 +33,6 @@ class Delivered:
             found["published"] = {key: told[key] for key in told if key not in ("out", "files")}
         return found
 
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        return self.outcome.metrics
-
 
 def deliver(
     recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: Shelf | None = None
@@ -52,15 +47,18 @@ def deliver(
         check_names(wanted.repo, branch=wanted.branch, tag=wanted.tag)
         check_account(wanted.repo)
     outcome = convert(recipe, device=device, progress=progress, shelf=shelf)
-    published = None
-    if wanted is not None:
-        published = publish(
-            Path(outcome.out),
-            wanted.repo,
-            public=wanted.public,
-            branch=wanted.branch,
-            tag=wanted.tag,
-            license=wanted.license,
-            progress=progress,
-        )
+    published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
     return Delivered(outcome=outcome, published=published)
+
+
+def publish_as(out: Path, wanted: Publish, progress: Progress | None) -> Published:
+    """Publish a directory as a recipe's section says."""
+    return publish(
+        out,
+        wanted.repo,
+        public=wanted.public,
+        branch=wanted.branch,
+        tag=wanted.tag,
+        license=wanted.license,
+        progress=progress,
+    )

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from ligo_convert.crew import end_with_parent
 from ligo_convert.environment import memory_limit
 from ligo_convert.errors import LigoError, MachineError, MissingExtra, OutputLocked
 from ligo_convert.progress import Progress, Task
@@ -282,14 +282,7 @@ def _work(connection: Connection, assignment: Assignment, log: Path, gpus: tuple
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         with answered():
             result = carry_out(assignment, Telling(lambda kind, value: connection.send((kind, value))))

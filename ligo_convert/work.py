@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.apply import apply_operator
-from ligo_convert.deliver import Delivered, deliver
+from ligo_convert.deliver import Delivered, deliver, publish_as
 from ligo_convert.errors import LigoError, MachineError
 from ligo_convert.progress import Progress
-from ligo_convert.publish import check_account, publish
-from ligo_convert.recipe import Recipe, load_recipe
+from ligo_convert.publish import check_account
+from ligo_convert.recipe import Publish, Recipe, load_recipe
 from ligo_convert.shelf import Shelf
 
 DONE, FAILED = "done", "failed"
@@ -52,8 +52,6 @@ def recipe_of(assignment: Assignment) -> Recipe:
         Path(assignment.recipe), overrides=assignment.overrides, source=assignment.source, out=assignment.out
     )
     if assignment.publish is not None:
-        from ligo_convert.recipe_sections import Publish
-
         # What the manifest says of it, over what the recipe says.
         return recipe.model_copy(update={"publish": Publish.model_validate(dict(assignment.publish))})
     return recipe
@@ -91,23 +89,13 @@ def _applied(assignment: Assignment, progress: Progress, shelf: Shelf) -> Delive
     assert assignment.operator is not None
     assert assignment.source is not None
     assert assignment.out is not None
-    wanted = assignment.publish
+    wanted = None if assignment.publish is None else Publish.model_validate(dict(assignment.publish))
     if wanted is not None:
-        check_account(wanted["repo"])
+        check_account(wanted.repo)
     outcome = apply_operator(
         Path(assignment.operator), assignment.source, Path(assignment.out), progress=progress, shelf=shelf
     )
-    published = None
-    if wanted is not None:
-        published = publish(
-            outcome.out,
-            wanted["repo"],
-            public=wanted["public"],
-            branch=wanted["branch"],
-            tag=wanted["tag"],
-            license=wanted["license"],
-            progress=progress,
-        )
+    published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
     return Delivered(outcome=outcome, published=published)
 
 

@@ -91,8 +91,8 @@ no rate, schedule or operator was chosen.
 **What they do not mean.**
 
 - One machine, and models of two to six hundred thousand parameters trained for one to three thousand steps. Nothing here says that
-  the order is the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S 52.6 %; source
-  left out) are of models a hundred to a thousand times larger, and against scratch under one schedule.
+  the order is the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S
+  52.6 %; source left out) are of models a hundred to a thousand times larger, and against scratch under one schedule.
 - One seed, unless said otherwise. Differences of a point or two of FLOPs, or of a few thousandths of loss, say nothing; and the best
   of many methods is partly the luckiest.
 - Scratch has two rates tried for the whole budget, the others theirs for a fifth of it. One that was trained to the end at a rate that
