@@ -16,11 +16,13 @@ from ligo_convert.finished import finished_statement, unchanged
 from ligo_convert.fs import check_room
 from ligo_convert.jsoncore import sha256_of
 from ligo_convert.learning import OPERATOR
+from ligo_convert.licensing import license_to_publish
 from ligo_convert.operator import Operator, describe, stored_arrays
 from ligo_convert.output import write_record
 from ligo_convert.plan import check_apart, find_family, shard_bytes
 from ligo_convert.progress import Progress
 from ligo_convert.provenance import Record
+from ligo_convert.recipe_sections import Publish
 from ligo_convert.record import Outcome, operator_record, source_record
 from ligo_convert.shelf import Shelf
 from ligo_convert.source import Source, open_source
@@ -34,12 +36,19 @@ from ligo_convert.writing import Clock, Job, digest_source, now, write_job
 
 
 def apply_operator(
-    file: Path, model: str, out: Path, *, progress: Progress | None = None, shelf: Shelf | None = None
+    file: Path,
+    model: str,
+    out: Path,
+    *,
+    publish: Publish | None = None,
+    progress: Progress | None = None,
+    shelf: Shelf | None = None,
 ) -> Outcome:
     """Stream a source of the operator's shape through it; over a finished output of the same, nothing changes.
 
     Args:
         file: of the operator. model: a directory or Hub id. out: the output directory.
+        publish: how it is to be published afterwards: what that would refuse of the source is refused here, before any work.
         shelf: digests that other runs have taken.
     """
     progress, clock = progress or Progress(), Clock()
@@ -51,6 +60,8 @@ def apply_operator(
         with clock.running("plan"):
             source = stack.enter_context(open_source(model, base=Path.cwd()))
             check_apart(out, source, where=str(out))
+            if publish is not None:
+                license_to_publish(stated=publish.license, inherited=source.license, where=source.label)
             operator, inventory = _fitted_to(operator, family, source, file)
             specs = target_specs(family, inventory, operator.target, dtype=None)
             job = Job(

@@ -1,15 +1,17 @@
-"""A recipe from one end to the other: converted, and, where it says so, published.
+"""A recipe, or a stored operator, from one end to the other: converted, and, where it says so, published.
 
-What comes in: a recipe. What goes out: what `run --json` prints. Publishing follows verification, and a failure of it leaves the finished
-directory: the same command then only publishes.
+What comes in: a recipe, or an operator and what to apply it to. What goes out: what `run --json` prints. Publishing follows verification,
+and a failure of it leaves the finished directory: the same command then only publishes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.apply import apply_operator
 from ligo_convert.convert import convert
 from ligo_convert.progress import Progress
 from ligo_convert.publish import Published, check_account, check_names, publish
@@ -20,7 +22,7 @@ from ligo_convert.shelf import Shelf
 
 @dataclass(frozen=True, kw_only=True)
 class Delivered:
-    """What a recipe has come to; `published` None where it names no repository."""
+    """What has come of it; `published` None where no repository is named."""
 
     outcome: Outcome
     published: Published | None
@@ -42,11 +44,31 @@ def deliver(
     Raises:
         LigoError: of the class that says what went wrong. Nobody to publish by is found out before any work.
     """
-    wanted = recipe.publish
+    return _delivered(lambda: convert(recipe, device=device, progress=progress, shelf=shelf), recipe.publish, progress)
+
+
+def deliver_applied(
+    operator: Path,
+    source: str,
+    out: Path,
+    *,
+    publish: Publish | None,
+    progress: Progress | None = None,
+    shelf: Shelf | None = None,
+) -> Delivered:
+    """Apply an operator, as `apply_operator`, and publish what comes of it as a section says. Raises as `deliver`."""
+    return _delivered(
+        lambda: apply_operator(operator, source, out, publish=publish, progress=progress, shelf=shelf),
+        publish,
+        progress,
+    )
+
+
+def _delivered(work: Callable[[], Outcome], wanted: Publish | None, progress: Progress | None) -> Delivered:
     if wanted is not None:
         check_names(wanted.repo, branch=wanted.branch, tag=wanted.tag)
         check_account(wanted.repo)
-    outcome = convert(recipe, device=device, progress=progress, shelf=shelf)
+    outcome = work()
     published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
     return Delivered(outcome=outcome, published=published)
 

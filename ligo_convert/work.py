@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.apply import apply_operator
-from ligo_convert.deliver import Delivered, deliver, publish_as
+from ligo_convert.deliver import deliver, deliver_applied
 from ligo_convert.errors import LigoError, MachineError
 from ligo_convert.progress import Progress
-from ligo_convert.publish import check_account
 from ligo_convert.recipe import Publish, Recipe, load_recipe
 from ligo_convert.shelf import Shelf
 
@@ -80,23 +78,19 @@ def _do(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     if assignment.recipe is not None:
         delivered = deliver(recipe_of(assignment), device=assignment.device, progress=progress, shelf=shelf)
     else:
-        delivered = _applied(assignment, progress, shelf)
+        assert assignment.operator is not None
+        assert assignment.source is not None
+        assert assignment.out is not None
+        delivered = deliver_applied(
+            Path(assignment.operator),
+            assignment.source,
+            Path(assignment.out),
+            publish=None if assignment.publish is None else Publish.model_validate(dict(assignment.publish)),
+            progress=progress,
+            shelf=shelf,
+        )
     told = delivered.json()
     return {key: told[key] for key in _KEPT if key in told}
-
-
-def _applied(assignment: Assignment, progress: Progress, shelf: Shelf) -> Delivered:
-    assert assignment.operator is not None
-    assert assignment.source is not None
-    assert assignment.out is not None
-    wanted = None if assignment.publish is None else Publish.model_validate(dict(assignment.publish))
-    if wanted is not None:
-        check_account(wanted.repo)
-    outcome = apply_operator(
-        Path(assignment.operator), assignment.source, Path(assignment.out), progress=progress, shelf=shelf
-    )
-    published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
-    return Delivered(outcome=outcome, published=published)
 
 
 def _use_threads(count: int) -> None:

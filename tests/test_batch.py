@@ -151,10 +151,23 @@ def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> No
     assert order[0] == ("wide", "failed")
 
 
-def test_publishing_without_a_licence_fails_by_itself_and_at_once(zoo: Zoo) -> None:
-    batch = do(zoo(CHAIN[0], {"name": "shared", "recipe": "deeper.yaml", "publish": {"repo": "org/{name}"}}))
-    assert states(batch) == {"first": "done", "shared": "failed"}
+def test_publishing_without_a_licence_fails_by_itself_and_at_once(
+    zoo: Zoo, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")  # a licence is asked for after an account, and before the Hub is
+    to = {"publish": {"repo": "org/{name}"}}
+    batch = do(
+        zoo(
+            CHAIN[0],
+            {"name": "shared", "recipe": "deeper.yaml", **to},
+            {"name": "sibling", "operator": {"from": "first"}, "source": str(source), **to},
+        )
+    )
+    assert states(batch) == {"first": "done", "shared": "failed", "sibling": "failed"}
     assert batch.exit_code == 8
+    for name in ("shared", "sibling"):
+        assert "no licence is stated" in str(batch.standings[name].why)
+        assert not Path("zoo", name).exists()
 
 
 # --- done once --------------------------------------------------------------------------------------------------------
