@@ -11,6 +11,7 @@ import logging
 import stat
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -235,30 +236,60 @@ def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
     """BERT's tokenizer, uncased (Devlin et al., arXiv:1810.04805, section 3)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    def with_model(model: Any) -> Any:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    unknown = BERT_TOKENS["unk_token"]
+    untrained = with_model(models.WordPiece(unk_token=unknown))
+    # Rare characters become [UNK]: the alphabet must leave room for words.
+    letters = _letters(untrained, texts, limit=min(1000, max(1, (vocabulary - len(special)) // 4)))
+    # The trainer numbers letters within words in the order of a hash map that is seeded anew by every call, and between merges that are
+    # equally frequent it decides by number. Given as special tokens they have their numbers before it begins.
+    fixed = [*special, *letters]
+    if len(fixed) > vocabulary:
+        raise RecipeError(
+            "the vocabulary is too small for the characters of the text",
+            expected=f"at least {len(fixed)}",
+            found=vocabulary,
+        )
+    alphabet = [letter for letter in letters if len(letter) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
-        # Rare characters become [UNK]: the alphabet must leave room for words.
-        limit_alphabet=min(1000, max(1, (vocabulary - len(special)) // 4)),
+        special_tokens=fixed,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    untrained.train_from_iterator(texts, trainer=trainer)
+    # A tokenizer of its own, in which only what is special is.
+    tokenizer = with_model(models.WordPiece(vocab=untrained.get_vocab(with_added_tokens=True), unk_token=unknown))
+    tokenizer.add_special_tokens(special)
     first, last = BERT_TOKENS["cls_token"], BERT_TOKENS["sep_token"]
     ends = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}", pair=f"{first} $A {last} $B:1 {last}:1", special_tokens=ends
     )
-    if tokenizer.get_vocab_size() > vocabulary:
-        raise RecipeError(
-            "the vocabulary is too small for the characters of the text",
-            expected=f"at least {tokenizer.get_vocab_size()}",
-            found=vocabulary,
-        )
     return tokenizer
+
+
+def _letters(tokenizer: Any, texts: list[str], *, limit: int) -> list[str]:
+    """The most frequent characters of words, and, behind `##`, those of them that stand within words; each kind in order."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        found = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        words.update(word for word, _ in found)
+    counts: Counter[str] = Counter()
+    within: set[str] = set()
+    for word, count in words.items():
+        for letter in word:
+            counts[letter] += count
+        within.update(word[1:])
+    kept = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:limit])
+    return [*kept, *(f"##{letter}" for letter in kept if letter in within)]
 
 
 def _check_trained(files: Mapping[str, bytes], tokenizer: Any, model_type: str, sample: str) -> None:

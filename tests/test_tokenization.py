@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -61,19 +60,34 @@ def test_a_trained_tokenizer_is_read_by_transformers_with_the_same_ids(tmp_path:
         assert loaded.mask_token_id == 4
 
 
-def test_training_gives_the_same_bytes_in_another_process(tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
+def test_training_gives_the_same_bytes_in_every_process_and_call(model_type: str) -> None:
     program = (
         "import hashlib; from pathlib import Path; from types import SimpleNamespace as N\n"
         "from ligo_convert.tokenization import train_tokenizer\n"
         "data = N(text=None, hub=None, images=None, stdlib=True)\n"
-        "files = train_tokenizer(data, base=Path('/'), vocabulary=400, seed=0, model_type='gpt2', context=64,"
-        " max_bytes=100_000)\n"
-        "print(hashlib.sha256(files['tokenizer.json'] + files['tokenizer_config.json']).hexdigest())\n"
+        "for _ in range(2):\n"
+        "    files = train_tokenizer(data, base=Path('/'), vocabulary=400, seed=0, context=64, max_bytes=100_000,"
+        f" model_type={model_type!r})\n"
+        "    print(hashlib.sha256(files['tokenizer.json'] + files['tokenizer_config.json']).hexdigest())\n"
     )
-    done = python(program, RAYON_NUM_THREADS="1", PYTHONHASHSEED="7")
-    assert done.stderr == ""
-    here = (tokenizer / "tokenizer.json").read_bytes() + (tokenizer / "tokenizer_config.json").read_bytes()
-    assert done.stdout.strip() == hashlib.sha256(here).hexdigest()
+    done = [python(program, RAYON_NUM_THREADS=threads, PYTHONHASHSEED=threads) for threads in ("1", "2")]
+    assert [one.stderr for one in done] == ["", ""]
+    digests = [line for one in done for line in one.stdout.split()]
+    assert len(digests) == 4
+    assert len(set(digests)) == 1
+
+
+def test_wordpiece_splits_words_into_what_it_has_learned(tmp_path: Path) -> None:
+    # Three words, one of which has a letter that is too rare for a vocabulary of this size.
+    write(tmp_path / "a.txt", "abab abc\n" * 500 + "abab xyz\n")
+    made = train_tokenizer(Data(text=["*"]), base=tmp_path, vocabulary=17, seed=0, model_type="bert", context=8)
+    model = json.loads(made["tokenizer.json"])["model"]
+    assert list(model["vocab"])[:9] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "##a"]
+    assert {"abab", "abc"} <= set(model["vocab"])
+    assert [token["content"] for token in json.loads(made["tokenizer.json"])["added_tokens"]] == list(model["vocab"])[
+        :5
+    ]
 
 
 def test_training_reads_no_more_than_it_was_given(tmp_path: Path) -> None:
