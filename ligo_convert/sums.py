@@ -66,7 +66,8 @@ def read_sums(data: bytes) -> dict[str, str]:
 def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
     """Hash every file of an output directory again and compare with its SHA256SUMS.
 
-    What the Hub's client leaves in a downloaded copy (`HUB_LEFTOVERS`) is passed over.
+    What the Hub's client leaves in a downloaded copy (`HUB_LEFTOVERS`) is passed over. A snapshot in its cache is such a copy: its links
+    to the blobs of its repository are the files themselves.
 
     Args:
         on_bytes: called with the number of bytes after each block.
@@ -77,7 +78,7 @@ def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> 
     Raises:
         VerificationError: a file that is missing, differs, is listed nowhere, or is no regular file of this directory.
     """
-    there = dict(_walk(root, ""))
+    there = dict(_walk(root, "", blobs=_blob_folders(root)))
     if SUMS_FILE not in there:
         raise VerificationError("there is no SHA256SUMS", where=root / SUMS_FILE)
     with reporting(there[SUMS_FILE], "read"):
@@ -121,22 +122,35 @@ def _is_name(name: str) -> bool:
     return plain and inside and PurePosixPath(name).as_posix() == name and name != SUMS_FILE
 
 
-def _walk(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-    """Every file below `root`: name and path. Raises VerificationError for a link or a special file."""
+def _blob_folders(root: Path) -> tuple[Path, ...]:
+    """Where links of a snapshot in the Hub's cache lead: its repository's blobs, and those repositories share."""
+    real = Path(os.path.realpath(root))
+    repository = real.parent.parent
+    if real.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return ()
+    return repository / "blobs", repository.parent / "blobs"
+
+
+def _walk(root: Path, prefix: str, *, blobs: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    """Name and place of the bytes of every file below `root`. Raises VerificationError for a special file, or a link not to `blobs`."""
     with reporting(root, "list"):
         paths = sorted(root.iterdir())
     for path in paths:
-        name = prefix + path.name
+        name, real = prefix + path.name, path
         with reporting(path, "look at"):
             mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            raise VerificationError("a symbolic link", where=path, expected="a regular file")
+            real = Path(os.path.realpath(path))
+            if real.parent not in blobs:
+                raise VerificationError("a symbolic link", where=path, expected="a regular file")
+            with reporting(path, "look at"):
+                mode = real.lstat().st_mode
         if name in HUB_LEFTOVERS:
             continue
-        if stat.S_ISDIR(mode):
-            yield from _walk(path, f"{name}/")
+        if stat.S_ISDIR(mode) and real is path:
+            yield from _walk(path, f"{name}/", blobs=blobs)
         elif stat.S_ISREG(mode):
-            yield name, path
+            yield name, real
         else:
             raise VerificationError("neither a file nor a directory", where=path, expected="a regular file")
 
