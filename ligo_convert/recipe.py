@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.excerpts import redacted
+from ligo_convert.hub_names import is_hub_id
 from ligo_convert.recipe_faults import (
     SECRET_KEYS,
     Fault,
@@ -43,7 +44,6 @@ from ligo_convert.recipe_sections import (
     Section,
     Source,
     Target,
-    is_hub_id,
     whole,
 )
 from ligo_convert.yamlcore import Document, KeyPath, load_file, parse_value

@@ -22,6 +22,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ligo_convert.hub_names import is_hub_id as is_hub_id
+from ligo_convert.hub_names import is_reference, is_repository
+
 WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "carry", "direct", "random")
 SCHEDULES = ("stable", "cosine")
 DEPTH_STARTS = ("copy", "stack", "interpolate", "identity", "direct", "random")
@@ -37,12 +40,6 @@ _UNITS = {
 }
 _SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([A-Za-z]+)")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,249}")
-HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a Hub id (`name` or `org/name`) or of a timm model's name."""
-    return bool(HUB_ID.fullmatch(name)) and ".." not in name and "--" not in name and not name.endswith(".git")
 
 
 def _fault(text: str) -> PydanticCustomError:
@@ -81,8 +78,14 @@ def _hub_id(name: str) -> str:
 
 
 def _repo_id(name: str) -> str:
-    if not is_hub_id(name) or "/" not in name or name.endswith((".", "-")) or len(name) > 96:
+    if not is_repository(name):
         raise _fault("is no repository of the Hub: give `org/name`")
+    return name
+
+
+def _reference(name: str) -> str:
+    if not is_reference(name):
+        raise _fault("is not a name that the Hub takes for a branch or a tag")
     return name
 
 
@@ -368,5 +371,6 @@ class Publish(Section):
     repo: Annotated[str, AfterValidator(_clean), AfterValidator(_repo_id)] = Field(description="org/name on the Hub")
     license: Text | None = Field(default=None, description="licence identifier; default: the source card's")
     public: bool = Field(default=False, description="readable by everyone; private otherwise")
-    branch: Text = Field(default="main", description="what people load it from")
-    tag: Text | None = Field(default=None, description="put on the commit")
+    branch: Annotated[Text, AfterValidator(_reference)] = Field(default="main", description="what people load it from")
+    tag: Annotated[Text, AfterValidator(_reference)] | None = Field(default=None, description="put on the commit")
+    replace: bool = Field(default=False, description="take away files there that no earlier publication left")
