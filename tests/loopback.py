@@ -116,12 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {path}")
         hub.tokens += [self.headers["Authorization"]] if "Authorization" in self.headers else []
+        if hub.meanwhile is not None:
+            hub.meanwhile(hub.requests[-1])
         fault = hub.fault(self.command, path)
         body = self._body(fault)
         if body is None:
             self.close_connection = True
         elif fault is not None and fault.kind == "status":
-            self._send(Refused(fault.status).answer, None)
+            self._send(Refused(fault.status, message=fault.message).answer, None)
+        elif fault is not None and fault.kind == "page":
+            self._send(Answer(body=fault.body), None)
         else:
             answer = self._answer(body, corrupt=fault is not None and fault.kind == "corrupt")
             if fault is not None and fault.kind == "lost":

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import cached_property
@@ -83,7 +83,9 @@ class Fault:
         at, times: from which of them on (0: the first), and how many.
         kind: `status` answers with `status` and does nothing; `cut` hangs up after `after` bytes (None: half) of the request's body,
             or of the answer's where the request has none; `lost` does what was asked, and hangs up; `slow` waits `seconds` before
-            every 64 KiB of either; `corrupt` turns a bit of what is stored, or of the file that is served.
+            every 64 KiB of either; `corrupt` turns a bit of what is stored, or of the file that is served; `page` does nothing, and
+            answers with `body` as if all were well: so does a network that asks to log in first.
+        message: what is said with a status.
     """
 
     method: str
@@ -94,10 +96,16 @@ class Fault:
     status: int = 503
     seconds: float = 0.0
     after: int | None = None
+    message: str = ""
+    body: bytes = b""
     seen: int = 0
 
     def __post_init__(self) -> None:
-        assert self.kind in ("status", "cut", "lost", "slow", "corrupt"), self.kind
+        assert self.kind in ("status", "cut", "lost", "slow", "corrupt", "page"), self.kind
+
+    @property
+    def was_met(self) -> bool:
+        return self.seen > self.at
 
     def strikes(self, method: str, path: str) -> bool:
         if method != self.method or not re.search(self.path, path):
@@ -116,6 +124,7 @@ class Hub:
         chunks: a folder where the storage client (hf_xet) keeps what it is given; none: this Hub has no such storage. Two processes
             cannot have it at once: the second fails to open it.
         hashes: SHA-256 -> the name by which that storage has it.
+        meanwhile: called with every request (`METHOD path`) before it is looked at: what others do between two of them.
     """
 
     address: str
@@ -130,6 +139,7 @@ class Hub:
     part: int | None = None
     chunks: Path | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    meanwhile: Callable[[str], None] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def owns(self, account: str | None, name: str) -> bool:
