@@ -332,7 +332,8 @@ _ARRAY = (
 @click.option("--pr", "pull_request", is_flag=True, help="Propose it by a pull request, to a repository of others.")
 @click.option("--tag", metavar="NAME", help="Put a tag on the commit.")
 @click.option("--license", metavar="ID", help="Its licence; default: the one that the source's card states.")
-@click.option("--dry-run", is_flag=True, help="Check everything here, list the files, and send nothing.")
+@click.option("--replace", is_flag=True, help="Take away files there that no earlier publication left.")
+@click.option("--dry-run", is_flag=True, help="Check everything, list what would change, and send nothing.")
 @_as_json
 def publish(
     directory: Path,
@@ -342,36 +343,29 @@ def publish(
     pull_request: bool,
     tag: str | None,
     license: str | None,
+    replace: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Publish an output directory DIR to the Hub as REPO_ID, whole or not at all. Run again after a cut, it goes on."""
-    from ligo_convert.render import contents_report, message_console, publish_report
+    from ligo_convert.render import contents_report, foreseen_report, message_console, publish_report
 
     with _showing() as progress:
         from ligo_convert.publication import pack
-        from ligo_convert.publish import check_account, check_names, contents
-        from ligo_convert.publish import publish as send
+        from ligo_convert.publish import Wanted, check_account, foresee, publish_packed
 
-        check_names(repo, branch=branch, pull_request=pull_request, tag=tag)
+        wanted = Wanted(repo=repo, public=public, branch=branch, pull_request=pull_request, tag=tag, replace=replace)
+        wanted.check()
         if not dry_run:
             check_account(repo)
         packed = pack(directory, license=license, progress=progress)
-        if not dry_run:
+        if dry_run:
+            foreseen = foresee(wanted, packed, progress=progress)
+        else:
             contents_report(packed, console=message_console())
-            published = send(
-                directory,
-                repo,
-                public=public,
-                branch=branch,
-                pull_request=pull_request,
-                tag=tag,
-                progress=progress,
-                publication=packed,
-            )
+            published = publish_packed(wanted, packed, progress=progress)
     if dry_run:
-        data = {"out": str(directory), "repo": repo, "revision": branch, "private": not public, **contents(packed)}
-        _print(data, as_json, lambda: contents_report(packed))
+        _print(foreseen, as_json, lambda: foreseen_report(packed, foreseen))
     else:
         _print(published.json(), as_json, lambda: publish_report(published))
 

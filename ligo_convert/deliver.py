@@ -14,7 +14,7 @@ from typing import Any
 from ligo_convert.apply import apply_operator
 from ligo_convert.convert import convert
 from ligo_convert.progress import Progress
-from ligo_convert.publish import Published, check_account, check_names, publish
+from ligo_convert.publish import Published, Wanted, check_beforehand, publish
 from ligo_convert.recipe import Publish, Recipe
 from ligo_convert.record import Outcome
 from ligo_convert.shelf import Shelf
@@ -42,7 +42,8 @@ def deliver(
     """Carry out a recipe and publish what it says. `shelf`: as of `convert`.
 
     Raises:
-        LigoError: of the class that says what went wrong. Nobody to publish by is found out before any work.
+        LigoError: of the class that says what went wrong. What publishing would refuse is found out before any work,
+            as far as it can be known by then.
     """
     return _delivered(lambda: convert(recipe, device=device, progress=progress, shelf=shelf), recipe.publish, progress)
 
@@ -66,8 +67,10 @@ def deliver_applied(
 
 def _delivered(work: Callable[[], Outcome], wanted: Publish | None, progress: Progress | None) -> Delivered:
     if wanted is not None:
-        check_names(wanted.repo, branch=wanted.branch, tag=wanted.tag)
-        check_account(wanted.repo)
+        to = Wanted(
+            repo=wanted.repo, public=wanted.public, branch=wanted.branch, tag=wanted.tag, replace=wanted.replace
+        )
+        check_beforehand(to, license=wanted.license, progress=progress or Progress())
     outcome = work()
     published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
     return Delivered(outcome=outcome, published=published)
@@ -81,6 +84,7 @@ def publish_as(out: Path, wanted: Publish, progress: Progress | None) -> Publish
         public=wanted.public,
         branch=wanted.branch,
         tag=wanted.tag,
+        replace=wanted.replace,
         license=wanted.license,
         progress=progress,
     )

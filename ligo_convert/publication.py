@@ -48,12 +48,42 @@ class Item:
     nbytes: int
     sha256: str
 
+    @property
+    def is_weights(self) -> bool:
+        return self.name.endswith(".safetensors")
+
+    def read(self) -> bytes:
+        """The bytes, which are the ones that were verified. Raises VerificationError."""
+        if isinstance(self.content, bytes):
+            return self.content
+        try:
+            data = self.content.read_bytes()
+        except OSError as error:
+            raise self.unreadable(error) from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.sha256:
+            raise self.changed(found)
+        return data
+
     def blob(self) -> str:
-        """The id that git has for the file's bytes, in hex. Reads them."""
-        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        """The id that git has for the file's bytes, in hex. Reads them. Raises VerificationError."""
+        data = self.read()
         digest = git_blob(len(data))
         digest.update(data)
         return digest.hexdigest()
+
+    def changed(self, found: str) -> VerificationError:
+        return VerificationError(
+            "the file changed since it was verified",
+            where=self.content if isinstance(self.content, Path) else self.name,
+            expected=self.sha256,
+            found=found,
+            hint="nothing may write to the directory while it is published",
+        )
+
+    def unreadable(self, error: Exception) -> VerificationError:
+        found = getattr(error, "strerror", None) or type(error).__name__
+        return VerificationError("the file cannot be read any more", where=self.name, found=found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +160,11 @@ def _amended(directory: Path, text: bytes, license: str, listed: Mapping[str, st
 
 
 def _check_private(publication: Publication) -> None:
-    """Once more where it is published: this may be another machine than the one that wrote it, with other secrets."""
+    """Once more where it is published: this may be another machine than the one that wrote it, with other places and secrets.
+
+    Names of an account and a machine are words at times: they were looked for where the text was made, in what came from outside. Here
+    that cannot be told apart any more, and whoever is called like a word of a finished card could never publish it.
+    """
     for name, item in publication.items.items():
         last = name.rpartition("/")[2]
         if not name.endswith(_OWN_TEXT) or last.startswith(_FOREIGN):

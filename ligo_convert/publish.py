@@ -1,41 +1,63 @@
 """A finished output directory in, a repository of the Hub out that holds it whole or not at all.
 
-Everything goes to a branch of its own first, named by what it holds, so that the same command finds it again after a cut. There every
-digest that the Hub gives is compared; only then one commit moves the branch that people load from. All requests go through the Hub's own
-client. What it raises comes out as one clear line, after a bounded number of tries where trying again can help.
+Whatever would be refused is refused before anything is made or sent. Everything goes to a branch of its own first, named by what it holds,
+so that the same command finds it again after a cut. There every digest that the Hub gives is compared; only then one commit moves the
+branch that people load from.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from ligo_convert.errors import HubUnreachable, LigoError, PublishRefused, RecipeError, VerificationError
-from ligo_convert.hub import BUSY, check_endpoint, patiently
+from ligo_convert.errors import HubUnreachable, MachineError, PublishRefused, RecipeError
+from ligo_convert.hub import check_endpoint
+from ligo_convert.hub_names import STAGING, is_reference, is_repository
 from ligo_convert.jsoncore import short
+from ligo_convert.output import CARD
 from ligo_convert.progress import Progress
-from ligo_convert.publication import Item, Publication, pack
-from ligo_convert.recipe_sections import is_hub_id
-from ligo_convert.sums import HUB_LEFTOVERS
+from ligo_convert.publication import Publication, pack
+from ligo_convert.remote import MAIN, References, Remote, differences, stale
 
-if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 
-    Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Where a publication is to go, and what may happen there.
 
-MAIN = "main"
-_AGAIN = "run the same command again: it goes on with what is there"
-T = TypeVar("T")
+    Attributes:
+        repo: `org/name`, made where it is not there. public: readable by everyone; private otherwise.
+        branch: what is moved at the end. pull_request: propose it to a repository of somebody else instead.
+        tag: put on the commit at the end. replace: files that nobody but their owner vouches for may be taken away.
+    """
+
+    repo: str
+    public: bool = False
+    branch: str = MAIN
+    pull_request: bool = False
+    tag: str | None = None
+    replace: bool = False
+
+    def check(self) -> None:
+        """Refuse what can be no name, and what does not go together. Raises RecipeError."""
+        if not is_repository(self.repo):
+            raise RecipeError("not the name of a repository", where=short(self.repo), expected="org/name")
+        for option, name in (("--branch", self.branch), ("--tag", self.tag)):
+            if name is not None and not is_reference(name):
+                raise RecipeError("not a name that the Hub takes", where=option, found=short(name))
+        if self.pull_request and (self.branch != MAIN or self.tag is not None):
+            raise RecipeError(
+                "a pull request goes to main, and has no tag", where="--pr", hint="leave --branch and --tag out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What came of it. `commit`: where `revision` is now. `changed`: False where all of it was there already."""
+    """What came of it. `commit`: what was compared, and where `revision` is. `changed`: False where all of it was there already.
+
+    `removed`: files that were there and are no longer; of a pull request, those that it takes away.
+    """
 
     publication: Publication
     repo: str
@@ -46,6 +68,7 @@ class Published:
     pull_request: str | None
     tag: str | None
     changed: bool
+    removed: Sequence[str]
 
     def json(self) -> dict[str, Any]:
         """As `publish --json` prints it."""
@@ -59,6 +82,7 @@ class Published:
             "pull_request": self.pull_request,
             "tag": self.tag,
             "changed": self.changed,
+            "removed": list(self.removed),
             **contents(self.publication),
         }
 
@@ -81,85 +105,102 @@ def publish(
     branch: str = MAIN,
     pull_request: bool = False,
     tag: str | None = None,
+    replace: bool = False,
     license: str | None = None,
     progress: Progress | None = None,
-    publication: Publication | None = None,
 ) -> Published:
     """Publish an output directory; run again after a cut, it finishes the job.
 
     Args:
-        repo: `org/name`, made where it is not there. public: readable by everyone; private otherwise.
-        branch: what is moved at the end. pull_request: propose it to a repository of somebody else instead.
-        tag: put on the commit at the end. license: as `publication.pack`. publication: of the directory, where it is packed already.
+        repo, public, branch, pull_request, tag, replace: as of `Wanted`.
+        license: as `publication.pack`.
 
     Raises:
-        PublishRefused: no licence, no account, no right to write there, a repository that is public unasked.
+        PublishRefused: no licence, no account, no right to write there, a repository that is public unasked, files of others in the
+            way, a tag that is taken.
         HubUnreachable: the Hub cannot be reached, or goes on failing.
         VerificationError: the directory is not whole; or what the Hub holds is not what was sent, and nothing was moved.
         RecipeError: no name of a repository, branch or tag.
     """
     progress = progress or Progress()
-    check_names(repo, branch=branch, pull_request=pull_request, tag=tag)
+    wanted = Wanted(repo=repo, public=public, branch=branch, pull_request=pull_request, tag=tag, replace=replace)
+    wanted.check()
     check_account(repo)
-    publication = publication or pack(directory, license=license, progress=progress)
-    remote = _Remote(repo, progress)
-    if pull_request:
-        return _propose(remote, publication)
-    private = remote.prepare(public=public)
-    target = remote.heads().get(branch)
-    changed = target is None or not remote.holds(publication, branch)
-    if changed:
-        staged = f"ligo-convert-{publication.digest[:16]}"
-        remote.make_branch(staged)
-        if not remote.holds(publication, staged):
-            remote.upload(publication, staged)
-            remote.require(publication, staged, moved=None)
-        if target is None:
-            remote.make_branch(branch)
-        remote.move(publication, branch, staged)
-        remote.require(publication, branch, moved=branch)
-        remote.drop_branch(staged)
-    commit = remote.heads()[branch]
-    if tag is not None:
-        remote.put_tag(tag, commit)
-    return Published(
-        publication=publication,
-        repo=repo,
-        url=remote.url if branch == MAIN else f"{remote.url}/tree/{branch}",
-        revision=branch,
-        commit=commit,
-        private=private,
-        pull_request=None,
-        tag=tag,
-        changed=changed,
-    )
+    return publish_packed(wanted, pack(directory, license=license, progress=progress), progress=progress)
 
 
-def check_names(repo: str, *, branch: str = MAIN, pull_request: bool = False, tag: str | None = None) -> None:
-    """Refuse what can be no name, and what does not go together. Raises RecipeError."""
-    if not is_hub_id(repo) or "/" not in repo:
-        raise RecipeError("not the name of a repository", where=short(repo), expected="org/name")
-    for option, name in (("--branch", branch), ("--tag", tag)):
-        parts = (name or MAIN).split("/")
-        if name is not None and (
-            name in ("", "HEAD") or any(not part or part.startswith((".", "-")) or not _plain(part) for part in parts)
-        ):
-            raise RecipeError("not a name that the Hub takes", where=option, found=short(name))
-    if pull_request and (branch != MAIN or tag is not None):
-        raise RecipeError(
-            "a pull request goes to main, and has no tag", where="--pr", hint="leave --branch and --tag out"
-        )
+def publish_packed(wanted: Wanted, publication: Publication, *, progress: Progress) -> Published:
+    """Publish what is packed, by an account that is there. Raises as `publish`."""
+    remote = Remote(wanted.repo, progress)
+    found = _survey(remote, wanted, publication)
+    if found.changed:
+        remote.check_card(publication.items[CARD].read().decode())
+    if not found.exists:
+        remote.create(private=not wanted.public)
+        found = _survey(remote, wanted, publication)  # somebody else may have made it
+    if found.private and wanted.public:
+        progress.warn(f"{wanted.repo} is there and stays private; its settings on the Hub make it public")
+    return (_propose if wanted.pull_request else _put)(remote, wanted, publication, found)
 
 
-def _plain(part: str) -> bool:
-    return part.isascii() and all(character.isalnum() or character in "._-" for character in part) and ".." not in part
+def foresee(wanted: Wanted, publication: Publication, *, progress: Progress) -> dict[str, Any]:
+    """What `publish` would do, in plain data, with nothing made and nothing sent; null where nobody was asked.
+
+    The Hub is asked where somebody is logged in, and what it would refuse is refused. Raises as `publish`.
+    """
+    data = {
+        "out": str(publication.directory),
+        "repo": wanted.repo,
+        "revision": None if wanted.pull_request else wanted.branch,
+        "pull_request": wanted.pull_request,
+        "private": not wanted.public,
+        "tag": wanted.tag,
+        **dict.fromkeys(("exists", "changed", "removed")),
+        **contents(publication),
+    }
+    try:
+        check_account(wanted.repo)
+        remote = Remote(wanted.repo, progress, patient=False)
+    except (PublishRefused, HubUnreachable) as error:
+        progress.warn(f"the Hub was not asked: {error.what}")
+        return data
+    try:
+        found = _survey(remote, wanted, publication)
+        if found.changed:
+            remote.check_card(publication.items[CARD].read().decode())
+    except HubUnreachable as error:
+        progress.warn(f"the Hub could not be asked: {error.what}")
+        return data
+    told = {"exists": found.exists, "changed": found.changed, "removed": list(found.removed)}
+    return {**data, **told, "private": found.private}
+
+
+def check_beforehand(wanted: Wanted, *, license: str | None, progress: Progress) -> None:
+    """Refuse what can be known before there is anything to publish; nothing is made. `license`: as somebody stated it.
+
+    A Hub that cannot be reached now may be there when the work is done: that is said, and no more.
+    Raises RecipeError, PublishRefused, HubUnreachable (where it is switched off), MachineError.
+    """
+    wanted.check()
+    check_account(wanted.repo)
+    remote = Remote(wanted.repo, progress, patient=False)
+    try:
+        _survey(remote, wanted, None)
+        if license is not None:
+            remote.check_card(f"---\nlicense: {license.lower()}\n---\n")
+    except HubUnreachable as error:
+        progress.warn(f"{wanted.repo}: the Hub could not be asked beforehand: {error.what}")
 
 
 def check_account(repo: str) -> None:
     """See that there is an account to publish by. Raises PublishRefused, HubUnreachable, MachineError."""
-    from huggingface_hub import constants, get_token
+    try:
+        # The client takes the address apart as it is imported.
+        from huggingface_hub import constants, get_token
 
-    check_endpoint()
+        check_endpoint()
+    except ValueError:
+        raise MachineError("not an address", where="HF_ENDPOINT", hint="use an https address") from None
     if constants.is_offline_mode():
         raise HubUnreachable("publishing needs the Hub, which HF_HUB_OFFLINE switches off", where=repo)
     if get_token() is None:
@@ -168,357 +209,141 @@ def check_account(repo: str) -> None:
         )
 
 
-def _propose(remote: _Remote, publication: Publication) -> Published:
-    """By a pull request: the one that an earlier call has opened, or a new one."""
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """How things stand on the Hub: `head` is the commit of the branch that is to be moved, None where there is no such branch."""
+
+    exists: bool
+    private: bool
+    references: References
+    head: str | None
+    changed: bool
+    removed: Sequence[str]
+
+
+def _survey(remote: Remote, wanted: Wanted, publication: Publication | None) -> _Found:
+    """Look at all that decides whether it can be published, and refuse what cannot. Nothing is made.
+
+    Args:
+        publication: None where there is none yet; what depends on it is then left for later.
+    """
     info = remote.info()
     if info is None:
-        raise PublishRefused("no such repository to propose it to", where=remote.repo, hint="leave --pr out to make it")
-    title = f"Grown {publication.family}, {publication.digest[:16]}"
-    number = remote.find_proposal(title)
-    changed = number is None or not remote.holds(publication, f"refs/pr/{number}")
-    if changed:
-        number = remote.propose(publication, title, number)
-        remote.require(publication, f"refs/pr/{number}", moved=f"pull request {number}")
-    revision = f"refs/pr/{number}"
+        if wanted.pull_request:
+            raise PublishRefused(
+                "no such repository to propose it to", where=wanted.repo, hint="leave --pr out to make it"
+            )
+        remote.require_namespace()
+        nothing = References(branches={}, tags={})
+        return _Found(exists=False, private=not wanted.public, references=nothing, head=None, changed=True, removed=())
+    if info.private is False and not wanted.public:
+        raise PublishRefused(
+            "the repository is readable by everyone, and nobody said that this may be",
+            where=wanted.repo,
+            hint="say --public (in a recipe publish.public), or name another repository",
+        )
+    if not wanted.pull_request:
+        remote.require_right()
+    references = remote.references()
+    head = references.branches.get(wanted.branch)
+    files = remote.files(head) if head is not None else {}
+    changed = head is None or publication is None or bool(differences(publication, files))
+    tagged = references.tags.get(wanted.tag) if wanted.tag is not None else None
+    if tagged is not None and (tagged != head or (changed and publication is not None)):
+        raise PublishRefused(
+            "the tag is on another commit, and is not moved",
+            where=f"{wanted.repo}: {wanted.tag}",
+            found=tagged,
+            hint="nothing has been published; name another tag",
+        )
+    # A pull request is looked at by the owner of what it takes away, and says what that is.
+    if head is not None and changed and not wanted.replace and not wanted.pull_request:
+        _require_replaceable(remote, wanted, head, files)
+    removed = stale(publication, files) if publication is not None and changed else []
+    return _Found(
+        exists=True, private=bool(info.private), references=references, head=head, changed=changed, removed=removed
+    )
+
+
+def _require_replaceable(remote: Remote, wanted: Wanted, head: str, files: dict[str, Any]) -> None:
+    unclaimed = remote.unclaimed(head, files)
+    if unclaimed:
+        raise PublishRefused(
+            "there are files that no earlier publication left, and they would be taken away or replaced",
+            where=f"{wanted.repo} at {wanted.branch}",
+            found=", ".join(unclaimed[:4]) + (f" (and {len(unclaimed) - 4} more)" if len(unclaimed) > 4 else ""),
+            hint="name another repository or branch, or say --replace (in a recipe publish.replace)",
+        )
+
+
+def _put(remote: Remote, wanted: Wanted, publication: Publication, found: _Found) -> Published:
+    """To a branch: over one of its own, compared, and then moved at once."""
+    staging = f"ligo-convert-{publication.digest[:16]}"
+    commit, head = found.head, found.head
+    if found.removed:
+        remote.progress.say(f"{remote.repo}: {len(found.removed)} files that are not part of it will be taken away")
+    if found.changed or commit is None:
+        remote.make_branch(staging)
+        staged = remote.commit_of(staging)
+        if not remote.holds(publication, staged):
+            remote.stage(publication, staging)
+            staged = remote.commit_of(staging)
+            remote.require(publication, staged, revision=staging, moved=None)
+        if head is None:
+            remote.make_branch(wanted.branch, commit=staged)
+        else:
+            remote.move(publication, wanted.branch, head=head, staged=staged)
+        commit = remote.commit_of(wanted.branch)
+        remote.require(publication, commit, revision=wanted.branch, moved=wanted.branch)
+    if found.changed or staging in found.references.branches:
+        remote.drop_branch(staging)
+    _tell_leftovers(remote, found, staging)
+    if wanted.tag is not None:
+        remote.put_tag(wanted.tag, commit)
     return Published(
         publication=publication,
-        repo=remote.repo,
+        repo=wanted.repo,
+        url=remote.url if wanted.branch == MAIN else f"{remote.url}/tree/{wanted.branch}",
+        revision=wanted.branch,
+        commit=commit,
+        private=found.private,
+        pull_request=None,
+        tag=wanted.tag,
+        changed=found.changed,
+        removed=found.removed,
+    )
+
+
+def _tell_leftovers(remote: Remote, found: _Found, staging: str) -> None:
+    """Branches that other publications went over may be what a run is at this moment: they are named, and stay."""
+    others = sorted(name for name in found.references.branches if STAGING.fullmatch(name) and name != staging)
+    if others:
+        names = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        remote.progress.warn(f"{remote.repo}: left over by a publication that was cut, or in use by one: {names}")
+
+
+def _propose(remote: Remote, wanted: Wanted, publication: Publication, found: _Found) -> Published:
+    """By a pull request: the one that an earlier call has opened, or a new one; none where it was merged."""
+    title = f"Grown {publication.family}, {publication.digest[:16]}"
+    number, changed, revision, commit = None, False, MAIN, found.head
+    if found.changed or commit is None:
+        number = remote.find_proposal(title)
+        commit = remote.commit_of(f"refs/pr/{number}") if number is not None else None
+        changed = commit is None or not remote.holds(publication, commit)
+        if changed or commit is None:
+            number = remote.propose(publication, title, number, removed=found.removed)
+            commit = remote.commit_of(f"refs/pr/{number}")
+            remote.require(publication, commit, revision=f"refs/pr/{number}", moved=f"pull request {number}")
+        revision = f"refs/pr/{number}"
+    return Published(
+        publication=publication,
+        repo=wanted.repo,
         url=remote.url,
         revision=revision,
-        commit=remote.commit_of(revision),
-        private=bool(info.private),
-        pull_request=f"{remote.url}/discussions/{number}",
+        commit=commit,
+        private=found.private,
+        pull_request=f"{remote.url}/discussions/{number}" if number is not None else None,
         tag=None,
         changed=changed,
+        removed=found.removed,
     )
-
-
-class _Remote:
-    """A repository, and what this program does to one."""
-
-    def __init__(self, repo: str, progress: Progress) -> None:
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-        disable_progress_bars()  # ours are shown
-        self.repo, self.progress = repo, progress
-        self.api: HfApi = HfApi()
-        self.url = f"{constants.ENDPOINT}/{repo}"
-
-    # What is there.
-
-    def info(self) -> Any:
-        """The repository as the Hub has it; None where there is none, or none that this account may see."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
-        def ask() -> Any:
-            try:
-                return self.api.model_info(self.repo)
-            except RepositoryNotFoundError:
-                return None
-
-        return self._patiently(ask)
-
-    def heads(self) -> dict[str, str]:
-        """Branch -> commit."""
-        refs = self._patiently(lambda: self.api.list_repo_refs(self.repo))
-        return {ref.name: ref.target_commit for ref in refs.branches}
-
-    def commit_of(self, revision: str) -> str:
-        return str(self._patiently(lambda: self.api.model_info(self.repo, revision=revision)).sha)
-
-    def files(self, revision: str) -> dict[str, Any]:
-        """Name -> what the Hub says of the file."""
-        from huggingface_hub.hf_api import RepoFile
-
-        entries = self._patiently(
-            lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=revision, expand=False))
-        )
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-    def differences(self, publication: Publication, revision: str) -> list[str]:
-        """How what is at `revision` is not the publication: a line a file."""
-        there = {name: entry for name, entry in self.files(revision).items() if name not in HUB_LEFTOVERS}
-        found = []
-        for name in sorted({*there, *publication.items}):
-            entry, item = there.get(name), publication.items.get(name)
-            if item is None:
-                found.append(f"{name}: not part of it")
-            elif entry is None:
-                found.append(f"{name}: not there")
-            elif not _same(entry, item):
-                found.append(f"{name}: other bytes")
-        return found
-
-    def holds(self, publication: Publication, revision: str) -> bool:
-        return not self.differences(publication, revision)
-
-    def require(self, publication: Publication, revision: str, *, moved: str | None) -> None:
-        """Raise VerificationError where the Hub does not hold what was sent, bit for bit."""
-        with self.progress.task("comparing with the Hub"):
-            found = self.differences(publication, revision)
-        if found:
-            raise VerificationError(
-                "the Hub does not hold what was sent",
-                where=f"{self.repo} at {revision}",
-                found="; ".join(found[:4]) + (f" (and {len(found) - 4} more)" if len(found) > 4 else ""),
-                hint=f"{_AGAIN}; nobody loads from there yet" if moved is None else f"look at {moved} on the Hub",
-            )
-
-    # What is done.
-
-    def prepare(self, *, public: bool) -> bool:
-        """Make the repository where there is none; whether it is private."""
-        info = self.info()
-        if info is None:
-            # Two may do this at once, and an answer may be lost.
-            self._patiently(lambda: self.api.create_repo(self.repo, private=not public, exist_ok=True))
-            return not public
-        if info.private is False and not public:
-            raise PublishRefused(
-                "the repository is readable by everyone, and nobody said that this may be",
-                where=self.repo,
-                hint="say --public (in a recipe publish.public), or name another repository",
-            )
-        if info.private and public:
-            self.progress.warn(f"{self.repo} is there and stays private; its settings on the Hub make it public")
-        return bool(info.private)
-
-    def make_branch(self, name: str) -> None:
-        self._patiently(lambda: self.api.create_branch(self.repo, branch=name, exist_ok=True))
-
-    def drop_branch(self, name: str) -> None:
-        """Remove a staging branch. What it held is on its way to everyone: that it is left over is no failure."""
-        try:
-            self._patiently(lambda: self.api.delete_branch(self.repo, branch=name))
-        except (HubUnreachable, PublishRefused) as error:
-            self.progress.warn(f"{self.repo}: the branch {name} could not be removed: {error.what}")
-
-    def put_tag(self, tag: str, commit: str) -> None:
-        refs = self._patiently(lambda: self.api.list_repo_refs(self.repo))
-        there = {ref.name: ref.target_commit for ref in refs.tags}
-        if there.get(tag, commit) != commit:
-            raise PublishRefused(
-                "the tag is on another commit, and is not moved", where=f"{self.repo}: {tag}", found=there[tag]
-            )
-        if tag not in there:
-            self._patiently(lambda: self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=True))
-
-    def upload(self, publication: Publication, branch: str) -> None:
-        """Bring every file to the staging branch, in one commit."""
-        operations = self._send(publication, branch)
-        self._commit(publication, branch, lambda: [*operations(), *self._stale(publication, branch)], "Staged")
-
-    def move(self, publication: Publication, branch: str, staged: str) -> None:
-        """One commit that makes `branch` what `staged` is. The Hub copies what is large by itself."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationCopy
-
-        there = self.files(staged)
-
-        def operations() -> Iterator[Operation]:
-            for name, item in publication.items.items():
-                if there[name].lfs is not None:
-                    yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=staged)
-                else:
-                    yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=_given(item))
-            yield from self._stale(publication, branch)
-
-        self._commit(publication, branch, lambda: list(operations()), f"Grown {publication.family}")
-
-    def propose(self, publication: Publication, title: str, number: int | None) -> int:
-        """Open a pull request, or go on with one; its number."""
-        revision = MAIN if number is None else f"refs/pr/{number}"
-        operations = self._send(publication, revision, create_pr=number is None)
-        if number is not None:
-            self._commit(publication, revision, lambda: [*operations(), *self._stale(publication, revision)], title)
-            return number
-
-        def opened() -> int:
-            again = self.find_proposal(title)  # an answer may have been lost
-            if again is not None:
-                return again
-            made = self.api.create_commit(
-                self.repo,
-                [*operations(), *self._stale(publication, MAIN)],
-                commit_message=title,
-                commit_description=_message(publication),
-                create_pr=True,
-            )
-            return int(str(made.pr_num))
-
-        return int(self._patiently(opened))
-
-    def find_proposal(self, title: str) -> int | None:
-        """The number of the open pull request with this title; None where there is none."""
-
-        def ask() -> list[int]:
-            found = self.api.get_repo_discussions(
-                self.repo, discussion_type="pull_request", discussion_status="open", repo_type="model"
-            )
-            return [one.num for one in found if one.is_pull_request and one.title == title]
-
-        numbers: list[int] = self._patiently(ask)
-        return min(numbers, default=None)
-
-    def _stale(self, publication: Publication, revision: str) -> list[Operation]:
-        """What takes away the files of an earlier model: a library that finds both may load the wrong one."""
-        from huggingface_hub import CommitOperationDelete
-
-        names = [name for name in self.files(revision) if name not in publication.items and name not in HUB_LEFTOVERS]
-        return [CommitOperationDelete(path_in_repo=name) for name in names]
-
-    def _send(
-        self, publication: Publication, revision: str, *, create_pr: bool = False
-    ) -> Callable[[], list[CommitOperationAdd]]:
-        """Bring the large files to the Hub's storage, where no branch shows them yet. Returns what makes a commit of all."""
-        from huggingface_hub import CommitOperationAdd
-
-        sent: dict[str, CommitOperationAdd] = {}
-        with self.progress.task("uploading", publication.nbytes, unit="bytes") as task:
-            for name, item in publication.items.items():
-                with _reading(item):
-                    addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=_given(item))
-                if addition.upload_info.sha256.hex() != item.sha256:
-                    raise VerificationError(
-                        "the file changed since it was verified",
-                        where=publication.directory / name,
-                        expected=item.sha256,
-                        found=addition.upload_info.sha256.hex(),
-                        hint="nothing may write to the directory while it is published",
-                    )
-                task.note(name)
-                send = partial(self.api.preupload_lfs_files, self.repo, revision=revision, create_pr=create_pr)
-                self._patiently(partial(send, [addition], free_memory=False))
-                if addition._should_ignore:
-                    raise PublishRefused(
-                        "the repository's .gitignore leaves the file out", where=f"{self.repo}: {name}"
-                    )
-                sent[name] = addition
-                task.advance(item.nbytes)
-        return lambda: list(sent.values())
-
-    def _commit(
-        self, publication: Publication, revision: str, operations: Callable[[], Sequence[Operation]], message: str
-    ) -> None:
-        """One commit; done where the Hub holds the publication, whether or not its answer came through."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def send() -> None:
-            parent = self.commit_of(revision)
-            if self.holds(publication, revision):
-                return
-            try:
-                self.api.create_commit(
-                    self.repo,
-                    operations(),
-                    commit_message=message,
-                    commit_description=_message(publication),
-                    revision=revision,
-                    parent_commit=parent,
-                )
-            except HfHubHTTPError as error:
-                if error.response.status_code in (409, 412) and not self.holds(publication, revision):
-                    raise PublishRefused(
-                        "somebody else moved the branch meanwhile", where=f"{self.repo} at {revision}", hint=_AGAIN
-                    ) from None
-                if error.response.status_code not in (409, 412):
-                    raise
-
-        self._patiently(send)
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """`call`, again where the Hub is busy or out of reach for the moment."""
-
-        def once() -> T:
-            with _said_clearly(self.repo):
-                return call()
-
-        def told(error: HubUnreachable) -> None:
-            found = f" ({error.found})" if error.found else ""
-            self.progress.say(f"{self.repo}: {error.what}{found}; trying again")
-
-        return patiently(once, told=told)
-
-
-def _given(item: Item) -> str | bytes:
-    return item.content if isinstance(item.content, bytes) else str(item.content)
-
-
-def _same(entry: Any, item: Item) -> bool:
-    """Whether a file of the Hub has the item's bytes, by the digest that the Hub keeps for its kind."""
-    if entry.size != item.nbytes:
-        return False
-    if entry.lfs is not None:
-        return bool(entry.lfs.sha256 == item.sha256)
-    return bool(entry.blob_id == item.blob())
-
-
-def _message(publication: Publication) -> str:
-    return (
-        f"{len(publication.items)} files, {publication.nbytes} bytes; SHA-256 of ligo/SHA256SUMS: {publication.digest}.\n\n"
-        "`ligo-convert verify DIR` checks a downloaded copy."
-    )
-
-
-@contextmanager
-def _reading(item: Item) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise VerificationError(
-            "the file cannot be read any more", where=item.name, found=error.strerror or type(error).__name__
-        ) from None
-
-
-@contextmanager
-def _said_clearly(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one clear line. Its own texts are left out where they hold addresses."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the Hub thinks of a card: nothing to do with whether it takes it
-            yield
-    except LigoError:
-        raise
-    except Exception as error:
-        clear = _clear(error, repo)
-        if clear is None:
-            raise
-        raise clear from None
-
-
-def _clear(error: BaseException, repo: str) -> LigoError | None:
-    """What an error of the client means; None for one that is no business of the Hub."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    account = "use an account that may write there, or propose it with --pr"
-    match error:
-        case errors.GatedRepoError() | errors.RepositoryNotFoundError():
-            return PublishRefused("no such repository, or this account may not see it", where=repo, hint=account)
-        case errors.RevisionNotFoundError():
-            return HubUnreachable("the Hub lost a branch that was there", where=repo, hint=_AGAIN)
-        case errors.BadRequestError():
-            found = short(error.server_message or "HTTP status 400")
-            return PublishRefused("the Hub refuses the request", where=repo, found=found)
-        case errors.HfHubHTTPError():
-            status = error.response.status_code
-            if status in (401, 403):
-                return PublishRefused("the Hub does not let this account do that", where=repo, hint=account)
-            found, passing = f"HTTP status {status}", status in BUSY
-            what = "the Hub answered with an error"
-            return HubUnreachable(what, where=repo, found=found, hint=_AGAIN, passing=passing)
-        case httpx.HTTPError() | httpx.InvalidURL() | ConnectionError() | TimeoutError():
-            hint = f"check the network, HF_ENDPOINT and the proxy settings; {_AGAIN}"
-            found = type(error).__name__
-            return HubUnreachable("the Hub cannot be reached", where=repo, found=found, hint=hint, passing=True)
-        case errors.OfflineModeIsEnabled():
-            return HubUnreachable("publishing needs the Hub, which HF_HUB_OFFLINE switches off", where=repo)
-        case RuntimeError():
-            # So the client wraps what happens in an upload; the storage client (hf_xet) raises nothing more special itself.
-            inner = _clear(error.__cause__, repo) if error.__cause__ is not None else None
-            found = short(str(error))
-            return inner or HubUnreachable("the upload failed", where=repo, found=found, hint=_AGAIN, passing=True)
-        case ValueError():
-            # The Hub reads a card's metadata before it takes it, and says what it finds wrong.
-            return PublishRefused("the Hub refuses it", where=repo, found=short(str(error)))
-    return None

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ligo_convert.publish import Published
     from ligo_convert.record import Outcome
 
+_FILES = 8  # names of files in a line
+
 
 # Progress.
 
@@ -438,6 +440,34 @@ def contents_report(publication: Publication, *, console: Console | None = None)
     console.print(table)
 
 
+def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> None:
+    """What would be published, and what would come of it there."""
+    contents_report(publication)
+    if foreseen["changed"] is None:
+        state = "not known: the Hub was not asked"
+    elif not foreseen["exists"]:
+        state = "a repository would be made"
+    elif not foreseen["changed"]:
+        state = "all of it is there already; nothing would be sent"
+    else:
+        state = "a pull request would be opened, or gone on with" if foreseen["pull_request"] else "it would change"
+    pairs: dict[str, object] = {
+        "repository": foreseen["repo"],
+        "revision": foreseen["revision"],
+        "tag": foreseen["tag"],
+        "readable by": "those who were let in" if foreseen["private"] else "everyone",
+        "there": state,
+        "taken away": _some(foreseen["removed"] or ()),
+    }
+    _pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+
+
+def _some(names: Sequence[str]) -> str | None:
+    """Some of many names; None of none."""
+    shown = ", ".join(names[:_FILES]) + (f" and {len(names) - _FILES} more" if len(names) > _FILES else "")
+    return shown or None
+
+
 def publish_report(published: Published) -> None:
     """Where it is now, and who can see it."""
     publication = published.publication
@@ -449,6 +479,7 @@ def publish_report(published: Published) -> None:
         "readable by": "those who were let in" if published.private else "everyone",
         "licence": publication.license,
         "files": f"{len(publication.items)}, {size(publication.nbytes)}, every digest as sent",
+        "taken away": _some(published.removed),
         "": None if published.changed else "all of it was there already; nothing was sent",
     }
     _pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})

@@ -19,7 +19,7 @@ PACKAGE = Path(ligo_convert.__file__).parent
 
 # Floor by floor, from the ground up: what the floor is for, and who lives there.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "tensors", "values", "axes", "maps", "permutation", "progress", "schedules")),
+    ("words", ("errors", "tensors", "values", "axes", "maps", "permutation", "progress", "schedules", "hub_names")),
     (
         "single texts and files",
         (
@@ -97,6 +97,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the record", ("record",)),
     ("what is there already", ("finished",)),
     ("the pipeline, the comparison, and what is published", ("convert", "apply", "compare", "publication")),
+    ("what the Hub says to it", ("answers",)),
+    ("a repository of the Hub that is written to", ("remote",)),
     ("to the Hub", ("publish",)),
     ("a recipe from end to end", ("deliver",)),
     ("an entry, wherever it is done", ("work",)),

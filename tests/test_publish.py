@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import loopback
 import pytest
 from checkpoints import HERE
-from loopback import Fault
+from loopback import Fault, Pull
+from pydantic import ValidationError
 from source_models import DEEPER, write_case, write_checkpoint
 
 from ligo_convert.card import under_license
@@ -22,7 +24,7 @@ from ligo_convert.checkpoint_layout import stated_license
 from ligo_convert.convert import convert
 from ligo_convert.errors import PublishRefused, RecipeError
 from ligo_convert.licensing import PERMISSIVE, license_to_publish
-from ligo_convert.recipe import load_recipe
+from ligo_convert.recipe import Publish, load_recipe
 from ligo_convert.sums import check_sums
 
 TOKEN, OTHER = "hf_" + "a" * 30, "hf_" + "b" * 30
@@ -148,22 +150,57 @@ def test_files_of_an_earlier_model_are_taken_away(grown: Path, send: Send) -> No
     old = {"model.safetensors": b"old", "pytorch_model.bin": b"old", "README.md": b"old", ".gitattributes": b""}
     with serve(repositories={REPO: loopback.one_commit(old, commit="c" * 40)}) as hub:
         hub.repositories[REPO].closed = True
-        (said,) = send(hub, {"directory": grown, "repo": REPO})
+        (said,) = send(hub, {"directory": grown, "repo": REPO, "replace": True})
         assert "error" not in said, said
+        assert said["removed"] == ["model.safetensors", "pytorch_model.bin"]
         assert published(hub) == on_disk(grown)
+
+
+def test_what_nobody_vouches_for_is_not_taken_away_unasked(grown: Path, send: Send) -> None:
+    """Of an earlier publication everything may go; beside it, as where there was none, only what its owner gives up."""
+    call = {"directory": grown, "repo": REPO}
+    mine = {"README.md": b"x", ".gitattributes": b"", "thesis.pdf": b"z"}
+    with serve(repositories={REPO: loopback.one_commit(mine, commit="c" * 40)}) as hub:
+        repository = hub.repositories[REPO]
+        repository.closed = True
+        kept, elsewhere, said = send(hub, call, {**call, "branch": "step-1"}, {**call, "replace": True})
+        assert kept["code"] == 8
+        assert "thesis.pdf" in kept["text"]
+        assert "--replace" in kept["text"]
+        assert elsewhere["removed"] == []  # the branch was made for it
+        assert set(repository.branches) == {"main", "step-1"}
+        assert said["removed"] == ["thesis.pdf"]
+        assert published(hub) == published(hub, branch="step-1") == on_disk(grown)
+        # Another publication follows one of ours; what has been laid beside it is not ours.
+        ours = repository.commits[repository.branches["main"]]
+        repository.commits["e" * 40] = {**ours, "plot.png": b"p"}
+        (again,) = send(hub, {**call, "license": "mit"})
+        assert again["changed"]
+        assert again["removed"] == []
+        repository.branches["main"] = "e" * 40
+        (beside,) = send(hub, call)
+        assert beside["code"] == 8
+        assert "plot.png" in beside["text"]
+        assert "config.json" not in beside["text"]
 
 
 def test_it_goes_to_another_branch_and_under_a_tag(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": REPO}
     with serve() as hub:
-        said, moved = send(hub, {**call, "branch": "step-100", "tag": "v1"}, {**call, "license": "mit", "tag": "v1"})
+        said, again = send(hub, *[{**call, "branch": "step-100", "tag": "v1"}] * 2)
         assert "error" not in said, said
+        assert not again["changed"]
         assert published(hub, branch="step-100") == on_disk(grown)
-        assert published(hub) != published(hub, branch="step-100")
-        assert hub.repositories[REPO].tags == {"v1": said["commit"]}
-        # Another commit asks for the tag: it stays where people know it to be.
-        assert moved["code"] == 8
-        assert "tag" in moved["text"]
+        assert published(hub) == {}
+        repository = hub.repositories[REPO]
+        assert repository.tags == {"v1": said["commit"]} == {"v1": repository.branches["step-100"]}
+        # Another commit asks for the tag: it stays where people know it to be, and so does the branch.
+        before = dict(repository.branches)
+        moved, other = send(hub, {**call, "license": "mit", "branch": "step-100", "tag": "v1"}, {**call, "tag": "v1"})
+        for refused in (moved, other):
+            assert refused["code"] == 8
+            assert "tag" in refused["text"]
+        assert repository.branches == before
 
 
 def test_a_stated_licence_is_in_what_is_published_and_a_copy_verifies(grown: Path, send: Send, tmp_path: Path) -> None:
@@ -246,12 +283,32 @@ def test_who_may_not_write_there_is_told_so(grown: Path, send: Send) -> None:
         assert published(hub, "somebody/theirs") == {"README.md": b"x"}
 
 
-@pytest.mark.parametrize("repo", ["model", "a/b/c", "me/..", "-x/y", "me/a b"])
-def test_what_is_no_name_is_refused_before_anything(repo: str, grown: Path, send: Send) -> None:
+def test_what_is_no_name_is_refused_before_anything(grown: Path, send: Send, tmp_path: Path) -> None:
+    repositories = (
+        "model",
+        "a/b/c",
+        "me/..",
+        "-x/y",
+        "me/a b",
+        "me/model-",
+        "me/model.",
+        "me./model",
+        "me/" + "x" * 96,
+    )
+    names = ("HEAD", "v 1", "refs/pr/3", "a//b", "-x", "a..b", "x.lock", "ligo-convert-" + "0" * 16, "f" * 40)
+    calls = [{"repo": repo} for repo in repositories]
+    calls += [{"repo": REPO, key: name} for name in names for key in ("branch", "tag")]
     with serve() as hub:
-        (said,) = send(hub, {"directory": grown, "repo": repo})
-        assert said["code"] == 2
+        for call, said in zip(calls, send(hub, *({"directory": grown, **call} for call in calls)), strict=True):
+            assert said.get("code") == 2, call
+            with pytest.raises(ValidationError):
+                Publish.model_validate(call)
         assert not hub.requests
+    grow(tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "publish": {"repo": REPO, "tag": "v 1"}}))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1:"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_the_hub_s_own_doubts_are_passed_on(grown: Path, send: Send) -> None:
@@ -259,7 +316,8 @@ def test_the_hub_s_own_doubts_are_passed_on(grown: Path, send: Send) -> None:
         (said,) = send(hub, {"directory": grown, "repo": REPO, "license": "no-such-licence"})
         assert said["code"] == 8
         assert "known licences" in said["text"]
-        assert published(hub) == {}
+        assert not hub.repositories
+        assert not requests(hub, "/objects/")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -278,20 +336,26 @@ FAULTS = {
     "main's answer is lost": Fault(method="POST", path="/commit/main", kind="lost"),
     "too many requests": Fault(method="POST", path="/preupload/", kind="status", status=429),
     "the branch stays": Fault(method="DELETE", path="/branch/", kind="status", times=9),
+    "the removal's answer is lost": Fault(method="DELETE", path="/branch/", kind="lost"),
+    "an upload is slow": Fault(method="PUT", path="/objects/", kind="slow", seconds=0.3, times=9),
+    "an answer is slow": Fault(method="GET", path="/tree/", kind="slow", seconds=0.3, times=9),
+    "an answer is cut": Fault(method="GET", path="/tree/", kind="cut", after=10),
+    "the references are cut": Fault(method="GET", path="/refs", kind="cut", after=0),
+    "the card is not looked at": Fault(method="POST", path="/validate-yaml", kind="status"),
 }
 
 
 def again(fault: Fault) -> Fault:
-    return Fault(
-        method=fault.method, path=fault.path, kind=fault.kind, at=fault.at, times=fault.times, status=fault.status
-    )
+    return replace(fault, seen=0)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_fails_for_the_moment_is_tried_again(name: str, grown: Path, send: Send) -> None:
-    with serve(faults=[again(FAULTS[name])]) as hub:
+    fault = again(FAULTS[name])
+    with serve(faults=[fault]) as hub:
         (said,) = send(hub, {"directory": grown, "repo": REPO})
         assert "error" not in said, said
+        assert fault.was_met
         assert published(hub) == on_disk(grown)
         assert requests(hub, "/commit/") <= 6
 
@@ -346,13 +410,135 @@ def test_a_branch_that_somebody_else_moves_is_not_overrun(grown: Path, send: Sen
         assert published(hub) == {}
 
 
+def test_what_changes_after_it_was_compared_never_gets_to_main(copy: Path, send: Send) -> None:
+    def spoil(request: str) -> None:
+        if request.startswith("GET") and requests(hub, "/commit/ligo-convert"):
+            (copy / "config.json").write_text('{"model_type": "other"}')
+
+    with serve() as hub:
+        hub.meanwhile = spoil
+        (said,) = send(hub, {"directory": copy, "repo": REPO})
+        assert said["code"] == 7, said
+        assert "changed since it was verified" in said["text"]
+        assert published(hub) == {}
+
+
+def test_a_file_that_is_gone_is_said_to_be(copy: Path, send: Send) -> None:
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
+    for moment, name in (("/branch/", "config.json"), ("/preupload/", "model.safetensors.index.json")):
+
+        def spoil(request: str, moment: str = moment, name: str = name) -> None:
+            if moment in request:
+                (copy / name).unlink(missing_ok=True)
+
+        with serve() as hub:
+            hub.meanwhile = spoil
+            (said,) = send(hub, {"directory": copy, "repo": REPO})
+            assert said["code"] == 7, said
+            assert "cannot be read any more" in said["text"]
+            assert published(hub) == {}
+        (copy / name).write_bytes(before[name])
+
+
+def test_what_a_gitignore_leaves_out_is_not_left_out_in_silence(grown: Path, send: Send) -> None:
+    """Of the branch that is to move: the one that everything went over first had no such file."""
+    with serve() as hub:
+        (said,) = send(hub, {"directory": grown, "repo": REPO, "branch": "step-1"})
+        repository = hub.repositories[REPO]
+        there = repository.commits[said["commit"]]
+        repository.commits["e" * 40] = {**there, "config.json": b"{}", ".gitignore": b"*.json\n"}
+        repository.branches["step-1"] = "e" * 40
+        (refused,) = send(hub, {"directory": grown, "repo": REPO, "branch": "step-1", "replace": True})
+        assert refused["code"] == 8, refused
+        assert ".gitignore" in refused["text"]
+        assert repository.branches["step-1"] == "e" * 40
+
+
+def test_what_is_reported_and_tagged_is_what_was_compared(grown: Path, send: Send) -> None:
+    call = {"directory": grown, "repo": REPO, "tag": "v1"}
+
+    def push(request: str) -> None:
+        repository = hub.repositories.get(REPO)
+        if request.startswith("DELETE") and repository is not None:
+            repository.commits["f" * 40] = {"config.json": b"{}"}
+            repository.branches["main"] = "f" * 40
+
+    def remove(request: str) -> None:
+        if request.startswith("GET") and requests(hub, "/commit/main"):
+            hub.repositories[REPO].branches.pop("main", None)
+
+    with serve() as hub:
+        hub.meanwhile = push
+        (said,) = send(hub, call)
+        repository = hub.repositories[REPO]
+        assert repository.branches["main"] == "f" * 40
+        assert repository.tags["v1"] == said["commit"] != "f" * 40
+        there = repository.commits[said["commit"]]
+        assert {name: there[name] for name in on_disk(grown)} == on_disk(grown)
+    with serve() as hub:
+        hub.meanwhile = remove
+        (lost,) = send(hub, call)
+        assert lost["code"] == 4, lost
+        assert not hub.repositories[REPO].tags
+
+
+def test_a_branch_that_was_left_over_is_removed_by_the_next_run(grown: Path, send: Send, tmp_path: Path) -> None:
+    other = f"ligo-convert-{'0' * 16}"
+    with serve(faults=[Fault(method="DELETE", path="/branch/", kind="status", times=99)]) as hub:
+        send(hub, {"directory": grown, "repo": REPO})
+        repository = hub.repositories[REPO]
+        assert len(repository.branches) == 2
+        hub.faults = []
+        repository.branches[other] = repository.branches["main"]
+        done = cli(hub, tmp_path, "publish", str(grown), REPO, "--json")
+        assert done.returncode == 0, done.stderr
+        assert not json.loads(done.stdout)["changed"]
+        assert set(repository.branches) == {"main", other}
+        assert other in done.stderr
+
+
+ANSWERS = {
+    "a page": (Fault(method="GET", path="/api/", kind="page", body=b"<html>Log in</html>", times=99), 4, "not one of the Hub"),
+    "nothing": (Fault(method="GET", path="/refs", kind="page", body=b"{}", times=99), 4, "not one of the Hub"),
+    "a list": (Fault(method="GET", path="/api/models", kind="page", body=b"[]", times=99), 4, "not one of the Hub"),
+    "no storage left": (
+        Fault(method="POST", path="/objects/batch", kind="status", status=403, message="Private storage limit\x1b[2J", times=99),
+        8,
+        "Private storage limit\\x1b[2J",
+    ),
+    "a bill": (Fault(method="POST", path="/objects/batch", kind="status", status=402, message="Pay", times=99), 8, "Pay"),
+    "a bad token": (Fault(method="GET", path="/whoami", kind="status", status=401, times=99), 8, "token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_says_whose_fault_it_is(name: str, grown: Path, send: Send) -> None:
+    given, code, text = ANSWERS[name]
+    with serve() as hub:
+        if name in ("nothing", "a list"):
+            send(hub, {"directory": grown, "repo": REPO})
+        hub.faults = [again(given)]
+        (said,) = send(hub, {"directory": grown, "repo": REPO, "license": "mit"})
+        assert hub.faults[0].was_met
+        assert said["code"] == code, said
+        assert text in said["text"]
+        assert code != 8 or "goes on" not in said["text"]
+
+
+def test_an_endpoint_that_is_no_address_is_said_to_be_none(grown: Path, send: Send) -> None:
+    with serve() as hub:
+        (said,) = send(hub, {"directory": grown, "repo": REPO}, HF_ENDPOINT="https://[bad")
+        assert said["code"] == 5, said
+        assert "HF_ENDPOINT" in said["text"]
+
+
 # --- proposals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["at once", "answer lost"])
 def test_a_proposal_is_one_pull_request_however_often_it_is_made(lost: bool, grown: Path, send: Send) -> None:
     theirs = loopback.one_commit({"README.md": b"x", "old.bin": b"y"}, commit="d" * 40)
-    call = {"directory": grown, "repo": "somebody/theirs", "pull_request": True}
+    call = {"directory": grown, "repo": "somebody/theirs", "pull_request": True, "public": True}
     faults = [Fault(method="POST", path="/commit/main", kind="lost")] if lost else []
     with serve(repositories={"somebody/theirs": theirs}, faults=faults) as hub:
         said, second = send(hub, call, call)
@@ -362,8 +548,33 @@ def test_a_proposal_is_one_pull_request_however_often_it_is_made(lost: bool, gro
         assert published(hub, "somebody/theirs", "refs/pr/1") == on_disk(grown)
         assert published(hub, "somebody/theirs") == {"README.md": b"x", "old.bin": b"y"}
         assert not second["changed"]
-        (missing,) = send(hub, {**call, "repo": "somebody/nothing"})
+        assert said["removed"] == second["removed"] == ["old.bin"]
+        assert second["commit"] == hub.repositories["somebody/theirs"].branches["refs/pr/1"]
+        assert "old.bin" in hub.repositories["somebody/theirs"].log[said["commit"]].message
+        missing, unsaid = send(hub, {**call, "repo": "somebody/nothing"}, {**call, "public": False})
         assert missing["code"] == 8
+        assert unsaid["code"] == 8
+        assert "--public" in unsaid["text"]
+
+
+def test_a_proposal_is_one_s_own_and_none_is_made_of_what_was_merged(grown: Path, send: Send) -> None:
+    call = {"directory": grown, "repo": "somebody/theirs", "pull_request": True, "public": True}
+    theirs = loopback.one_commit({"README.md": b"x"}, commit="d" * 40)
+    with serve(repositories={"somebody/theirs": theirs}) as hub:
+        digest = hashlib.sha256((grown / "ligo/SHA256SUMS").read_bytes()).hexdigest()
+        theirs.pulls[1] = Pull(title=f"Grown gpt2, {digest[:16]}", author="somebody", base="d" * 40)
+        theirs.branches["refs/pr/1"] = "d" * 40
+        (said,) = send(hub, call)
+        assert "error" not in said, said
+        assert said["revision"] == "refs/pr/2"
+        assert theirs.pulls[2].author == "me"
+        theirs.branches["main"], theirs.pulls[2].status = theirs.branches["refs/pr/2"], "merged"
+        (merged,) = send(hub, call)
+        assert "error" not in merged, merged
+        assert not merged["changed"]
+        assert (merged["revision"], merged["commit"]) == ("main", theirs.branches["main"])
+        assert merged["pull_request"] is None
+        assert len(theirs.pulls) == 2
 
 
 # --- what is there afterwards -----------------------------------------------------------------------------------------
@@ -416,6 +627,33 @@ def test_people_load_it_by_its_name(kind: str, grown: Path, send: Send, tmp_path
         assert json.loads(done.stdout.splitlines()[-1])
 
 
+FETCHED = "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1]))"
+
+
+def test_a_copy_in_the_client_s_cache_verifies_as_it_lies_there(grown: Path, send: Send, tmp_path: Path) -> None:
+    with serve() as hub:
+        (said,) = send(hub, {"directory": grown, "repo": REPO})
+        assert "error" not in said, said
+        environment = hub.environment(tmp_path / "cache", PYTHONPATH=HERE, HF_TOKEN=TOKEN)
+        fetched = subprocess.run(
+            [sys.executable, "-c", FETCHED, REPO],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        snapshot = Path(fetched.stdout.strip())
+        assert (snapshot / "config.json").is_symlink()
+        done = cli(hub, tmp_path, "verify", str(snapshot), "--json")
+        assert done.returncode == 0, done.stderr
+        # A link to anything but a blob of that cache is still none of the directory's files.
+        (tmp_path / "elsewhere").write_bytes((snapshot / "config.json").read_bytes())
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(tmp_path / "elsewhere")
+        assert cli(hub, tmp_path, "verify", str(snapshot)).returncode == 7
+
+
 def test_the_client_s_own_storage_takes_it_too(grown: Path, send: Send, tmp_path: Path) -> None:
     pytest.importorskip("hf_xet", reason="the Hub's storage client is not to be had for this machine")
     with serve() as hub:
@@ -433,10 +671,10 @@ def test_the_client_s_own_storage_takes_it_too(grown: Path, send: Send, tmp_path
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def cli(hub: loopback.Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def cli(hub: loopback.Hub, home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ligo_convert", *arguments],
-        env=hub.environment(home, PYTHONPATH=HERE, HF_TOKEN=TOKEN),
+        env=hub.environment(home, **{"PYTHONPATH": HERE, "HF_TOKEN": TOKEN, **environment}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -448,8 +686,11 @@ def test_the_command_shows_what_goes_and_a_dry_run_sends_nothing(grown: Path, tm
     with serve() as hub:
         dry = cli(hub, tmp_path, "publish", str(grown), REPO, "--dry-run", "--json")
         assert dry.returncode == 0, dry.stderr
-        assert {file["name"] for file in json.loads(dry.stdout)["files"]} == set(on_disk(grown))
-        assert not hub.requests
+        said = json.loads(dry.stdout)
+        assert {file["name"] for file in said["files"]} == set(on_disk(grown))
+        assert (said["exists"], said["changed"], said["removed"], said["private"]) == (False, True, [], True)
+        assert not hub.repositories
+        assert all(request.startswith("GET") or "validate-yaml" in request for request in hub.requests)
         done = cli(hub, tmp_path, "publish", str(grown), REPO, "--public", "--tag", "v1")
         assert done.returncode == 0, done.stderr
         assert all(name in done.stderr for name in on_disk(grown))
@@ -458,6 +699,39 @@ def test_the_command_shows_what_goes_and_a_dry_run_sends_nothing(grown: Path, tm
         assert not hub.repositories[REPO].closed
         refused = cli(hub, tmp_path, "publish", str(grown), REPO, "--pr", "--tag", "v2")
         assert refused.returncode == 2
+
+
+def test_a_dry_run_says_what_would_be_refused_and_needs_nobody(grown: Path, tmp_path: Path) -> None:
+    mine = {"README.md": b"x", "thesis.pdf": b"z"}
+    arguments = ("publish", str(grown), REPO, "--dry-run", "--json")
+    with serve(repositories={REPO: loopback.one_commit(mine, commit="c" * 40)}) as hub:
+        hub.repositories[REPO].closed = True
+        assert cli(hub, tmp_path, *arguments).returncode == 8
+        listed = cli(hub, tmp_path, *arguments, "--replace")
+        assert json.loads(listed.stdout)["removed"] == ["thesis.pdf"], listed.stderr
+        hub.faults = [Fault(method="GET", path="/api/", kind="status", status=503, times=999)]
+        for environment in ({}, {"HF_TOKEN": ""}, {"HF_HUB_OFFLINE": "1"}):
+            alone = cli(hub, tmp_path, *arguments, **environment)
+            assert alone.returncode == 0, alone.stderr
+            assert json.loads(alone.stdout)["removed"] is None
+            assert "asked" in alone.stderr
+
+
+def test_a_proposal_from_the_command(grown: Path, tmp_path: Path) -> None:
+    theirs = loopback.one_commit({"README.md": b"x", "old.bin": b"y"}, commit="d" * 40)
+    arguments = ("publish", str(grown), "somebody/theirs", "--pr", "--public")
+    with serve(repositories={"somebody/theirs": theirs}) as hub:
+        dry = cli(hub, tmp_path, *arguments, "--dry-run", "--json")
+        said = json.loads(dry.stdout)
+        assert said["revision"] is None  # it has no number yet, and is not main
+        assert said["removed"] == ["old.bin"]
+        assert not theirs.pulls
+        done = cli(hub, tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "/somebody/theirs/discussions/1" in done.stdout
+        assert "old.bin" in done.stdout
+        assert published(hub, "somebody/theirs", "refs/pr/1") == on_disk(grown)
+        assert published(hub, "somebody/theirs") == {"README.md": b"x", "old.bin": b"y"}
 
 
 def test_a_recipe_is_published_after_it_was_verified(tmp_path: Path) -> None:
@@ -480,16 +754,75 @@ def test_a_recipe_is_published_after_it_was_verified(tmp_path: Path) -> None:
         assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_fresh_conversion_is_published(tmp_path: Path) -> None:
+    grow(tmp_path, card="---\nlicense: mit\n---\n# a\n")
+    shutil.rmtree(tmp_path / "out")
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "publish": {"repo": "team/grown"}}))
+    with serve() as hub:
+        done = cli(hub, tmp_path, "run", str(tmp_path / "recipe.yaml"), "--json")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["changed"]
+        assert said["published"]["changed"]
+        assert published(hub, "team/grown") == on_disk(tmp_path / "out")
+
+
+def test_what_is_known_to_be_refused_is_refused_before_any_work(tmp_path: Path) -> None:
+    grow(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    theirs = loopback.one_commit({"README.md": b"x"}, commit="d" * 40)
+    full = loopback.one_commit({"thesis.pdf": b"x"}, commit="d" * 40)
+    cases: tuple[tuple[dict[str, object], dict[str, str], str], ...] = (
+        ({"repo": "nobody/grown"}, {}, "can make none there"),
+        ({"repo": "somebody/theirs"}, {}, "--public"),
+        ({"repo": "somebody/theirs", "public": True}, {}, "let this account"),
+        ({"repo": "team/full", "public": True}, {}, "thesis.pdf"),
+        ({"repo": REPO, "license": "no-such-licence"}, {}, "known licences"),
+        ({"repo": REPO}, {"HF_TOKEN": "hf_" + "c" * 30}, "token"),
+    )
+    with serve(repositories={"somebody/theirs": theirs, "team/full": full}) as hub:
+        for section, environment, text in cases:
+            (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "publish": {"license": "mit", **section}}))
+            refused = cli(hub, tmp_path, "run", str(tmp_path / "recipe.yaml"), **environment)
+            assert refused.returncode == 8, (section, refused.stderr)
+            assert text in refused.stderr
+            assert not (tmp_path / "out").exists()
+        assert set(hub.repositories) == {"somebody/theirs", "team/full"}
+        # That the Hub is not there now says nothing about when the work is done.
+        (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "publish": {"license": "mit", "repo": REPO}}))
+        hub.faults = [Fault(method="GET", path="/api/", kind="status", status=501, times=99)]
+        unreached = cli(hub, tmp_path, "run", str(tmp_path / "recipe.yaml"))
+        assert unreached.returncode == 4, unreached.stderr
+        assert "beforehand" in unreached.stderr
+        assert (tmp_path / "out").is_dir()
+
+
+def test_every_entry_of_a_batch_is_published(tmp_path: Path) -> None:
+    grow(tmp_path, card="---\nlicense: mit\n---\n# a\n")
+    entries = [{"name": name, "recipe": "recipe.yaml"} for name in ("one", "two")]
+    manifest = {"version": 1, "out": str(tmp_path / "zoo"), "publish": {"repo": "team/{name}"}, "entries": entries}
+    (tmp_path / "zoo.yaml").write_text(json.dumps(manifest))
+    with serve() as hub:
+        done = cli(hub, tmp_path, "batch", str(tmp_path / "zoo.yaml"), "--json")
+        assert done.returncode == 0, done.stderr
+        for name in ("one", "two"):
+            assert published(hub, f"team/{name}") == on_disk(tmp_path / "zoo" / name)
+
+
 # --- licences ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_licence_is_inherited_where_it_lets_others_share_and_else_stated() -> None:
     assert license_to_publish(stated=None, inherited="MIT", where="x") == "mit"
     assert license_to_publish(stated="Llama3", inherited="mit", where="x") == "llama3"
-    for inherited in (None, "other", "cc-by-nc-4.0", "llama3"):
+    for inherited in (None, "other", "cc-by-nc-4.0", "llama3", "openrail", "openrail++", "bigscience-openrail-m"):
         assert inherited not in PERMISSIVE
         with pytest.raises(PublishRefused):
             license_to_publish(stated=None, inherited=inherited, where="x")
+    with pytest.raises(PublishRefused, match="license_name"):
+        license_to_publish(stated=None, inherited="other", where="x")
     with pytest.raises(RecipeError):
         license_to_publish(stated="my own", inherited="mit", where="x")
 
