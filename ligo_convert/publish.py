@@ -16,6 +16,7 @@ from ligo_convert.errors import HubUnreachable, MachineError, PublishRefused, Re
 from ligo_convert.hub import check_endpoint
 from ligo_convert.hub_names import STAGING, is_reference, is_repository
 from ligo_convert.jsoncore import short
+from ligo_convert.licensing import license_to_publish
 from ligo_convert.output import CARD
 from ligo_convert.progress import Progress
 from ligo_convert.publication import Publication, pack
@@ -151,8 +152,8 @@ def foresee(wanted: Wanted, publication: Publication, *, progress: Progress) -> 
     data = {
         "out": str(publication.directory),
         "repo": wanted.repo,
-        "revision": None if wanted.pull_request else wanted.branch,
-        "pull_request": wanted.pull_request,
+        "revision": None if wanted.pull_request else wanted.branch,  # a pull request has no number yet
+        "pull_request": None,
         "private": not wanted.public,
         "tag": wanted.tag,
         **dict.fromkeys(("exists", "changed", "removed")),
@@ -168,6 +169,10 @@ def foresee(wanted: Wanted, publication: Publication, *, progress: Progress) -> 
         found = _survey(remote, wanted, publication)
         if found.changed:
             remote.check_card(publication.items[CARD].read().decode())
+        if found.changed and wanted.pull_request:
+            number = remote.find_proposal(_title(publication))
+            if number is not None:
+                data |= {"revision": f"refs/pr/{number}", "pull_request": remote.proposal(number)}
     except HubUnreachable as error:
         progress.warn(f"the Hub could not be asked: {error.what}")
         return data
@@ -182,12 +187,13 @@ def check_beforehand(wanted: Wanted, *, license: str | None, progress: Progress)
     Raises RecipeError, PublishRefused, HubUnreachable (where it is switched off), MachineError.
     """
     wanted.check()
+    stated = license and license_to_publish(stated=license, inherited=None, where=wanted.repo)
     check_account(wanted.repo)
     remote = Remote(wanted.repo, progress, patient=False)
     try:
         _survey(remote, wanted, None)
-        if license is not None:
-            remote.check_card(f"---\nlicense: {license.lower()}\n---\n")
+        if stated is not None:
+            remote.check_card(f"---\nlicense: {stated}\n---\n")
     except HubUnreachable as error:
         progress.warn(f"{wanted.repo}: the Hub could not be asked beforehand: {error.what}")
 
@@ -322,9 +328,14 @@ def _tell_leftovers(remote: Remote, found: _Found, staging: str) -> None:
         remote.progress.warn(f"{remote.repo}: left over by a publication that was cut, or in use by one: {names}")
 
 
+def _title(publication: Publication) -> str:
+    """Of a pull request: the same files are proposed once."""
+    return f"Grown {publication.family}, {publication.digest[:16]}"
+
+
 def _propose(remote: Remote, wanted: Wanted, publication: Publication, found: _Found) -> Published:
     """By a pull request: the one that an earlier call has opened, or a new one; none where it was merged."""
-    title = f"Grown {publication.family}, {publication.digest[:16]}"
+    title = _title(publication)
     number, changed, revision, commit = None, False, MAIN, found.head
     if found.changed or commit is None:
         number = remote.find_proposal(title)
@@ -342,7 +353,7 @@ def _propose(remote: Remote, wanted: Wanted, publication: Publication, found: _F
         revision=revision,
         commit=commit,
         private=found.private,
-        pull_request=f"{remote.url}/discussions/{number}" if number is not None else None,
+        pull_request=remote.proposal(number) if number is not None else None,
         tag=None,
         changed=changed,
         removed=found.removed,

@@ -55,6 +55,7 @@ class Remote:
         disable_progress_bars()  # ours are shown
         self.repo, self.progress, self.patient = repo, progress, patient
         self.api: HfApi = HfApi()
+        self._account: Mapping[str, Any] | None = None
         self.url = f"{constants.ENDPOINT}/{repo}"
 
     # What is there.
@@ -131,11 +132,13 @@ class Remote:
     # Who asks.
 
     def account(self) -> Mapping[str, Any]:
-        """The account as the Hub knows it."""
-        found = self._patiently(self.api.whoami)
-        if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
-            raise no_answer(self.repo, "no account")
-        return found
+        """The account as the Hub knows it: asked once, since the Hub answers that question seldom."""
+        if self._account is None:
+            found = self._patiently(self.api.whoami)
+            if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+                raise no_answer(self.repo, "no account")
+            self._account = found
+        return self._account
 
     def require_namespace(self) -> None:
         """Raise PublishRefused where this account can make no repository of that name."""
@@ -169,10 +172,13 @@ class Remote:
     def check_card(self, text: str) -> None:
         """Ask the Hub whether it takes a card's metadata. Raises PublishRefused with what it finds wrong."""
         from huggingface_hub import constants, get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         def ask() -> None:
             response = get_session().post(
-                f"{constants.ENDPOINT}/api/validate-yaml", json={"content": text, "repoType": "model"}
+                f"{constants.ENDPOINT}/api/validate-yaml",
+                json={"content": text, "repoType": "model"},
+                headers=build_hf_headers(),
             )
             if response.status_code == 400:
                 errors = response.json()["errors"]
@@ -270,6 +276,10 @@ class Remote:
             return int(made.pr_num)
 
         return int(self._patiently(opened))
+
+    def proposal(self, number: int) -> str:
+        """Where a pull request is looked at."""
+        return f"{self.url}/discussions/{number}"
 
     def find_proposal(self, title: str) -> int | None:
         """The number of this account's open pull request with this title; None where there is none."""
@@ -392,7 +402,8 @@ def _addition(item: Item) -> CommitOperationAdd:
     """
     from huggingface_hub import CommitOperationAdd
 
-    given: str | bytes = item.read() if item.nbytes <= _TEXT_BYTES and not item.is_weights else str(item.content)
+    in_memory = isinstance(item.content, bytes) or (item.nbytes <= _TEXT_BYTES and not item.is_weights)
+    given = item.read() if in_memory else str(item.content)
     with _reading(item):
         addition = CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=given)
     found = addition.upload_info.sha256.hex()

@@ -450,9 +450,10 @@ def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> No
     elif not foreseen["changed"]:
         state = "all of it is there already; nothing would be sent"
     else:
-        state = "a pull request would be opened, or gone on with" if foreseen["pull_request"] else "it would change"
+        state = "it would change" if foreseen["revision"] else "a pull request would be opened"
     pairs: dict[str, object] = {
         "repository": foreseen["repo"],
+        "pull request": foreseen["pull_request"],
         "revision": foreseen["revision"],
         "tag": foreseen["tag"],
         "readable by": "those who were let in" if foreseen["private"] else "everyone",

@@ -732,6 +732,8 @@ def test_a_proposal_from_the_command(grown: Path, tmp_path: Path) -> None:
         assert "old.bin" in done.stdout
         assert published(hub, "somebody/theirs", "refs/pr/1") == on_disk(grown)
         assert published(hub, "somebody/theirs") == {"README.md": b"x", "old.bin": b"y"}
+        dry = cli(hub, tmp_path, *arguments, "--dry-run", "--json")
+        assert json.loads(dry.stdout)["revision"] == "refs/pr/1"
 
 
 def test_a_recipe_is_published_after_it_was_verified(tmp_path: Path) -> None:
