@@ -154,10 +154,9 @@ def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> No
 def test_publishing_without_a_licence_fails_by_itself_and_at_once(
     zoo: Zoo, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")  # a licence is asked for after an account
-    monkeypatch.setattr(
-        "huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"
-    )  # and whether or not the Hub is there
+    # A licence is asked for after an account, and whether or not the Hub is there.
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     to = {"publish": {"repo": "org/{name}"}}
     batch = do(
         zoo(
