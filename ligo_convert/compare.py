@@ -246,7 +246,7 @@ class _Work:
     def _say_time(self) -> None:
         contest, speed = self.contest, self.agenda.results["probe"]["flops_a_second"]
         most = sum(map(contest.most_flops, contest.entries))
-        hours = most / speed / self.jobs / 3600
+        hours = most * (1 + contest.measuring) / speed / self.jobs / 3600
         self.progress.say(
             f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self.jobs} worker(s) here"
         )
