@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "markdown",
             "private",
             "environment",
+            "presence",
             "signals",
             "yamldump",
             "recipe_sections",
