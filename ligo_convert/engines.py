@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from ligo_convert.crew import end_with_parent
-from ligo_convert.environment import memory_limit
+from ligo_convert.environment import cores, memory_limit
 from ligo_convert.errors import LigoError, MachineError, MissingExtra, OutputLocked
 from ligo_convert.progress import Progress, Task
 from ligo_convert.signals import deferred
@@ -204,7 +204,7 @@ class Workers:
     def __init__(self, jobs: int, folder: Path) -> None:
         self._jobs, self._folder = jobs, folder
         self._budget = int(MEMORY_SHARE * memory_limit())
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores = cores()
         self._free_gpus = graphics_processors()
         self._running: dict[Connection, _Worker] = {}
         # The child begins as a copy of a process that has imported everything and computed nothing. On macOS the system's own
@@ -230,8 +230,8 @@ class Workers:
         if not running:
             return True
         fits = sum(one.memory for one in running) + load.memory <= self._budget
-        cores = sum(one.cpus for one in running) + load.cpus <= self._cores
-        return len(running) < self._jobs and fits and cores and len(self._free_gpus) >= load.cards
+        has_cores = sum(one.cpus for one in running) + load.cpus <= self._cores
+        return len(running) < self._jobs and fits and has_cores and len(self._free_gpus) >= load.cards
 
     def start(self, load: Load) -> None:
         if load.cards and not load.cards.is_integer():

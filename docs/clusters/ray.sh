@@ -1,9 +1,9 @@
 #!/bin/bash
 # A batch on a Ray cluster. On the first machine:  bash ray.sh zoo.yaml
 # On each of the others, before or after:          bash ray.sh --join FIRST
-# Ray starts work on a machine with what `ray start` had there: neither the directory nor the environment of the command on the first
-# machine goes along. So every machine needs the same files under the same paths, the same version installed, and what the work needs of
-# the environment: its own HF_TOKEN, and an HF_HOME that all share.
+# Every machine needs the same files under the same paths and the same version installed. Workers are told the command's directory, HF_ENDPOINT,
+# HF_HUB_OFFLINE and HF_TOKEN; whatever else they need of the environment has to be there when `ray start` is run, such as an HF_HOME
+# that all share.
 set -euo pipefail
 port=6379
 wait_minutes=10   # for the first machine, which a scheduler may give later than the others
