@@ -70,15 +70,49 @@ def states(batch: Batch) -> dict[str, str]:
     return {name: standing.state for name, standing in batch.standings.items()}
 
 
-def cli(manifest: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+# What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
+SAVING_OFTEN = """
+import ligo_convert.training
+ligo_convert.training.SAVE_EVERY_SECONDS = -1.0
+from ligo_convert.cli import main
+main()
+"""
+
+
+def cli(manifest: Path, *options: str, save_often: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """A batch in a process of its own, and in a session of its own, by which what it leaves behind is found."""
+    program = ["-c", SAVING_OFTEN] if save_often else ["-m", "ligo_convert"]
     return subprocess.Popen(
-        [sys.executable, "-m", "ligo_convert", "batch", str(manifest), *options],
+        [sys.executable, *program, "batch", str(manifest), *options],
         env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
         cwd=manifest.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120.0) -> None:
+    """Wait for a moment in the life of a process."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it never came to this"
+        time.sleep(0.02)
+
+
+def left_of(session: int) -> list[int]:
+    """The processes of a session that are alive."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = place.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(of) == session and state not in "ZX":
+            found.append(int(place.parent.name))
+    return found
 
 
 def weights(directory: Path) -> dict[str, str]:
@@ -479,30 +513,91 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
         assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
 
 
+@pytest.mark.slow
 def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
-    manifest = zoo(
-        CHAIN[0],
-        {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}},
-        {"name": "last", "recipe": "deeper.yaml", "after": ["long"]},
-    )
-    process = cli(manifest, "--json")
-    partial = manifest.parent / "zoo/.long.ligo-partial/.work/run"
-    until = time.monotonic() + 60
-    while not partial.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert partial.exists()
-    time.sleep(1.0)
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(CHAIN[0], long, {"name": "last", "recipe": "deeper.yaml", "after": ["long"]})
+    process = cli(manifest, "--json", save_often=True)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert out == ""
     assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
-    zoo(CHAIN[0], {"name": "last", "recipe": "deeper.yaml"})
-    done = cli(manifest, "--json")
-    out, err = done.communicate(timeout=60)
+    again = cli(manifest, "--json", save_often=True)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    told = json.loads(out)["entries"]
+    assert {name: (entry["state"], entry["again"]) for name, entry in told.items()} == {
+        "first": ("done", True),
+        "long": ("done", False),
+        "last": ("done", False),
+    }
+    assert f"long: {GOING_ON}" in err
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(long, {"name": "other", "recipe": "deeper.yaml"}, {"name": "last", "recipe": "deeper.yaml"})
+    shard = cli(manifest, "--json", "--shard", "0/2", save_often=True)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, shard)
+    shard.kill()
+    assert shard.communicate(timeout=60)[0] == ""
+    assert shard.returncode == -signal.SIGKILL
+    # It could not give anything back.
+    assert [path.name for path in (manifest.parent / "zoo.ligo-batch/claims").iterdir()] == ["long"]
+    whole = cli(manifest, "--json", save_often=True)
+    out, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
     told = json.loads(out)
-    assert told["entries"]["first"]["again"], err
-    assert told["counts"]["done"] == 2
+    assert told["counts"]["done"] == 3
+    assert not told["entries"]["long"]["again"]
+    assert f"long: {GOING_ON}" in err
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: Zoo) -> None:
+    long = [
+        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 250, "fit.seed": number}}
+        for number in range(2)
+    ]
+    manifest = zoo(*long)
+    process = cli(manifest, "--json", "--jobs", "2")
+    begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
+    until(lambda: all(path.exists() for path in begun), process)
+    assert len(left_of(process.pid)) > 2
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    end = time.monotonic() + 10
+    while left_of(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left_of(process.pid) == []
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    again = cli(manifest, "--json", "--jobs", "2")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert json.loads(out)["counts"]["done"] == 2
+    for entry in long:
+        assert f"{entry['name']}: {GOING_ON}" in err
+
+
+GOING_ON = "going on with what an earlier run has staged"
+
+
+def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
+    """That an output in `zoo` holds what the same entry, never stopped, comes to."""
+    name = str(entry["name"])
+    whole = cli(zoo(entry, out="whole"))
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    for folder in (name, f"{name}/ligo"):
+        assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
 
 
 def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: Zoo) -> None:
@@ -512,20 +607,21 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
     # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
     processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
     processes.append(cli(manifest, "--json"))
-    told = []
+    told, ran = [], []
     for process in processes:
         out, err = process.communicate(timeout=120)
         assert out, err
         told.append(json.loads(out))
+        ran += [line.partition(":")[0] for line in err.splitlines() if line.endswith(": running")]
     names = [set(one["entries"]) for one in told]
     assert names[0] | names[1] == names[2]
     assert not names[0] & names[1]
+    done = [name for one in told for name, entry in one["entries"].items() if not entry["again"]]
     for one in told:
         assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
-    changed = [
-        name for one in told for name, entry in one["entries"].items() if entry.get("changed") and not entry["again"]
-    ]
-    assert sorted(changed) == sorted(set(changed)), "an entry was done twice"
+    # Of the two or three who saw an entry done, one has done it; the others were told.
+    assert sorted(ran) == [f"n{number}" for number in range(6)]
+    assert sorted(name for name in done if name != "poisoned") == sorted(ran)
     assert [process.returncode for process in processes].count(3) >= 2
 
 
@@ -621,10 +717,7 @@ def test_a_node_that_is_lost_costs_no_entry(zoo: Zoo) -> None:
         assert address, "there is no cluster"
         process = cli(manifest, "--engine", "ray", "--address", address, "--json")
         begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
-        until = time.monotonic() + 120
-        while not all(path.exists() for path in begun) and time.monotonic() < until and process.poll() is None:
-            time.sleep(0.1)
-        assert all(path.exists() for path in begun), "both nodes are at work"
+        until(lambda: all(path.exists() for path in begun), process)
         nodes.stdin.write("kill\n")
         nodes.stdin.flush()
         out, err = process.communicate(timeout=240)
