@@ -19,7 +19,7 @@ from typing import Any
 from ligo_convert.claims import Claims
 from ligo_convert.engines import Choice, Engine, Event, Load, engine_named
 from ligo_convert.environment import versions
-from ligo_convert.errors import LigoError, MachineError
+from ligo_convert.errors import LigoError
 from ligo_convert.fs import make_folder
 from ligo_convert.inputs import inputs_digest, recipe_inputs
 from ligo_convert.jsoncore import sha256_of
@@ -218,7 +218,7 @@ class _Work:
             first = self._plans.get(self._made_by[name] or "")
             # A target's config may be one that is still to be made, too.
             if first is not None and recipe.target.model is None:
-                self._keep(name, plan_after(recipe, first, here=_here(engine)))
+                self._keep(name, plan_after(recipe, first, here=engine.here))
 
     def _check_operator(self, file: Path) -> None:
         if file not in self._operators:
@@ -288,7 +288,7 @@ class _Work:
         return self._loads.get(name)
 
     def _planned(self, name: str, engine: Engine) -> Load:
-        assignment, asked, here = self._assignment(name), self.manifest.entries[name].resources, _here(engine)
+        assignment, asked, here = self._assignment(name), self.manifest.entries[name].resources, engine.here
         memory = LEAST_MEMORY
         if assignment.operator is not None:
             self._check_operator(Path(assignment.operator))
@@ -312,15 +312,10 @@ class _Work:
         """Whatever goes wrong with an entry in here is that entry's failure; the others go on."""
         try:
             yield
-        except LigoError as error:
+        except Exception as error:  # noqa: BLE001  a bug of ours, too
             self._fail(name, error, claims)
-        except MemoryError:
-            self._fail(name, MachineError("out of memory", hint="give fewer --jobs, or more memory"), claims)
-        except Exception as error:  # noqa: BLE001  a bug of ours is this entry's failure, too
-            bug = LigoError(f"a bug in ligo-convert: {type(error).__name__}: {error}", hint="please report it")
-            self._fail(name, bug, claims)
 
-    def _fail(self, name: str, error: LigoError, claims: Claims) -> None:
+    def _fail(self, name: str, error: Exception, claims: Claims) -> None:
         standing = self.standings[name]
         try:
             ours = claims.holds(name) or claims.take(name)
@@ -351,16 +346,15 @@ class _Work:
             "seconds": round(self.standings[name].seconds, 3),
             "sums": _sums_digest(result["report"]),
         }
-        finish: Callable[[str, Mapping[str, Any]], object] = claims.finish
         try:
-            kept = finish(name, record)
+            kept = claims.finish(name, record)
         except LigoError as error:
             # It is what it is without a record, and the next call finds out by its output.
             self.watcher.said(name, f"warning: what came of it is not kept: {error}")
             with contextlib.suppress(LigoError, OSError):
                 claims.release(name)
             return
-        if kept is False:
+        if not kept:
             # Taken for dead, we have lost it to another, whose word is what counts.
             vars(self.standings[name]).update(vars(Standing(state=ELSEWHERE, looked=time.monotonic())))
 
@@ -446,11 +440,6 @@ def assignment_of(manifest: Manifest, entry: Entry, *, device: str) -> Assignmen
         device=device,
         threads=0,
     )
-
-
-def _here(engine: Engine) -> bool:
-    """Whether an engine does its work on this machine."""
-    return bool(getattr(engine, "here", True))
 
 
 def _maker(manifest: Manifest, name: str) -> str | None:

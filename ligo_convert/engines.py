@@ -234,9 +234,6 @@ class Workers:
         return len(running) < self._jobs and fits and has_cores and len(self._free_gpus) >= load.cards
 
     def start(self, load: Load) -> None:
-        if load.cards and not load.cards.is_integer():
-            what = "on one machine an entry has whole graphics processors"
-            raise MachineError(what, where=load.name, found=load.cards, hint="a part of one is for --engine ray")
         if len(self._free_gpus) < load.cards:
             what = "it asks for more graphics processors than there are"
             raise MachineError(what, where=load.name, expected=f"{load.cards:g}", found=len(self._free_gpus))

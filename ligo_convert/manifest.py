@@ -6,6 +6,7 @@ found in one reading and shown where it was written, before any work. What is wr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -348,7 +349,7 @@ def _out(section: EntrySection, top: ManifestSection, name: str) -> Path | None:
 
 
 def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) -> list[Fault]:
-    """Names that are no names, are there twice, or nobody has; places that two would write to; circles."""
+    """Names that are no names, are there twice, or nobody has; places that two would write to, here or on the Hub; circles."""
     faults, seen, places = [], dict[str, _Draft](), dict[str, str]()
     for draft in drafts.values():
         if not _NAME.fullmatch(draft.name) or ".." in draft.name:
@@ -359,12 +360,9 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) ->
         seen.setdefault(draft.name, draft)
         if draft.out is None and (draft.recipe is None or draft.section.sources is not None):
             faults.append(Fault(path=draft.path, what="has no output directory: give `out`, here or for all"))
-        out = _written_to(draft, top)
-        if out is not None:
-            place = os.path.realpath(out)
+        for place, what, cure in _destinations(draft, top):
             if place in places:
-                what = f"{draft.name} writes to the output directory of {places[place]}"
-                faults.append(Fault(path=draft.path, what=f"{what}; give it `out`"))
+                faults.append(Fault(path=draft.path, what=f"{draft.name} {what} {places[place]}; {cure}"))
             places.setdefault(place, draft.name)
     for draft in drafts.values():
         for name in _needs(draft):
@@ -379,16 +377,24 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) ->
     return faults
 
 
-def _written_to(draft: _Draft, top: ManifestSection) -> Path | None:
-    """The output directory, which may be the recipe's own. None where the recipe says none: what is wrong with it is its own business."""
-    if draft.out is not None or draft.recipe is None:
-        return draft.out
-    source = draft.source if isinstance(draft.source, str) else None
-    try:
-        recipe = load_recipe(draft.recipe, overrides=_overrides(draft.section, top), source=source, placed=False)
-    except LigoError:
-        return None
-    return Path(recipe.output.dir).absolute()
+def _destinations(draft: _Draft, top: ManifestSection) -> Iterator[tuple[str, str, str]]:
+    """Where an entry writes to, by itself or by its recipe; what is told where another writes there, too, and what helps.
+
+    Nothing where the recipe cannot be read: what is wrong with it is its own business.
+    """
+    out, publish = draft.out, draft.section.publish
+    if draft.recipe is not None and (out is None or publish is None):
+        source = draft.source if isinstance(draft.source, str) else None
+        with contextlib.suppress(LigoError):
+            recipe = load_recipe(draft.recipe, overrides=_overrides(draft.section, top), source=source, placed=False)
+            out = out or Path(recipe.output.dir).absolute()
+            publish = publish or recipe.publish
+    if out is not None:
+        yield os.path.realpath(out), "writes to the output directory of", "give it `out`"
+    if publish is not None:
+        # What is published replaces what is there. The Hub tells no names apart by their case.
+        place = f"{publish.repo.lower()} {publish.branch}"
+        yield place, "is published to the repository of", "give it a `publish.repo` of its own, such as org/{name}"
 
 
 def _overrides(section: EntrySection, top: ManifestSection) -> tuple[str, ...]:

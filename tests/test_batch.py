@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import HERE
-from source_models import DEEPER, write_checkpoint, write_text
+from source_models import write_checkpoint, write_text
 from tiny import CASES, config_of
+from zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
 
 from ligo_convert.batch import Batch, Watcher, run_batch
 from ligo_convert.claims import Claims
@@ -30,36 +28,7 @@ from ligo_convert.shelf import Shelf, files_in
 from ligo_convert.source import open_source
 from ligo_convert.work import failure
 
-Zoo = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("sources") / "source")
-
-
-@pytest.fixture
-def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """Writes a manifest in a folder with two recipes: `deeper.yaml` copies layers, `fitted.yaml` learns for two steps."""
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    deeper = {
-        "version": 1,
-        "source": {"model": str(source)},
-        "target": {"config": DEEPER["gpt2"]},
-        "growth": {"width": "copy", "depth": "stack"},
-        "output": {"dir": "out"},
-    }
-    fit = {"steps": 2, "batch_size": 2, "sequence_length": 16, "heldout_tokens": 256, "data": {"text": ["text.txt"]}}
-    (tmp_path / "deeper.yaml").write_text(json.dumps(deeper))
-    (tmp_path / "fitted.yaml").write_text(json.dumps({**deeper, "fit": fit}))
-
-    def write(*entries: Mapping[str, object], **more: object) -> Path:
-        path = tmp_path / "zoo.yaml"
-        path.write_text(json.dumps({"version": 1, "out": "zoo", "entries": entries, **more}))
-        return path
-
-    return write
+__all__ = ["source", "zoo"]
 
 
 def do(manifest: Path, **options: Any) -> Batch:
@@ -71,35 +40,7 @@ def states(batch: Batch) -> dict[str, str]:
 
 
 # What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
-SAVING_OFTEN = """
-import ligo_convert.training
-ligo_convert.training.SAVE_EVERY_SECONDS = -1.0
-from ligo_convert.cli import main
-main()
-"""
-
-
-def cli(manifest: Path, *options: str, save_often: bool = False, **environment: str) -> subprocess.Popen[str]:
-    """A batch in a process of its own, and in a session of its own, by which what it leaves behind is found."""
-    program = ["-c", SAVING_OFTEN] if save_often else ["-m", "ligo_convert"]
-    return subprocess.Popen(
-        [sys.executable, *program, "batch", str(manifest), *options],
-        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
-        cwd=manifest.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120.0) -> None:
-    """Wait for a moment in the life of a process."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it never came to this"
-        time.sleep(0.02)
+SAVING_OFTEN = "import ligo_convert.training\nligo_convert.training.SAVE_EVERY_SECONDS = -1.0"
 
 
 def left_of(session: int) -> list[int]:
@@ -113,17 +54,6 @@ def left_of(session: int) -> list[int]:
         if int(of) == session and state not in "ZX":
             found.append(int(place.parent.name))
     return found
-
-
-def weights(directory: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.glob("*.safetensors")}
-
-
-CHAIN = (
-    {"name": "first", "recipe": "deeper.yaml"},
-    {"name": "second", "recipe": "deeper.yaml", "source": {"from": "first"}, "target": {"n_layer": 8}},
-)
-POISON = {"name": "poisoned", "recipe": "deeper.yaml", "source": "nowhere/at/all/x"}
 
 
 # --- what becomes of entries ------------------------------------------------------------------------------------------
@@ -517,14 +447,14 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
 def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
     long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
     manifest = zoo(CHAIN[0], long, {"name": "last", "recipe": "deeper.yaml", "after": ["long"]})
-    process = cli(manifest, "--json", save_often=True)
+    process = cli(manifest, "--json", before=SAVING_OFTEN)
     until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert out == ""
     assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
-    again = cli(manifest, "--json", save_often=True)
+    again = cli(manifest, "--json", before=SAVING_OFTEN)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     told = json.loads(out)["entries"]
@@ -541,14 +471,14 @@ def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
 def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
     long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
     manifest = zoo(long, {"name": "other", "recipe": "deeper.yaml"}, {"name": "last", "recipe": "deeper.yaml"})
-    shard = cli(manifest, "--json", "--shard", "0/2", save_often=True)
+    shard = cli(manifest, "--json", "--shard", "0/2", before=SAVING_OFTEN)
     until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, shard)
     shard.kill()
     assert shard.communicate(timeout=60)[0] == ""
     assert shard.returncode == -signal.SIGKILL
     # It could not give anything back.
     assert [path.name for path in (manifest.parent / "zoo.ligo-batch/claims").iterdir()] == ["long"]
-    whole = cli(manifest, "--json", save_often=True)
+    whole = cli(manifest, "--json", before=SAVING_OFTEN)
     out, err = whole.communicate(timeout=120)
     assert whole.returncode == 0, err
     told = json.loads(out)
@@ -640,109 +570,3 @@ def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], c
     assert process.returncode == code, err
     if code == 0:
         assert len(json.loads(out)["entries"]) == 1
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_claim_is_one_s_own_until_it_is_given_back(tmp_path: Path) -> None:
-    with Claims(tmp_path) as one, Claims(tmp_path) as two:
-        assert one.take("a")
-        assert not two.take("a")
-        assert one.holds("a")
-        one.finish("a", {"state": "done"})
-        assert two.record("a") == {"state": "done"}
-        assert two.take("a")
-        two.forget("a")
-        assert one.record("a") is None
-    assert not list((tmp_path / "claims").iterdir())
-
-
-def test_a_claim_of_a_process_that_has_died_is_taken(tmp_path: Path) -> None:
-    lines = [
-        "import os, sys",
-        "from pathlib import Path",
-        "from ligo_convert.claims import Claims",
-        "with Claims(Path(sys.argv[1])) as claims:",
-        "    assert claims.take('a')",
-        "    os._exit(0)",
-    ]
-    program = "\n".join(lines)
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": HERE}, check=True)
-    assert (tmp_path / "claims/a").exists()
-    with Claims(tmp_path) as claims:
-        assert claims.take("a")
-
-
-def test_a_claim_of_another_machine_is_taken_when_nobody_touches_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ligo_convert.claims.STALE_SECONDS", 0.2)
-    with Claims(tmp_path) as claims:
-        path = tmp_path / "claims/a"
-        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "run": "x"}))
-        os.utime(path, (0, 0))  # whatever its clock says
-        assert not claims.take("a")  # seen for the first time
-        time.sleep(0.3)
-        os.utime(path)
-        assert not claims.take("a")  # touched since
-        time.sleep(0.3)
-        assert claims.take("a")
-
-
-# --- a cluster --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_node_that_is_lost_costs_no_entry(zoo: Zoo) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    # Long enough to be met in the middle; the seed divides the fits.
-    long = [
-        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 1500, "fit.seed": number}}
-        for number in range(2)
-    ]
-    manifest = zoo(*long, POISON)
-    nodes = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))],
-        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert nodes.stdin is not None
-    assert nodes.stdout is not None
-    try:
-        address = nodes.stdout.readline().strip()
-        assert address, "there is no cluster"
-        process = cli(manifest, "--engine", "ray", "--address", address, "--json")
-        begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
-        until(lambda: all(path.exists() for path in begun), process)
-        nodes.stdin.write("kill\n")
-        nodes.stdin.flush()
-        out, err = process.communicate(timeout=240)
-    finally:
-        nodes.stdin.close()
-        nodes.stdout.close()
-        nodes.wait(timeout=60)
-    told = json.loads(out)
-    assert {name: entry["state"] for name, entry in told["entries"].items()} == {
-        "long-0": "done",
-        "long-1": "done",
-        "poisoned": "failed",
-    }, err
-    assert process.returncode == 3
-    assert told["engine"] == "ray"
-    # What was begun on the lost node and ended on the other is what one process makes with as many threads.
-    out, err = cli(zoo(*long, out="here")).communicate(timeout=240)
-    assert "2 done" in out, err
-    for name in ("long-0", "long-1"):
-        assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
-
-
-def test_a_cluster_that_is_not_there_is_said_to_be_none(zoo: Zoo) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    process = cli(zoo(CHAIN[0]), "--engine", "ray", "--address", "127.0.0.1:1")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 5, err
-    assert "cannot be reached" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import faults
 import pytest
+from checkpoints import HERE
 
 from ligo_convert import presence
 from ligo_convert.claims import Claims
@@ -227,3 +229,48 @@ def test_a_long_look_away_counts_for_little(monkeypatch: pytest.MonkeyPatch) -> 
         idle.append(watch.idle("a", "same"))
     assert idle == [0.0, 5.0, 20.0, 25.0]
     assert watch.idle("a", "other") == 0.0
+
+
+def test_a_claim_is_one_s_own_until_it_is_given_back(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        assert one.take("a")
+        assert not two.take("a")
+        assert one.holds("a")
+        one.finish("a", {"state": "done"})
+        assert two.record("a") == {"state": "done"}
+        assert two.take("a")
+        two.forget("a")
+        assert one.record("a") is None
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_claim_of_a_process_that_has_died_is_taken(tmp_path: Path) -> None:
+    lines = [
+        "import os, sys",
+        "from pathlib import Path",
+        "from ligo_convert.claims import Claims",
+        "with Claims(Path(sys.argv[1])) as claims:",
+        "    assert claims.take('a')",
+        "    os._exit(0)",
+    ]
+    program = "\n".join(lines)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": HERE}, check=True)
+    assert (tmp_path / "claims/a").exists()
+    with Claims(tmp_path) as claims:
+        assert claims.take("a")
+
+
+def test_a_claim_of_another_machine_is_taken_when_nobody_touches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ligo_convert.claims.STALE_SECONDS", 0.2)
+    with Claims(tmp_path) as claims:
+        path = tmp_path / "claims/a"
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "run": "x"}))
+        os.utime(path, (0, 0))  # whatever its clock says
+        assert not claims.take("a")  # seen for the first time
+        time.sleep(0.3)
+        os.utime(path)
+        assert not claims.take("a")  # touched since
+        time.sleep(0.3)
+        assert claims.take("a")

@@ -166,6 +166,23 @@ WHOLE = (
 )
 
 
+def test_two_that_are_published_to_one_place_are_refused(load: Load, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(WHOLE.format(out=name) + "publish: {repo: Me/all, license: mit}\n")
+    here = "- {recipe: one.yaml}\n- {recipe: two.yaml}\n"
+    named = "- {recipe: a.yaml, publish: {repo: me/ALL}}\n- {recipe: two.yaml, name: two}\n"
+    for top in ("", "publish: {repo: me/all}\n"):
+        for entries in (here, named):
+            with pytest.raises(RecipeError) as caught:
+                load(f"version: 1\nout: o\n{top}entries:\n{entries}")
+            assert "two is published to the repository of " in str(caught.value)
+    # On branches of their own, or each in one of its own, they may.
+    load(
+        "version: 1\nout: o\nentries:\n- {recipe: one.yaml}\n- {recipe: two.yaml, publish: {repo: me/all, branch: b}}\n"
+    )
+    load("version: 1\nout: o\npublish: {repo: 'me/{name}'}\nentries:\n- {recipe: one.yaml}\n- {recipe: two.yaml}\n")
+
+
 def test_two_that_write_where_their_recipes_say_may_not_say_the_same(load: Load, tmp_path: Path) -> None:
     for name, out in (("same", "there/it/is"), ("too", "./there/it/../it/is"), ("other", "elsewhere")):
         (tmp_path / f"{name}.yaml").write_text(WHOLE.format(out=out))

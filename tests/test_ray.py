@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoints import HERE
-from zoos import CHAIN, POISON, Zoo, cli, source, weights, zoo
+from zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 __all__ = ["source", "zoo"]
@@ -62,15 +61,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     found.end()
 
 
-def begun(manifest: Path, process: subprocess.Popen[str], *names: str) -> bool:
-    """Whether all of these are in the middle of their work, after waiting for it."""
+def until_begun(manifest: Path, process: subprocess.Popen[str], *names: str) -> None:
+    """Wait until all of these are in the middle of their work."""
     places = [manifest.parent / f"zoo/.{name}.ligo-partial/.work/results.json" for name in names]
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        if all(place.exists() for place in places):
-            return True
-        time.sleep(0.1)
-    return False
+    until(lambda: all(place.exists() for place in places), process)
 
 
 def test_workers_are_where_the_command_is_and_know_what_it_knows_of_the_hub(zoo: Zoo, nodes: Nodes) -> None:
@@ -94,7 +88,7 @@ def test_workers_are_where_the_command_is_and_know_what_it_knows_of_the_hub(zoo:
 def test_a_signal_stops_it_as_any_other_command(zoo: Zoo, nodes: Nodes, number: int, code: int) -> None:
     manifest = zoo(LONG[0])
     process = cli(manifest, "--engine", "ray", "--address", nodes.address)
-    assert begun(manifest, process, "long-0"), process.communicate()
+    until_begun(manifest, process, "long-0")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -107,8 +101,8 @@ def test_a_signal_stops_it_as_any_other_command(zoo: Zoo, nodes: Nodes, number: 
 
 def test_what_no_machine_can_take_waits_for_one_and_then_fails_alone(zoo: Zoo, nodes: Nodes) -> None:
     manifest = zoo({**CHAIN[0], "resources": {"cpus": 2}}, {"name": "other", "recipe": "deeper.yaml"})
-    program = "import ligo_convert.engines as engines; engines.MACHINE_SECONDS = 5.0"
-    process = cli(manifest, "--engine", "ray", "--address", nodes.address, "--json", program=program)
+    before = "import ligo_convert.engines as engines; engines.MACHINE_SECONDS = 5.0"
+    process = cli(manifest, "--engine", "ray", "--address", nodes.address, "--json", before=before)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 5, err
     told = json.loads(out)["entries"]
@@ -124,7 +118,7 @@ def test_a_node_that_is_lost_costs_no_entry(zoo: Zoo, tmp_path: Path) -> None:
     nodes = Nodes(tmp_path)
     try:
         process = cli(manifest, "--engine", "ray", "--address", nodes.address, "--json")
-        assert begun(manifest, process, "long-0", "long-1"), "both nodes are at work"
+        until_begun(manifest, process, "long-0", "long-1")
         nodes.kill_one()
         out, err = process.communicate(timeout=240)
     finally:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -51,17 +52,30 @@ def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     return write
 
 
-def cli(manifest: Path, *options: str, program: str = "", **environment: str) -> subprocess.Popen[str]:
-    """The command, from the manifest's folder. `program`: Python to run before it, in its process."""
-    start = ["-c", f"{program}\nfrom ligo_convert.cli import main; main()"] if program else ["-m", "ligo_convert"]
+def cli(manifest: Path, *options: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
+    """A batch in a process of its own, and in a session of its own, by which what it leaves behind is found.
+
+    `before`: Python that the process runs first.
+    """
+    program = ["-c", f"{before}\nfrom ligo_convert.cli import main\nmain()"] if before else ["-m", "ligo_convert"]
     return subprocess.Popen(
-        [sys.executable, *start, "batch", str(manifest), *options],
+        [sys.executable, *program, "batch", str(manifest), *options],
         env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
         cwd=manifest.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120.0) -> None:
+    """Wait for a moment in the life of a process."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it never came to this"
+        time.sleep(0.02)
 
 
 def weights(directory: Path) -> dict[str, str]:
