@@ -167,11 +167,13 @@ class Repository(Place):
         try:
             return patiently(lambda: self._online(revision), told=told)
         except HubUnreachable as error:
+            if not error.passing:
+                raise
             # Not before: the cache may know an older commit than the one that the Hub would name in a moment.
             return self._cached(revision, because=error)
 
     def _online(self, revision: str) -> _Listing:
-        """The repository as the Hub has it now. Raises HubUnreachable where the Hub is out of reach or fails, for the moment or not."""
+        """The repository as the Hub has it now. Raises HubUnreachable where it is out of reach or fails."""
         from huggingface_hub import HfApi, constants
 
         with _hub_errors(self.label, revision):
