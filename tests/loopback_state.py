@@ -116,6 +116,7 @@ class Hub:
         chunks: a folder where the storage client (hf_xet) keeps what it is given; none: this Hub has no such storage. Two processes
             cannot have it at once: the second fails to open it.
         hashes: SHA-256 -> the name by which that storage has it.
+        bodies: another server's address, to which whoever gets a file is sent; none: this one gives them.
     """
 
     address: str
@@ -130,6 +131,7 @@ class Hub:
     part: int | None = None
     chunks: Path | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    bodies: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def owns(self, account: str | None, name: str) -> bool:
