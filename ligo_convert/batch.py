@@ -7,9 +7,11 @@ does what is left.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from ligo_convert.engines import Choice, Engine, Event, Load, engine_named
 from ligo_convert.environment import versions
 from ligo_convert.errors import LigoError
 from ligo_convert.fs import make_folder
+from ligo_convert.inputs import inputs_digest, recipe_inputs
 from ligo_convert.jsoncore import sha256_of
 from ligo_convert.manifest import Entry, Manifest
 from ligo_convert.output import SUMS
-from ligo_convert.plan import plan_recipe
+from ligo_convert.plan import Plan, plan_after, plan_recipe
+from ligo_convert.recipe import load_recipe
+from ligo_convert.stored import read_operator
 from ligo_convert.work import DONE, FAILED, Assignment, failure, recipe_of
 
 # `waiting` for room or for others, `running` here, `elsewhere` in another process; then `done`, `failed`, or `skipped`, as one that it
@@ -131,7 +136,7 @@ def run_batch(
 def shares(manifest: Manifest, share: tuple[int, int]) -> tuple[str, ...]:
     """The entries of one share: whole chains, dealt out by the number of their entries, so that no share waits for another."""
     number, count = share
-    chains: dict[str, str] = {}
+    chains = {name: name for name in manifest.entries}
 
     def first_of(name: str) -> str:
         while chains[name] != name:
@@ -139,7 +144,6 @@ def shares(manifest: Manifest, share: tuple[int, int]) -> tuple[str, ...]:
         return name
 
     for name, entry in manifest.entries.items():
-        chains[name] = name
         for other in entry.after:
             chains[first_of(other)] = first_of(name)
     members: dict[str, list[str]] = {}
@@ -159,13 +163,22 @@ class _Work:
     def __init__(self, manifest: Manifest, *, mine: tuple[str, ...], device: str, watcher: Watcher) -> None:
         self.manifest, self.mine, self.device, self.watcher = manifest, mine, device, watcher
         self.standings = {name: Standing() for name in mine}
+        self._order = tuple(name for name in manifest.order if name in self.standings)
+        self._versions = versions()
         self._loads: dict[str, Load] = {}
+        # Of those whose outputs others grow on: what these will start from.
+        self._plans: dict[str, Plan] = {}
+        self._made_by = {name: _maker(manifest, name) for name in mine}
+        self._operators: set[Path] = set()
+        self._keys: dict[str, str | None] = {}
 
     def run(self, engine: Engine, claims: Claims) -> None:
-        for name in self.mine:
+        for name in self._order:
             # Whatever headers and configs refuse is refused before anything is begun.
-            if not self._recall(name, claims) and not self.manifest.entries[name].after:
-                self._load(name, claims)
+            if not self._may_begin(name):
+                self._look_ahead(name, engine, claims)
+            elif not self._recall(name, claims):
+                self._load(name, engine, claims)
         while any(standing.state not in ENDED for standing in self.standings.values()):
             started = self._start_what_can(engine, claims)
             for event in engine.events(0.0 if started else POLL_SECONDS):
@@ -184,14 +197,51 @@ class _Work:
             self._end(event.name, event.value, claims)
         self.watcher.changed(event.name, standing)
 
+    # Looking ahead.
+
+    def _look_ahead(self, name: str, engine: Engine, claims: Claims) -> None:
+        """What can be refused of an entry whose needs are still to be done: its recipe, a stored operator, its place in a chain."""
+        assignment = self._assignment(name)
+        with self._alone(name, claims):
+            if assignment.operator is not None:
+                if Path(assignment.operator).is_file():
+                    self._check_operator(Path(assignment.operator))
+                return
+            assert assignment.recipe is not None
+            recipe = load_recipe(
+                Path(assignment.recipe),
+                overrides=assignment.overrides,
+                source=assignment.source,
+                out=assignment.out,
+                placed=False,
+            )
+            first = self._plans.get(self._made_by[name] or "")
+            # A target's config may be one that is still to be made, too.
+            if first is not None and recipe.target.model is None:
+                self._keep(name, plan_after(recipe, first, here=engine.here))
+
+    def _check_operator(self, file: Path) -> None:
+        if file not in self._operators:
+            read_operator(file)
+            self._operators.add(file)
+
+    def _keep(self, name: str, plan: Plan) -> None:
+        if name in self._made_by.values():
+            self._plans[name] = plan
+
     # Starting.
+
+    def _may_begin(self, name: str) -> bool:
+        """Whether all that an entry needs is done."""
+        return all(self.standings[other].state == DONE for other in self.manifest.entries[name].after)
 
     def _start_what_can(self, engine: Engine, claims: Claims) -> bool:
         started = False
-        for name in self.mine:
+        for name in self._order:
             standing = self.standings[name]
             if standing.state == ELSEWHERE:
-                self._look_elsewhere(name, claims)
+                with self._alone(name, claims):
+                    self._look_elsewhere(name, claims)
             if standing.state != WAITING:
                 continue
             needs = [self.standings[other] for other in self.manifest.entries[name].after]
@@ -199,70 +249,114 @@ class _Work:
             if lost is not None:
                 self._skip(name, lost)
                 continue
-            if any(other.state != DONE for other in needs):
+            if not self._may_begin(name):
                 continue
-            load = self._load(name, claims)
+            if name not in self._loads and self._recall(name, claims):
+                continue
+            load = self._load(name, engine, claims)
             if load is None or not engine.has_room(load):
                 continue
-            if not claims.take(name):
-                standing.state, standing.looked = ELSEWHERE, time.monotonic()
+            with self._alone(name, claims):
+                self._claim(name, claims)
+            if standing.state in (RUNNING, ELSEWHERE):
                 self.watcher.changed(name, standing)
-                continue
-            if self._recall(name, claims):  # finished by another, between our looking and our claiming
-                claims.release(name)
-                continue
-            claims.forget(name)
-            standing.state, standing.began, standing.at = RUNNING, time.monotonic(), ""
-            self.watcher.changed(name, standing)
-            try:
-                engine.start(load)
-            except LigoError as error:
-                self.heard(Event(name=name, kind="ended", value=failure(error)), claims)
-            started = True
+            if standing.state == RUNNING:
+                started = True
+                with self._alone(name, claims):
+                    engine.start(load)
         return started
 
-    def _load(self, name: str, claims: Claims) -> Load | None:
+    def _claim(self, name: str, claims: Claims) -> None:
+        """Make an entry ours to do, unless it is another's, or another has finished it between our looking and our claiming."""
+        standing = self.standings[name]
+        if not claims.take(name):
+            standing.state, standing.looked = ELSEWHERE, time.monotonic()
+            return
+        if self._recall(name, claims):
+            claims.release(name)
+            return
+        claims.forget(name)
+        # As it is now: what is written to meanwhile makes it another.
+        self._keys[name] = self._key(name)
+        standing.state, standing.began, standing.at = RUNNING, time.monotonic(), ""
+
+    def _load(self, name: str, engine: Engine, claims: Claims) -> Load | None:
         """What an entry takes, by its plan. None where the plan refuses it: then it has failed, before anything was started."""
-        if name in self._loads:
-            return self._loads[name]
-        entry = self.manifest.entries[name]
-        assignment = assignment_of(self.manifest, entry, device=self.device)
+        if name not in self._loads:
+            with self._alone(name, claims):
+                self._loads[name] = self._planned(name, engine)
+        return self._loads.get(name)
+
+    def _planned(self, name: str, engine: Engine) -> Load:
+        assignment, asked, here = self._assignment(name), self.manifest.entries[name].resources, engine.here
         memory = LEAST_MEMORY
-        if entry.recipe is not None:
-            try:
-                memory = plan_recipe(recipe_of(assignment)).memory
-            except LigoError as error:
-                if not claims.take(name):
-                    self.standings[name].state = ELSEWHERE
-                    return None
-                self.heard(Event(name=name, kind="ended", value=failure(error)), claims)
-                return None
-        asked = entry.resources
-        self._loads[name] = Load(
+        if assignment.operator is not None:
+            self._check_operator(Path(assignment.operator))
+        else:
+            plan = plan_recipe(recipe_of(assignment), here=here)
+            self._keep(name, plan)
+            memory = plan.memory
+        gpus = asked.gpus or 0.0
+        return Load(
             assignment=assignment,
             cpus=asked.cpus or 0.0,
-            gpus=asked.gpus or 0.0,
+            # A part of one is a whole one where nobody shares them out.
+            gpus=math.ceil(gpus) if here else gpus,
             memory=asked.memory if asked.memory is not None else memory,
         )
-        return self._loads[name]
 
     # Ending.
 
-    def _end(self, name: str, result: Mapping[str, Any], claims: Claims) -> None:
+    @contextlib.contextmanager
+    def _alone(self, name: str, claims: Claims) -> Iterator[None]:
+        """Whatever goes wrong with an entry in here is that entry's failure; the others go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  a bug of ours, too
+            self._fail(name, error, claims)
+
+    def _fail(self, name: str, error: Exception, claims: Claims) -> None:
+        standing = self.standings[name]
+        try:
+            ours = claims.holds(name) or claims.take(name)
+        except LigoError as unclaimed:
+            # Where nothing can be written, no record can be kept: it has failed for us.
+            self._settle(name, failure(error))
+            self.watcher.said(name, f"warning: what came of it is not kept: {unclaimed}")
+            self.watcher.changed(name, standing)
+            return
+        if ours:
+            self.heard(Event(name=name, kind="ended", value=failure(error)), claims)
+        else:
+            standing.state = ELSEWHERE
+            self.watcher.changed(name, standing)
+
+    def _settle(self, name: str, result: Mapping[str, Any]) -> None:
         standing = self.standings[name]
         if standing.began is not None:
             standing.seconds = time.monotonic() - standing.began
         standing.state, standing.code, standing.why = result["state"], result["code"], result["why"]
         standing.report, standing.at = result["report"], ""
-        claims.finish(
-            name,
-            {
-                "key": self._key(name),
-                **{key: result[key] for key in ("state", "code", "why", "report")},
-                "seconds": round(standing.seconds, 3),
-                "sums": _sums_digest(result["report"]),
-            },
-        )
+
+    def _end(self, name: str, result: Mapping[str, Any], claims: Claims) -> None:
+        self._settle(name, result)
+        record = {
+            "key": self._keys.pop(name) if name in self._keys else self._key(name),
+            **{key: result[key] for key in ("state", "code", "why", "report")},
+            "seconds": round(self.standings[name].seconds, 3),
+            "sums": _sums_digest(result["report"]),
+        }
+        try:
+            kept = claims.finish(name, record)
+        except LigoError as error:
+            # It is what it is without a record, and the next call finds out by its output.
+            self.watcher.said(name, f"warning: what came of it is not kept: {error}")
+            with contextlib.suppress(LigoError, OSError):
+                claims.release(name)
+            return
+        if not kept:
+            # Taken for dead, we have lost it to another, whose word is what counts.
+            vars(self.standings[name]).update(vars(Standing(state=ELSEWHERE, looked=time.monotonic())))
 
     def _skip(self, name: str, lost: Standing) -> None:
         standing = self.standings[name]
@@ -275,15 +369,17 @@ class _Work:
         self.watcher.changed(name, standing)
 
     def _recall(self, name: str, claims: Claims) -> bool:
-        """Whether an entry was done before, by anybody, and its output still is what it was then."""
+        """Whether an entry was done before, by anybody, from what is there now, and its output still is what it was then."""
         found = claims.record(name)
-        if found is None or found.get("state") != DONE or found.get("key") != self._key(name):
+        if found is None or found.get("state") != DONE or found.get("key") is None or not self._may_begin(name):
+            return False
+        if found["key"] != self._key(name):
             return False
         if found.get("sums") is None or found["sums"] != _sums_digest(found.get("report")):
             return False
         standing = self.standings[name]
         standing.state, standing.code, standing.why, standing.again = DONE, 0, None, True
-        standing.report, standing.seconds = found["report"], float(found["seconds"])
+        standing.report, standing.seconds = found["report"], float(found.get("seconds") or 0.0)
         self.watcher.changed(name, standing)
         return True
 
@@ -305,17 +401,29 @@ class _Work:
             else:
                 standing.state = WAITING
 
-    def _key(self, name: str) -> str:
-        """What makes an entry the same as in an earlier call: all that the manifest says of it, its recipe's text, the versions."""
-        assignment = assignment_of(self.manifest, self.manifest.entries[name], device=self.device)
+    def _key(self, name: str) -> str | None:
+        """What makes an entry the same as in an earlier call: what the manifest says of it, its recipe's text, the versions, how the
+        files that it reads are, and what came of the entries that it needs. None where one cannot find out.
+        """
+        assignment = self._assignment(name)
         told = {key: value for key, value in vars(assignment).items() if key not in ("shelf", "device", "threads")}
-        text = None
+        text, places = None, [Path(place) for place in (assignment.operator, assignment.source) if place is not None]
+        # What is not absolute is a name of the Hub.
+        places = [place for place in places if place.is_absolute()]
         if assignment.recipe is not None:
             try:
                 text = hashlib.sha256(Path(assignment.recipe).read_bytes()).hexdigest()
-            except OSError:
-                text = "unreadable"
-        return sha256_of({"entry": told, "recipe": text, "versions": versions()})
+                places += recipe_inputs(recipe_of(assignment))
+            except Exception:  # noqa: BLE001  whatever it is, planning it fails of the same, and says so
+                return None
+        inputs = inputs_digest(places)
+        if inputs is None:
+            return None
+        needs = {other: _sums_digest(self.standings[other].report) for other in self.manifest.entries[name].after}
+        return sha256_of({"entry": told, "recipe": text, "versions": self._versions, "inputs": inputs, "needs": needs})
+
+    def _assignment(self, name: str) -> Assignment:
+        return assignment_of(self.manifest, self.manifest.entries[name], device=self.device)
 
 
 def assignment_of(manifest: Manifest, entry: Entry, *, device: str) -> Assignment:
@@ -332,6 +440,13 @@ def assignment_of(manifest: Manifest, entry: Entry, *, device: str) -> Assignmen
         device=device,
         threads=0,
     )
+
+
+def _maker(manifest: Manifest, name: str) -> str | None:
+    """The entry whose output is the source of this one; None where it is nobody's."""
+    entry = manifest.entries[name]
+    made = {str(manifest.entries[other].out): other for other in entry.after}
+    return made.get(entry.source or "")
 
 
 def _sums_digest(report: Mapping[str, Any] | None) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from ligo_convert.checkpoint_files import TOKENIZER_FILES
 from ligo_convert.families import FAMILIES
-from ligo_convert.family import WITHOUT_LOSS, Family
+from ligo_convert.family import WITHOUT_LOSS, Family, Training
 from ligo_convert.markdown import code, prose, table
 from ligo_convert.methods import DEPTHS, WIDTHS
 from ligo_convert.provenance import Record, check_nothing_private
@@ -39,6 +41,16 @@ LOSSES = {
     "image-classification": ("Mean loss of the class", "nats an image"),
 }
 FIGURE = "ligo/fit.png"
+NEW_PARAMETERS = "ligo/new_parameters.json"
+# What a tokenizer is loaded from: all the files of one of these.
+_TOKENIZERS = (
+    {"tokenizer.json"},
+    {"vocab.json", "merges.txt"},
+    {"vocab.txt"},
+    {"tokenizer.model"},
+    {"spiece.model"},
+    {"sentencepiece.bpe.model"},
+)
 _SOURCE_FOLDER = "ligo/source/"
 
 _LIGO = """@inproceedings{wang2023learning,
@@ -90,7 +102,8 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
         _method(record),
         _preservation(record),
         _losses(record, figure=figure),
-        _use(record),
+        _loading(record, files),
+        _training(record, files),
         _limits(record),
         _provenance(record, files),
         _license(record),
@@ -361,37 +374,171 @@ def number(value: float | None, *, signed: bool = False) -> str:
 # --- how to use it ----------------------------------------------------------------------------------------------------
 
 
-def _use(record: Record) -> Iterator[str]:
+def _loading(record: Record, files: Collection[str]) -> Iterator[str]:
     family = _family(record)
     yield "## How to load it"
     yield ""
     yield "```python"
-    yield from _LOADING[family.library](family)
+    yield from _LOADING[family.library](family, tokenizer=_has_tokenizer(files))
     yield "```"
-    yield ""
-    yield "## How to go on training"
-    yield ""
-    yield "- Take the source's own recipe: data, batch, weight decay and schedule. The vocabulary is the source's."
-    yield "- Peak learning rate: at most that of the source's own training; a larger one undoes what growth kept."
-    yield "- Warm up for a short while, some hundreds of steps: the weights are trained, the optimiser's moments start empty."
-    yield "- Judge it by the loss a budget ends at, beside a model trained from scratch for as much."
 
 
-def _load_transformers(family: Family) -> Iterator[str]:
+def _has_tokenizer(files: Collection[str]) -> bool:
+    return any(wanted <= set(files) for wanted in _TOKENIZERS)
+
+
+def _load_transformers(family: Family, *, tokenizer: bool) -> Iterator[str]:
     options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
-    yield f"from transformers import AutoTokenizer, {family.auto_class}"
+    yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{family.auto_class}"
     yield ""
     yield f'model = {family.auto_class}.from_pretrained("."{options})  # this directory, or the name of its repository'
-    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    if tokenizer:
+        yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
 
 
-def _load_timm(family: Family) -> Iterator[str]:
+def _load_timm(family: Family, *, tokenizer: bool) -> Iterator[str]:
     yield "import timm"
     yield ""
     yield 'model = timm.create_model("local-dir:.", pretrained=True)  # this directory; "hf-hub:NAME" for its repository'
 
 
 _LOADING = {"transformers": _load_transformers, "timm": _load_timm}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Which peak rates did best in a comparison (docs/results.md), of those tried: from scratch, and for what began from the source.
+
+    `beside`: what has to be known of them. Batch, warmup and decay are those of the comparison's recipe.
+    """
+
+    model: str
+    parameters: int
+    tried: tuple[float, ...]
+    scratch: float
+    grown: float
+    beside: str
+
+    @property
+    def training(self) -> Training:
+        """Its run from scratch, as a paper's."""
+        return Training(
+            parameters=self.parameters,
+            rate=self.scratch,
+            batch="32 sequences of 64 tokens",
+            warmup="a fiftieth of the steps",
+            decay=0.1,
+            paper=f"the comparison with {self.model} in ligo-convert's docs/results.md",
+        )
+
+
+MEASURED = {
+    "causal-lm": Measured(
+        model="GPT-2",
+        parameters=554_240,
+        tried=(0.001, 0.003, 0.009),
+        scratch=0.009,
+        grown=0.003,
+        beside="0.009 was the highest tried; over the whole budget it ended a hundredth of a nat lower for a grown one, too",
+    ),
+    "masked-lm": Measured(
+        model="BERT",
+        parameters=396_430,
+        tried=(0.001, 0.003, 0.009),
+        scratch=0.001,
+        grown=0.001,
+        beside="0.001 was the lowest tried",
+    ),
+}
+# At what the LiGO paper trains what it has grown (arXiv:2303.00980).
+_OF_LIGO = {
+    "bert": "2e-04, 256 sequences of 128 tokens, 10,000 of 400,000 steps of warmup",
+    "roberta": "8e-04, 1,024 sequences of 128 tokens, 10,000 of 400,000 steps of warmup",
+}
+
+
+def _training(record: Record, files: Collection[str]) -> Iterator[str]:
+    """A place to begin from: every figure with what it is from."""
+    family, measured = _family(record), MEASURED.get(_family(record).task)
+    size = record.metrics["parameters"]["target"]
+    known = (*family.trained, *((measured.training,) if measured is not None else ()))
+    # Rates fall by the logarithm of the size, about.
+    nearest = min(known, key=lambda training: abs(math.log(training.parameters / size)), default=None)
+    yield "## How to go on training"
+    yield ""
+    yield "Nothing of this was tried on this model: it is where to begin a search of your own, a factor of three up and down."
+    yield ""
+    rows = [("optimizer", _optimizer(nearest), "the source's moments do not grow with its weights")]
+    if nearest is not None:
+        rows.append(("peak learning rate", *_rate(nearest, measured)))
+        rows.append(("warmup", nearest.warmup, f"as from scratch: {_linked(nearest.paper)}; the moments begin empty"))
+    rows.append(("schedule", "hold the peak, then linearly to 0 in the last fifth", _schedule(measured)))
+    if family.name in _OF_LIGO:
+        rows.append(("beside it", _OF_LIGO[family.name], "at what the LiGO paper trains what it has grown"))
+    yield from _plain_table(("", "begin with", "why"), rows)
+    yield ""
+    yield "- If you know at what rate the source was trained last, do not begin above it: a larger one undoes what growth kept."
+    if NEW_PARAMETERS in files:
+        yield f"- {code(NEW_PARAMETERS)} tells new parameters from old ones: optimizer groups for a rate of their own, or to hold the old."
+    yield f"- {_vocabulary(record, files)}"
+    yield "- Judge it by the loss a budget ends at, beside a model trained from scratch for as much."
+
+
+def _optimizer(nearest: Training | None) -> str:
+    return "AdamW, begun anew" + (f", weight decay {nearest.decay:g}" if nearest is not None else "")
+
+
+def _rate(nearest: Training, measured: Measured | None) -> tuple[str, str]:
+    scratch = f"{code(f'{nearest.rate:.0e}')} from scratch at {_rounded(nearest.parameters)} parameters, in batches of {nearest.batch}"
+    why = f"{scratch} ({_linked(nearest.paper)})"
+    if measured is None:
+        return f"at most {code(f'{nearest.rate:.0e}')}", f"{why}; what grown models of this kind want was not measured"
+    ratio = measured.grown / measured.scratch
+    tried = ", ".join(f"{rate:g}" for rate in measured.tried)
+    best = (
+        f"of {tried} the best in short runs from grown starts was {measured.grown:g}, and from scratch {measured.scratch:g} "
+        f"({measured.model}, {_rounded(measured.parameters)} parameters, ligo-convert's docs/results.md; {measured.beside})"
+    )
+    return code(f"{nearest.rate * ratio:.0e}"), f"{why}, times {ratio:.2g}: {best}"
+
+
+def _rounded(count: float) -> str:
+    """
+    >>> _rounded(554_240), _rounded(125e6), _rounded(1.3e9)
+    ('554K', '125M', '1.3B')
+    """
+    unit, suffix = next(
+        (unit, suffix) for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= unit
+    )
+    return f"{count / unit:.3g}{suffix}"
+
+
+def _schedule(measured: Measured | None) -> str:
+    shape = "warmup-stable-decay ([arXiv:2404.06395](https://arxiv.org/abs/2404.06395))"
+    if measured is None:
+        return f"{shape}; for this kind of model it was not compared with others"
+    return f"{shape} did better than cosine from scratch, in {measured.model} (ligo-convert's docs/results.md)"
+
+
+def _vocabulary(record: Record, files: Collection[str]) -> str:
+    if _family(record).library == "timm":
+        if set(files) & set(TOKENIZER_FILES):
+            return "Images are prepared as for the source: the files that say how lie here."
+        return "Images are prepared as for the source: size, mean and deviation are its own."
+    if _has_tokenizer(files):
+        return "The vocabulary is the source's, and so is the tokenizer that lies here: take them, and data like the source's."
+    return (
+        "No tokenizer lies here: its source has none beside its weights. Token ids mean what they mean in the source."
+    )
+
+
+def _linked(paper: str) -> str:
+    return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+
+
+def _plain_table(head: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    """A table of words, to the left."""
+    yield from (f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))
 
 
 def _limits(record: Record) -> Iterator[str]:
@@ -495,8 +642,13 @@ def _citations(record: Record) -> Iterator[str]:
     ]
     yield "## Citation"
     yield ""
+    yield "LiGO, the architecture and the source:" if record.hub_id is not None else "LiGO and the architecture:"
+    yield ""
     yield "```bibtex"
     yield _LIGO
+    yield FAMILIES[record.family].paper
+    if record.hub_id is not None:
+        yield _entry(record.hub_id, str(record.source["revision"]))
     yield "```"
     cited = dict.fromkeys(
         part for paper in papers for part in paper.split("; ") if part != "-" and "2303.00980" not in part
@@ -506,6 +658,23 @@ def _citations(record: Record) -> Iterator[str]:
         yield "The start is from:"
         yield ""
         yield from ("- " + _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", part) for part in cited)
+    yield ""
+    yield _cited_source(record)
+
+
+def _entry(hub_id: str, commit: str) -> str:
+    """The source on the Hub as BibTeX."""
+    title, place = hub_id.replace("_", r"\_"), f"https://huggingface.co/{hub_id}/tree/{commit}"
+    lines = {"title": title, "howpublished": "Hugging Face Hub", "note": f"commit {commit}", "url": place}
+    return "@misc{source,\n" + ",\n".join(f"  {key:<12} = {{{value}}}" for key, value in lines.items()) + "\n}"
+
+
+def _cited_source(record: Record) -> str:
     if record.hub_id is not None:
-        yield ""
-        yield f"And cite the source, as [its page](https://huggingface.co/{record.hub_id}) asks."
+        return (
+            f"If [the source's page](https://huggingface.co/{record.hub_id}) asks for another citation, that one holds."
+        )
+    if record.source["pretrained_here"]:
+        return "The source was trained for this model, by the same recipe: there is nothing else to cite for it."
+    name = code(record.source_name)
+    return f"The source, {name}, is not on the Hub: cite it as whoever made it asks. Its digests are above."

@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
 _MIB = 1 << 20
 _LIMITS = {CONFIG: 4 * _MIB, GENERATION_CONFIG: 4 * _MIB, CARD: 16 * _MIB, INDEX: 64 * _MIB}
 _LIMIT = 128 * _MIB  # bytes of any other side file
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 class Place:
@@ -120,12 +120,12 @@ def _blob_folders(root: Path) -> list[Path]:
 
 
 def blob_digest(path: Path) -> str | None:
-    """The SHA-256 that the Hub's cache names a large file's blob by; None outside such a cache."""
+    """What the Hub's cache names a file's blob by: the SHA-256 of a large one, git's id of any other; None outside such a cache."""
     if not path.is_symlink():
         return None
     target = path.parent / path.readlink()
     in_cache = Path(os.path.realpath(target.parent)) in _blob_folders(path.parent)
-    return target.name if in_cache and _SHA256.fullmatch(target.name) else None
+    return target.name if in_cache and _DIGEST.fullmatch(target.name) else None
 
 
 def small_file(place: Place, name: str) -> bytes:

@@ -304,22 +304,36 @@ def _share_of_array() -> tuple[int, int]:
     found = {name: os.environ.get(name, "") for name in _ARRAY}
     number = {name: int(value) for name, value in found.items() if value.isascii() and value.isdigit()}
     if "SLURM_ARRAY_TASK_ID" in number:
-        first, step = number.get("SLURM_ARRAY_TASK_MIN", 0), number.get("SLURM_ARRAY_TASK_STEP", 1)
+        first, step = number.get("SLURM_ARRAY_TASK_MIN", 0), number.get("SLURM_ARRAY_TASK_STEP") or 1
         count = number.get("SLURM_ARRAY_TASK_COUNT")
-        index = (number["SLURM_ARRAY_TASK_ID"] - first) // step
+        index, left = divmod(number["SLURM_ARRAY_TASK_ID"] - first, step)
+        last = number.get("SLURM_ARRAY_TASK_MAX")
+        # In --array=1,3,7 a task is told the ends of the list and its length, and not where in it it stands.
+        if count is not None and (left or index not in range(count) or last not in (None, first + (count - 1) * step)):
+            raise click.BadParameter(
+                f"the numbers of this Slurm array have gaps: which of the {count} parts is task {number['SLURM_ARRAY_TASK_ID']}?"
+                ' Where tasks of an earlier array are done again, give --shard "$SLURM_ARRAY_TASK_ID/N",'
+                " N being how many that one had, counted from 0; otherwise make the array a range, such as --array=0-7",
+                param_hint="--shard",
+            )
     elif "JOB_COMPLETION_INDEX" in number:
         count, index = number.get("JOB_COMPLETIONS"), number["JOB_COMPLETION_INDEX"]
     else:
         return 0, 1
-    if count is None or not index < count:
+    if count is None:
         raise click.BadParameter(
             "this is one of several tasks, and nothing says of how many: give --shard I/N", param_hint="--shard"
+        )
+    if not index < count:
+        raise click.BadParameter(
+            f"this is number {index}, counted from 0, of {count} tasks: JOB_COMPLETIONS has to be as `completions`",
+            param_hint="--shard",
         )
     return index, count
 
 
 _ARRAY = (
-    *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT")),
+    *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT")),
     *("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
 )
 

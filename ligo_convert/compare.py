@@ -25,7 +25,7 @@ from ligo_convert.contest import (
     first_at,
     make_contest,
 )
-from ligo_convert.environment import choose_device, versions
+from ligo_convert.environment import choose_device, cores, versions
 from ligo_convert.errors import LigoError, OutputBusy
 from ligo_convert.fs import check_place, check_room
 from ligo_convert.jobs import Job, trunk_name
@@ -137,8 +137,7 @@ def workers(plan: Plan, *, device: str) -> int:
     """How many processes train at a time where nobody says: one a core, as far as memory goes; one alone on a GPU."""
     if device != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, physical_memory() // max(1, plan.memory)))
+    return max(1, min(cores(), physical_memory() // max(1, plan.memory)))
 
 
 def _check_room(contest: Contest, out: Path) -> None:
@@ -217,7 +216,7 @@ class _Work:
         """Do everything that is not done yet. `arguments`: of the workshop."""
         from ligo_convert.crew import Crew
 
-        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else 0
+        threads = max(1, cores() // self.jobs) if self.jobs > 1 else 0
         if "probe" in self.agenda.results:
             self._say_time()
         with self._stack, Crew[Job](open_workshop, {**arguments, "threads": threads}, count=self.jobs) as crew:
@@ -246,7 +245,7 @@ class _Work:
     def _say_time(self) -> None:
         contest, speed = self.contest, self.agenda.results["probe"]["flops_a_second"]
         most = sum(map(contest.most_flops, contest.entries))
-        hours = most / speed / self.jobs / 3600
+        hours = most * (1 + contest.measuring) / speed / self.jobs / 3600
         self.progress.say(
             f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self.jobs} worker(s) here"
         )

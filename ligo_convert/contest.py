@@ -149,8 +149,20 @@ class Contest:
         )
         # The operator of the best step is kept, which has to be found.
         looks = 1 + -(-fit.steps // fit.evaluate_every)
+        return learning + looks * self._held_out_flops(target)
+
+    def _held_out_flops(self, target: Mapping[str, Any]) -> int:
+        """Operations of a model's loss on a held-out slice."""
+        family, fit = self.plan.family, self.plan.recipe.fit
+        assert fit is not None
         held_out = fit.heldout_images * self.length if family.reads == "images" else fit.heldout_tokens
-        return learning + looks * forward_flops(family, target, tokens=held_out, sequence_length=self.length)
+        return forward_flops(family, target, tokens=held_out, sequence_length=self.length)
+
+    @property
+    def measuring(self) -> float:
+        """Operations of reading a point of scratch's curve, over those of training until the next: no method is charged for them, but they
+        take time."""
+        return self._held_out_flops(self.entries[SCRATCH].start.target) / self.run_flops(SCRATCH, self.evaluate_every)
 
     @property
     def scratch_flops(self) -> float:

@@ -42,6 +42,7 @@ def convert(
         LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
     """
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
+    shelf = None if shelf is None else shelf.telling(progress)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)

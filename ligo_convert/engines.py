@@ -10,22 +10,25 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from ligo_convert.crew import end_with_parent
-from ligo_convert.environment import memory_limit
+from ligo_convert.environment import cores, memory_limit
 from ligo_convert.errors import LigoError, MachineError, MissingExtra, OutputLocked
 from ligo_convert.progress import Progress, Task
+from ligo_convert.signals import deferred
 from ligo_convert.work import FAILED, Assignment, carry_out, failure
 
 TELL_SECONDS = 0.5
@@ -34,6 +37,12 @@ MEMORY_SHARE = 0.9
 RETRIES = 3
 LOCKED_SECONDS = 60.0
 KNOCK_SECONDS = 10.0
+LOOK_SECONDS = 0.2
+COUNT_SECONDS = 2.0
+# How long an entry waits for a machine that can take it at all to join the cluster.
+MACHINE_SECONDS = 300.0
+# What workers on other machines are told of this one's environment: where the Hub is, and who publishes.
+CARRIED = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN")
 # Imported once, for all workers.
 PRELOADED = (
     "torch",
@@ -55,6 +64,18 @@ class Load:
     memory: int
 
     @property
+    def cards(self) -> float:
+        """Graphics processors, one where the command line asks for them and the manifest says nothing."""
+        if self.assignment.device == "cpu":
+            return 0.0
+        return self.gpus or (1.0 if self.assignment.device == "cuda" else 0.0)
+
+    @property
+    def device(self) -> str:
+        """To compute on, for a process that sees those it was given alone."""
+        return self.assignment.device if self.cards else "cpu"
+
+    @property
     def name(self) -> str:
         return self.assignment.name
 
@@ -69,7 +90,13 @@ class Event:
 
 
 class Engine(Protocol):
-    """A context manager; leaving it stops what is running, whose staged work stays."""
+    """A context manager; leaving it stops what is running, whose staged work stays.
+
+    Attributes:
+        here: whether entries are done on this machine, by whose memory and disk they can be judged.
+    """
+
+    here: bool
 
     def __enter__(self) -> Self: ...
 
@@ -91,6 +118,8 @@ class Engine(Protocol):
 
 class Here:
     """One entry after another, in this process."""
+
+    here = True
 
     def __init__(self, tell: Callable[[Event], None]) -> None:
         self._tell, self._ended = tell, deque[Event]()
@@ -170,10 +199,12 @@ class Workers:
         jobs: how many at a time. folder: for what their libraries print, a file an entry.
     """
 
+    here = True
+
     def __init__(self, jobs: int, folder: Path) -> None:
         self._jobs, self._folder = jobs, folder
         self._budget = int(MEMORY_SHARE * memory_limit())
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores = cores()
         self._free_gpus = graphics_processors()
         self._running: dict[Connection, _Worker] = {}
         # The child begins as a copy of a process that has imported everything and computed nothing. On macOS the system's own
@@ -181,6 +212,9 @@ class Workers:
         self._context: Any = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
         if sys.platform != "darwin":
             self._context.set_forkserver_preload(list(PRELOADED))
+            with _environment(thread_limits(max(1, self._cores // jobs))):
+                # Linear algebra counts its threads when it is imported, which is in the process that workers are copies of.
+                forkserver.ensure_running()
 
     def __enter__(self) -> Self:
         return self
@@ -196,17 +230,16 @@ class Workers:
         if not running:
             return True
         fits = sum(one.memory for one in running) + load.memory <= self._budget
-        cores = sum(one.cpus for one in running) + load.cpus <= self._cores
-        return len(running) < self._jobs and fits and cores and len(self._free_gpus) >= load.gpus
+        has_cores = sum(one.cpus for one in running) + load.cpus <= self._cores
+        return len(running) < self._jobs and fits and has_cores and len(self._free_gpus) >= load.cards
 
     def start(self, load: Load) -> None:
-        if load.gpus and len(self._free_gpus) < load.gpus:
+        if len(self._free_gpus) < load.cards:
             what = "it asks for more graphics processors than there are"
-            raise MachineError(what, where=load.name, expected=load.gpus, found=len(self._free_gpus))
-        gpus = [self._free_gpus.pop(0) for _ in range(round(load.gpus))]
+            raise MachineError(what, where=load.name, expected=f"{load.cards:g}", found=len(self._free_gpus))
+        gpus = [self._free_gpus.pop(0) for _ in range(int(load.cards))]
         threads = max(1, int(load.cpus) if load.cpus else self._cores // self._jobs)
-        device = load.assignment.device if gpus else "cpu"
-        assignment = replace(load.assignment, threads=threads, device=device)
+        assignment = replace(load.assignment, threads=threads, device=load.device)
         ours, theirs = self._context.Pipe()
         # The terminal's Ctrl-C reaches every process of the group, and this one decides what becomes of it: a worker is deaf to it
         # from its first moment, as what is ignored stays so in a child.
@@ -263,6 +296,27 @@ def _gone(code: int | None) -> MachineError:
     )
 
 
+def thread_limits(count: int) -> dict[str, str]:
+    """The variables by which libraries are told how many threads a process may have."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(count))
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """With these variables, for processes that are begun meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def graphics_processors() -> list[str]:
     """The NVIDIA graphics processors that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -277,7 +331,7 @@ def _work(connection: Connection, assignment: Assignment, log: Path, gpus: tuple
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    os.environ["OMP_NUM_THREADS"] = str(assignment.threads)
+    os.environ.update(thread_limits(assignment.threads))
     # What libraries print is no part of the table that people look at.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -299,15 +353,18 @@ def _work(connection: Connection, assignment: Assignment, log: Path, gpus: tuple
 class RayCluster:
     """A running Ray cluster, or a local one. Places must mean the same on every machine of it.
 
-    A machine that is lost costs no entry: Ray does it again on another, where it goes on from what was staged.
+    A machine that is lost costs no entry: it is done again on another, where it goes on from what was staged.
 
     Args:
         address: of the cluster; None for RAY_ADDRESS, or a local cluster where there is none.
+        tell: is told what is waited for.
     """
 
-    def __init__(self, address: str | None) -> None:
-        self._address, self._running = address, dict[Any, str]()
-        self._mine, self._aside = False, contextlib.ExitStack()
+    here = False
+
+    def __init__(self, address: str | None, tell: Callable[[Event], None]) -> None:
+        self._address, self._tell, self._running = address, tell, dict[Any, _Task]()
+        self._mine, self._aside, self._counted = False, contextlib.ExitStack(), -COUNT_SECONDS
 
     def __enter__(self) -> Self:
         try:
@@ -319,11 +376,12 @@ class RayCluster:
         self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
         self._mine = not ray.is_initialized()
         if self._mine:
+            # Left to itself Ray takes whatever cluster this machine had last, even one that is gone.
+            address = self._address or os.environ.get("RAY_ADDRESS") or "local"
             try:
-                # Left to itself Ray takes whatever cluster this machine had last, even one that is gone.
-                address = self._address or os.environ.get("RAY_ADDRESS") or "local"
                 _knock(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+                with deferred():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (OSError, RuntimeError, ValueError) as error:
                 raise MachineError(
                     "the Ray cluster cannot be reached",
@@ -331,15 +389,16 @@ class RayCluster:
                     found=str(error).splitlines()[0] if str(error) else type(error).__name__,
                     hint="`ray status` says what is there; `ray start --head` makes one",
                 ) from None
-        # A process for each, as on one machine; what ends without its own doing is done again.
-        self._do = ray.remote(max_calls=1, max_retries=RETRIES, retry_exceptions=False)(_on_cluster)
+        # A process for each, as on one machine. Ray's own retries have no end where memory is what was short.
+        self._do = ray.remote(max_calls=1, max_retries=0)(_on_cluster)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
-        if self._mine:
-            self._ray.shutdown()
+        with deferred():
+            for reference in self._running:
+                self._ray.cancel(reference, force=True)
+            if self._mine:
+                self._ray.shutdown()
         self._aside.close()
 
     def has_room(self, load: Load) -> bool:
@@ -347,47 +406,110 @@ class RayCluster:
         return True
 
     def start(self, load: Load) -> None:
-        asked = {"num_cpus": load.cpus or 1, "num_gpus": load.gpus, "memory": load.memory}
-        lacking = [name for name, amount in asked.items() if amount > self._most(name)]
-        if lacking:
-            name = lacking[0]
-            raise MachineError(
-                "no machine of the cluster has what it takes",
-                where=load.name,
-                expected=f"{name} {asked[name]:,}",
-                found=f"{self._most(name):,} at most",
-                hint="add a larger machine, or lower `resources` in the manifest",
-            )
-        assignment = replace(load.assignment, threads=int(load.cpus or 1), device="auto" if load.gpus else "cpu")
-        reference = self._do.options(**asked).remote(assignment)
-        self._running[reference] = load.name
+        self._submit(_Task(load=load))
 
-    def _most(self, name: str) -> float:
-        """The most that one machine has of a resource, whether or not it is in use."""
-        key = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}[name]
-        return max((node["Resources"].get(key, 0.0) for node in self._ray.nodes() if node["Alive"]), default=0.0)
+    def _submit(self, task: _Task) -> None:
+        load = task.load
+        assignment = replace(load.assignment, threads=int(load.cpus or 1), device=load.device)
+        carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
+        with deferred():
+            reference = self._do.options(**_asked(load)).remote(assignment, str(Path.cwd()), carried)
+        self._running[reference] = task
 
     def events(self, seconds: float) -> list[Event]:
-        if not self._running:
-            time.sleep(seconds)
-            return []
-        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        until = time.monotonic() + seconds
+        while True:
+            found = self._look()
+            left = until - time.monotonic()
+            if found or left <= 0:
+                return found
+            # Between looks, and not within Ray, whose waiting takes what a signal raises for a failure.
+            time.sleep(min(LOOK_SECONDS, left))
+
+    def _look(self) -> list[Event]:
         found = []
+        with deferred():
+            ready = (
+                self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)[0]
+                if self._running
+                else []
+            )
         for reference in ready:
-            name = self._running.pop(reference)
+            task = self._running.pop(reference)
+            name = task.load.name
             try:
-                result = self._ray.get(reference)
+                with deferred():
+                    result = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                lines = str(error).splitlines()
+                why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                task.losses += 1
+                if task.losses <= RETRIES:
+                    found.append(
+                        Event(name=name, kind="said", value=f"the cluster lost it, and begins it again: {why}")
+                    )
+                    self._submit(task)
+                    continue
                 result = failure(
                     MachineError(
-                        f"the cluster lost it {RETRIES + 1} times",
-                        found=f"{type(error).__name__}: {lines[0] if lines else ''}",
-                        hint="`ray logs` has more; run again to go on",
+                        f"the cluster lost it {task.losses} times",
+                        found=why,
+                        hint="`ray logs` has more; where memory was short, give it more in `resources`; run again to go on",
                     )
                 )
             found.append(Event(name=name, kind="ended", value=result))
+        return [*found, *self._without_machine()]
+
+    def _without_machine(self) -> list[Event]:
+        """Entries that no machine can take: one may yet join, but is not waited for without end."""
+        if not self._running or time.monotonic() - self._counted < COUNT_SECONDS:
+            return []
+        self._counted = time.monotonic()
+        with deferred():
+            machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        found = []
+        for reference, task in list(self._running.items()):
+            load, now = task.load, time.monotonic()
+            asked = {RESOURCES[name]: amount for name, amount in _asked(load).items()}
+            if any(all(has.get(name, 0.0) >= amount for name, amount in asked.items()) for has in machines):
+                task.alone_since = None
+                continue
+            takes = ", ".join(f"{name} {amount:,.0f}" for name, amount in asked.items() if amount)
+            if task.alone_since is None:
+                task.alone_since = now
+                self._tell(Event(name=load.name, kind="told", value=f"waiting for a machine with {takes}"))
+            elif now - task.alone_since > MACHINE_SECONDS:
+                with deferred():
+                    self._ray.cancel(reference, force=True)
+                del self._running[reference]
+                error = MachineError(
+                    "no machine of the cluster has what it takes",
+                    where=load.name,
+                    expected=takes,
+                    found="; ".join(
+                        ", ".join(f"{name} {has.get(name, 0.0):,.0f}" for name in asked) for has in machines
+                    )
+                    or "no machine",
+                    hint="add a larger machine, or lower `resources` in the manifest",
+                )
+                found.append(Event(name=load.name, kind="ended", value=failure(error)))
         return found
+
+
+@dataclass(kw_only=True)
+class _Task:
+    """Of an entry on a cluster: how often it was lost, and since when no machine could take it."""
+
+    load: Load
+    losses: int = 0
+    alone_since: float | None = None
+
+
+# As a task asks for them -> as a machine names them.
+RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+
+def _asked(load: Load) -> dict[str, float]:
+    return {"num_cpus": load.cpus or 1.0, "num_gpus": load.cards, "memory": float(load.memory)}
 
 
 def _knock(address: str) -> None:
@@ -397,8 +519,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def _on_cluster(assignment: Assignment) -> dict[str, Any]:
-    """A worker on a machine of the cluster."""
+def _on_cluster(assignment: Assignment, folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """A worker on a machine of the cluster. `folder`: the working directory of the command, which relative places begin from."""
+    os.environ.update({**environment, **thread_limits(assignment.threads)})
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        what = "the working directory is not there on every machine of the cluster"
+        hint = "run from a directory that all of them share"
+        return failure(MachineError(what, where=platform.node(), found=str(error), hint=hint))
     until = time.monotonic() + LOCKED_SECONDS
     while True:
         result = carry_out(assignment, Progress())
@@ -428,7 +557,7 @@ def _local(choice: Choice) -> Engine:
 
 
 def _ray(choice: Choice) -> Engine:
-    return RayCluster(choice.address)
+    return RayCluster(choice.address, choice.tell)
 
 
 ENGINES: dict[str, Callable[[Choice], Engine]] = {"local": _local, "ray": _ray}

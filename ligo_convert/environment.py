@@ -8,7 +8,7 @@ import os
 import platform
 import resource
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -25,13 +25,50 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def memory_limit() -> int:
-    """Bytes of memory that this process and its children may use: the machine's, or what its control group allows."""
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process and its children may use: the machine's, or what its control groups allow.
+
+    `root`: of the file system that says so.
+    """
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
-            installed = min(installed, int(Path(name).read_text()))
-    return installed
+    found = [*_limits(root, "memory.max", controller=""), *_limits(root, "memory.limit_in_bytes", controller="memory")]
+    return min([installed, *(int(text) for text in found if text.isdigit())])
+
+
+def cores(root: Path = Path("/")) -> int:
+    """How many threads can compute at a time: the cores that this process may run on, or as many as its control groups give time for."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Microseconds in each so many microseconds. Threads beyond the quota would all be stopped for the rest of each period.
+    shares = [text.split() for text in _limits(root, "cpu.max", controller="")]
+    quotas = _limits(root, "cpu.cfs_quota_us", controller="cpu")
+    shares += [list(pair) for pair in zip(quotas, _limits(root, "cpu.cfs_period_us", controller="cpu"), strict=False)]
+    for share in shares:
+        if len(share) == 2 and all(part.isdigit() for part in share) and int(share[1]):  # not `max`, nor -1
+            found = min(found, int(share[0]) // int(share[1]))
+    return max(1, found)
+
+
+def _limits(root: Path, name: str, *, controller: str) -> list[str]:
+    """What a file says in the control group of this process and in all that hold it, as each of them sets a limit.
+
+    `controller`: of version 1, which has a tree for each; empty for the one tree of version 2.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controller not in controllers.split(","):
+            continue
+        # A container sees its own group as the root of the tree, whatever path it is told; then none of the others are there.
+        group = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part != ".."))
+        for tree in (controllers, controller, "unified") if controller else ("", "unified"):
+            for one in (group, *group.parents):
+                with contextlib.suppress(OSError):
+                    found.append((root / "sys/fs/cgroup" / tree / one.relative_to("/") / name).read_text().strip())
+    return found
 
 
 def choose_device(asked: str) -> str:

@@ -139,6 +139,23 @@ class Inventory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a paper trained a model from scratch: what the card of a grown one says beside its own advice.
+
+    Attributes:
+        parameters: of the model; of several of one recipe, one of them. rate: peak learning rate. batch: what that rate belongs to.
+        warmup: how long the rate rises. decay: AdamW's weight decay. paper: what it is called, and where it is.
+    """
+
+    parameters: float
+    rate: float
+    batch: str
+    warmup: str
+    decay: float
+    paper: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A table of rows with what the growth mathematics must know about the model around them.
 
@@ -170,6 +187,7 @@ class Family:
         initializer: deviation of weights that the library draws: a config key, or a number. residual_init: rows that it initialises
             with a deviation divided by sqrt(2 * layers). scale_init: config key of a LayerScale's first value.
         architectures: names that stand for a whole config (timm's) -> what they set over `defaults`.
+        paper: where the architecture is from, as BibTeX. trained: how models like it were trained from scratch; empty: nobody says.
     """
 
     name: str
@@ -210,6 +228,8 @@ class Family:
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
     architectures: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    paper: str = ""
+    trained: tuple[Training, ...] = ()
 
     # The class of the library that it is narrowed to.
 

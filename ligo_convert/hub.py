@@ -1,6 +1,7 @@
 """A repository of the Hub in, a folder of checked files at one pinned commit out.
 
-All requests go through the Hub's own client and its cache. What the client raises comes out as one clear line.
+All requests go through the Hub's own client and its cache. What the client raises comes out as one clear line. What may be another in
+a moment is asked again; only where it goes on failing does the cache say what a revision means.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ligo_convert.checkpoint_files import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, Place, check_size, small_file
-from ligo_convert.errors import HubUnreachable, MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.errors import HubUnreachable, LigoError, MachineError, RecipeError, SourceChanged, SourceError
+from ligo_convert.fs import write_file
 from ligo_convert.headers import Header, header_end, parse_header
 from ligo_convert.jsoncore import short
 
@@ -28,6 +30,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 # Answers that may be another in a moment.
 BUSY = (408, 429, 500, 502, 503, 504, 520, 522, 524)
+# What it is called where nothing answers at all: a machine without a network says so every time, and need not be asked so often.
+_UNCONNECTED, _UNCONNECTED_TRIES = ("ConnectError", "ConnectTimeout"), 3
 T = TypeVar("T")
 _UNREACHED = "go online, or fetch it first on a machine that is: hf download"
 
@@ -98,13 +102,12 @@ class Repository(Place):
         self.label = model
         self.warnings = []
         self._sizes: dict[str, int] = {}
+        self._listed: frozenset[str] = frozenset()
         check_endpoint()
-        listing = self._online(revision)
-        self.complete = listing is not None
-        if listing is None:
-            listing = self._cached(revision)
+        listing = self._listing(revision)
         self.revision = listing.commit
         self.names, self.expected, self._sizes = listing.names, listing.expected, listing.sizes
+        self._listed = listing.names if self.complete else frozenset()
 
     def check_checkpoint(self) -> None:
         """Refuse what cannot be a checkpoint, by the names of its files."""
@@ -147,29 +150,39 @@ class Repository(Place):
     def _offline(self) -> str:
         return "" if self.complete else f"{_UNREACHED} {self.label} --revision {self.revision}"
 
-    def _online(self, revision: str) -> _Listing | None:
-        """The repository as the Hub has it now; None where the Hub cannot be reached at all."""
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    def _listing(self, revision: str) -> _Listing:
+        """The repository as the Hub has it now; as the cache has it where the Hub is switched off, or goes on failing."""
+        from huggingface_hub import constants
 
-        api = HfApi()
+        if constants.is_offline_mode():
+            return self._cached(revision, because=None)
+        tries = 0
+
+        def told(error: HubUnreachable) -> None:
+            nonlocal tries
+            tries += 1
+            if error.found in _UNCONNECTED and tries >= _UNCONNECTED_TRIES:
+                raise error
+
+        try:
+            return patiently(lambda: self._online(revision), told=told)
+        except HubUnreachable as error:
+            if not error.passing:
+                raise
+            # Not before: the cache may know an older commit than the one that the Hub would name in a moment.
+            return self._cached(revision, because=error)
+
+    def _online(self, revision: str) -> _Listing:
+        """The repository as the Hub has it now. Raises HubUnreachable where it is out of reach or fails."""
+        from huggingface_hub import HfApi, constants
+
         with _hub_errors(self.label, revision):
-            try:
-                info = api.model_info(
-                    self.label, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-                )
-            except (httpx.TransportError, OfflineModeIsEnabled):
-                return None
-            except HfHubHTTPError as error:
-                if error.response.status_code < 500:
-                    raise
-                return None
-            if not _COMMIT.fullmatch(revision):
-                # For its note in the cache of what the revision means, so that it can be found without the Hub later.
-                api.resolve_revision(self.label, revision=revision)
+            info = HfApi().model_info(
+                self.label, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
         if info.sha is None or not _COMMIT.fullmatch(info.sha):
             raise SourceChanged("the Hub did not say which commit this is", where=self.label, found=short(info.sha))
+        self._note(revision, info.sha)
         files = {file.rfilename: file for file in info.siblings or ()}
         expected = {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()}
         return _Listing(
@@ -179,19 +192,57 @@ class Repository(Place):
             expected={name: digest for name, digest in expected.items() if digest is not None},
         )
 
-    def _cached(self, revision: str) -> _Listing:
-        """The repository as the cache has it."""
-        from huggingface_hub import HfApi, constants
+    def _note(self, revision: str, commit: str) -> None:
+        """Have the cache say what a revision means, so that it is found without the Hub later.
 
-        with _hub_errors(self.label, revision):
-            commit = HfApi().resolve_revision(self.label, revision=revision, local_files_only=True).resolved
-        if not _COMMIT.fullmatch(commit):
+        As the client notes it; the client itself would ask the Hub a second time, which may fail, or name another commit by then.
+        """
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        if revision == commit:
+            return
+        note = Path(
+            constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.label, repo_type="model"), "refs", revision
+        ).expanduser()
+        # A cache that takes no note, or that another process is writing to, is no reason not to go on.
+        with suppress(LigoError, OSError):
+            if not note.is_file() or note.read_text() != commit:
+                write_file(note, commit.encode(), replace=True)
+
+    def _cached(self, revision: str, *, because: HubUnreachable | None) -> _Listing:
+        """The repository as the cache has it. `because`: why the Hub does not say it; None where it is switched off."""
+        from huggingface_hub import HfApi
+
+        self.complete = False
+        try:
+            with _hub_errors(self.label, revision):
+                commit = HfApi().resolve_revision(self.label, revision=revision, local_files_only=True).resolved
+            self.revision = commit
+            root = self.snapshot([CONFIG]) if _COMMIT.fullmatch(commit) else None
+        except SourceChanged:
+            raise self._nowhere(revision, because) from None
+        if root is None:
             raise SourceChanged("the cache's note of the revision is damaged", where=self.label, found=short(commit))
-        self.revision, self.complete = commit, False
-        root = self.snapshot([CONFIG])
-        if not constants.is_offline_mode():
-            self.warnings.append(f"{self.label}: the Hub could not be reached; commit {commit} is read from the cache")
+        if because is not None:
+            self.warnings.append(
+                f"{self.label}: the Hub could not be reached ({because.found}); commit {commit} is read from the cache"
+            )
         return _Listing(commit=commit, names=frozenset(entry.name for entry in root.iterdir()))
+
+    def _nowhere(self, revision: str, because: HubUnreachable | None) -> SourceChanged:
+        """The error where neither the Hub nor the cache has the revision."""
+        fetch = f"{_UNREACHED} {self.label}"
+        if because is None:
+            what = "the Hub is switched off by HF_HUB_OFFLINE, and the cache does not hold the revision"
+            return SourceChanged(what, where=self.label, found=revision, hint=fetch)
+        return HubUnreachable(
+            f"{because.what}, and the cache does not hold the revision {revision}",
+            where=self.label,
+            found=because.found,
+            hint=f"{because.hint}; or {fetch}",
+            passing=because.passing,
+        )
 
     def snapshot(self, names: Iterable[str]) -> Path:
         """Bring these files into the cache and return the directory of the commit."""
@@ -207,9 +258,9 @@ class Repository(Place):
         for name in side_files:
             check_size(self._sizes.get(name, 0), name, label=f"{self.label}/{name}")
 
-        def download() -> str:
+        def download() -> Path:
             with _hub_errors(self.label, self.revision or ""):
-                return str(
+                root = Path(
                     snapshot_download(
                         self.label,
                         revision=self.revision,
@@ -218,8 +269,18 @@ class Repository(Place):
                         tqdm_class=Quiet if side_files else None,
                     )
                 )
+            # Where the Hub fails, the client may give the folder as it is in the cache.
+            missing = [name for name in names if name in self._listed and not os.path.lexists(root / name)]
+            if missing:
+                raise HubUnreachable(
+                    "the Hub did not send the file",
+                    where=f"{self.label}/{missing[0]}",
+                    hint="try again later",
+                    passing=True,
+                )
+            return root
 
-        return Path(patiently(download))
+        return patiently(download)
 
     def _prefix(self, name: str, count: int) -> tuple[bytes, int]:
         """The first `count` bytes of a file on the Hub (fewer where it is shorter), and its size."""
@@ -287,51 +348,67 @@ def check_endpoint() -> None:
 @contextmanager
 def _hub_errors(label: str, revision: str) -> Iterator[None]:
     """Turn what the Hub's client raises into one clear line. Its own texts are left out: they hold addresses."""
+    try:
+        yield
+    except Exception as error:
+        said = _error_of(error, label, revision)
+        if said is None:
+            raise
+        raise said from None
+
+
+def _error_of(error: BaseException, label: str, revision: str) -> LigoError | None:
+    """What an error of the Hub's client is to its user; None where it is none of the client's."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    try:
-        yield
-    except errors.GatedRepoError:
+    if isinstance(error, errors.GatedRepoError):
         hint = "accept its conditions on the Hub, log in with `hf auth login`, and run again"
-        raise SourceChanged("the repository is gated", where=label, hint=hint) from None
-    except errors.RepositoryNotFoundError:
+        return SourceChanged("the repository is gated", where=label, hint=hint)
+    if isinstance(error, errors.RepositoryNotFoundError):
         hint = "check the id; for a private repository log in with `hf auth login`; a directory begins with ./"
-        raise SourceChanged("no such repository on the Hub, or it is private", where=label, hint=hint) from None
-    except errors.RevisionNotFoundError:
-        raise SourceChanged(
-            "no such revision", where=label, found=revision, hint="name a branch, tag or commit"
-        ) from None
-    except errors.DisabledRepoError:
-        raise SourceChanged("the Hub disabled the repository", where=label) from None
-    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.OfflineModeIsEnabled):
-        what = (
-            "the Hub cannot be reached, or is switched off by HF_HUB_OFFLINE, and the cache does not hold the revision"
-        )
-        raise SourceChanged(what, where=label, found=revision, hint=f"{_UNREACHED} {label}") from None
-    except errors.EntryNotFoundError:
-        raise SourceChanged("the Hub lists a file that it does not have", where=label, found=revision) from None
-    except errors.HfHubHTTPError as error:
-        code = error.response.status_code
-        if code in (401, 403):
-            raise SourceChanged(
-                "the Hub refuses access", where=label, found=f"HTTP status {code}", hint="log in"
-            ) from None
-        raise HubUnreachable(
-            "the Hub answered with an error",
+        return SourceChanged("no such repository on the Hub, or it is private", where=label, hint=hint)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return SourceChanged("no such revision", where=label, found=revision, hint="name a branch, tag or commit")
+    if isinstance(error, errors.DisabledRepoError):
+        return SourceChanged("the Hub disabled the repository", where=label)
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.RevisionResolutionError)):
+        # The client looks into its cache where the Hub fails, and complains of the cache: what the Hub did is the cause.
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled):
+            return _error_of(cause, label, revision)
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.OfflineModeIsEnabled)):
+        hint = f"{_UNREACHED} {label}"
+        return SourceChanged("the cache does not hold all of it", where=label, found=revision, hint=hint)
+    if isinstance(error, errors.EntryNotFoundError):
+        return SourceChanged("the Hub lists a file that it does not have", where=label, found=revision)
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(error.response.status_code, label)
+    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
+        return HubUnreachable(
+            "the Hub cannot be reached",
             where=label,
-            found=f"HTTP status {code}",
-            hint="try again later",
-            passing=code in BUSY,
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        hint = "check the network, HF_ENDPOINT and the proxy settings, and run again"
-        raise SourceChanged("the Hub cannot be reached", where=label, found=type(error).__name__, hint=hint) from None
-    except OSError as error:
+            found=type(error).__name__,
+            hint="check the network, HF_ENDPOINT and the proxy settings, and run again",
+            passing=isinstance(error, httpx.TransportError),
+        )
+    if isinstance(error, OSError):
         machine = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
         if error.errno in machine:
-            raise MachineError(f"the cache of the Hub: {os.strerror(error.errno)}", where=label) from None
-        raise SourceChanged("the download failed", where=label, found=type(error).__name__, hint="run again") from None
-    except (ValueError, KeyError, TypeError) as error:
+            return MachineError(f"the cache of the Hub: {os.strerror(error.errno)}", where=label)
+        return SourceChanged("the download failed", where=label, found=type(error).__name__, hint="run again")
+    if isinstance(error, (ValueError, KeyError, TypeError)):
         what = "the answer is not one of the Hub"
-        raise SourceChanged(what, where=label, found=type(error).__name__, hint="check HF_ENDPOINT") from None
+        return SourceChanged(what, where=label, found=type(error).__name__, hint="check HF_ENDPOINT")
+    return None
+
+
+def _refusal(status: int, label: str) -> SourceChanged:
+    """The error of an answer that is one: only what may be another in a moment is asked again."""
+    found = f"HTTP status {status}"
+    if status in (401, 403):
+        return SourceChanged("the Hub refuses access", where=label, found=found, hint="log in")
+    if status >= 500 or status in BUSY:
+        what, hint = "the Hub answered with an error", "try again later"
+        return HubUnreachable(what, where=label, found=found, hint=hint, passing=True)
+    return SourceChanged("the Hub refuses the request", where=label, found=found, hint="check HF_ENDPOINT")

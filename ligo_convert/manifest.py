@@ -1,4 +1,4 @@
-"""A manifest: many conversions in one YAML file in, one `Entry` for each out, in an order in which they can be done.
+"""A manifest: many conversions in one YAML file in, one `Entry` for each out, with an order in which they can be done.
 
 An entry names a recipe, or a learned operator to apply; a table, or globs, make several of one. What is wrong with the manifest itself is
 found in one reading and shown where it was written, before any work. What is wrong with one recipe is that entry's own business.
@@ -6,25 +6,29 @@ found in one reading and shown where it was written, before any work. What is wr
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import LigoError, RecipeError
 from ligo_convert.globs import expand
-from ligo_convert.recipe import is_local
+from ligo_convert.recipe import is_homeless, is_local, load_recipe
 from ligo_convert.recipe_faults import Fault, Layered, findings, screen, shown
 from ligo_convert.recipe_sections import Config, Publish, Section, Size, Text, is_hub_id, whole
 from ligo_convert.yamlcore import KeyPath, load_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REPO_NAME = "{name}"
+# What Linux and macOS take of a name, and of a whole path.
+_NAME_BYTES, _PATH_BYTES = 255, 4095
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +48,39 @@ def _place_or_entry(value: object) -> str | Reference:
     if isinstance(value, dict) and set(value) == {"from"} and isinstance(value["from"], str):
         return Reference(name=_name(value["from"]))
     if isinstance(value, str) and value.strip():
-        return value
+        return _PLACE.validate_python(value)
     text = f"should be a place, or {{from: NAME}} of another entry, not {shown(value)}"
     raise PydanticCustomError("recipe", "{text}", {"text": text})
 
 
+_PLACE: TypeAdapter[str] = TypeAdapter(Text)
 Name = Annotated[Text, AfterValidator(_name)]
 PlaceOrEntry = Annotated[str | Reference, PlainValidator(_place_or_entry, json_schema_input_type=str)]
-Amount = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, int) else value), Field(ge=0)]
+
+
+def _whole_above_one(value: float) -> float:
+    if value > 1 and not value.is_integer():
+        # Ray gives a part of one, or several that are whole.
+        text = "should be a whole number, or a part of one: 0.5, 1, 2"
+        raise PydanticCustomError("recipe", "{text}", {"text": text})
+    return value
+
+
+Amount = Annotated[
+    float,
+    BeforeValidator(lambda value: float(value) if type(value) is int else value),
+    Field(ge=0),
+    AfterValidator(_whole_above_one),
+]
 
 
 class Resources(Section):
     """What an entry takes of a machine."""
 
     cpus: Amount | None = Field(default=None, description="processor cores; default: an even share of them")
-    gpus: Amount | None = Field(default=None, description="graphics processors; default: none")
+    gpus: Amount | None = Field(
+        default=None, description="graphics processors, or a part of one, which only Ray gives; default: none"
+    )
     memory: Size | None = Field(default=None, description="memory; default: what the entry's plan says")
 
 
@@ -131,11 +153,21 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`entries` by name, each after those that it needs. `state`: the folder of what is known of the work."""
+    """`entries` by name, in the order in which they were written. `state`: the folder of what is known of the work."""
 
     path: Path
     state: Path
     entries: Mapping[str, Entry]
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All names, as they were written, but each after those that it needs."""
+        left, ordered = dict(self.entries), dict[str, None]()
+        while left:
+            for name in [name for name in left if all(other in ordered for other in left[name].after)]:
+                ordered[name] = None
+                del left[name]
+        return tuple(ordered)
 
 
 OPERATOR_OF_OUTPUT = Path("ligo/operator.safetensors")
@@ -159,14 +191,14 @@ def load_manifest(path: Path) -> Manifest:
         layered.report(faults + [fault for fault in findings(error, ManifestSection) if fault.path not in screened])
     drafts, more = _drafts(top, path.absolute().parent)
     faults += [fault for fault in more if fault.path not in screened]
-    faults += _names_and_places(drafts) if not faults else []
+    faults += _names_and_places(drafts, top) if not faults else []
     if faults:
         layered.report(faults)
     base = path.absolute().parent
     entries = {draft.name: _entry(draft, drafts, top, base, layered.where(draft.path)) for draft in drafts.values()}
     folder = Path(top.out).absolute() if top.out is not None else Path.cwd() / path.stem
     state = Path(top.state).absolute() if top.state is not None else folder.with_name(f"{folder.name}.ligo-batch")
-    return Manifest(path=path.absolute(), state=state, entries=_in_order(entries))
+    return Manifest(path=path.absolute(), state=state, entries=entries)
 
 
 # --- several of one ---------------------------------------------------------------------------------------------------
@@ -245,9 +277,11 @@ def _spread(
     elif section.recipes is not None:
         recipes = list(_matches(section.recipes, (*path, "recipes"), base, faults, folders=False))
     sources: list[str | Reference | None] = [section.source]
+    if isinstance(section.operator, str):
+        _placed(section.operator, (*path, "operator"), base, faults)
     # What is neither there nor a name of the Hub is a place that another entry may make.
     if isinstance(section.source, str) and (is_local(section.source, base) or not is_hub_id(section.source)):
-        sources = [str((base / Path(section.source).expanduser()).absolute())]
+        sources = [_placed(section.source, (*path, "source"), base, faults)]
     if section.sources is not None:
         if section.source is not None:
             faults.append(Fault(path=(*path, "sources"), what="goes without source", spot="key"))
@@ -260,6 +294,21 @@ def _spread(
             words += [recipe.stem] if section.name and recipe is not None and len(recipes) > 1 else []
             words += [Path(str(source)).name] if section.sources is not None or not words else []
             yield "-".join(words), recipe, source
+
+
+def _placed(text: str, path: KeyPath, base: Path, faults: list[Fault]) -> str:
+    """An absolute place; where there can be none of that name, with a fault."""
+    if is_homeless(text):
+        faults.append(Fault(path=path, what=f"nobody here has such a home: {shown(text)}"))
+        return text
+    place = (base / Path(text).expanduser()).absolute()
+    if _bytes(str(place)) > _PATH_BYTES or max(map(_bytes, place.parts)) > _NAME_BYTES:
+        faults.append(Fault(path=path, what=f"no place has so long a name: {shown(text)}"))
+    return str(place)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _matches(
@@ -299,9 +348,9 @@ def _out(section: EntrySection, top: ManifestSection, name: str) -> Path | None:
 # --- how they hang together -------------------------------------------------------------------------------------------
 
 
-def _names_and_places(drafts: Mapping[KeyPath, _Draft]) -> list[Fault]:
-    """Names that are no names, are there twice, or nobody has; places that two would write to; circles."""
-    faults, seen, places = [], dict[str, _Draft](), dict[Path, str]()
+def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) -> list[Fault]:
+    """Names that are no names, are there twice, or nobody has; places that two would write to, here or on the Hub; circles."""
+    faults, seen, places = [], dict[str, _Draft](), dict[str, str]()
     for draft in drafts.values():
         if not _NAME.fullmatch(draft.name) or ".." in draft.name:
             faults.append(Fault(path=draft.path, what=f"{shown(draft.name)} is no name: give `name`"))
@@ -311,10 +360,10 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft]) -> list[Fault]:
         seen.setdefault(draft.name, draft)
         if draft.out is None and (draft.recipe is None or draft.section.sources is not None):
             faults.append(Fault(path=draft.path, what="has no output directory: give `out`, here or for all"))
-        if draft.out is not None:
-            if draft.out in places:
-                faults.append(Fault(path=draft.path, what=f"writes to the output directory of {places[draft.out]}"))
-            places[draft.out] = draft.name
+        for place, what, cure in _destinations(draft, top):
+            if place in places:
+                faults.append(Fault(path=draft.path, what=f"{draft.name} {what} {places[place]}; {cure}"))
+            places.setdefault(place, draft.name)
     for draft in drafts.values():
         for name in _needs(draft):
             other = seen.get(name)
@@ -326,6 +375,35 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft]) -> list[Fault]:
     if not faults:
         faults += _circles({draft.name: _needs(draft) for draft in drafts.values()}, seen)
     return faults
+
+
+def _destinations(draft: _Draft, top: ManifestSection) -> Iterator[tuple[str, str, str]]:
+    """Where an entry writes to, by itself or by its recipe; what is told where another writes there, too, and what helps.
+
+    Nothing where the recipe cannot be read: what is wrong with it is its own business.
+    """
+    out, publish = draft.out, draft.section.publish
+    if draft.recipe is not None and (out is None or publish is None):
+        source = draft.source if isinstance(draft.source, str) else None
+        with contextlib.suppress(LigoError):
+            recipe = load_recipe(draft.recipe, overrides=_overrides(draft.section, top), source=source, placed=False)
+            out = out or Path(recipe.output.dir).absolute()
+            publish = publish or recipe.publish
+    if out is not None:
+        yield os.path.realpath(out), "writes to the output directory of", "give it `out`"
+    if publish is not None:
+        # What is published replaces what is there. The Hub tells no names apart by their case.
+        place = f"{publish.repo.lower()} {publish.branch}"
+        yield place, "is published to the repository of", "give it a `publish.repo` of its own, such as org/{name}"
+
+
+def _overrides(section: EntrySection, top: ManifestSection) -> tuple[str, ...]:
+    """What is laid over a recipe, as `--set` takes it."""
+    laid_over = {**top.set, **section.set} if section.operator is None else {}
+    if section.target is not None:
+        laid_over["target"] = {"config": section.target}
+    # JSON is YAML.
+    return tuple(f"{key}={json.dumps(value)}" for key, value in laid_over.items())
 
 
 def _needs(draft: _Draft) -> tuple[str, ...]:
@@ -355,17 +433,13 @@ def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection
     if operator is not None:
         made = isinstance(section.operator, Reference)
         operator = str(Path(operator) / OPERATOR_OF_OUTPUT if made else (base / Path(operator).expanduser()).absolute())
-    laid_over = {**top.set, **section.set} if section.operator is None else {}
-    if section.target is not None:
-        laid_over["target"] = {"config": section.target}
     publish = section.publish.model_dump(mode="json") if section.publish is not None else None
     own, shared = section.resources, top.resources
     return Entry(
         name=draft.name,
         where=where,
         recipe=draft.recipe,
-        # JSON is YAML, and what `--set` takes.
-        overrides=tuple(f"{key}={json.dumps(value)}" for key, value in laid_over.items()),
+        overrides=_overrides(section, top),
         source=made_by(draft.source),
         operator=Path(operator) if operator is not None else None,
         out=draft.out,
@@ -377,13 +451,3 @@ def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection
             memory=own.memory if own.memory is not None else shared.memory,
         ),
     )
-
-
-def _in_order(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """As they were written, but each after those that it needs."""
-    ordered: dict[str, Entry] = {}
-    while len(ordered) < len(entries):
-        for name, entry in entries.items():
-            if name not in ordered and all(other in ordered for other in entry.after):
-                ordered[name] = entry
-    return ordered

@@ -28,7 +28,7 @@ from ligo_convert.errors import (
 from ligo_convert.families import FAMILIES
 from ligo_convert.family import WITHOUT_LOSS, Family, Inventory
 from ligo_convert.flops import fit_flops, step_flops
-from ligo_convert.fs import check_place, check_room
+from ligo_convert.fs import check_place, check_room, reporting
 from ligo_convert.image_files import DataFacts, check_classes, class_folders
 from ligo_convert.initial import learned_parameters
 from ligo_convert.licensing import license_to_publish
@@ -127,12 +127,15 @@ def open_planned(recipe: Recipe, *, weights: bool) -> Source | None:
         return None
 
 
-def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True, runs: bool = True) -> Plan:
+def make_plan(
+    recipe: Recipe, source: Source | None, *, check_disk: bool = True, runs: bool = True, here: bool = True
+) -> Plan:
     """Decide everything that headers and configs decide.
 
     Args:
         source: as `open_planned` gave it; where None, the recipe's own config stands for it.
         runs: whether the plan is carried out: what a run cannot do without, such as its data, has to be there.
+        here: whether it is this machine that carries it out: another's memory and disk are not known.
 
     Raises:
         RecipeError, SourceError, MachineError: whatever would make the run fail later.
@@ -171,7 +174,7 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True,
     micro_batch = _micro_batch(recipe, family, start)
     memory = estimate_memory(recipe, family, inventory, start, specs, measures=measures, micro_batch=micro_batch)
     installed = physical_memory()
-    if memory > installed:
+    if here and memory > installed:
         if recipe.fit is not None:
             raise MachineError(
                 "the fit needs more memory than this machine has",
@@ -183,7 +186,7 @@ def make_plan(recipe: Recipe, source: Source | None, *, check_disk: bool = True,
         measures = False
         warnings.append("too little memory to run source and target: preservation is not measured")
         memory = estimate_memory(recipe, family, inventory, start, specs, measures=False, micro_batch=micro_batch)
-    if check_disk:
+    if here and check_disk:
         check_room(Path(recipe.output.dir), shards.nbytes + 16_000_000)
     if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
         license_to_publish(
@@ -498,21 +501,35 @@ def _row_names(family: Family, inventory: Inventory, pattern: str) -> list[str]:
     return [row.name(layer) for layer in inventory.family.layers(row, inventory.config)]
 
 
-def plan_recipe(recipe: Recipe) -> Plan:
-    """Plan a recipe from headers alone."""
-    check_output(Path(recipe.output.dir))
+def plan_recipe(recipe: Recipe, *, here: bool = True) -> Plan:
+    """Plan a recipe from headers alone. `here`: as of `make_plan`."""
+    # Where it is finished nothing more is written.
+    check_disk = not check_output(Path(recipe.output.dir))
     source = open_planned(recipe, weights=False)
     if source is None:
         # From a config alone a recipe is looked at, not run here.
-        return make_plan(recipe, None, runs=False)
+        return make_plan(recipe, None, check_disk=check_disk, runs=False, here=here)
     with source:
-        return make_plan(recipe, source)
+        return make_plan(recipe, source, check_disk=check_disk, here=here)
 
 
-def check_output(out: Path) -> None:
-    """Refuse an output place that a run could not take, unless what is there may be the finished output itself."""
-    if not (out / "ligo" / "provenance.json").is_file():
+def plan_after(recipe: Recipe, first: Plan, *, here: bool = True) -> Plan:
+    """Plan a recipe whose source another plan will make, from the config that it will have. `here`: as of `make_plan`."""
+    config = dict(first.start.target)
+    if first.family.library != "timm":
+        config["architectures"] = [first.family.architecture]
+    source = recipe.source.model_copy(update={"config": config})
+    # How many bytes its tensors take is known when they are there.
+    return make_plan(recipe.model_copy(update={"source": source}), None, check_disk=False, runs=False, here=here)
+
+
+def check_output(out: Path) -> bool:
+    """Refuse an output place that a run could not take. Returns whether what is there may be the finished output itself."""
+    with reporting(out, "look"):
+        finished = (out / "ligo" / "provenance.json").is_file()
+    if not finished:
         check_place(out)
+    return finished
 
 
 def check_apart(out: Path, source: Source, *, where: str) -> None:

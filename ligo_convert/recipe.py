@@ -187,13 +187,27 @@ def is_local(place: str, base: Path) -> bool:
     return place.startswith((".", "/", "~")) or os.path.lexists(base / place)
 
 
+def is_homeless(place: str) -> bool:
+    """Whether `place` begins with the home of somebody whom this machine does not know: `~nobody/models`."""
+    try:
+        Path(place).expanduser()
+    except RuntimeError:
+        return True
+    return False
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors; every key has a description."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def load_recipe(
-    path: Path, *, overrides: Sequence[str] = (), source: str | None = None, out: str | None = None
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    source: str | None = None,
+    out: str | None = None,
+    placed: bool = True,
 ) -> Recipe:
     """Read a recipe and lay the command line over it.
 
@@ -203,6 +217,7 @@ def load_recipe(
         source: `--source`: replaces `model`, `revision`, `config` and `pretrain` of the source. Local where it exists
             relative to the working directory or begins with `.`, `/` or `~`, and then made absolute; else a Hub id.
         out: `--out`: replaces `output.dir`.
+        placed: whether the places that it names have to be there; not where what makes them is still to come.
 
     Raises:
         RecipeError: anything wrong with the file or the command line; one error names all that is.
@@ -217,15 +232,17 @@ def load_recipe(
     here = None
     if source is not None:
         here = Path.cwd()
+        if is_homeless(source):
+            raise RecipeError("nobody here has such a home", where=f"--source {short(redacted(source))}")
         model = str(Path(source).expanduser().absolute()) if source and is_local(source, here) else source
         layers.append(_replace_source(data, model, label=f"--source {short(redacted(source))}"))
     if out is not None:
         layers.append(_put(data, ("output", "dir"), out, label=f"--out {short(redacted(out))}"))
-    recipe = _validate(data, Layered(document=document, layers=layers), path=path, source_base=here)
+    recipe = _validate(data, Layered(document=document, layers=layers), path=path, source_base=here, placed=placed)
     return _share_sequence_length(recipe)
 
 
-def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base: Path | None) -> Recipe:
+def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base: Path | None, placed: bool) -> Recipe:
     faults = screen(data)
     screened = {fault.path for fault in faults}
     try:
@@ -236,7 +253,8 @@ def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base
         recipe._path = path.absolute()
         recipe._source_base = source_base
         recipe._layered = layered
-        faults += [fault for fault in _unplaced(recipe) if fault.path not in screened]
+        unplaced = _unplaced(recipe) if placed else []
+        faults += [fault for fault in unplaced if fault.path not in screened]
     if faults:
         layered.report(faults)
     return recipe
@@ -249,10 +267,16 @@ def _unplaced(recipe: Recipe) -> list[Fault]:
         (("target", "model"), recipe.target.model, recipe.base),
         (("fit", "data", "tokenizer"), recipe.fit.data.tokenizer if recipe.fit else None, recipe.base),
     ]
-    return [
+    faults = [
         Fault(path=path, what=f"{shown(name)} is neither a directory here nor a Hub id (`name` or `org/name`)")
         for path, name, base in names
         if name is not None and not is_local(name, base) and not is_hub_id(name)
+    ]
+    images = recipe.fit.data.images if recipe.fit else None
+    return faults + [
+        Fault(path=path, what=f"nobody here has such a home: {shown(name)}")
+        for path, name, _ in [*names, (("fit", "data", "images"), images, recipe.base)]
+        if name is not None and is_homeless(name)
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -47,6 +47,28 @@ def answered() -> Iterator[None]:
         ended.set()
         signal.set_wakeup_fd(before)
         os.close(write)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """While this lasts a signal is only noted, and answered at the end, as it would have been: for a library that takes what a handler
+    raises for a failure of its own, or that puts in a handler of its own. In the main thread; elsewhere no handler runs anyway.
+    """
+    noted: list[int] = []
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                before[number] = handler
+                signal.signal(number, lambda found, _: noted.append(found))
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for one in noted:
+            before[one](one, None)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -149,7 +149,7 @@ def verify(
 
     Args:
         source: the checkpoint it grew from: every tensor is then derived again and compared: bit for bit on the kind of
-            processor that wrote it, to rounding on another.
+            processor that wrote it, to rounding on another. The Hub id that was recorded means the commit that was.
         load: also load it in the real library.
 
     Raises:
@@ -204,12 +204,12 @@ def _derive_again(
     progress: Progress,
 ) -> dict[str, Any]:
     """Grow every tensor once more and compare. Raises VerificationError naming the first that differs."""
-    recorded = {
-        item["name"]: item["digest"]["sha256"]
-        for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
-        if item.get("annotations", {}).get("role") == "source"
-    }
-    with open_source(source, base=Path.cwd()) as old, open_source(str(directory.absolute()), base=directory) as new:
+    files = _source_files(statement)
+    recorded = {item["name"]: item["digest"]["sha256"] for item in files}
+    with (
+        open_source(source, revision=_revision_of(files, source), base=Path.cwd()) as old,
+        open_source(str(directory.absolute()), base=directory) as new,
+    ):
         digests = old.digest()
         for name, expected in recorded.items():
             if digests.get(name) != expected:
@@ -235,6 +235,21 @@ def _derive_again(
                 task.advance()
         old.recheck()
     return {"source": old.label, "tensors": len(ordered), "identical": identical}
+
+
+def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return [item for item in dependencies if item.get("annotations", {}).get("role") == "source"]
+
+
+def _revision_of(files: list[Mapping[str, Any]], source: str) -> str:
+    """The commit that was recorded where `source` is the repository that was: what its branches mean by now is nothing it grew from."""
+    recorded = {
+        str(item["annotations"]["revision"])
+        for item in files
+        if item["annotations"].get("model") == source and item["annotations"].get("revision")
+    }
+    return recorded.pop() if len(recorded) == 1 else "main"
 
 
 def _written_on(statement: Mapping[str, Any]) -> object:

@@ -59,16 +59,16 @@ def carry_out(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     """Do an entry. Returns `state`, `code`, `why` and `report`; nothing is raised but what stops the process."""
     try:
         return {"state": DONE, "code": 0, "why": None, "report": _do(assignment, progress)}
-    except LigoError as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, it is this entry's failure; the others go on
         return failure(error)
-    except MemoryError:
-        return failure(MachineError("out of memory", hint="give fewer --jobs, or more memory"))
-    except Exception as error:  # noqa: BLE001  a bug of ours is this entry's failure; the others go on
-        return failure(LigoError(f"a bug in ligo-convert: {type(error).__name__}: {error}", hint="please report it"))
 
 
-def failure(error: LigoError) -> dict[str, Any]:
-    """An error as a result."""
+def failure(error: Exception) -> dict[str, Any]:
+    """An error as a result. What is none of ours is told as what it is: short of memory, or a bug."""
+    if isinstance(error, MemoryError):
+        error = MachineError("out of memory", hint="give fewer --jobs, or more memory")
+    elif not isinstance(error, LigoError):
+        error = LigoError(f"a bug in ligo-convert: {type(error).__name__}: {error}", hint="please report it")
     return {"state": FAILED, "code": error.exit_code, "why": str(error), "report": None}
 
 

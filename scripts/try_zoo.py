@@ -6,7 +6,7 @@
 What comes in: nothing; the sources are trained. What goes out: the batch's own table and summary, then a line for every
 repository: what the real library, asked for it by name, has loaded. The Hub forgets everything when this ends; outputs stay in
 the folder it names. The exit code is that of the batch, which has one entry that must fail (3), or 1 where anything else is not
-as it should be.
+as it should be: another entry that is not done, one whose repository was not loaded, a key that was left over.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ for name in sys.argv[1:]:
     of_masks = "bert" in name
     model, info = (AutoModelForMaskedLM if of_masks else AutoModelForCausalLM).from_pretrained(name, output_loading_info=True)
     print(json.dumps({"repo": name, "class": type(model).__name__, "parameters": model.num_parameters(),
-                      "left over": sum(map(len, info.values()))}))
+                      "left over": sum(map(len, info.values()))}), flush=True)
 """
 
 
@@ -74,20 +74,34 @@ def main(engine: str, jobs: int, keep: Path | None) -> None:
             )
             names = [entry["published"]["repo"] for entry in told["entries"].values() if entry.get("published")]
             click.echo()
-            subprocess.run(
+            lines = subprocess.run(
                 [sys.executable, "-c", LOAD, *names],
                 env={**environment, "HF_HOME": str(folder / "other-home")},
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                check=True,
-            )
+                text=True,
+                check=False,
+            ).stdout
+            click.echo(lines)
         finally:
             hub.terminate()
-    sys.exit(code if _as_it_should_be(told, code) else 1)
+    wrong = faults(told, code, [json.loads(line) for line in lines.splitlines()])
+    for fault in wrong:
+        click.echo(f"not as it should be: {fault}", err=True)
+    sys.exit(1 if wrong else code)
 
 
-def _as_it_should_be(told: dict[str, Any], code: int) -> bool:
+def faults(told: dict[str, Any], code: int, loaded: list[dict[str, Any]]) -> list[str]:
+    """What is not as it should be, of what the batch and the real library have told."""
+    found = [] if code == POISONED_CODE else [f"the batch ended with {code}"]
     states = {name: entry["state"] for name, entry in told["entries"].items()}
-    return code == POISONED_CODE and states.pop(POISONED) == "failed" and set(states.values()) == {"done"}
+    wanted = {name: "failed" if name == POISONED else "done" for name in {*states, POISONED}}
+    found += [f"{name} is {states.get(name)}" for name in wanted if states.get(name) != wanted[name]]
+    left = {one["repo"]: one["left over"] for one in loaded}
+    repositories = [f"{ACCOUNT}/{name}" for name in states if name != POISONED]
+    found += [f"{repo} was not loaded" for repo in repositories if repo not in left]
+    found += [f"{repo} has {count} keys left over" for repo, count in left.items() if count]
+    return found if repositories else [*found, "nothing was published"]
 
 
 if __name__ == "__main__":

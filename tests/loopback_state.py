@@ -125,6 +125,7 @@ class Hub:
             cannot have it at once: the second fails to open it.
         hashes: SHA-256 -> the name by which that storage has it.
         meanwhile: called with every request (`METHOD path`) before it is looked at: what others do between two of them.
+        bodies: another server's address, to which whoever gets a file is sent; none: this one gives them.
     """
 
     address: str
@@ -140,6 +141,7 @@ class Hub:
     chunks: Path | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     meanwhile: Callable[[str], None] | None = None
+    bodies: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def owns(self, account: str | None, name: str) -> bool:

@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import HERE
-from source_models import DEEPER, write_checkpoint, write_text
+from source_models import write_checkpoint, write_text
+from tiny import CASES, config_of
+from zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
 
 from ligo_convert.batch import Batch, Watcher, run_batch
 from ligo_convert.claims import Claims
+from ligo_convert.engines import ENGINES, Event, Here, Load
+from ligo_convert.errors import MachineError
 from ligo_convert.manifest import load_manifest
+from ligo_convert.plan import Plan, plan_after, plan_recipe
+from ligo_convert.recipe import Recipe, load_recipe
 from ligo_convert.shelf import Shelf, files_in
 from ligo_convert.source import open_source
+from ligo_convert.work import failure
 
-Zoo = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("sources") / "source")
-
-
-@pytest.fixture
-def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """Writes a manifest in a folder with two recipes: `deeper.yaml` copies layers, `fitted.yaml` learns for two steps."""
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    deeper = {
-        "version": 1,
-        "source": {"model": str(source)},
-        "target": {"config": DEEPER["gpt2"]},
-        "growth": {"width": "copy", "depth": "stack"},
-        "output": {"dir": "out"},
-    }
-    fit = {"steps": 2, "batch_size": 2, "sequence_length": 16, "heldout_tokens": 256, "data": {"text": ["text.txt"]}}
-    (tmp_path / "deeper.yaml").write_text(json.dumps(deeper))
-    (tmp_path / "fitted.yaml").write_text(json.dumps({**deeper, "fit": fit}))
-
-    def write(*entries: Mapping[str, object], **more: object) -> Path:
-        path = tmp_path / "zoo.yaml"
-        path.write_text(json.dumps({"version": 1, "out": "zoo", "entries": entries, **more}))
-        return path
-
-    return write
+__all__ = ["source", "zoo"]
 
 
 def do(manifest: Path, **options: Any) -> Batch:
@@ -63,26 +39,21 @@ def states(batch: Batch) -> dict[str, str]:
     return {name: standing.state for name, standing in batch.standings.items()}
 
 
-def cli(manifest: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ligo_convert", "batch", str(manifest), *options],
-        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
-        cwd=manifest.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
+SAVING_OFTEN = "import ligo_convert.training\nligo_convert.training.SAVE_EVERY_SECONDS = -1.0"
 
 
-def weights(directory: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.glob("*.safetensors")}
-
-
-CHAIN = (
-    {"name": "first", "recipe": "deeper.yaml"},
-    {"name": "second", "recipe": "deeper.yaml", "source": {"from": "first"}, "target": {"n_layer": 8}},
-)
-POISON = {"name": "poisoned", "recipe": "deeper.yaml", "source": "nowhere/at/all/x"}
+def left_of(session: int) -> list[int]:
+    """The processes of a session that are alive."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = place.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(of) == session and state not in "ZX":
+            found.append(int(place.parent.name))
+    return found
 
 
 # --- what becomes of entries ------------------------------------------------------------------------------------------
@@ -142,6 +113,224 @@ def test_a_changed_recipe_is_another_conversion_and_never_replaces_one(zoo: Zoo)
     batch = do(zoo({**CHAIN[0], "target": {"n_layer": 6}}))
     assert batch.exit_code == 6
     assert weights(Path("zoo/first")) == before
+
+
+def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
+    assert do(zoo(*CHAIN)).exit_code == 0
+    before = weights(Path("zoo/second"))
+    shutil.rmtree("zoo/first")
+    batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
+    assert states(batch) == {"first": "done", "second": "failed"}
+    assert batch.exit_code == 6
+    assert "nothing is ever overwritten" in str(batch.standings["second"].why)
+    assert weights(Path("zoo/second")) == before
+    # Moved away, it is made of what is there now.
+    Path("zoo/second").rename("before")
+    batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
+    assert (states(batch), batch.standings["first"].again) == ({"first": "done", "second": "done"}, True)
+    assert weights(Path("zoo/second")) != before
+
+
+@pytest.mark.parametrize("written", ["source", "operator", "data"])
+def test_what_was_done_from_files_that_have_changed_is_not_done(
+    written: str, zoo: Zoo, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "runs/step-1")
+    first = do(
+        zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml", "set": {"growth.depth": "interpolate"}}, out="o")
+    )
+    assert first.exit_code == 0
+    operators = [(tmp_path / f"o/{name}/ligo/operator.safetensors").read_bytes() for name in ("first", "other")]
+    (tmp_path / "stored.safetensors").write_bytes(operators[0])
+    manifest = zoo(
+        {"name": "step", "recipe": "deeper.yaml", "sources": ["runs/step-*"]},
+        {"name": "sibling", "operator": "stored.safetensors", "source": "runs/step-1"},
+        {"name": "fitted", "recipe": "fitted.yaml"},
+    )
+    names = ("step-step-1", "sibling", "fitted")
+    assert do(manifest).exit_code == 0
+    assert all(standing.again for standing in do(manifest).standings.values())
+    if written == "source":
+        write_checkpoint(tmp_path / "runs/step-1", seed=1)
+    elif written == "operator":
+        (tmp_path / "stored.safetensors").write_bytes(operators[1])
+    else:
+        write_text(tmp_path / "text.txt", seed=1)
+    changed = {"source": names[:2], "operator": ("sibling",), "data": ("fitted",)}[written]
+    batch = do(manifest)
+    assert states(batch) == {name: "failed" if name in changed else "done" for name in names}
+    assert {standing.code for standing in batch.standings.values()} == {0, 6}
+
+
+def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Zoo) -> None:
+    batch = do(
+        zoo(
+            {"name": "late", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}, "after": ["ok"]},
+            {"name": "bad", "recipe": "deeper.yaml", "source": "nowhere/at/all/x"},
+            {"name": "ok", "recipe": "deeper.yaml"},
+        )
+    )
+    assert batch.exit_code == 2
+    assert list(batch.json()["entries"]) == ["late", "bad", "ok"]
+    assert [standing.code for standing in batch.standings.values()] == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [
+        ({"recipe": "nope.yaml"}, 2),
+        ({"recipe": "deeper.yaml", "set": {"growth.width": "nothing"}}, 2),
+        # Of three layers: the first makes four.
+        ({"recipe": "deeper.yaml", "target": {"n_layer": 3}}, 2),
+        ({"operator": "text.txt"}, 3),
+    ],
+)
+def test_what_can_be_refused_of_an_entry_that_waits_is_refused_at_once(
+    second: Mapping[str, object], code: int, zoo: Zoo
+) -> None:
+    order: list[tuple[str, str]] = []
+    manifest = zoo(
+        CHAIN[0],
+        {"name": "second", "source": {"from": "first"}, **second},
+        {"name": "third", "recipe": "deeper.yaml", "source": {"from": "second"}, "target": {"n_layer": 8}},
+    )
+    batch = do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    assert order[0] == ("second", "failed")
+    assert states(batch) == {"first": "done", "second": "failed", "third": "skipped"}
+    assert batch.exit_code == code
+
+
+def test_a_place_that_an_entry_will_make_is_not_missed_before(zoo: Zoo, tmp_path: Path) -> None:
+    recipe = json.loads((tmp_path / "deeper.yaml").read_text())
+    recipe |= {"source": {"model": "zoo/first/."}, "target": {"config": {"n_layer": 8}}}
+    (tmp_path / "second.yaml").write_text(json.dumps(recipe))
+    batch = do(zoo(CHAIN[0], {"name": "second", "recipe": "second.yaml", "after": ["first"]}))
+    assert set(states(batch).values()) == {"done"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_chain_is_planned_from_what_its_first_will_be(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    recipe = {
+        "version": 1,
+        "source": {"config": config_of(name)},
+        "target": {"config": case.both},
+        "growth": {"width": "direct", "depth": "stack"},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    first = plan_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    # Grown to the same size again: the same model, tensor for tensor.
+    second = plan_after(load_recipe(tmp_path / "recipe.yaml"), first)
+    assert second.specs == first.specs
+    assert second.family == first.family
+    sizes = second.family.sizes(second.start.source)
+    assert sizes == second.family.sizes(second.start.target) == first.family.sizes(first.start.target)
+
+
+def test_a_bug_met_in_planning_or_starting_ends_one_entry(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Here.start
+
+    def plan(recipe: Recipe, **said: Any) -> Plan:
+        if recipe.output.dir.endswith("unplanned"):
+            raise KeyError("a bug")
+        return plan_recipe(recipe, **said)
+
+    def refuse(self: Here, load: Load) -> None:
+        if load.name == "unstarted":
+            raise ValueError("as Ray does of 1.5 processors")
+        start(self, load)
+
+    monkeypatch.setattr("ligo_convert.batch.plan_recipe", plan)
+    monkeypatch.setattr(Here, "start", refuse)
+    batch = do(zoo(*({"name": name, "recipe": "deeper.yaml"} for name in ("unplanned", "unstarted", "first"))))
+    assert states(batch) == {"unplanned": "failed", "unstarted": "failed", "first": "done"}
+    assert batch.exit_code == 70
+    assert "KeyError" in str(batch.standings["unplanned"].why)
+    assert "as Ray does" in str(batch.standings["unstarted"].why)
+    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+
+
+def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, take = Claims.finish, Claims.take
+
+    def finish_unless_full(self: Claims, name: str, record: Mapping[str, Any]) -> object:
+        if name in ("first", "poisoned"):
+            raise MachineError("cannot write: no space left on device")
+        return finish(self, name, record)  # type: ignore[func-returns-value]
+
+    def take_unless_full(self: Claims, name: str) -> bool:
+        if name == "unclaimed":
+            raise MachineError("cannot write: no space left on device")
+        return take(self, name)
+
+    monkeypatch.setattr(Claims, "finish", finish_unless_full)
+    monkeypatch.setattr(Claims, "take", take_unless_full)
+    said: list[tuple[str, str]] = []
+    manifest = zoo(*CHAIN, POISON, {"name": "unclaimed", "recipe": "deeper.yaml"})
+    batch = do(manifest, watcher=Watcher(said=lambda name, text: said.append((name, text))))
+    assert states(batch) == {"first": "done", "second": "done", "poisoned": "failed", "unclaimed": "failed"}
+    assert [standing.code for standing in batch.standings.values()] == [0, 0, 3, 5]
+    assert {name for name, text in said if "not kept" in text} == {"first", "poisoned", "unclaimed"}
+    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+
+
+def test_what_was_lost_to_another_is_looked_at_as_another_s(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ligo_convert.batch.WATCH_SECONDS", 0.0)
+    finish, lost = Claims.finish, list[str]()
+
+    def lose_once(self: Claims, name: str, record: Mapping[str, Any]) -> bool:
+        finish(self, name, record)  # the other's, who has made the same
+        lost.append(name)
+        return False
+
+    monkeypatch.setattr(Claims, "finish", lose_once)
+    seen: list[str] = []
+    batch = do(zoo(CHAIN[0]), watcher=Watcher(changed=lambda name, standing: seen.append(standing.state)))
+    assert lost == ["first"]
+    assert [state for state in seen if state != "running"] == ["elsewhere", "done"]
+    assert batch.standings["first"].again
+
+
+def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml"})
+    assert do(manifest).exit_code == 0
+    shutil.rmtree("zoo.ligo-batch")
+    shutil.rmtree("zoo/other")
+    monkeypatch.setattr("ligo_convert.fs._free", lambda path: 1000)
+    batch = do(manifest)
+    assert states(batch) == {"first": "done", "other": "failed"}
+    assert batch.standings["first"].report is not None
+    assert batch.standings["first"].report["changed"] is False
+    assert "not enough room" in str(batch.standings["other"].why)
+
+
+def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tmp_path / "fitted.yaml")
+    memory = plan_recipe(recipe).memory
+    monkeypatch.setattr("ligo_convert.plan.physical_memory", lambda: 1000)
+    monkeypatch.setattr("ligo_convert.fs._free", lambda path: 1000)
+    with pytest.raises(MachineError, match="more memory than this machine has"):
+        plan_recipe(recipe)
+    started: list[Load] = []
+
+    class Far(Here):
+        here = False
+
+        def start(self, load: Load) -> None:
+            started.append(load)
+            self._ended.append(Event(name=load.name, kind="ended", value=failure(MachineError("no further"))))
+
+    monkeypatch.setitem(ENGINES, "far", lambda choice: Far(choice.tell))
+    entry = {"name": "fitted", "recipe": "fitted.yaml", "resources": {"gpus": 0.5}}
+    batch = do(zoo(entry), engine="far")
+    assert batch.standings["fitted"].why == "no further"
+    assert [(load.memory, load.gpus) for load in started] == [(memory, 0.5)]
+    assert "more memory than" in str(do(zoo(entry), engine="local").standings["fitted"].why)
 
 
 def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> None:
@@ -256,30 +445,91 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
         assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
 
 
+@pytest.mark.slow
 def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
-    manifest = zoo(
-        CHAIN[0],
-        {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}},
-        {"name": "last", "recipe": "deeper.yaml", "after": ["long"]},
-    )
-    process = cli(manifest, "--json")
-    partial = manifest.parent / "zoo/.long.ligo-partial/.work/run"
-    until = time.monotonic() + 60
-    while not partial.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert partial.exists()
-    time.sleep(1.0)
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(CHAIN[0], long, {"name": "last", "recipe": "deeper.yaml", "after": ["long"]})
+    process = cli(manifest, "--json", before=SAVING_OFTEN)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert out == ""
     assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
-    zoo(CHAIN[0], {"name": "last", "recipe": "deeper.yaml"})
-    done = cli(manifest, "--json")
-    out, err = done.communicate(timeout=60)
+    again = cli(manifest, "--json", before=SAVING_OFTEN)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    told = json.loads(out)["entries"]
+    assert {name: (entry["state"], entry["again"]) for name, entry in told.items()} == {
+        "first": ("done", True),
+        "long": ("done", False),
+        "last": ("done", False),
+    }
+    assert f"long: {GOING_ON}" in err
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(long, {"name": "other", "recipe": "deeper.yaml"}, {"name": "last", "recipe": "deeper.yaml"})
+    shard = cli(manifest, "--json", "--shard", "0/2", before=SAVING_OFTEN)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, shard)
+    shard.kill()
+    assert shard.communicate(timeout=60)[0] == ""
+    assert shard.returncode == -signal.SIGKILL
+    # It could not give anything back.
+    assert [path.name for path in (manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*")] == ["long"]
+    whole = cli(manifest, "--json", before=SAVING_OFTEN)
+    out, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
     told = json.loads(out)
-    assert told["entries"]["first"]["again"], err
-    assert told["counts"]["done"] == 2
+    assert told["counts"]["done"] == 3
+    assert not told["entries"]["long"]["again"]
+    assert f"long: {GOING_ON}" in err
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*"))
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: Zoo) -> None:
+    long = [
+        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 250, "fit.seed": number}}
+        for number in range(2)
+    ]
+    manifest = zoo(*long)
+    process = cli(manifest, "--json", "--jobs", "2")
+    begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
+    until(lambda: all(path.exists() for path in begun), process)
+    assert len(left_of(process.pid)) > 2
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    end = time.monotonic() + 10
+    while left_of(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left_of(process.pid) == []
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    again = cli(manifest, "--json", "--jobs", "2")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert json.loads(out)["counts"]["done"] == 2
+    for entry in long:
+        assert f"{entry['name']}: {GOING_ON}" in err
+
+
+GOING_ON = "going on with what an earlier run has staged"
+
+
+def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
+    """That an output in `zoo` holds what the same entry, never stopped, comes to."""
+    name = str(entry["name"])
+    whole = cli(zoo(entry, out="whole"))
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    for folder in (name, f"{name}/ligo"):
+        assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
 
 
 def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: Zoo) -> None:
@@ -289,20 +539,21 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
     # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
     processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
     processes.append(cli(manifest, "--json"))
-    told = []
+    told, ran = [], []
     for process in processes:
         out, err = process.communicate(timeout=120)
         assert out, err
         told.append(json.loads(out))
+        ran += [line.partition(":")[0] for line in err.splitlines() if line.endswith(": running")]
     names = [set(one["entries"]) for one in told]
     assert names[0] | names[1] == names[2]
     assert not names[0] & names[1]
+    done = [name for one in told for name, entry in one["entries"].items() if not entry["again"]]
     for one in told:
         assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
-    changed = [
-        name for one in told for name, entry in one["entries"].items() if entry.get("changed") and not entry["again"]
-    ]
-    assert sorted(changed) == sorted(set(changed)), "an entry was done twice"
+    # Of the two or three who saw an entry done, one has done it; the others were told.
+    assert sorted(ran) == [f"n{number}" for number in range(6)]
+    assert sorted(name for name in done if name != "poisoned") == sorted(ran)
     assert [process.returncode for process in processes].count(3) >= 2
 
 
@@ -321,112 +572,3 @@ def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], c
     assert process.returncode == code, err
     if code == 0:
         assert len(json.loads(out)["entries"]) == 1
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_claim_is_one_s_own_until_it_is_given_back(tmp_path: Path) -> None:
-    with Claims(tmp_path) as one, Claims(tmp_path) as two:
-        assert one.take("a")
-        assert not two.take("a")
-        assert one.holds("a")
-        one.finish("a", {"state": "done"})
-        assert two.record("a") == {"state": "done"}
-        assert two.take("a")
-        two.forget("a")
-        assert one.record("a") is None
-    assert not list((tmp_path / "claims").iterdir())
-
-
-def test_a_claim_of_a_process_that_has_died_is_taken(tmp_path: Path) -> None:
-    lines = [
-        "import os, sys",
-        "from pathlib import Path",
-        "from ligo_convert.claims import Claims",
-        "with Claims(Path(sys.argv[1])) as claims:",
-        "    assert claims.take('a')",
-        "    os._exit(0)",
-    ]
-    program = "\n".join(lines)
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": HERE}, check=True)
-    assert (tmp_path / "claims/a").exists()
-    with Claims(tmp_path) as claims:
-        assert claims.take("a")
-
-
-def test_a_claim_of_another_machine_is_taken_when_nobody_touches_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ligo_convert.claims.STALE_SECONDS", 0.2)
-    with Claims(tmp_path) as claims:
-        path = tmp_path / "claims/a"
-        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "run": "x"}))
-        os.utime(path, (0, 0))  # whatever its clock says
-        assert not claims.take("a")  # seen for the first time
-        time.sleep(0.3)
-        os.utime(path)
-        assert not claims.take("a")  # touched since
-        time.sleep(0.3)
-        assert claims.take("a")
-
-
-# --- a cluster --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_node_that_is_lost_costs_no_entry(zoo: Zoo) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    # Long enough to be met in the middle; the seed divides the fits.
-    long = [
-        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 1500, "fit.seed": number}}
-        for number in range(2)
-    ]
-    manifest = zoo(*long, POISON)
-    nodes = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))],
-        env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert nodes.stdin is not None
-    assert nodes.stdout is not None
-    try:
-        address = nodes.stdout.readline().strip()
-        assert address, "there is no cluster"
-        process = cli(manifest, "--engine", "ray", "--address", address, "--json")
-        begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
-        until = time.monotonic() + 120
-        while not all(path.exists() for path in begun) and time.monotonic() < until and process.poll() is None:
-            time.sleep(0.1)
-        assert all(path.exists() for path in begun), "both nodes are at work"
-        nodes.stdin.write("kill\n")
-        nodes.stdin.flush()
-        out, err = process.communicate(timeout=240)
-    finally:
-        nodes.stdin.close()
-        nodes.stdout.close()
-        nodes.wait(timeout=60)
-    told = json.loads(out)
-    assert {name: entry["state"] for name, entry in told["entries"].items()} == {
-        "long-0": "done",
-        "long-1": "done",
-        "poisoned": "failed",
-    }, err
-    assert process.returncode == 3
-    assert told["engine"] == "ray"
-    # What was begun on the lost node and ended on the other is what one process makes with as many threads.
-    out, err = cli(zoo(*long, out="here")).communicate(timeout=240)
-    assert "2 done" in out, err
-    for name in ("long-0", "long-1"):
-        assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
-
-
-def test_a_cluster_that_is_not_there_is_said_to_be_none(zoo: Zoo) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    process = cli(zoo(CHAIN[0]), "--engine", "ray", "--address", "127.0.0.1:1")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 5, err
-    assert "cannot be reached" in err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,17 @@ import records
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from records import FILES, RECORD
+from records import RECORD
 
 from ligo_convert import card as card_module
 from ligo_convert import markdown
 from ligo_convert.card import card
 from ligo_convert.errors import LigoError, printable
+from ligo_convert.families import FAMILIES
 from ligo_convert.markdown import code, prose, table
 from ligo_convert.provenance import Record
 
+FILES = {**records.FILES, "tokenizer.json": 9000}
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -248,6 +252,107 @@ def test_papers_of_the_starts_are_cited_once() -> None:
     assert body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth})).count("arxiv.org/abs/2310.07999") == 1
     growth = {**growth, "width": "direct", "depth": "interpolate"}
     assert "The start is from" not in body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth}))
+
+
+# --- how it is loaded, trained on and cited ----------------------------------------------------------------------------
+
+
+def section(text: str, name: str) -> str:
+    return text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("beside", "loads"),
+    [
+        ((), False),
+        (("tokenizer_config.json", "special_tokens_map.json"), False),
+        (("vocab.json",), False),
+        (("vocab.json", "merges.txt"), True),
+        (("vocab.txt",), True),
+        (("tokenizer.model",), True),
+    ],
+)
+def test_a_tokenizer_is_loaded_where_one_lies(beside: tuple[str, ...], loads: bool) -> None:
+    text = card(RECORD, files={**records.FILES, **dict.fromkeys(beside, 5)}, figure=False)
+    snippet = section(text, "How to load it")
+    assert ("AutoTokenizer" in snippet) == loads
+    assert "from transformers import" in snippet
+    assert ("tokenizer that lies here" in section(text, "How to go on training")) == loads
+    assert ("No tokenizer lies here" in text) != loads
+
+
+def of_family(name: str, size: float) -> Record:
+    family = FAMILIES[name]
+    record = replace(RECORD, family=name, operator={**RECORD.operator, "head": family.heads[0].architecture})
+    return records.with_metrics(record, parameters={"source": 1000, "target": int(size)})
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "rate", "words"),
+    [
+        ("gpt2", 355e6, "`1e-04`", ("`3e-04` from scratch at 350M", "GPT-3", "375 million tokens", "times 0.33")),
+        ("gpt2", 554e3, "`3e-03`", ("`9e-03` from scratch at 554K", "docs/results.md")),
+        ("llama", 7e9, "`1e-04`", ("`3e-04` from scratch at 6.7B", "LLaMA", "2,000 steps")),
+        ("qwen2", 500e6, "`1e-04`", ("GPT-3",)),
+        ("bert", 110e6, "`1e-04`", ("BERT, [arXiv:1810.04805]", "10,000 of 1,000,000 steps", "2e-04")),
+        ("roberta", 125e6, "`6e-04`", ("RoBERTa, [arXiv:1907.11692]", "24,000 of 500,000 steps", "8e-04")),
+        ("vit", 86e6, "at most `1e-03`", ("1,024 images", "was not measured", "5 of 300 epochs")),
+        ("cait", 47e6, "at most `1e-03`", ("DeiT, [arXiv:2012.12877]",)),
+    ],
+)
+def test_training_begins_with_figures_and_where_they_are_from(
+    family: str, size: float, rate: str, words: tuple[str, ...]
+) -> None:
+    told = section(body(of_family(family, size)), "How to go on training")
+    assert f"| peak learning rate | {rate} |" in told
+    for word in (*words, "begun anew", "weight decay", "last fifth", "arXiv:2404.06395"):
+        assert word in told
+    assert "`ligo/new_parameters.json`" in told
+    lines = [line for line in told.splitlines() if line.startswith("|")]
+    assert {line.count(" | ") for line in lines} == {2}
+
+
+def test_what_tells_new_parameters_is_named_where_it_lies() -> None:
+    files = {name: size for name, size in FILES.items() if name != card_module.NEW_PARAMETERS}
+    assert card_module.NEW_PARAMETERS not in card(RECORD, files=files, figure=False)
+
+
+def test_rates_that_are_called_measured_are() -> None:
+    kinds = json.loads((Path(__file__).parent.parent / "docs" / "results.json").read_text())["kinds"]
+    found = {kind["task"]: kind for kind in (kinds["gpt2"], kinds["bert"])}
+    assert set(found) == set(card_module.MEASURED)
+    for task, measured in card_module.MEASURED.items():
+        kind = found[task]
+        methods = kind["methods"].values()
+        assert tuple(kind["grid"]["learning_rates"]) == measured.tried
+        assert kind["parameters"]["target"] == measured.parameters
+        assert kind["methods"]["scratch"]["learning_rate"] == measured.scratch
+        assert {method["learning_rate"] for method in methods if method["source"]} == {measured.grown}
+        assert kind["schedule"] == "stable"
+        assert (kind["budget"]["batch_size"], kind["budget"]["sequence_length"]) == (32, 64)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_family_is_cited_by_a_paper_of_its_own(name: str) -> None:
+    paper = FAMILIES[name].paper
+    assert re.match(r"@(inproceedings|misc|techreport)\{[a-z0-9]+,\n", paper)
+    assert paper.count("{") == paper.count("}")
+    assert sum(family.paper == paper for family in FAMILIES.values()) == 1
+    assert FAMILIES[name].trained
+    assert paper in section(body(of_family(name, 1e8)), "Citation")
+
+
+def test_the_source_is_cited() -> None:
+    cited = section(body(RECORD), "Citation")
+    assert f"https://huggingface.co/openai-community/gpt2/tree/{records.COMMIT}" in cited
+    assert f"commit {records.COMMIT}" in cited
+    cited = section(body(records.local(RECORD)), "Citation")
+    assert "`gpt2-tiny`, is not on the Hub" in cited
+    assert "@misc{source" not in cited
+    own = records.with_source(RECORD, label="a source", revision=None, pretrained_here=True, license=None)
+    assert "trained for this model, by the same recipe" in section(body(own), "Citation")
+    named = records.with_source(RECORD, label="a_b/c_d")
+    assert r"{a\_b/c\_d}" in section(body(named), "Citation")
 
 
 # --- nothing foreign does anything ------------------------------------------------------------------------------------

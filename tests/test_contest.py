@@ -332,6 +332,15 @@ def test_what_was_said_is_not_far_from_what_is_spent(name: str, tmp_path: Path) 
         )
 
 
+def test_reading_a_curve_takes_its_time(tmp_path: Path) -> None:
+    found = contest_of(tmp_path)
+    fit = found.plan.recipe.fit
+    assert fit is not None
+    # A step of training costs three forward passes.
+    passes = fit.heldout_tokens / (3 * found.tokens * found.evaluate_every)
+    assert found.measuring == pytest.approx(passes, rel=0.05)
+
+
 # --- savings ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import loopback
+import loopback_state
 import numpy as np
 import pytest
 from checkpoints import CONFIG, FIRST, HERE, SECOND, TENSORS, Tree, checkpoint, sharded
 from safetensors.numpy import save
+from source_models import DEEPER, write_checkpoint
 
+# The delays before further tries are cut: how long they are is no law.
+BRIEFLY = "from ligo_convert import hub; hub.DELAYS = (0.01,) * len(hub.DELAYS)"
 # Opens a source in a child, whose environment names the Hub, and says what came of it on one line of JSON.
-CHILD = """
+CHILD = f"""
+{BRIEFLY}
 import json, sys
 from pathlib import Path
 from ligo_convert.errors import LigoError
 from ligo_convert.source import open_source
+"""
+CHILD += """
 model, revision, weights, base = sys.argv[1:]
 said = {}
 try:
@@ -37,6 +53,93 @@ print(json.dumps(said))
 """
 ID = "org/small"
 COMMIT = "a" * 40
+
+
+@dataclass
+class Beside:
+    """A server beside the Hub: its address, what it was asked, and the files that it gives."""
+
+    address: str
+    asked: list[Any] = field(default_factory=list)
+    files: Tree = field(default_factory=dict)
+
+
+class Quiet(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    beside: Beside
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def give(self, status: int, data: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self.send_response(status)
+        for key, value in {**dict(headers), "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(data if self.command != "HEAD" else b"")
+
+
+class Store(Quiet):
+    """Gives bodies of files, as the storage that a Hub redirects to, and notes the headers it was asked with."""
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.beside.asked.append((name, {key.lower(): value for key, value in self.headers.items()}))
+        data = self.beside.files[name]
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            self.give(200, data)
+        else:
+            begin, end = int(wanted[1]), min(int(wanted[2] or len(data)) + 1, len(data))
+            self.give(206, data[begin:end], [("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")])
+
+
+class Proxy(Quiet):
+    """Forwards what is asked of servers on the loopback interface, and opens no tunnel."""
+
+    def do_GET(self) -> None:
+        self.beside.asked.append(f"{self.command} {self.path}")
+        target = urlsplit(self.path)
+        assert target.hostname == "127.0.0.1"
+        link = http.client.HTTPConnection(target.hostname, target.port or 80, timeout=10)
+        headers = {key: value for key, value in self.headers.items() if not key.lower().startswith("proxy-")}
+        link.request(self.command, urlunsplit(("", "", target.path, target.query, "")), headers=headers)
+        answer = link.getresponse()
+        size = answer.getheader("Content-Length") or "0"
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("connection", "content-length"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", size)
+        self.end_headers()
+        self.wfile.write(answer.read())
+        link.close()
+
+    do_HEAD = do_GET
+
+    def do_CONNECT(self) -> None:
+        self.beside.asked.append(f"{self.command} {self.path}")
+        self.give(502, b"")
+        self.close_connection = True
+
+
+@contextmanager
+def beside(handler: type[Quiet]) -> Iterator[Beside]:
+    """Run a server while the block lasts."""
+    bound = type(handler.__name__, (handler,), {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), bound) as server:
+        server.daemon_threads = True
+        there = Beside(address=f"http://127.0.0.1:{server.server_address[1]}")
+        bound.beside = there  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield there
+        finally:
+            server.shutdown()
+            thread.join()
+            # Connections that clients keep for later would be waited for.
+            server.block_on_close = False
 
 
 def ask(
@@ -189,7 +292,9 @@ def test_what_the_hub_refuses_is_one_clear_line(tmp_path: Path) -> None:
         fails(ask(hub, home, "org/gated", HF_TOKEN="hf_x"), "SourceChanged", "the repository is gated")
         fails(ask(hub, home, revision="v9"), "SourceChanged", f"{ID}: no such revision", "v9")
         fails(ask(hub, home, revision="c" * 40), "SourceChanged", "no such revision", "c" * 40)
-        fails(ask(hub, home, "org/down"), "SourceChanged", "org/down: the Hub cannot be reached")
+        down = ask(hub, home, "org/down")
+        fails(down, "HubUnreachable", "org/down: the Hub answered with an error", "cache does not hold", "status 500")
+        assert "HF_HUB_OFFLINE" not in str(down["text"])
         fails(ask(hub, home, "org/forbidden"), "SourceChanged", "the Hub refuses access", "HTTP status 403")
         fails(ask(hub, home, "org/pickle"), "SourceError", "org/pickle: no safetensors weights, only pytorch_model.bin")
         fails(ask(hub, home, HF_ENDPOINT="http://hub.example"), "MachineError", "HF_ENDPOINT", "not https")
@@ -199,7 +304,7 @@ def test_the_cache_serves_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with loopback.serve({ID: loopback.one_commit(sharded())}) as hub:
         nothing = ask(hub, home, HF_HUB_OFFLINE="1")
-        fails(nothing, "SourceChanged", f"{ID}: the Hub cannot be reached", "HF_HUB_OFFLINE", "cache does not hold")
+        fails(nothing, "SourceChanged", f"{ID}: the Hub is switched off by HF_HUB_OFFLINE", "cache does not hold")
         assert hub.requests == []
         planned = ask(hub, home, weights=False)
         partial = ask(hub, home, weights=False, HF_HUB_OFFLINE="1")
@@ -215,8 +320,9 @@ def test_the_cache_serves_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
         fails(ask(hub, home, revision="v9", HF_HUB_OFFLINE="1"), "SourceChanged", "cache does not hold", "v9")
     unreached = ask(hub, home)  # the server is gone
     assert unreached["digests"] == online["digests"]
-    assert unreached["warnings"] == [f"{ID}: the Hub could not be reached; commit {COMMIT} is read from the cache"]
-    fails(ask(hub, home, "org/other"), "SourceChanged", "org/other: the Hub cannot be reached")
+    said = f"{ID}: the Hub could not be reached (ConnectError); commit {COMMIT} is read from the cache"
+    assert unreached["warnings"] == [said]
+    fails(ask(hub, home, "org/other"), "HubUnreachable", "org/other: the Hub cannot be reached", "cache does not hold")
 
 
 def test_a_damaged_cache_is_found_without_the_hub(tmp_path: Path) -> None:
@@ -232,18 +338,133 @@ def test_a_damaged_cache_is_found_without_the_hub(tmp_path: Path) -> None:
         fails(ask(hub, home), "SourceChanged", f"{ID}/model.safetensors", f"hf download {ID} model.safetensors")
 
 
-def test_a_token_goes_to_the_endpoint_alone(tmp_path: Path) -> None:
+def test_a_small_file_that_is_damaged_in_the_cache_is_found_without_the_hub(tmp_path: Path) -> None:
+    home = tmp_path / "home"
     with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub:
-        ask(hub, tmp_path / "home", weights=False, HF_TOKEN="hf_secret_of_this_test")
-        assert set(hub.tokens) == {"Bearer hf_secret_of_this_test"}
+        assert "error" not in ask(hub, home)
+    assert "error" not in ask(hub, home, HF_HUB_OFFLINE="1")
+    blob = next(home.rglob("tokenizer.json")).resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(loopback_state.turned(blob.read_bytes()))
+    name = loopback.git_blob(checkpoint()["tokenizer.json"])
+    assert blob.name == name
+    fails(ask(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", f"{ID}/tokenizer.json: the file is not the one", name)
+
+
+@pytest.mark.parametrize("refused", ["org/gated", "org/nothing", "org/forbidden"])
+def test_what_is_no_matter_of_the_moment_is_asked_once(tmp_path: Path, refused: str) -> None:
+    repositories = {name: loopback.one_commit(checkpoint()) for name in ("org/gated", "org/forbidden")}
+    repositories["org/gated"].gated = True
+    repositories["org/forbidden"].status = 403
+    with loopback.serve(repositories) as hub:
+        assert ask(hub, tmp_path / "home", refused)["error"] == "SourceChanged"
+        assert len(hub.requests) == len(set(hub.requests))
+
+
+REVISION, TREE = "/revision/main", "/tree/"
+
+
+@pytest.mark.parametrize("path", [REVISION, TREE])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 503},
+        {"kind": "status", "status": 429},
+        {"kind": "status", "status": 502, "times": 3},
+        {"kind": "cut", "after": 0},
+    ],
+    ids=["503", "429", "502 thrice", "cut"],
+)
+def test_a_source_is_opened_though_the_hub_fails_for_the_moment(
+    tmp_path: Path, path: str, fault: dict[str, Any]
+) -> None:
+    met = loopback.Fault(method="GET", path=path, **fault)
+    with loopback.serve({ID: loopback.one_commit(checkpoint())}, faults=[met]) as hub:
+        said = ask(hub, tmp_path / "home", weights=False)
+        assert met.seen > met.times
+        assert (said.get("revision"), said.get("warnings")) == (COMMIT, []), said
+        # What the first good answer says is not asked for again.
+        assert sum(REVISION in request for request in hub.requests) == 1 + (met.times if path == REVISION else 0)
+
+
+@pytest.mark.parametrize("kind", ["status", "cut"])
+def test_a_hub_that_fails_once_does_not_bring_an_older_commit(tmp_path: Path, kind: str) -> None:
+    repository = loopback.one_commit(checkpoint())
+    repository.commits["b" * 40] = checkpoint(config__json=b'{"model_type": "bert"}')
+    with loopback.serve({ID: repository}) as hub:
+        ask(hub, tmp_path / "home")
+        repository.branches["main"] = "b" * 40
+        hub.faults = [loopback.Fault(method="GET", path=REVISION, kind=kind, after=0)]
+        said = ask(hub, tmp_path / "home")
+        assert (said["revision"], said["warnings"]) == ("b" * 40, [])
+        assert ask(hub, tmp_path / "home", HF_HUB_OFFLINE="1")["revision"] == "b" * 40
+        # One that goes on failing does, and it is said.
+        repository.branches["main"] = COMMIT
+        hub.faults = [loopback.Fault(method="GET", path=REVISION, kind=kind, after=0, times=99)]
+        said = ask(hub, tmp_path / "home")
+        assert said["revision"] == "b" * 40
+        assert "is read from the cache" in str(said["warnings"])
+
+
+def test_a_cache_that_takes_no_note_of_a_revision_is_no_reason_to_stop(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    notes = home / "hub" / f"models--{ID.replace('/', '--')}" / "refs"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("in the way of a folder")
+    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub:
+        assert ask(hub, home).get("revision") == COMMIT
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["download", "headers"])
+def test_a_token_goes_to_the_endpoint_alone(tmp_path: Path, weights: bool) -> None:
+    token = "hf_secret_of_this_test"
+    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub, beside(Store) as store:
+        hub.bodies, store.files = store.address, checkpoint()
+        said = ask(hub, tmp_path / "home", weights=weights, HF_TOKEN=token)
+        assert said.get("revision") == COMMIT, said
+        assert set(hub.tokens) == {f"Bearer {token}"}
+        assert {"config.json", "tokenizer.json", "model.safetensors"} <= {name for name, _ in store.asked}
+        for name, headers in store.asked:
+            assert "authorization" not in headers, name
+            assert token not in json.dumps(headers), name
+
+
+def test_proxies_are_used_as_the_environment_says(tmp_path: Path) -> None:
+    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub, beside(Proxy) as proxy:
+
+        def asked(name: str, **environment: str) -> int:
+            before = len(proxy.asked)
+            said = ask(hub, tmp_path / name, weights=False, **environment)
+            assert (said.get("revision"), said.get("warnings")) == (COMMIT, []), said
+            return len(proxy.asked) - before
+
+        assert asked("exempt", HTTP_PROXY=proxy.address, NO_PROXY="127.0.0.1") == 0
+        count = len(hub.requests)
+        assert asked("plain", HTTP_PROXY=proxy.address, NO_PROXY="") == len(hub.requests) - count > 0
+        assert asked("all", ALL_PROXY=proxy.address, NO_PROXY="") > 0
+        # This Hub is spoken to without TLS: the proxy for what is spoken to with it is not asked.
+        assert asked("secure", HTTPS_PROXY=proxy.address, NO_PROXY="") == 0
+        secure = {"HTTPS_PROXY": proxy.address, "NO_PROXY": "", "HF_ENDPOINT": "https://hub.example"}
+        fails(ask(hub, tmp_path / "tunnel", **secure), "HubUnreachable", "the Hub cannot be reached", "proxy settings")
+        assert proxy.asked[-1] == "CONNECT hub.example:443"
+
+
+def test_a_proxy_that_is_not_there_is_said_to_be_a_matter_of_the_network(tmp_path: Path) -> None:
+    with loopback.serve({ID: loopback.one_commit(checkpoint())}) as hub:
+        said = ask(hub, tmp_path / "home", HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="")
+        fails(said, "HubUnreachable", f"{ID}: the Hub cannot be reached", "proxy settings")
+        assert hub.requests == []
 
 
 # Fetches a tokenizer in a child, and says on one line of JSON where it is, with what, and what came of it.
-TOKENIZER_CHILD = """
+TOKENIZER_CHILD = f"""
+{BRIEFLY}
 import json, sys
 from pathlib import Path
 from ligo_convert.errors import LigoError
 from ligo_convert.hub import fetch_tokenizer
+"""
+TOKENIZER_CHILD += """
 said = {}
 try:
     folder = fetch_tokenizer(sys.argv[1], revision=sys.argv[2])
@@ -307,7 +528,7 @@ def test_what_is_wrong_with_a_tokenizer_of_the_hub_is_one_clear_line(tmp_path: P
         fails(ask_tokenizer(hub, home, "../up"), "SourceError", "../up: no such directory, and no id of the Hub")
         fails(ask_tokenizer(hub, home, revision="../x"), "RecipeError", f"{ID}: not a branch, tag or commit")
         fails(ask_tokenizer(hub, home, HF_ENDPOINT="http://hub.example"), "MachineError", "HF_ENDPOINT", "not https")
-        fails(ask_tokenizer(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", f"{ID}: the Hub cannot be reached")
+        fails(ask_tokenizer(hub, home, HF_HUB_OFFLINE="1"), "SourceChanged", f"{ID}: the Hub is switched off")
 
 
 def test_a_tokenizer_that_is_cached_in_part_is_not_taken_for_whole(tmp_path: Path) -> None:
@@ -350,3 +571,52 @@ def test_a_hub_that_fails_for_the_moment_is_asked_again_and_what_it_damages_is_f
             assert said["digests"] == {n: hashlib.sha256(tree[n]).hexdigest() for n in tree if n != "README.md"}
         else:
             fails(said, "SourceChanged", "model.safetensors", "hf download")
+
+
+# Grows a source of the Hub in a child, as often as asked, and verifies it against a name.
+VERIFY_CHILD = """
+import json, sys
+from pathlib import Path
+from ligo_convert.convert import convert
+from ligo_convert.errors import LigoError
+from ligo_convert.recipe import load_recipe
+from ligo_convert.verify import verify
+recipe, out, source = sys.argv[1:]
+said = {}
+try:
+    if not Path(out).exists():
+        convert(load_recipe(Path(recipe)))
+    said |= {"derived": verify(Path(out), source=source)["derived"]}
+except LigoError as error:
+    said |= {"error": type(error).__name__, "text": str(error), "code": error.exit_code}
+print(json.dumps(said))
+"""
+
+
+def test_a_source_that_has_moved_on_is_verified_at_the_commit_that_was_recorded(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in write_checkpoint(tmp_path / "source").iterdir()}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    asked = {
+        "version": 1,
+        "source": {"model": ID},
+        "target": {"config": DEEPER["gpt2"]},
+        "growth": {"width": "copy", "depth": "stack"},
+        "output": {"dir": str(out)},
+    }
+    recipe.write_text(json.dumps(asked))
+    repository = loopback.one_commit(files)
+    with loopback.serve({ID: repository, "org/fork": loopback.one_commit(files)}) as hub:
+
+        def verified(source: str) -> dict[str, object]:
+            return child(hub, tmp_path / "home", VERIFY_CHILD, str(recipe), str(out), source)
+
+        assert verified(ID).get("derived")
+        changed = files | {"model.safetensors": loopback_state.turned(files["model.safetensors"])}
+        repository.commits["b" * 40] = hub.repositories["org/fork"].commits[COMMIT] = changed
+        repository.branches["main"] = "b" * 40
+        said = verified(ID)
+        assert "error" not in said, said
+        derived: Any = said["derived"]
+        assert derived["source"] == ID
+        assert derived["identical"] == derived["tensors"]
+        fails(verified("org/fork"), "VerificationError", "not the source it grew from")

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "markdown",
             "private",
             "environment",
+            "presence",
             "signals",
             "yamldump",
             "recipe_sections",
@@ -83,7 +84,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "reaching out, and streams",
-        ("jobs", "manifest", "configs", "checkpoint_layout", "hub", "tokenization", "card", "growth"),
+        ("jobs", "manifest", "inputs", "configs", "checkpoint_layout", "hub", "tokenization", "card", "growth"),
     ),
     ("sources, data, the library's models", ("source", "data", "models", "stored", "stream")),
     ("measuring and learning", ("measure", "fit", "dropping")),

@@ -77,8 +77,10 @@ def test_an_entry_comes_after_those_that_it_needs(load: Load, tmp_path: Path) ->
         "- {name: last, recipe: b.yaml, after: [large]}\n"
         "- {name: stored, operator: some/operator.safetensors, source: runs/two}\n"
     )
-    order = names(manifest)
-    assert sorted(order) == ["large", "last", "medium", "sibling", "stored"]
+    # As they were written for those who read, and in an order for those who do.
+    order = manifest.order
+    assert names(manifest) == ["large", "sibling", "medium", "last", "stored"]
+    assert sorted(order) == sorted(names(manifest))
     for name, entry in manifest.entries.items():
         assert all(order.index(other) < order.index(name) for other in entry.after)
     assert manifest.entries["large"].source == str(tmp_path / "o/medium")
@@ -128,6 +130,21 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no name": ("- {recipe: a.yaml, name: 'a/b'}", ("is no name",)),
     "a place or an entry": ("- {recipe: a.yaml, source: {form: b}}", ("{from: NAME}",)),
     "operator of nothing": ("- {name: x, operator: o.safetensors}", ("is applied to a source",)),
+    "nobody's home": (
+        "- {recipe: a.yaml, source: '~nobody-of-this-name/x'}",
+        ("zoo.yaml:4:28", "source", "nobody here has such a home"),
+    ),
+    "nobody's operator": (
+        "- {name: x, operator: '~nobody-of-this-name/x', source: runs/one}",
+        ("zoo.yaml:4:23", "operator", "nobody here has such a home"),
+    ),
+    "a long source": (f"- {{recipe: a.yaml, source: ./{'x' * 256}}}", ("zoo.yaml:4:28", "so long a name")),
+    "a long operator": (
+        f"- {{name: x, operator: {'x/' * 2048}o, source: runs/one}}",
+        ("zoo.yaml:4:23", "so long a name"),
+    ),
+    "no text": ('- {recipe: a.yaml, source: "a\\0b"}', ("source", "control character")),
+    "a part of several": ("- {recipe: a.yaml, resources: {gpus: 1.5}}", ("zoo.yaml:4:38", "a whole number, or a part")),
     "a repository": ("- {recipe: a.yaml, publish: {repo: nothing}}", ("publish.repo", "org/name")),
     "a secret": ("- {recipe: a.yaml, publish: {repo: a/b, token: x}}", ("HF_TOKEN",)),
     "set for an operator": ("- {name: x, operator: o, source: runs/one, set: {a: 1}}", ("set goes with recipe",)),
@@ -143,6 +160,45 @@ def test_a_fault_is_shown_where_it_was_written(name: str, load: Load) -> None:
         assert word in str(caught.value), str(caught.value)
 
 
+WHOLE = (
+    "version: 1\nsource: {{model: org/model}}\ntarget: {{config: {{n_layer: 4}}}}\n"
+    "growth: {{width: copy, depth: stack}}\noutput: {{dir: {out}}}\n"
+)
+
+
+def test_two_that_are_published_to_one_place_are_refused(load: Load, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(WHOLE.format(out=name) + "publish: {repo: Me/all, license: mit}\n")
+    here = "- {recipe: one.yaml}\n- {recipe: two.yaml}\n"
+    named = "- {recipe: a.yaml, publish: {repo: me/ALL}}\n- {recipe: two.yaml, name: two}\n"
+    for top in ("", "publish: {repo: me/all}\n"):
+        for entries in (here, named):
+            with pytest.raises(RecipeError) as caught:
+                load(f"version: 1\nout: o\n{top}entries:\n{entries}")
+            assert "two is published to the repository of " in str(caught.value)
+    # On branches of their own, or each in one of its own, they may.
+    load(
+        "version: 1\nout: o\nentries:\n- {recipe: one.yaml}\n- {recipe: two.yaml, publish: {repo: me/all, branch: b}}\n"
+    )
+    load("version: 1\nout: o\npublish: {repo: 'me/{name}'}\nentries:\n- {recipe: one.yaml}\n- {recipe: two.yaml}\n")
+
+
+def test_two_that_write_where_their_recipes_say_may_not_say_the_same(load: Load, tmp_path: Path) -> None:
+    for name, out in (("same", "there/it/is"), ("too", "./there/it/../it/is"), ("other", "elsewhere")):
+        (tmp_path / f"{name}.yaml").write_text(WHOLE.format(out=out))
+    table = "- {recipe: same.yaml, name: row, table: [{set: {growth.seed: 1}}, {target: {n_layer: 6}}]}\n"
+    for entries in (table, "- {recipe: same.yaml, name: row-1}\n- {recipe: too.yaml, name: row-2}\n"):
+        with pytest.raises(RecipeError) as caught:
+            load(f"version: 1\nentries:\n{entries}")
+        for word in ("zoo.yaml:", "row-2 writes to the output directory of row-1"):
+            assert word in str(caught.value)
+    # What is laid over a recipe counts, and a place for each is none that is shared.
+    load(
+        "version: 1\nentries:\n- {recipe: same.yaml}\n- {recipe: too.yaml, set: {output.dir: out}}\n- {recipe: other.yaml}\n"
+    )
+    load(f"version: 1\nout: o\nentries:\n{table}")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "version: 2\nentries: []", "version: 1\nentries: []", "entries: [{recipe: a.yaml}]"]
 )
@@ -153,7 +209,8 @@ def test_what_is_no_manifest_is_refused(text: str, load: Load) -> None:
 
 def test_shares_part_no_chain_and_leave_nothing_out(load: Load) -> None:
     rows: list[dict[str, Any]] = [{"name": f"n{number}", "recipe": "a.yaml"} for number in range(7)]
-    rows[4]["source"], rows[5]["source"] = {"from": "n1"}, {"from": "n4"}
+    # One of them is written before what it needs.
+    rows[4]["source"], rows[1]["source"] = {"from": "n5"}, {"from": "n4"}
     manifest = load(json.dumps({"version": 1, "out": "o", "entries": rows}))
     for count in (1, 2, 3, 9):
         dealt = [shares(manifest, (number, count)) for number in range(count)]

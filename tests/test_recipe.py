@@ -247,6 +247,7 @@ URL = "a url; give a Hub id, or a path without file://"
 
 # (a line of FULL, what stands there instead, line:column, the fault)
 BAD = [
+    (MODEL, "  model: ~no-such-user/x", "3:10", "source.model: nobody here has such a home: '~no-such-user/x'"),
     ("  batch_size: 16", "  bathc_size: 8", "12:3", "fit.bathc_size: unknown key (did you mean 'batch_size'?)"),
     ("  seed: 0", "  qqq: 0", "15:3", f"fit.qqq: unknown key (keys here: {FIT_KEYS})"),
     ("version: 1", "versoin: 1", "1:1", "versoin: unknown key (did you mean 'version'?)"),
@@ -628,6 +629,7 @@ def test_faults_of_source_and_out_name_the_option(write: Write) -> None:
     assert refusal(path, source="a/b/c") == (
         "--source a/b/c: source.model: 'a/b/c' is neither a directory here nor a Hub id (`name` or `org/name`)"
     )
+    assert refusal(path, source="~no-such-user/x") == "--source ~no-such-user/x: nobody here has such a home"
     assert refusal(path, source="") == "--source : source.model: is empty"
     assert refusal(path, source="file:///x") == f"--source file:///x: source.model: {URL}"
     assert refusal(path, out="") == "--out : output.dir: is empty"

@@ -1,6 +1,25 @@
 """BERT (Devlin et al., 2019) as transformers stores it: post-LayerNorm, learned positions, a head that is the embedding."""
 
-from ligo_convert.family import Family, Head, Norm
+from ligo_convert.family import Family, Head, Norm, Training
+
+PAPER = r"""@inproceedings{devlin2019bert,
+  title     = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
+  author    = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
+  booktitle = {NAACL-HLT},
+  year      = {2019},
+  url       = {https://arxiv.org/abs/1810.04805}
+}"""
+TRAININGS = tuple(
+    Training(
+        parameters=parameters,
+        rate=1e-4,
+        batch="256 sequences",
+        warmup="10,000 of 1,000,000 steps",
+        decay=0.01,
+        paper="BERT, arXiv:1810.04805",
+    )
+    for parameters in (110e6, 340e6)
+)
 
 BERT = Family(
     name="bert",
@@ -142,4 +161,6 @@ BERT = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    paper=PAPER,
+    trained=TRAININGS,
 )

@@ -1,6 +1,15 @@
 """CaiT (Touvron et al., 2021) as timm stores it: talking heads, LayerScale, and class attention in layers of its own."""
 
+from ligo_convert.families.vit import TRAININGS
 from ligo_convert.family import Family, Head, Norm
+
+PAPER = r"""@inproceedings{touvron2021going,
+  title     = {Going deeper with Image Transformers},
+  author    = {Touvron, Hugo and Cord, Matthieu and Sablayrolles, Alexandre and Synnaeve, Gabriel and J{\'e}gou, Herv{\'e}},
+  booktitle = {International Conference on Computer Vision},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2103.17239}
+}"""
 
 CAIT = Family(
     name="cait",
@@ -125,4 +134,6 @@ CAIT = Family(
         "cait_xxs36_224": {"embed_dim": 192, "depth": 36, "num_heads": 4, "init_values": 1e-05},
         "cait_xxs36_384": {"embed_dim": 192, "depth": 36, "num_heads": 4, "img_size": 384, "init_values": 1e-05},
     },
+    paper=PAPER,
+    trained=TRAININGS,
 )

@@ -4,6 +4,15 @@ from dataclasses import replace
 
 from ligo_convert.families.vit import VIT
 
+PAPER = r"""@inproceedings{touvron2021training,
+  title     = {Training data-efficient image transformers \& distillation through attention},
+  author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and Sablayrolles, Alexandre and
+               J{\'e}gou, Herv{\'e}},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2012.12877}
+}"""
+
 DEIT = replace(
     VIT,
     name="deit",
@@ -68,4 +77,5 @@ DEIT = replace(
         "deit_tiny_distilled_patch16_224": {"embed_dim": 192, "num_heads": 3, "prefix_tokens": 2, "distilled": True},
         "deit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
     },
+    paper=PAPER,
 )

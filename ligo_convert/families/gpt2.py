@@ -1,6 +1,28 @@
 """GPT-2 (Radford et al., 2019) as transformers stores it: fused attention, Conv1D weights (in, out), pre-LayerNorm."""
 
-from ligo_convert.family import Family, Head, Norm
+from ligo_convert.family import Family, Head, Norm, Training
+
+PAPER = r"""@techreport{radford2019language,
+  title       = {Language Models are Unsupervised Multitask Learners},
+  author      = {Radford, Alec and Wu, Jeffrey and Child, Rewon and Luan, David and Amodei, Dario and Sutskever, Ilya},
+  institution = {OpenAI},
+  year        = {2019}
+}"""
+# GPT-2's own rates are not published; these are of the same layers.
+_GPT3 = "GPT-3, arXiv:2005.14165, table 2.1"
+DECODERS = tuple(
+    Training(
+        parameters=parameters, rate=rate, batch=f"{batch} tokens", warmup="375 million tokens", decay=0.1, paper=_GPT3
+    )
+    for parameters, rate, batch in (
+        (125e6, 6.0e-4, "0.5M"),
+        (350e6, 3.0e-4, "0.5M"),
+        (760e6, 2.5e-4, "0.5M"),
+        (1.3e9, 2.0e-4, "1M"),
+        (2.7e9, 1.6e-4, "1M"),
+        (6.7e9, 1.2e-4, "2M"),
+    )
+)
 
 GPT2 = Family(
     name="gpt2",
@@ -80,4 +102,6 @@ GPT2 = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    paper=PAPER,
+    trained=DECODERS,
 )

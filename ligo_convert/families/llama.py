@@ -1,6 +1,31 @@
 """Llama (Touvron et al., 2023) as transformers stores it: grouped-query attention, RMSNorm, gated MLP, rotary positions."""
 
-from ligo_convert.family import Family, Head, Norm
+from ligo_convert.families.gpt2 import DECODERS
+from ligo_convert.family import Family, Head, Norm, Training
+
+PAPER = r"""@misc{touvron2023llama,
+  title  = {{LLaMA}: Open and Efficient Foundation Language Models},
+  author = {Touvron, Hugo and Lavril, Thibaut and Izacard, Gautier and others},
+  year   = {2023},
+  url    = {https://arxiv.org/abs/2302.13971}
+}"""
+_LLAMA = "LLaMA, arXiv:2302.13971, table 2"
+# Of small models of this kind: GPT-3's, whose layers differ less than its sizes do.
+TRAININGS = (
+    *(training for training in DECODERS if training.parameters < 1e9),
+    Training(
+        parameters=1.1e9,
+        rate=4.0e-4,
+        batch="2M tokens",
+        warmup="2,000 steps",
+        decay=0.1,
+        paper="TinyLlama, arXiv:2401.02385",
+    ),
+    *(
+        Training(parameters=parameters, rate=rate, batch="4M tokens", warmup="2,000 steps", decay=0.1, paper=_LLAMA)
+        for parameters, rate in ((6.7e9, 3.0e-4), (13.0e9, 3.0e-4), (32.5e9, 1.5e-4), (65.2e9, 1.5e-4))
+    ),
+)
 
 LLAMA = Family(
     name="llama",
@@ -77,4 +102,6 @@ LLAMA = Family(
         "mlp_bias": False,
         "head_dim": None,
     },
+    paper=PAPER,
+    trained=TRAININGS,
 )

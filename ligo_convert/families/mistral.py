@@ -5,6 +5,13 @@ from dataclasses import replace
 from ligo_convert.families.llama import LLAMA
 from ligo_convert.family import Head
 
+PAPER = r"""@misc{jiang2023mistral,
+  title  = {Mistral {7B}},
+  author = {Jiang, Albert Q. and Sablayrolles, Alexandre and Mensch, Arthur and others},
+  year   = {2023},
+  url    = {https://arxiv.org/abs/2310.06825}
+}"""
+
 MISTRAL = replace(
     LLAMA,
     name="mistral",
@@ -44,4 +51,5 @@ MISTRAL = replace(
         "sliding_window": 4096,
         "attention_dropout": 0.0,
     },
+    paper=PAPER,
 )

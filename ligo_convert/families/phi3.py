@@ -5,6 +5,13 @@ from dataclasses import replace
 from ligo_convert.families.llama import LLAMA
 from ligo_convert.family import Head
 
+PAPER = r"""@misc{abdin2024phi3,
+  title  = {Phi-3 Technical Report: A Highly Capable Language Model Locally on Your Phone},
+  author = {Abdin, Marah and others},
+  year   = {2024},
+  url    = {https://arxiv.org/abs/2404.14219}
+}"""
+
 PHI3 = replace(
     LLAMA,
     name="phi3",
@@ -44,4 +51,5 @@ PHI3 = replace(
         "pad_token_id": 32000,
         "sliding_window": None,
     },
+    paper=PAPER,
 )

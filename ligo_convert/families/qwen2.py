@@ -5,6 +5,13 @@ from dataclasses import replace
 from ligo_convert.families.llama import LLAMA
 from ligo_convert.family import Head
 
+PAPER = r"""@misc{yang2024qwen2,
+  title  = {Qwen2 Technical Report},
+  author = {Yang, An and others},
+  year   = {2024},
+  url    = {https://arxiv.org/abs/2407.10671}
+}"""
+
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
@@ -52,4 +59,5 @@ QWEN2 = replace(
         "bos_token_id": None,
         "eos_token_id": None,
     },
+    paper=PAPER,
 )

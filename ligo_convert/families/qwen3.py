@@ -5,6 +5,13 @@ from dataclasses import replace
 from ligo_convert.families.llama import LLAMA
 from ligo_convert.family import Head
 
+PAPER = r"""@misc{yang2025qwen3,
+  title  = {Qwen3 Technical Report},
+  author = {Yang, An and others},
+  year   = {2025},
+  url    = {https://arxiv.org/abs/2505.09388}
+}"""
+
 QWEN3 = replace(
     LLAMA,
     name="qwen3",
@@ -56,4 +63,5 @@ QWEN3 = replace(
         "bos_token_id": None,
         "eos_token_id": None,
     },
+    paper=PAPER,
 )

@@ -1,6 +1,26 @@
 """RoBERTa (Liu et al., 2019) as transformers stores it: BERT's body with positions counted from the padding id, another head."""
 
-from ligo_convert.family import Family, Head, Norm
+from ligo_convert.family import Family, Head, Norm, Training
+
+PAPER = r"""@misc{liu2019roberta,
+  title  = {{RoBERTa}: A Robustly Optimized {BERT} Pretraining Approach},
+  author = {Liu, Yinhan and Ott, Myle and Goyal, Naman and Du, Jingfei and Joshi, Mandar and Chen, Danqi and Levy, Omer and
+            Lewis, Mike and Zettlemoyer, Luke and Stoyanov, Veselin},
+  year   = {2019},
+  url    = {https://arxiv.org/abs/1907.11692}
+}"""
+_PAPER = "RoBERTa, arXiv:1907.11692, table 9"
+TRAININGS = tuple(
+    Training(
+        parameters=parameters,
+        rate=rate,
+        batch="8,000 sequences",
+        warmup=f"{warmup} of 500,000 steps",
+        decay=0.01,
+        paper=_PAPER,
+    )
+    for parameters, rate, warmup in ((125e6, 6e-4, "24,000"), (355e6, 4e-4, "30,000"))
+)
 
 ROBERTA = Family(
     name="roberta",
@@ -129,4 +149,6 @@ ROBERTA = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    paper=PAPER,
+    trained=TRAININGS,
 )

@@ -5,6 +5,13 @@ from dataclasses import replace
 from ligo_convert.families.llama import LLAMA
 from ligo_convert.family import Head, Norm
 
+PAPER = r"""@misc{lozhkov2024starcoder2,
+  title  = {{StarCoder} 2 and The Stack v2: The Next Generation},
+  author = {Lozhkov, Anton and others},
+  year   = {2024},
+  url    = {https://arxiv.org/abs/2402.19173}
+}"""
+
 STARCODER2 = replace(
     LLAMA,
     name="starcoder2",
@@ -57,4 +64,5 @@ STARCODER2 = replace(
         "use_bias": True,
         "tie_word_embeddings": True,
     },
+    paper=PAPER,
 )

@@ -1,6 +1,27 @@
 """Vision transformers (Dosovitskiy et al., 2021) as timm stores them: pre-LayerNorm, learned positions, a class token."""
 
-from ligo_convert.family import Family, Head, Norm
+from ligo_convert.family import Family, Head, Norm, Training
+
+PAPER = r"""@inproceedings{dosovitskiy2021image,
+  title     = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
+  author    = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and Weissenborn, Dirk and Zhai, Xiaohua and
+               Unterthiner, Thomas and Dehghani, Mostafa and Minderer, Matthias and Heigold, Georg and Gelly, Sylvain and
+               Uszkoreit, Jakob and Houlsby, Neil},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2010.11929}
+}"""
+# Its recipe trains all of these from scratch on ImageNet-1k; the rate is 5e-4 for every 512 images of a batch.
+TRAININGS = (
+    Training(
+        parameters=86e6,
+        rate=1e-3,
+        batch="1,024 images",
+        warmup="5 of 300 epochs",
+        decay=0.05,
+        paper="DeiT, arXiv:2012.12877, table 9",
+    ),
+)
 
 VIT = Family(
     name="vit",
@@ -167,4 +188,6 @@ VIT = Family(
         "vit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
         "vit_tiny_patch16_384": {"embed_dim": 192, "num_heads": 3, "img_size": 384},
     },
+    paper=PAPER,
+    trained=TRAININGS,
 )

@@ -1,0 +1,73 @@
+"""What control groups allow, of either version and however deep a process is in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ligo_convert.environment import cores, memory_limit
+
+GB = 10**9
+SLURM = "0::/system.slice/slurmstepd.scope/job_7/step_0\n"
+TASK = "system.slice/slurmstepd.scope/job_7"
+
+
+def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """A root of a file system with these control groups."""
+    for name, text in {
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{key}": text for key, text in files.items()},
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        (SLURM, {f"{TASK}/memory.max": f"{GB}\n", f"{TASK}/step_0/memory.max": "max\n"}, GB),
+        (SLURM, {f"{TASK}/memory.max": f"{2 * GB}\n", f"{TASK}/step_0/memory.max": f"{GB}\n"}, GB),
+        (SLURM, {"system.slice/memory.max": f"{GB}\n", f"{TASK}/memory.max": f"{2 * GB}\n"}, GB),
+        ("0::/\n", {"memory.max": f"{GB}\n"}, GB),
+        ("0::/../../elsewhere\n", {"memory.max": f"{GB}\n"}, GB),
+        ("3:cpu:/\n4:memory:/slurm/uid_1/job_7\n0::/\n", {"memory/slurm/uid_1/memory.limit_in_bytes": f"{GB}\n"}, GB),
+        ("4:memory:/docker/0123\n", {"memory/memory.limit_in_bytes": f"{GB}\n"}, GB),
+        ("4:memory:/a\n", {"memory/b/memory.limit_in_bytes": f"{GB}\n"}, None),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("nonsense\n0::/a:b\n", {"a:b/memory.max": f"{GB}\n"}, GB),
+        ("0::/\n", {}, None),
+    ],
+)
+def test_memory_is_what_every_group_around_us_allows(
+    groups: str, files: dict[str, str], limit: int | None, tmp_path: Path
+) -> None:
+    installed = memory_limit(tmp_path / "nothing")
+    assert installed > GB
+    assert memory_limit(machine(tmp_path, groups, files)) == (limit or installed)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "count"),
+    [
+        (SLURM, {f"{TASK}/cpu.max": "400000 100000\n", f"{TASK}/step_0/cpu.max": "max 100000\n"}, 4),
+        (SLURM, {"system.slice/cpu.max": "250000 100000\n", f"{TASK}/cpu.max": "400000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "3200000 100000\n"}, 8),
+        (
+            "3:cpu,cpuacct:/a\n",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ("0::/\n", {}, 8),
+    ],
+)
+def test_cores_are_what_there_is_time_for(
+    groups: str, files: dict[str, str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert cores(machine(tmp_path, groups, files)) == count
