@@ -97,6 +97,8 @@ no rate, schedule or operator was chosen.
   of many methods is partly the luckiest.
 - Scratch has two rates tried for the whole budget, the others theirs for a fifth of it. One that was trained to the end at a rate that
   had lost there ended a hundredth of a nat lower, and saved the same ([log.md](log.md)).
+- Where scratch's best rate is marked as the grid's lowest (BERT, CaiT), a lower one was tried apart, and is worse; beyond GPT-2's highest
+  none was ([log.md](log.md)).
 - Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
   last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a horizon h. A method that just
   misses a horizon looks far worse than one that just makes it.
