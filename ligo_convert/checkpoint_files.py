@@ -17,12 +17,16 @@ from types import MappingProxyType
 from ligo_convert.digests import check_expected, git_blob
 from ligo_convert.errors import MachineError, SourceError
 from ligo_convert.headers import Header, read_at
+from ligo_convert.hub_names import blob_folders
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What a tokenizer is loaded from: all the files of one of these.
+VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -87,7 +91,7 @@ def open_inside(root: Path, name: str, *, label: str) -> int:
     """A descriptor of a regular file under `root`. Links may not leave it, but for those of the Hub's cache."""
     path = root / name
     real = Path(os.path.realpath(path))
-    inside = [Path(os.path.realpath(root)), *_blob_folders(root)]
+    inside = [Path(os.path.realpath(root)), *blob_folders(root)]
     if not any(real.is_relative_to(folder) for folder in inside):
         raise SourceError("a symbolic link that leaves the directory", where=label, hint="put the file itself there")
     try:
@@ -110,21 +114,12 @@ def open_inside(root: Path, name: str, *, label: str) -> int:
     return fd
 
 
-def _blob_folders(root: Path) -> list[Path]:
-    """Where links of a snapshot in the Hub's cache lead: its repository's blobs, and those repositories share."""
-    real = Path(os.path.realpath(root))
-    repository = real.parent.parent
-    if real.parent.name != "snapshots" or not repository.name.startswith("models--"):
-        return []
-    return [repository / "blobs", repository.parent / "blobs"]
-
-
 def blob_digest(path: Path) -> str | None:
     """What the Hub's cache names a file's blob by: the SHA-256 of a large one, git's id of any other; None outside such a cache."""
     if not path.is_symlink():
         return None
     target = path.parent / path.readlink()
-    in_cache = Path(os.path.realpath(target.parent)) in _blob_folders(path.parent)
+    in_cache = Path(os.path.realpath(target.parent)) in blob_folders(path.parent)
     return target.name if in_cache and _DIGEST.fullmatch(target.name) else None
 
 

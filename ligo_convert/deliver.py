@@ -14,7 +14,8 @@ from typing import Any
 from ligo_convert.apply import apply_operator
 from ligo_convert.convert import convert
 from ligo_convert.progress import Progress
-from ligo_convert.publish import Published, Wanted, check_beforehand, publish
+from ligo_convert.publication import pack
+from ligo_convert.publish import Published, Wanted, check_beforehand, publish_packed
 from ligo_convert.recipe import Publish, Recipe
 from ligo_convert.record import Outcome
 from ligo_convert.shelf import Shelf
@@ -65,26 +66,14 @@ def deliver_applied(
     )
 
 
-def _delivered(work: Callable[[], Outcome], wanted: Publish | None, progress: Progress | None) -> Delivered:
-    if wanted is not None:
-        to = Wanted(
-            repo=wanted.repo, public=wanted.public, branch=wanted.branch, tag=wanted.tag, replace=wanted.replace
-        )
-        check_beforehand(to, license=wanted.license, progress=progress or Progress())
+def _delivered(work: Callable[[], Outcome], section: Publish | None, progress: Progress | None) -> Delivered:
+    if section is None:
+        return Delivered(outcome=work(), published=None)
+    progress = progress or Progress()
+    told = section.model_dump()
+    stated = told.pop("license")
+    wanted = Wanted(**told)
+    check_beforehand(wanted, license=stated, progress=progress)
     outcome = work()
-    published = publish_as(outcome.out, wanted, progress) if wanted is not None else None
-    return Delivered(outcome=outcome, published=published)
-
-
-def publish_as(out: Path, wanted: Publish, progress: Progress | None) -> Published:
-    """Publish a directory as a recipe's section says."""
-    return publish(
-        out,
-        wanted.repo,
-        public=wanted.public,
-        branch=wanted.branch,
-        tag=wanted.tag,
-        replace=wanted.replace,
-        license=wanted.license,
-        progress=progress,
-    )
+    packed = pack(outcome.out, license=stated, progress=progress)
+    return Delivered(outcome=outcome, published=publish_packed(wanted, packed, progress=progress))

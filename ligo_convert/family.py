@@ -26,7 +26,7 @@ from ligo_convert.axes import (
     parse_layout,
     size_keys,
 )
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, some
 from ligo_convert.tensors import FLOAT_DTYPES, TensorSpec
 
 Config = Mapping[str, object]
@@ -506,7 +506,7 @@ class Family:
             raise SourceError(
                 f"{len(missing)} tensor(s) that config.json calls for are in no weight file",
                 where=label,
-                expected=_few(missing),
+                expected=some(missing),
                 hint="the checkpoint is incomplete, or config.json is another model's",
             )
         return Inventory(
@@ -659,7 +659,3 @@ def _roles(rows: Iterable[Row]) -> dict[str, frozenset[str]]:
             for part in dim.parts:
                 found.setdefault(part, set()).add(dim.role)
     return {stream: frozenset(roles) for stream, roles in found.items()}
-
-
-def _few(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +20,9 @@ from ligo_convert.checkpoint_files import CONFIG, INDEX, TOKENIZER_FILES, WEIGHT
 from ligo_convert.errors import HubUnreachable, LigoError, MachineError, RecipeError, SourceChanged, SourceError
 from ligo_convert.fs import write_file
 from ligo_convert.headers import Header, header_end, parse_header
+from ligo_convert.hub_names import is_commit, is_hub_id, is_revision
 from ligo_convert.jsoncore import short
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,249}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Seconds before each further try of a request that failed for the moment: a try in all more than there are.
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 # Answers that may be another in a moment.
@@ -74,13 +71,13 @@ def fetch_tokenizer(name: str, *, revision: str = "main") -> Path:
 
 
 def _pinned(model: str, revision: str) -> Repository:
-    if not _HUB_ID.fullmatch(model) or ".." in model or "--" in model or model.endswith(".git"):
+    if not is_hub_id(model):
         raise SourceError(
             "no such directory, and no id of the Hub either",
             where=short(model),
             expected="a directory, `name` or `org/name`",
         )
-    if not _REVISION.fullmatch(revision) or ".." in revision or revision.endswith("/"):
+    if not is_revision(revision):
         raise RecipeError("not a branch, tag or commit", where=model, found=short(revision))
     return Repository(model, revision)
 
@@ -180,7 +177,7 @@ class Repository(Place):
             info = HfApi().model_info(
                 self.label, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
-        if info.sha is None or not _COMMIT.fullmatch(info.sha):
+        if info.sha is None or not is_commit(info.sha):
             raise SourceChanged("the Hub did not say which commit this is", where=self.label, found=short(info.sha))
         self._note(revision, info.sha)
         files = {file.rfilename: file for file in info.siblings or ()}
@@ -219,7 +216,7 @@ class Repository(Place):
             with _hub_errors(self.label, revision):
                 commit = HfApi().resolve_revision(self.label, revision=revision, local_files_only=True).resolved
             self.revision = commit
-            root = self.snapshot([CONFIG]) if _COMMIT.fullmatch(commit) else None
+            root = self.snapshot([CONFIG]) if is_commit(commit) else None
         except SourceChanged:
             raise self._nowhere(revision, because) from None
         if root is None:

@@ -20,9 +20,10 @@ from pydantic_core import PydanticCustomError
 
 from ligo_convert.errors import LigoError, RecipeError
 from ligo_convert.globs import expand
+from ligo_convert.hub_names import is_hub_id
 from ligo_convert.recipe import is_homeless, is_local, load_recipe
 from ligo_convert.recipe_faults import Fault, Layered, findings, screen, shown
-from ligo_convert.recipe_sections import Config, Publish, Section, Size, Text, is_hub_id, whole
+from ligo_convert.recipe_sections import Config, Publish, Section, Size, Text, whole
 from ligo_convert.yamlcore import KeyPath, load_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ligo_convert.errors import LigoError, SourceError, VerificationError
-from ligo_convert.hub_names import HUB_ID
+from ligo_convert.hub_names import is_commit, is_hub_id
 from ligo_convert.jsoncore import strict_json
 from ligo_convert.private import check_nothing_private, public_name
 from ligo_convert.sums import SUMS_FILE, check_sums, read_sums, sums
@@ -46,7 +46,6 @@ PRESERVATION = "urn:ligo-convert:preservation:v1"
 STATEMENT_FILE = "ligo/provenance.json"
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Keys that a library writes for itself; they may hold a path, and say nothing about the model.
 _LOCAL_KEYS = frozenset(("_name_or_path", "name_or_path", "transformers_version"))
 
@@ -87,7 +86,7 @@ class Record:
     def hub_id(self) -> str | None:
         """The source's Hub id; None where it is a directory, or was trained by this recipe."""
         label, commit = str(self.source["label"]), str(self.source["revision"])
-        of_hub = not self.source["pretrained_here"] and HUB_ID.fullmatch(label) and _COMMIT.fullmatch(commit)
+        of_hub = not self.source["pretrained_here"] and is_hub_id(label) and is_commit(commit)
         return label if of_hub else None
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.errors import HubUnreachable, MachineError, PublishRefused, RecipeError
+from ligo_convert.errors import HubUnreachable, MachineError, PublishRefused, RecipeError, some
 from ligo_convert.hub import check_endpoint
 from ligo_convert.hub_names import STAGING, is_reference, is_repository
 from ligo_convert.jsoncore import short
@@ -277,7 +277,7 @@ def _require_replaceable(remote: Remote, wanted: Wanted, head: str, files: dict[
         raise PublishRefused(
             "there are files that no earlier publication left, and they would be taken away or replaced",
             where=f"{wanted.repo} at {wanted.branch}",
-            found=", ".join(unclaimed[:4]) + (f" (and {len(unclaimed) - 4} more)" if len(unclaimed) > 4 else ""),
+            found=some(unclaimed),
             hint="name another repository or branch, or say --replace (in a recipe publish.replace)",
         )
 
@@ -324,8 +324,9 @@ def _tell_leftovers(remote: Remote, found: _Found, staging: str) -> None:
     """Branches that other publications went over may be what a run is at this moment: they are named, and stay."""
     others = sorted(name for name in found.references.branches if STAGING.fullmatch(name) and name != staging)
     if others:
-        names = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-        remote.progress.warn(f"{remote.repo}: left over by a publication that was cut, or in use by one: {names}")
+        remote.progress.warn(
+            f"{remote.repo}: left over by a publication that was cut, or in use by one: {some(others)}"
+        )
 
 
 def _title(publication: Publication) -> str:

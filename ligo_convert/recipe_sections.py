@@ -22,8 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ligo_convert.hub_names import is_hub_id as is_hub_id
-from ligo_convert.hub_names import is_reference, is_repository
+from ligo_convert.hub_names import is_hub_id, is_reference, is_repository, is_revision
 
 WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "carry", "direct", "random")
 SCHEDULES = ("stable", "cosine")
@@ -39,7 +38,6 @@ _UNITS = {
     **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
 }
 _SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([A-Za-z]+)")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,249}")
 
 
 def _fault(text: str) -> PydanticCustomError:
@@ -90,7 +88,7 @@ def _reference(name: str) -> str:
 
 
 def _revision(name: str) -> str:
-    if not _REVISION.fullmatch(name) or ".." in name or name.endswith("/"):
+    if not is_revision(name):
         raise _fault("is no branch, tag or commit")
     return name
 

@@ -14,7 +14,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ligo_convert.answers import AGAIN, no_answer, plain, said_clearly
-from ligo_convert.errors import HubUnreachable, PublishRefused, VerificationError, printable
+from ligo_convert.errors import HubUnreachable, PublishRefused, VerificationError, printable, some
 from ligo_convert.hub import patiently
 from ligo_convert.jsoncore import short
 from ligo_convert.output import CARD, SUMS
@@ -125,7 +125,7 @@ class Remote:
             raise VerificationError(
                 "the Hub does not hold what was sent",
                 where=f"{self.repo} at {revision}",
-                found="; ".join(found[:4]) + (f" (and {len(found) - 4} more)" if len(found) > 4 else ""),
+                found=some(found, between="; "),
                 hint=f"{AGAIN}; nobody loads from there yet" if moved is None else f"look at {moved} on the Hub",
             )
 

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ligo_convert.errors import printable
+from ligo_convert.errors import printable, some
 from ligo_convert.progress import Progress, Task
 
 if TYPE_CHECKING:
@@ -458,15 +458,9 @@ def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> No
         "tag": foreseen["tag"],
         "readable by": "those who were let in" if foreseen["private"] else "everyone",
         "there": state,
-        "taken away": _some(foreseen["removed"] or ()),
+        "taken away": some(foreseen["removed"] or (), _FILES) or None,
     }
     _pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
-
-
-def _some(names: Sequence[str]) -> str | None:
-    """Some of many names; None of none."""
-    shown = ", ".join(names[:_FILES]) + (f" and {len(names) - _FILES} more" if len(names) > _FILES else "")
-    return shown or None
 
 
 def publish_report(published: Published) -> None:
@@ -480,7 +474,7 @@ def publish_report(published: Published) -> None:
         "readable by": "those who were let in" if published.private else "everyone",
         "licence": publication.license,
         "files": f"{len(publication.items)}, {size(publication.nbytes)}, every digest as sent",
-        "taken away": _some(published.removed),
+        "taken away": some(published.removed, _FILES) or None,
         "": None if published.changed else "all of it was there already; nothing was sent",
     }
     _pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})

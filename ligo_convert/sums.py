@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ligo_convert.errors import LigoError, VerificationError
 from ligo_convert.fs import reporting
+from ligo_convert.hub_names import blob_folders
 
 SUMS_FILE = "ligo/SHA256SUMS"
 # What the Hub and its client leave in a downloaded copy; no library reads a model from there.
@@ -78,7 +79,7 @@ def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> 
     Raises:
         VerificationError: a file that is missing, differs, is listed nowhere, or is no regular file of this directory.
     """
-    there = dict(_walk(root, "", blobs=_blob_folders(root)))
+    there = dict(_walk(root, "", blobs=blob_folders(root)))
     if SUMS_FILE not in there:
         raise VerificationError("there is no SHA256SUMS", where=root / SUMS_FILE)
     with reporting(there[SUMS_FILE], "read"):
@@ -120,15 +121,6 @@ def _is_name(name: str) -> bool:
     plain = not any(character < " " or character in "\\\x7f" for character in name) and name.strip() == name
     inside = bool(parts) and not name.startswith("/") and ".." not in parts
     return plain and inside and PurePosixPath(name).as_posix() == name and name != SUMS_FILE
-
-
-def _blob_folders(root: Path) -> tuple[Path, ...]:
-    """Where links of a snapshot in the Hub's cache lead: its repository's blobs, and those repositories share."""
-    real = Path(os.path.realpath(root))
-    repository = real.parent.parent
-    if real.parent.name != "snapshots" or not repository.name.startswith("models--"):
-        return ()
-    return repository / "blobs", repository.parent / "blobs"
 
 
 def _walk(root: Path, prefix: str, *, blobs: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:

@@ -16,13 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.checkpoint_files import CONFIG, TOKENIZER_FILES
+from ligo_convert.checkpoint_files import CONFIG, SENTENCEPIECE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ligo_convert.corpus import TextData, documents, first_bytes
 from ligo_convert.errors import MachineError, MissingExtra, RecipeError, SourceError
 
 TOKENIZER_TRAINING_BYTES = 6_000_000
-SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 _AS_THEY_ARE = (*(name for names in VOCABULARY_FILES for name in names), *SENTENCEPIECE_FILES, "added_tokens.json")
 
 # The order is the order of ids, and it is not free: BERT pads with id 0 and RoBERTa counts positions around id 1.

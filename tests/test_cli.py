@@ -505,7 +505,7 @@ def test_a_full_disk_is_5_and_the_run_goes_on_afterwards(number: int, sticky: bo
     assert sorted(path.name for path in place.iterdir() if path.name.startswith(".")) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a place where nobody may write: /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, a place where nobody may write")
 def test_a_place_where_nothing_can_be_made(call: Call, place: Path) -> None:
     for command in ("plan", "run"):
         done = call(command, "recipe.yaml", "--out", "/proc/ligo/out")

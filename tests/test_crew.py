@@ -215,7 +215,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc who is alive")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here to ask who is alive")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
     """Neither one in the middle of a job nor one that waits for the next."""

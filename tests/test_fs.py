@@ -93,7 +93,7 @@ def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
 def in_own_mounts(script: str, *arguments: str) -> str:
     """Run a shell script where it may mount, or skip the test."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user and mount namespaces of one's own here")
+        pytest.skip("a full disk is made by a mount of one's own, which this system does not allow")
     command = ["unshare", "-rm", "sh", "-euc", script, "sh", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr

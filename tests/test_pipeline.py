@@ -589,7 +589,9 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
 def test_plan_and_run_refuse_alike_and_leave_nothing(what: str, source: Path, place: Path) -> None:
     change, target, sections, kind, text = HEADERS[what]
     if kind is MissingExtra and any(map(importlib.util.find_spec, ("datasets", "sentencepiece"))):
-        pytest.skip("the extra is installed here")
+        pytest.skip(
+            "the extras datasets or sentencepiece are installed: what is said where they are missing cannot be seen"
+        )
     change(source, place)
     recipe = recipe_of(place, "./source", target, **sections)
     before = snapshot(place)

@@ -242,7 +242,9 @@ def test_moving_an_output_keeps_its_sums(output: Path, tmp_path: Path) -> None:
     assert check_sums(tmp_path / "copy" / "deeper") == found
 
 
-@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum here")
+@pytest.mark.skipif(
+    shutil.which("sha256sum") is None, reason="the command sha256sum, which is to agree, is not installed"
+)
 def test_coreutils_accepts_it(output: Path) -> None:
     command = ["sha256sum", "--check", "--strict", "ligo/SHA256SUMS"]
     done = subprocess.run(command, cwd=output, capture_output=True, text=True)

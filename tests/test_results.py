@@ -69,9 +69,6 @@ def pictures_in(page: str) -> list[str]:
 # --- the page in the repository -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not (DOCS / "results.json").exists(), reason="no docs/results.json yet: scripts/make_results.py makes it"
-)
 def test_the_page_is_what_the_figures_give() -> None:
     result = make(DOCS, "--check")
     assert result.exit_code == 0, result.output

@@ -263,7 +263,9 @@ def test_a_limit_on_the_size_of_files(warm: WarmCli, place: Path, whole: dict[st
     same(place / "out", whole["fit"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another account")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can act as another account, which it takes to meet a place of somebody else"
+)
 def test_a_place_of_somebody_else(warm: WarmCli, place: Path) -> None:
     """Root may write anywhere; the account nobody may not."""
     installed = [Path(ligo_convert.__file__), Path(sys.prefix)]

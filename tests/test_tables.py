@@ -54,7 +54,7 @@ def parquet(path: Path, rows: list[Any], *, column: str = "text", group: int = 5
     return path
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="needs the extra datasets")
+@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_every_row_of_parquet_is_read_once_in_an_order_of_its_own(tmp_path: Path, tokenizer: Path) -> None:
     rows = [f"row {number} of the table, some words" for number in range(3000)]
     parquet(tmp_path / "a.parquet", rows[:1000])
@@ -72,7 +72,7 @@ def test_every_row_of_parquet_is_read_once_in_an_order_of_its_own(tmp_path: Path
     assert slices(tmp_path, tokenizer, data=Data(text=["*.parquet"])).test.shape == (10, 32)
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="needs the extra datasets")
+@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     write(tmp_path / "broken.parquet", b"PAR1 and nothing else")
     parquet(tmp_path / "other.parquet", ["x"], column="content")
@@ -90,7 +90,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         texts(tmp_path, "damaged.parquet")
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="needs the extra datasets")
+@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_a_folder_is_not_taken_for_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "org" / "name" / "a.txt", "text")
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ for hub in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="needs the extra datasets")
+@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -147,7 +147,7 @@ def test_sentencepiece_alone_names_the_extra(tmp_path: Path, name: str) -> None:
     check_tokenizer(tmp_path, label="org/model")
 
 
-@pytest.mark.skipif(not HAS_SENTENCEPIECE, reason="needs the extra sentencepiece")
+@pytest.mark.skipif(not HAS_SENTENCEPIECE, reason="the extra `sentencepiece` is not installed")
 def test_a_sentencepiece_model_is_read(tmp_path: Path) -> None:
     import sentencepiece
 

@@ -472,7 +472,7 @@ def test_weight_files_of_another_plan_do_not_stay(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user and mount namespaces of one's own here")
+        pytest.skip("a full disk is made by a mount of one's own, which this system does not allow")
     script = """
 import sys
 from pathlib import Path
