@@ -11,9 +11,9 @@ import time
 import click
 import torch
 
-from ligo_convert.families import FAMILIES
-from ligo_convert.models import LibraryModel
-from ligo_convert.pretrain import drawn_model
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.training.functional_model import LibraryModel
+from ligo_convert.training.pretrain import drawn_model
 
 # Width, layers, vocabulary; the last is GPT2-Base.
 SHAPES = ((128, 6, 1024), (256, 6, 4096), (512, 8, 8192), (768, 12, 50257))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from ligo_convert.plan import find_family
+from ligo_convert.families.registry import find_family
 
 PLAIN = """
 import json, os, sys
@@ -51,7 +51,7 @@ def timed(command: list[str]) -> tuple[float, float, int]:
 
 def byte_plan(source: Path) -> tuple[list[tuple[str, int, int]], str, int]:
     """(file, start, length) of every target tensor in order, the depth key, and the target's depth."""
-    from ligo_convert.source import open_source
+    from ligo_convert.hub.resolve import open_source
 
     with open_source(str(source.absolute()), base=source, weights=False) as opened:
         family = find_family(opened.config, where=str(source))

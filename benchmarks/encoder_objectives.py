@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from ligo_convert.data import token_slices
-from ligo_convert.fit import GrownTarget, Settings, fetch_from, fit, named_source, stacked_source
-from ligo_convert.growth import Grower
-from ligo_convert.initial import initial_operator
-from ligo_convert.masking import Masking
-from ligo_convert.measure import Model
-from ligo_convert.models import LibraryModel
-from ligo_convert.objectives import OBJECTIVES, objective_of, read_back, reconstruct
-from ligo_convert.operator import Operator
-from ligo_convert.plan import find_family
-from ligo_convert.recipe_sections import Data
-from ligo_convert.source import open_source
-from ligo_convert.start import Growth, plan_start
-from ligo_convert.tasks import on_device
+from ligo_convert.data.masking import Masking
+from ligo_convert.data.tokens import token_splits
+from ligo_convert.families.registry import find_family
+from ligo_convert.growth.apply import Grower
+from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
+from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.operator import Operator
+from ligo_convert.hub.resolve import open_source
+from ligo_convert.recipes.schema import DataConfig
+from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
+from ligo_convert.training.functional_model import LibraryModel
+from ligo_convert.training.objectives import OBJECTIVES, objective_of, read_back, reconstruct
+from ligo_convert.training.preservation import MeasuredModel
+from ligo_convert.training.tasks import on_device
 
 SEQUENCE, BATCH = 64, 16
 
@@ -65,9 +65,9 @@ def main(
             key: int(config[key]) * 4 // 3  # type: ignore[call-overload]
             for key in ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
         }
-        start = plan_start(
+        start = plan_growth(
             family,
-            Growth(width=width, depth=depth, keying="shared", tie=None, seed=0),
+            GrowthSettings(width=width, depth=depth, keying="shared", tie=None, seed=0),
             config,
             family.resize(config, changes),
             asked=changes,
@@ -75,8 +75,8 @@ def main(
         )
         rows = family.rows_for(start.target)
         stacked = stacked_source(source.read, family, inventory, rows, device="cpu", dtype=torch.float32)
-        slices = token_slices(
-            Data(text=[text]),
+        slices = token_splits(
+            DataConfig(text=[text]),
             encoder,
             base=Path.cwd(),
             sequence_length=SEQUENCE,
@@ -86,7 +86,7 @@ def main(
             vocabulary=family.sizes(config)[family.vocabulary],
             masking=Masking(seed=0),
         )
-    old = Model(library=LibraryModel(family, config), parameters=named_source(inventory, stacked))
+    old = MeasuredModel(library=LibraryModel(family, config), parameters=named_source(inventory, stacked))
     library, initial = LibraryModel(family, start.target), initial_operator(start)
     back = read_back(initial, library, torch.float32)
 
@@ -111,7 +111,7 @@ def main(
     click.echo(f"{'start':12} {'':8} {judged(initial)}")
     for name in names:
         for rate in rates:
-            settings = Settings(
+            settings = FitSettings(
                 steps=steps,
                 batch_size=BATCH,
                 micro_batch_size=BATCH,

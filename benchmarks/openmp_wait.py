@@ -18,7 +18,7 @@ import click
 CHILD = """
 import numpy as np
 from ligo_convert.families import FAMILIES
-from ligo_convert.pretrain import pretrain
+from ligo_convert.training.pretrain import pretrain
 
 class Slices:
     validation = np.zeros((2, 128), dtype=np.uint32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ligo_convert.api import grow as grow
+    from ligo_convert.api import grow
 
 __all__ = ["grow"]
 

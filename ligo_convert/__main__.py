@@ -1,5 +1,7 @@
 """`python -m ligo_convert`."""
 
-from ligo_convert.cli import main
+from __future__ import annotations
+
+from ligo_convert.cli.main import main
 
 main()

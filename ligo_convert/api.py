@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.checkpoints.torch_io import TORCH_DTYPES, tensor_from_bytes, tensor_to_bytes
+from ligo_convert.conversion.plan import DEFAULT_KEYING
+from ligo_convert.data.examples import ArrayExamples, Batch, Examples
 from ligo_convert.errors import RecipeError, SourceError
-from ligo_convert.examples import ArrayExamples, Batch, Examples
-from ligo_convert.fit import Settings, fit, named_source, stacked_source
-from ligo_convert.initial import initial_operator
-from ligo_convert.measure import Model
-from ligo_convert.models import LibraryModel, library_config
-from ligo_convert.objectives import objective_of
-from ligo_convert.plan import DEFAULT_KEYING, find_family
-from ligo_convert.start import Growth, plan_start
-from ligo_convert.stream import grow as grow_stream
-from ligo_convert.stream import target_specs
-from ligo_convert.tensors import TensorSpec
-from ligo_convert.torchio import TORCH_DTYPES, tensor_from_bytes, tensor_to_bytes
+from ligo_convert.families.registry import find_family
+from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
+from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.stream import grow as grow_stream
+from ligo_convert.growth.stream import target_specs
+from ligo_convert.training.fit import FitSettings, fit, named_source, stacked_source
+from ligo_convert.training.functional_model import LibraryModel, library_config
+from ligo_convert.training.objectives import objective_of
+from ligo_convert.training.preservation import MeasuredModel
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
 WHERE = "target"
 
 
@@ -89,8 +91,8 @@ def grow(
     }
     inventory = family.check(config, specs, label=type(model).__name__)
     family = inventory.family
-    growth = Growth(width=width, depth=depth, keying="source" if tie else keying, tie=tie, seed=seed)  # type: ignore[arg-type]
-    start = plan_start(family, growth, config, family.resize(config, target, where=WHERE), asked=target, where=WHERE)
+    growth = GrowthSettings(width=width, depth=depth, keying="source" if tie else keying, tie=tie, seed=seed)  # type: ignore[arg-type]
+    start = plan_growth(family, growth, config, family.resize(config, target, where=WHERE), asked=target, where=WHERE)
     operator = initial_operator(start)
 
     def read(name: str) -> bytearray:
@@ -102,7 +104,7 @@ def grow(
         rows = family.rows_for(start.target)
         stacked = stacked_source(read, family, inventory, rows, device=device, dtype=torch.float32)
         largest = max(len(batch["input_ids"]) for batch in batches.batches)
-        settings = Settings(
+        settings = FitSettings(
             steps=steps,
             batch_size=largest,
             micro_batch_size=largest,
@@ -116,7 +118,7 @@ def grow(
             autocast=False,
         )
         target_model = LibraryModel(family, start.target, device=device)
-        old = Model(
+        old = MeasuredModel(
             library=LibraryModel(family, start.source, device=device), parameters=named_source(inventory, stacked)
         )
         objective = objective_of(target_model, old, operator, dtype=torch.float32)

@@ -96,3 +96,9 @@ def processor() -> str:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     known = {"capability": torch.backends.cpu.get_cpu_capability(), **capabilities}
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def thread_limits(count: int) -> dict[str, str]:
+    """The variables by which libraries are told how many threads a process may have."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(count))

@@ -1,9 +1,9 @@
-"""Make docs/results.md, its pictures and docs/results.json from finished comparisons.
+"""Make docs/results/results.md, its pictures and docs/results/results.json from finished comparisons.
 
-    python scripts/make_results.py --into docs gpt2=out/compare-gpt2 bert=out/compare-bert cait=out/compare-cait
-    python scripts/make_results.py --into docs gpt2-seeds=out/compare-gpt2-seeds
-    python scripts/make_results.py --into docs
-    python scripts/make_results.py --into docs --check
+    python scripts/make_results.py --into docs/results gpt2=out/compare-gpt2 bert=out/compare-bert cait=out/compare-cait
+    python scripts/make_results.py --into docs/results gpt2-seeds=out/compare-gpt2-seeds
+    python scripts/make_results.py --into docs/results
+    python scripts/make_results.py --into docs/results --check
 
 What comes in: directories of `ligo-convert compare`, each by its kind: `gpt2`, `bert` or `cait`, with a suffix for a further run. What goes
 out: results.json, which holds the plain figures of every kind, and the page and the pictures, which are made of it alone. A kind that is
@@ -24,14 +24,14 @@ from typing import Any
 
 import click
 
-from ligo_convert.comparison_picture import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
-from ligo_convert.contenders import CONTENDERS
-from ligo_convert.contest import first_at
+from ligo_convert.comparison.methods import METHODS
+from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
+from ligo_convert.comparison.results import first_at
+from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
-from ligo_convert.markdown import code, prose, table
-from ligo_convert.recipe import Recipe, load_recipe
-from ligo_convert.recipe_sections import Compare
-from ligo_convert.record import finite as without_nan
+from ligo_convert.outputs.markdown import code, prose, table
+from ligo_convert.recipes.recipe import Recipe, load_recipe
+from ligo_convert.recipes.schema import CompareConfig
 
 RECORD, FIGURES, PAGE, PICTURES = "compare.json", "results.json", "results.md", "pictures"
 READS, FORMAT = "ligo-comparison/1", "ligo-results/1"
@@ -78,7 +78,7 @@ BASELINES = (
 
 INTRODUCTION = """\
 What growing a small model saves in training a larger one, measured by `ligo-convert compare`. Every table below comes from the
-command beside it. [comparing.md](comparing.md) says how such a comparison is run, counted and kept fair, and how each method is defined.
+command beside it. [comparing.md](../guide/comparing.md) says how such a comparison is run, counted and kept fair, and how each method is defined.
 
 **What the figures mean.** *Saved* is the part of scratch's FLOPs that a method needs less to reach the loss that training from
 scratch ends with. `paper` counts training and, where an operator is learned, its fit, and leaves the source's training out, as
@@ -96,9 +96,9 @@ no rate, schedule or operator was chosen.
 - One seed, unless said otherwise. Differences of a point or two of FLOPs, or of a few thousandths of loss, say nothing; and the best
   of many methods is partly the luckiest.
 - Scratch has two rates tried for the whole budget, the others theirs for a fifth of it. One that was trained to the end at a rate that
-  had lost there ended a hundredth of a nat lower, and saved the same ([log.md](log.md)).
+  had lost there ended a hundredth of a nat lower, and saved the same ([log.md](../development/log.md)).
 - Where scratch's best rate is marked as the grid's lowest (BERT, CaiT), a lower one was tried apart, and is worse; beyond GPT-2's highest
-  none was ([log.md](log.md)).
+  none was ([log.md](../development/log.md)).
 - Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
   last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a horizon h. A method that just
   misses a horizon looks far worse than one that just makes it.
@@ -206,10 +206,10 @@ def _recipe(name: str) -> Recipe | None:
 
 def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
     """What the command line laid over the recipe's `compare`, as far as the record tells."""
-    settings = recipe.compare or Compare()
+    settings = recipe.compare or CompareConfig()
     budget, grid = record["budget"], record["grid"]
     if settings.methods is None:
-        usual = record["methods"].keys() | record["skipped"].keys() == CONTENDERS.keys()
+        usual = record["methods"].keys() | record["skipped"].keys() == METHODS.keys()
     else:
         usual = list(record["methods"]) == list(dict.fromkeys((SCRATCH, *settings.methods)))
     if not usual:
@@ -248,7 +248,7 @@ def full(figures: Data) -> dict[str, Any]:
 
 
 def page(results: Data) -> str:
-    """docs/results.md."""
+    """docs/results/results.md."""
     kinds: Data = results["kinds"]
     lines = [
         "# Results",
@@ -265,7 +265,12 @@ def page(results: Data) -> str:
         lines += [*_section(kind, figures), ""]
     conventions = dict.fromkeys(figures["convention"] for figures in kinds.values())
     if conventions:
-        lines += ["## How FLOPs are counted", "", "In words; [comparing.md](comparing.md#flops) has the formulas.", ""]
+        lines += [
+            "## How FLOPs are counted",
+            "",
+            "In words; [comparing.md](../guide/comparing.md#flops) has the formulas.",
+            "",
+        ]
     for convention in conventions:
         lines += [*_block(printable(convention).replace("`", "")), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -533,7 +538,7 @@ def _order(kind: str) -> tuple[int, str]:
 
 @click.command()
 @click.argument("directories", nargs=-1, metavar="[KIND=DIR]...")
-@click.option("--into", type=click.Path(path_type=Path, file_okay=False), default="docs", show_default=True)
+@click.option("--into", type=click.Path(path_type=Path, file_okay=False), default="docs/results", show_default=True)
 @click.option(
     "--command", "commands", multiple=True, metavar="KIND=TEXT", help="What made it, where that is not plain."
 )

@@ -17,16 +17,16 @@ from pathlib import Path
 import click
 import torch
 
-from ligo_convert.checkpoint_files import TOKENIZER_FILES
-from ligo_convert.configs import flat_config
-from ligo_convert.families import FAMILIES
-from ligo_convert.growth import drawn_values
-from ligo_convert.output import json_bytes, target_config
-from ligo_convert.staging import Staging
-from ligo_convert.tensors import DTYPE_NAMES
-from ligo_convert.torchio import tensor_to_bytes
-from ligo_convert.writer import Writer, plan_shards
-from ligo_convert.yamlcore import parse_value
+from ligo_convert.checkpoints.files import TOKENIZER_FILES
+from ligo_convert.checkpoints.tensors import DTYPE_NAMES
+from ligo_convert.checkpoints.torch_io import tensor_to_bytes
+from ligo_convert.checkpoints.writer import Writer, plan_shards
+from ligo_convert.families.configs import flat_config
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.growth.apply import drawn_values
+from ligo_convert.io.staging import Staging
+from ligo_convert.io.strict_yaml import parse_value
+from ligo_convert.outputs.side_files import json_bytes, target_config
 
 
 @click.command()

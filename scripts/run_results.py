@@ -1,4 +1,4 @@
-"""Run the comparisons that docs/results.md is made of, one after another, for as long as there is time; run again, it goes on.
+"""Run the comparisons that docs/results/results.md is made of, one after another, for as long as there is time; run again, it goes on.
 
     python scripts/run_results.py out/results --images DIR --minutes 50
     python scripts/run_results.py out/results --only gpt2,gpt2-seeds

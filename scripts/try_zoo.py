@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 ROOT = Path(__file__).parent.parent
-HUB, MANIFEST = ROOT / "tests" / "loopback.py", ROOT / "recipes" / "zoo" / "zoo.yaml"
+HUB, MANIFEST = ROOT / "tests" / "support" / "loopback" / "server.py", ROOT / "recipes" / "zoo" / "zoo.yaml"
 TOKEN, ACCOUNT = "hf_only_for_this_machine", "me"
 POISONED, POISONED_CODE = "poisoned", 3
 LOAD = """

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from tiny import TARGETS, config_of, logits, model_of
+from support.tiny import TARGETS, config_of, logits, model_of
 
 import ligo_convert
 from ligo_convert.errors import RecipeError, SourceError

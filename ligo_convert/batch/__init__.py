@@ -1,0 +1,1 @@
+"""Many conversions from one manifest, in processes of this machine or on a Ray cluster."""

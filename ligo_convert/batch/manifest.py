@@ -1,0 +1,356 @@
+"""A manifest: many conversions in one YAML file in, one `BatchEntry` for each out, with an order in which they can be done.
+
+An entry names a recipe, or a learned operator to apply; a table, or globs, make several of one. What is wrong with the manifest itself is
+found in one reading and shown where it was written, before any work. What is wrong with one recipe is that entry's own business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ligo_convert.batch.manifest_schema import ENTRY_NAME, EntrySection, ManifestSection, Reference, Resources
+from ligo_convert.errors import LigoError, RecipeError
+from ligo_convert.hub.names import is_hub_id
+from ligo_convert.io.globs import expand
+from ligo_convert.io.strict_yaml import KeyPath, load_file
+from ligo_convert.recipes.errors import Fault, Layered, findings, screen, shown
+from ligo_convert.recipes.recipe import is_homeless, is_local, load_recipe
+from ligo_convert.recipes.schema import PublishConfig
+
+_REPO_NAME = "{name}"
+
+# What Linux and macOS take of a name, and of a whole path.
+_NAME_BYTES, _PATH_BYTES = 255, 4095
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEntry:
+    """One conversion.
+
+    Attributes:
+        name: unique; also of its output directory. where: `file:line:column` of the manifest.
+        recipe, overrides: as `load_recipe` takes them; None where an operator is applied.
+        source: a directory (absolute) or Hub id in place of the recipe's. operator: a learned operator's file.
+        out: absolute. publish: a `publish` section in plain data. after: names of entries that come first.
+    """
+
+    name: str
+    where: str
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    source: str | None
+    operator: Path | None
+    out: Path | None
+    publish: Mapping[str, Any] | None
+    after: tuple[str, ...]
+    resources: Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`entries` by name, in the order in which they were written. `state`: the folder of what is known of the work."""
+
+    path: Path
+    state: Path
+    entries: Mapping[str, BatchEntry]
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All names, as they were written, but each after those that it needs."""
+        left, ordered = dict(self.entries), dict[str, None]()
+        while left:
+            for name in [name for name in left if all(other in ordered for other in left[name].after)]:
+                ordered[name] = None
+                del left[name]
+        return tuple(ordered)
+
+
+OPERATOR_OF_OUTPUT = Path("ligo/operator.safetensors")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest. Places in it are relative to its folder, `out` and `state` to the working directory.
+
+    Raises:
+        RecipeError: anything wrong with the manifest; one error names all that is.
+    """
+    document = load_file(path)
+    if not isinstance(document.data, dict):
+        raise RecipeError("a manifest is a mapping with version and entries", where=path, found=shown(document.data))
+    data, layered = document.data, Layered(document=document)
+    faults = screen(data)
+    screened = {fault.path for fault in faults}
+    try:
+        top = ManifestSection.model_validate(data)
+    except ValidationError as error:
+        layered.report(faults + [fault for fault in findings(error, ManifestSection) if fault.path not in screened])
+    drafts, more = _drafts(top, path.absolute().parent)
+    faults += [fault for fault in more if fault.path not in screened]
+    faults += _names_and_places(drafts, top) if not faults else []
+    if faults:
+        layered.report(faults)
+    base = path.absolute().parent
+    entries = {draft.name: _entry(draft, drafts, top, base, layered.where(draft.path)) for draft in drafts.values()}
+    folder = Path(top.out).absolute() if top.out is not None else Path.cwd() / path.stem
+    state = Path(top.state).absolute() if top.state is not None else folder.with_name(f"{folder.name}.ligo-batch")
+    return Manifest(path=path.absolute(), state=state, entries=entries)
+
+
+# --- several of one ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """An entry before names are looked up: `section` with `recipe` and `source` as places, `out` as the output directory."""
+
+    name: str
+    path: KeyPath
+    section: EntrySection
+    recipe: Path | None
+    source: str | Reference | None
+    out: Path | None = field(default=None)
+
+
+def _drafts(top: ManifestSection, base: Path) -> tuple[dict[KeyPath, _Draft], list[Fault]]:
+    drafts: dict[KeyPath, _Draft] = {}
+    faults: list[Fault] = []
+    for path, merged in _rows(top.entries, faults):
+        publish = merged.get("publish", top.publish)
+        plain = {key: value for key, value in merged.items() if key != "publish"}
+        try:
+            section = EntrySection.model_validate(plain)
+        except ValidationError as error:
+            faults += [_moved(fault, path, top.entries) for fault in findings(error, EntrySection)]
+            continue
+        made = list(_spread(section, path, base, faults))
+        for number, (name, recipe, source) in enumerate(made):
+            at = (*path, number) if len(made) > 1 else path
+            draft = _published(section, publish, name, path, faults)
+            out = _out(draft, top, name)
+            drafts[at] = _Draft(name=name, path=path, section=draft, recipe=recipe, source=source, out=out)
+    return drafts, faults
+
+
+def _rows(entries: Sequence[dict[str, Any]], faults: list[Fault]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Every entry, and for a table every row laid over it, with where it was written."""
+    for number, entry in enumerate(entries):
+        path: KeyPath = ("entries", number)
+        if "table" not in entry:
+            yield path, entry
+            continue
+        rows = entry["table"]
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            faults.append(Fault(path=(*path, "table"), what="should be a list of mappings"))
+            continue
+        shared = {key: value for key, value in entry.items() if key != "table"}
+        for index, row in enumerate(rows):
+            merged = {**shared, **row}
+            if isinstance(shared.get("set"), dict) and isinstance(row.get("set"), dict):
+                merged["set"] = {**shared["set"], **row["set"]}
+            if "name" not in row:
+                base = shared.get("name") or Path(str(merged.get("recipe", "entry"))).stem
+                merged["name"] = f"{base}-{index + 1}"
+            yield (*path, "table", index), merged
+
+
+def _moved(fault: Fault, path: KeyPath, entries: Sequence[dict[str, Any]]) -> Fault:
+    """A fault of an entry, at its place in the manifest: in the row of a table where the row says it, else in the entry."""
+    if len(path) == 4 and fault.path:
+        row = entries[int(path[1])]["table"][int(path[3])]
+        if fault.path[0] not in row:
+            path = path[:2]
+    return Fault(path=(*path, *fault.path), what=fault.what, spot=fault.spot, secret=fault.secret)
+
+
+def _spread(
+    section: EntrySection, path: KeyPath, base: Path, faults: list[Fault]
+) -> Iterator[tuple[str, Path | None, str | Reference | None]]:
+    """Name, recipe and source of each entry that a section with globs stands for."""
+    recipes: list[Path | None] = [None]
+    if section.recipe is not None:
+        recipes = [base / section.recipe]
+    elif section.recipes is not None:
+        recipes = list(_matches(section.recipes, (*path, "recipes"), base, faults, folders=False))
+    sources: list[str | Reference | None] = [section.source]
+    if isinstance(section.operator, str):
+        _placed(section.operator, (*path, "operator"), base, faults)
+    # What is neither there nor a name of the Hub is a place that another entry may make.
+    if isinstance(section.source, str) and (is_local(section.source, base) or not is_hub_id(section.source)):
+        sources = [_placed(section.source, (*path, "source"), base, faults)]
+    if section.sources is not None:
+        if section.source is not None:
+            faults.append(Fault(path=(*path, "sources"), what="goes without source", spot="key"))
+        sources = [str(found) for found in _matches(section.sources, (*path, "sources"), base, faults, folders=True)]
+    elif section.operator is not None and section.source is None:
+        faults.append(Fault(path=path, what="an operator is applied to a source: give `source` or `sources`"))
+    for recipe in recipes:
+        for source in sources:
+            words = [section.name] if section.name else [recipe.stem] if recipe is not None else []
+            words += [recipe.stem] if section.name and recipe is not None and len(recipes) > 1 else []
+            words += [Path(str(source)).name] if section.sources is not None or not words else []
+            yield "-".join(words), recipe, source
+
+
+def _placed(text: str, path: KeyPath, base: Path, faults: list[Fault]) -> str:
+    """An absolute place; where there can be none of that name, with a fault."""
+    if is_homeless(text):
+        faults.append(Fault(path=path, what=f"nobody here has such a home: {shown(text)}"))
+        return text
+    place = (base / Path(text).expanduser()).absolute()
+    if _bytes(str(place)) > _PATH_BYTES or max(map(_bytes, place.parts)) > _NAME_BYTES:
+        faults.append(Fault(path=path, what=f"no place has so long a name: {shown(text)}"))
+    return str(place)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _matches(
+    patterns: Sequence[str], path: KeyPath, base: Path, faults: list[Fault], *, folders: bool
+) -> Iterator[Path]:
+    for index, pattern in enumerate(patterns):
+        found = [place for place in expand(pattern, base) if place.is_dir() == folders]
+        if not found:
+            kind = "directory" if folders else "file"
+            faults.append(Fault(path=(*path, index), what=f"no {kind} is named so: {shown(pattern)}"))
+        yield from (place.absolute() for place in found)
+
+
+def _published(section: EntrySection, publish: object, name: str, path: KeyPath, faults: list[Fault]) -> EntrySection:
+    if publish is None or publish is False:
+        return section
+    if not isinstance(publish, dict):
+        faults.append(Fault(path=(*path, "publish"), what=f"should be a mapping, not {shown(publish)}"))
+        return section
+    told = {**publish, "repo": str(publish.get("repo", "")).replace(_REPO_NAME, name)}
+    try:
+        return section.model_copy(update={"publish": PublishConfig.model_validate(told)})
+    except ValidationError as error:
+        faults += [
+            Fault(path=(*path, "publish", *fault.path), what=fault.what, spot=fault.spot)
+            for fault in findings(error, PublishConfig)
+        ]
+        return section
+
+
+def _out(section: EntrySection, top: ManifestSection, name: str) -> Path | None:
+    if section.out is not None:
+        return Path(section.out).absolute()
+    return Path(top.out).absolute() / name if top.out is not None else None
+
+
+# --- how they hang together -------------------------------------------------------------------------------------------
+
+
+def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) -> list[Fault]:
+    """Names that are no names, are there twice, or nobody has; places that two would write to, here or on the Hub; circles."""
+    faults, seen, places = [], dict[str, _Draft](), dict[str, str]()
+    for draft in drafts.values():
+        if not ENTRY_NAME.fullmatch(draft.name) or ".." in draft.name:
+            faults.append(Fault(path=draft.path, what=f"{shown(draft.name)} is no name: give `name`"))
+        elif draft.name in seen:
+            what = f"a second entry of the name {draft.name}: give it a `name` of its own"
+            faults.append(Fault(path=draft.path, what=what))
+        seen.setdefault(draft.name, draft)
+        if draft.out is None and (draft.recipe is None or draft.section.sources is not None):
+            faults.append(Fault(path=draft.path, what="has no output directory: give `out`, here or for all"))
+        for place, what, cure in _destinations(draft, top):
+            if place in places:
+                faults.append(Fault(path=draft.path, what=f"{draft.name} {what} {places[place]}; {cure}"))
+            places.setdefault(place, draft.name)
+    for draft in drafts.values():
+        for name in _needs(draft):
+            other = seen.get(name)
+            if other is None:
+                faults.append(Fault(path=draft.path, what=f"there is no entry {shown(name)}"))
+            elif other.out is None and name not in draft.section.after:
+                what = f"{name} says no output directory: give it `out`, or the manifest `out` for all"
+                faults.append(Fault(path=draft.path, what=what))
+    if not faults:
+        faults += _circles({draft.name: _needs(draft) for draft in drafts.values()}, seen)
+    return faults
+
+
+def _destinations(draft: _Draft, top: ManifestSection) -> Iterator[tuple[str, str, str]]:
+    """Where an entry writes to, by itself or by its recipe; what is told where another writes there, too, and what helps.
+
+    Nothing where the recipe cannot be read: what is wrong with it is its own business.
+    """
+    out, publish = draft.out, draft.section.publish
+    if draft.recipe is not None and (out is None or publish is None):
+        source = draft.source if isinstance(draft.source, str) else None
+        with contextlib.suppress(LigoError):
+            recipe = load_recipe(draft.recipe, overrides=_overrides(draft.section, top), source=source, placed=False)
+            out = out or Path(recipe.output.dir).absolute()
+            publish = publish or recipe.publish
+    if out is not None:
+        yield os.path.realpath(out), "writes to the output directory of", "give it `out`"
+    if publish is not None:
+        # What is published replaces what is there. The Hub tells no names apart by their case.
+        place = f"{publish.repo.lower()} {publish.branch}"
+        yield place, "is published to the repository of", "give it a `publish.repo` of its own, such as org/{name}"
+
+
+def _overrides(section: EntrySection, top: ManifestSection) -> tuple[str, ...]:
+    """What is laid over a recipe, as `--set` takes it."""
+    laid_over = {**top.set, **section.set} if section.operator is None else {}
+    if section.target is not None:
+        laid_over["target"] = {"config": section.target}
+    # JSON is YAML.
+    return tuple(f"{key}={json.dumps(value)}" for key, value in laid_over.items())
+
+
+def _needs(draft: _Draft) -> tuple[str, ...]:
+    """The entries that this one comes after."""
+    named = [place.name for place in (draft.source, draft.section.operator) if isinstance(place, Reference)]
+    return tuple(dict.fromkeys([*named, *draft.section.after]))
+
+
+def _circles(needs: Mapping[str, Sequence[str]], drafts: Mapping[str, _Draft]) -> list[Fault]:
+    left = dict(needs)
+    while free := [name for name, after in left.items() if not set(after) & set(left)]:
+        for name in free:
+            del left[name]
+    if not left:
+        return []
+    names = ", ".join(left)
+    return [Fault(path=drafts[next(iter(left))].path, what=f"these wait for each other: {names}")]
+
+
+def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection, base: Path, where: str) -> BatchEntry:
+    section, outs = draft.section, {other.name: other.out for other in drafts.values()}
+
+    def made_by(place: str | Reference | None) -> str | None:
+        return str(outs[place.name]) if isinstance(place, Reference) else place
+
+    operator = made_by(section.operator)
+    if operator is not None:
+        made = isinstance(section.operator, Reference)
+        operator = str(Path(operator) / OPERATOR_OF_OUTPUT if made else (base / Path(operator).expanduser()).absolute())
+    publish = section.publish.model_dump(mode="json") if section.publish is not None else None
+    own, shared = section.resources, top.resources
+    return BatchEntry(
+        name=draft.name,
+        where=where,
+        recipe=draft.recipe,
+        overrides=_overrides(section, top),
+        source=made_by(draft.source),
+        operator=Path(operator) if operator is not None else None,
+        out=draft.out,
+        publish=publish,
+        after=_needs(draft),
+        resources=Resources(
+            cpus=own.cpus if own.cpus is not None else shared.cpus,
+            gpus=own.gpus if own.gpus is not None else shared.gpus,
+            memory=own.memory if own.memory is not None else shared.memory,
+        ),
+    )

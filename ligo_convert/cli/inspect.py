@@ -1,0 +1,229 @@
+"""What is there: families, starts, and what a path holds. Plain data for the command line to print."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.comparison.methods import METHODS, Method
+from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
+from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.depth_methods import DEPTHS
+from ligo_convert.growth.operator_file import family_of, read_operator
+from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.hub.resolve import open_source
+from ligo_convert.io.strict_json import strict_json
+from ligo_convert.outputs.layout import NEW_PARAMETERS
+
+_NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+
+
+def families_list() -> list[dict[str, str]]:
+    return [
+        {
+            "name": family.name,
+            "architecture": family.architecture,
+            "task": family.task,
+            "summary": f"{len(family.table)} rows, {_norms(family)}; grows {', '.join(_growing(family))}",
+        }
+        for family in FAMILIES.values()
+    ]
+
+
+def _norms(family: Family) -> str:
+    """What normalises and scales the residual stream, as far as exact starts ask for it."""
+    place = " after the sum" if family.norm.place == "post" else ""
+    return _NORMS[family.norm.kind] + place + (", LayerScale" if family.scaled else "")
+
+
+def _growing(family: Family) -> list[str]:
+    return [axis for axis in family.axes if axis not in family.kept and axis not in family.fixed]
+
+
+def methods_list() -> list[dict[str, str]]:
+    """Every start, every training strategy and option, and every method that `compare` knows: paper, what it keeps, what it costs."""
+    return [*starts_list(), *_strategies_list(), *_contenders_list()]
+
+
+def starts_list() -> list[dict[str, str]]:
+    """The starts for width and depth. Beginning with one costs nothing but the copying."""
+    widths = [
+        _method("width", name, "yes" if start.preserving else "see plan", start.summary, start.paper, "none")
+        for name, start in WIDTHS.items()
+    ]
+    depths = [
+        _method("depth", name, "yes" if start.verdict == "exact" else "no", start.summary, start.paper, "none")
+        for name, start in DEPTHS.items()
+    ]
+    return widths + depths
+
+
+def _strategies_list() -> list[dict[str, str]]:
+    strategies = [
+        _method("strategy", name, "-", found.summary, found.paper, found.cost) for name, found in STRATEGIES.items()
+    ]
+    options = [
+        _method("option", f"+{name}", "-", found.summary, found.paper, found.cost) for name, found in OPTIONS.items()
+    ]
+    return strategies + options
+
+
+def _contenders_list() -> list[dict[str, str]]:
+    return [
+        _method("compare", name, found.keeps, _contender_line(found), found.paper, _contender_cost(found))
+        for name, found in METHODS.items()
+    ]
+
+
+def _contender_line(found: Method) -> str:
+    start = "" if found.drawn else f" ({found.width} + {found.depth})"
+    return found.summary + start
+
+
+def _contender_cost(found: Method) -> str:
+    parts = ["the source's training"] if found.needs_source else []
+    parts += ["the fit"] if found.fits else []
+    return ", ".join([*parts, f"{found.strategy} training"])
+
+
+def _method(axis: str, name: str, keeps: str, summary: str, paper: str, cost: str) -> dict[str, str]:
+    return {
+        "axis": axis,
+        "name": name,
+        "keeps the function": keeps,
+        "summary": summary,
+        "paper": paper,
+        "cost": cost,
+    }
+
+
+def describe_family(name: str) -> dict[str, Any]:
+    """A family's axes, streams and rows at the library's default sizes. Raises RecipeError."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        raise RecipeError(
+            f"no family {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+            hint="there are: " + ", ".join(FAMILIES),
+        )
+    family = FAMILIES[name]
+    sizes = family.sizes(family.defaults)
+    tied = family.is_tied(family.defaults)
+    return {
+        "family": name,
+        "architecture": family.architecture,
+        "axes": [
+            {"axis": axis, "size": sizes[axis], "config": expression, "note": _note(family, axis)}
+            for axis, expression in family.axes.items()
+        ],
+        "streams": [{"stream": key, "size": sizes[key], "product": product} for key, product in family.streams.items()],
+        "rows": [
+            {
+                "pattern": row.pattern,
+                "layout": family_layout(family, row.pattern),
+                "shape": list(family.shape(row, sizes)),
+                "note": f"tied to {family.tied[row.pattern]}" if tied and row.pattern in family.tied else "",
+            }
+            for row in family.rows
+        ],
+        "parameters": family.parameters(family.rows_for(family.defaults), family.defaults),
+    }
+
+
+def _note(family: Family, axis: str) -> str:
+    if axis in family.kept:
+        return "does not grow"
+    if axis in family.fixed:
+        return "keeps its size"
+    return "depth" if axis in family.depth_axes else ""
+
+
+def family_layout(family: Family, pattern: str) -> str:
+    """The layout text of an expanded row, as the table has it."""
+    from ligo_convert.families.notation import expand
+
+    return next(layout for key, layout in family.tensors.items() if pattern in expand(key))
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """What a checkpoint directory, an output directory or an operator file holds. Raises SourceError."""
+    if path.is_file():
+        return _inspect_operator(path)
+    if not path.exists():
+        raise SourceError("no such file or directory", where=path)
+    with open_source(str(path.absolute()), base=path, weights=False) as source:
+        specs = {name: tensor.spec for name, tensor in source.tensors.items()}
+        found: dict[str, Any] = {
+            "kind": "output" if (path / "ligo" / "provenance.json").is_file() else "checkpoint",
+            "path": str(path),
+            "model_type": source.config.get("model_type"),
+            "files": [{"name": file.name, "nbytes": file.size} for file in source.files],
+            "tensors": len(specs),
+            "parameters": sum(spec.elements for spec in specs.values()),
+            **_added(path),
+            "dtypes": sorted({spec.dtype for spec in specs.values()}),
+            "tokenizer": list(source.tokenizer_files),
+            "license": source.license,
+            "warnings": list(source.warnings),
+        }
+        found.update(_claimed(source.config, specs, source.label))
+    if found["kind"] == "output":
+        found["provenance"] = _provenance(path)
+    return found
+
+
+def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str) -> dict[str, Any]:
+    family = next((family for family in FAMILIES.values() if family.model_type == config.get("model_type")), None)
+    if family is None:
+        return {"family": None, "fits": "not supported: " + ", ".join(FAMILIES) + " are"}
+    try:
+        inventory = family.check(config, specs, label=label)
+    except SourceError as error:
+        return {"family": family.name, "fits": str(error)}
+    sizes = family.sizes(config)
+    return {
+        "family": family.name,
+        "fits": "every tensor is claimed by one row",
+        "axes": {axis: sizes[axis] for axis in family.axes},
+        "ignored": list(inventory.ignored),
+    }
+
+
+def _added(path: Path) -> dict[str, int]:
+    """How many of an output's parameters are new; nothing where no file says so."""
+    file = path / NEW_PARAMETERS
+    if not file.is_file():
+        return {}
+    match strict_json(file.read_bytes(), label=NEW_PARAMETERS):
+        case {"counts": {"new": int(new)}}:
+            return {"new_parameters": new}
+    raise SourceError("it does not count what is new", where=NEW_PARAMETERS)
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    from ligo_convert.outputs.provenance import read_statement
+
+    statement = read_statement((path / "ligo" / "provenance.json").read_bytes(), label="ligo/provenance.json")
+    return {"predicate": statement["predicate"], "subjects": len(statement["subject"])}
+
+
+def _inspect_operator(path: Path) -> dict[str, Any]:
+    operator = read_operator(path)
+    family = family_of(operator)
+    old, new = family.sizes(operator.source), family.sizes(operator.target)
+    return {
+        "kind": "operator",
+        "path": str(path),
+        "family": operator.family,
+        "keying": operator.keying,
+        "tie": operator.tie,
+        "terms": len(operator.terms),
+        "parameters": operator.parameters,
+        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in family.axes},
+        "streams": sorted({key for term in operator.terms for key in term.widths}),
+        "notes": json.loads(json.dumps(dict(operator.notes))),
+    }

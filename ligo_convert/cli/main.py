@@ -1,0 +1,489 @@
+"""The command line: parse, call, print. Progress and messages go to stderr, results to stdout.
+
+Everything heavy is imported inside a command, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ligo_convert.errors import Interrupted, LigoError, MachineError, printable
+from ligo_convert.signals import Stopped, answered
+
+if TYPE_CHECKING:
+    from ligo_convert.progress import Progress
+    from ligo_convert.recipes.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        import importlib.metadata
+
+        click.echo(f"ligo-convert {importlib.metadata.version('ligo-convert')}")
+        context.exit()
+
+
+class _Command(click.Command):
+    """A command that knows `--version` and `--debug`, too, wherever they stand on the line."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params += [
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_version,
+                help="Print the version.",
+            ),
+            # `main` looks for it before anything is parsed.
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
+        ]
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Grow a small pretrained transformer into a larger one.
+
+    A recipe says what grows into what; `plan` says what it will do, `run` does it.
+    """
+    context.obj = debug
+
+
+def _recipe_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a recipe key (fit.steps=20)."
+        ),
+        click.option("--out", metavar="DIR", help="Replace output.dir."),
+        click.option("--source", metavar="MODEL", help="Replace the source: a directory or a Hub id."),
+        click.argument("recipe", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
+)
+
+
+def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str | None) -> Recipe:
+    from ligo_convert.recipes.recipe import load_recipe
+
+    return load_recipe(recipe, overrides=overrides, source=source, out=out)
+
+
+@cli.command()
+@_recipe_options
+@_device
+@_as_json
+def run(
+    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Carry out a recipe. Run again after a stop, it goes on where it stopped."""
+    from ligo_convert.cli.reports import publish_report, run_report
+
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.conversion.run import run_recipe
+
+        delivered = run_recipe(loaded, device=device, progress=progress)
+    _print(delivered.json(), as_json, lambda: run_report(delivered.outcome))
+    if delivered.published is not None and not as_json:
+        publish_report(delivered.published)
+
+
+@cli.command()
+@_recipe_options
+@_device
+@_as_json
+def plan(
+    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Say what a recipe will do: rows, sizes, memory, verdict. Reads no weights."""
+    from ligo_convert.cli.reports import plan_report
+    from ligo_convert.conversion.plan import plan_json, plan_recipe
+
+    made = plan_recipe(_load(recipe, overrides, source, out))
+    _print(plan_json(made), as_json, lambda: plan_report(made))
+
+
+@cli.command()
+@_recipe_options
+@click.option("--operator", "file", type=click.Path(path_type=Path), required=True, help="Where to write the operator.")
+@_device
+@_as_json
+def fit(
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    file: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Learn the operator of a recipe, and write it alone."""
+    from ligo_convert.cli.reports import fit_report
+
+    with _showing() as progress:
+        # A fit writes no output directory, so a recipe without one is as good.
+        loaded = _load(recipe, overrides, source, out or f"{file}.out")
+        from ligo_convert.conversion.convert import fit_operator
+
+        figures = fit_operator(loaded, file, device=device, progress=progress)
+    _print(figures, as_json, lambda: fit_report(figures))
+
+
+@cli.command()
+@click.argument("operator", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@_as_json
+def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
+    """Stream SOURCE, or any sibling of its shape, through a learned OPERATOR into OUT."""
+    from ligo_convert.cli.reports import run_report
+
+    with _showing() as progress:
+        from ligo_convert.conversion.apply import apply_operator
+
+        outcome = apply_operator(operator, source, out, progress=progress)
+    _print(outcome.json(), as_json, lambda: run_report(outcome))
+
+
+@cli.command()
+@_recipe_options
+@click.option("--methods", metavar="A,B,...", help="Replace compare.methods: names from `methods`, commas between.")
+@click.option("--steps", type=click.IntRange(min=1), help="Replace compare.steps: of training from scratch.")
+@click.option("--seeds", metavar="0,1,...", help="Replace compare.seeds.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: one a core, one alone on a GPU.")
+@_device
+@_as_json
+def compare(
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    steps: int | None,
+    seeds: str | None,
+    jobs: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train the target from several starting points, and say what each saves against training from scratch."""
+    from ligo_convert.cli.reports import compare_report
+
+    named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
+    if named == []:
+        raise click.BadParameter("no name in it", param_hint="--methods")
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.comparison.compare import compare as carry_out
+
+        outcome = carry_out(
+            loaded,
+            # A conversion and a comparison of one recipe are two directories.
+            Path(out) if out is not None else Path(f"{loaded.output.dir}-compare"),
+            methods=named,
+            steps=steps,
+            seeds=_numbers(seeds, "--seeds"),
+            jobs=jobs or 0,
+            device=device,
+            progress=progress,
+        )
+    _print(outcome.json(), as_json, lambda: compare_report(outcome))
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    """Whole numbers with commas between."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"{text!r} is no list of whole numbers such as 0,1,2", param_hint=option)
+    return [int(part) for part in parts]
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_as_json
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a checkpoint, an operator or an output directory holds."""
+    from ligo_convert.cli.inspect import inspect_path
+    from ligo_convert.cli.reports import inspect_report
+
+    found = inspect_path(path)
+    _print(found, as_json, lambda: inspect_report(found))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--source", metavar="MODEL", help="Derive every tensor again from this source and compare.")
+@click.option("--load", is_flag=True, help="Load it in the real library, too.")
+@_as_json
+def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> None:
+    """Check every digest of an output directory, its tensors against its family's table, and more if asked."""
+    from ligo_convert.cli.reports import verify_report
+
+    with _showing() as progress:
+        from ligo_convert.outputs.verify import verify as check
+
+        report = check(directory, source=source, load=load, progress=progress)
+    _print(report, as_json, lambda: verify_report(report))
+
+
+@cli.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it is done."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Entries at a time on this machine."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Part I, from 0, of N; default: what a Slurm array or Kubernetes Job says."
+)
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or one of its own here.")
+@_device
+@_as_json
+def batch(
+    manifest: Path, engine: str, jobs: int, shard: str | None, address: str | None, device: str, as_json: bool
+) -> None:
+    """Carry out every recipe of a MANIFEST. Run again, it does what is left."""
+    from ligo_convert.cli.progress_bars import shown_batch
+    from ligo_convert.cli.reports import batch_report
+
+    share = _share(shard)
+    from ligo_convert.batch.manifest import load_manifest
+
+    loaded = load_manifest(manifest)
+    from ligo_convert.batch.scheduler import run_batch, shares
+
+    with shown_batch(shares(loaded, share)) as watcher:
+        done = run_batch(loaded, engine=engine, jobs=jobs, share=share, address=address, device=device, watcher=watcher)
+    _print(done.json(), as_json, lambda: batch_report(done))
+    if done.exit_code:
+        raise click.exceptions.Exit(done.exit_code)
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """Which part of a batch this process does, and of how many."""
+    if text is None:
+        return _share_of_array()
+    number, slash, count = text.partition("/")
+    if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
+        raise click.BadParameter(f"{text!r} is not of the form I/N, such as 0/4", param_hint="--shard")
+    if not int(number) < int(count):
+        raise click.BadParameter(f"{text!r}: parts of {count} are counted from 0", param_hint="--shard")
+    return int(number), int(count)
+
+
+def _share_of_array() -> tuple[int, int]:
+    """What the environment of a Slurm array's task, or of a pod of a Kubernetes indexed Job, says."""
+    found = {name: os.environ.get(name, "") for name in _ARRAY}
+    number = {name: int(value) for name, value in found.items() if value.isascii() and value.isdigit()}
+    if "SLURM_ARRAY_TASK_ID" in number:
+        first, step = number.get("SLURM_ARRAY_TASK_MIN", 0), number.get("SLURM_ARRAY_TASK_STEP") or 1
+        count = number.get("SLURM_ARRAY_TASK_COUNT")
+        index, left = divmod(number["SLURM_ARRAY_TASK_ID"] - first, step)
+        last = number.get("SLURM_ARRAY_TASK_MAX")
+        # In --array=1,3,7 a task is told the ends of the list and its length, and not where in it it stands.
+        if count is not None and (left or index not in range(count) or last not in (None, first + (count - 1) * step)):
+            raise click.BadParameter(
+                f"the numbers of this Slurm array have gaps: which of the {count} parts is task {number['SLURM_ARRAY_TASK_ID']}?"
+                ' Where tasks of an earlier array are done again, give --shard "$SLURM_ARRAY_TASK_ID/N",'
+                " N being how many that one had, counted from 0; otherwise make the array a range, such as --array=0-7",
+                param_hint="--shard",
+            )
+    elif "JOB_COMPLETION_INDEX" in number:
+        count, index = number.get("JOB_COMPLETIONS"), number["JOB_COMPLETION_INDEX"]
+    else:
+        return 0, 1
+    if count is None:
+        raise click.BadParameter(
+            "this is one of several tasks, and nothing says of how many: give --shard I/N", param_hint="--shard"
+        )
+    if not index < count:
+        raise click.BadParameter(
+            f"this is number {index}, counted from 0, of {count} tasks: JOB_COMPLETIONS has to be as `completions`",
+            param_hint="--shard",
+        )
+    return index, count
+
+
+_ARRAY = (
+    *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT")),
+    *("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("repo", metavar="REPO_ID")
+@click.option("--public", is_flag=True, help="Readable by everyone; private otherwise.")
+@click.option("--branch", metavar="NAME", default="main", show_default=True, help="What people load it from.")
+@click.option("--pr", "pull_request", is_flag=True, help="Propose it by a pull request, to a repository of others.")
+@click.option("--tag", metavar="NAME", help="Put a tag on the commit.")
+@click.option("--license", metavar="ID", help="Its licence; default: the one that the source's card states.")
+@click.option("--replace", is_flag=True, help="Take away files there that no earlier publication left.")
+@click.option("--dry-run", is_flag=True, help="Check everything, list what would change, and send nothing.")
+@_as_json
+def publish(
+    directory: Path,
+    repo: str,
+    public: bool,
+    branch: str,
+    pull_request: bool,
+    tag: str | None,
+    license: str | None,
+    replace: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Publish an output directory DIR to the Hub as REPO_ID, whole or not at all. Run again after a cut, it goes on."""
+    from ligo_convert.cli.progress_bars import message_console
+    from ligo_convert.cli.reports import contents_report, foreseen_report, publish_report
+
+    with _showing() as progress:
+        from ligo_convert.outputs.bundle import pack
+        from ligo_convert.outputs.publish import PublishTarget, check_account, plan_publish, publish_packed
+
+        wanted = PublishTarget(
+            repo=repo, public=public, branch=branch, pull_request=pull_request, tag=tag, replace=replace
+        )
+        wanted.check()
+        if not dry_run:
+            check_account(repo)
+        packed = pack(directory, license=license, progress=progress)
+        if dry_run:
+            foreseen = plan_publish(wanted, packed, progress=progress)
+        else:
+            contents_report(packed, console=message_console())
+            published = publish_packed(wanted, packed, progress=progress)
+    if dry_run:
+        _print(foreseen, as_json, lambda: foreseen_report(packed, foreseen))
+    else:
+        _print(published.json(), as_json, lambda: publish_report(published))
+
+
+@cli.command()
+@_as_json
+def families(as_json: bool) -> None:
+    """List the families of models, one a line."""
+    from ligo_convert.cli.inspect import families_list
+    from ligo_convert.cli.reports import listing
+
+    found = families_list()
+    _print({"families": found}, as_json, lambda: listing(found, ("name", "architecture", "task", "summary")))
+
+
+@cli.command()
+@_as_json
+def methods(as_json: bool) -> None:
+    """List starts, training strategies and the methods that `compare` knows, one a line."""
+    from ligo_convert.cli.inspect import methods_list
+    from ligo_convert.cli.reports import listing
+
+    found = methods_list()
+    _print(
+        {"methods": found},
+        as_json,
+        lambda: listing(found, ("axis", "name", "keeps the function", "cost", "summary", "paper")),
+    )
+
+
+@cli.command()
+@click.argument("family")
+@_as_json
+def describe(family: str, as_json: bool) -> None:
+    """Print a family's table with its sizes filled in."""
+    from ligo_convert.cli.inspect import describe_family
+    from ligo_convert.cli.reports import describe_report
+
+    found = describe_family(family)
+    _print(found, as_json, lambda: describe_report(found))
+
+
+def _print(data: dict[str, Any], as_json: bool, report: Callable[[], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(data, default=str, allow_nan=False))
+    else:
+        report()
+
+
+@contextmanager
+def _showing() -> Iterator[Progress]:
+    """Progress on stderr while a terminal watches; messages always."""
+    from ligo_convert.cli.progress_bars import shown_progress
+
+    with shown_progress() as progress:
+        yield progress
+
+
+def main() -> None:
+    """Entry point: every error becomes a few lines on stderr and its exit code."""
+    # Read when torch is imported. OpenMP's threads wait for each other by spinning unless told otherwise: a little faster on an idle
+    # machine, and many times slower where another process takes a core away (docs/development/log.md has both).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    debug = "--debug" in sys.argv[1:]
+    try:
+        with answered():
+            code = cli.main(standalone_mode=False)
+            sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except Stopped as stop:
+        code = _fail(Interrupted(stop.number), debug)
+    except LigoError as error:
+        code = _fail(error, debug)
+    except MemoryError:
+        code = _fail(MachineError("out of memory", hint="`ligo-convert plan` says how much a run needs"), debug)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to say, and the interpreter must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported as ours, not as a traceback
+        bug = LigoError(
+            f"a bug in ligo-convert: {type(error).__name__}: {error}",
+            hint="please report it with what `ligo-convert --debug ...` prints",
+        )
+        bug.__cause__ = error
+        code = _fail(bug, debug)
+    sys.exit(code)
+
+
+def _fail(error: LigoError, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(printable(line), err=True)
+    for line in f"error: {error}".splitlines():
+        click.echo(printable(line), err=True)
+    return error.exit_code

@@ -1,0 +1,131 @@
+"""TODO: one sentence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from ligo_convert.cli.format import STATE_STYLES, make_table, text_of
+from ligo_convert.errors import printable
+from ligo_convert.progress import Progress, Task
+
+if TYPE_CHECKING:
+    from ligo_convert.batch.scheduler import Watcher
+
+
+# Progress.
+
+
+class _ShownTask(Task):
+    def __init__(self, bars: RichProgress, number: Any, unit: str) -> None:
+        self.bars, self.number, self.unit = bars, number, unit
+
+    def advance(self, amount: float = 1) -> None:
+        self.bars.advance(self.number, amount)
+
+    def reach(self, completed: float) -> None:
+        self.bars.update(self.number, completed=completed)
+
+    def note(self, text: str) -> None:
+        self.bars.update(self.number, note=printable(text))
+
+
+class ShownProgress(Progress):
+    """Bars on a terminal; without one, messages alone."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = RichProgress(
+            SpinnerColumn(finished_text="[green]v"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
+        number = self.bars.add_task(f"{name:<24}", total=total, note="")
+        try:
+            yield _ShownTask(self.bars, number, unit)
+        except BaseException:
+            self.bars.update(number, note="stopped")
+            self.bars.stop_task(number)
+            raise
+        ended = self.bars.tasks[self.bars.task_ids.index(number)].total or 1
+        self.bars.update(number, total=ended, completed=ended)
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(printable(text)))
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text("warning: " + printable(text), style="yellow"))
+
+
+def message_console() -> Console:
+    """Stderr, where messages go."""
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    console = Console(stderr=True)
+    progress = ShownProgress(console)
+    with progress.bars:
+        yield progress
+
+
+@contextmanager
+def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
+    """A table of all entries that lives on a terminal; without one, a line for every change of a state."""
+    from rich.live import Live
+
+    from ligo_convert.batch.scheduler import EntryStatus, Watcher
+
+    console = message_console()
+    standings = {name: EntryStatus() for name in names}
+    last = dict.fromkeys(names, "")
+
+    def table() -> Table:
+        shown = make_table("", "entry", "state", "seconds", "", right=(2,))
+        for name, standing in standings.items():
+            began = standing.began if standing.state == "running" else None
+            seconds = time.monotonic() - began if began is not None else standing.seconds
+            what = standing.at if standing.state == "running" else (standing.why or "").partition("\n")[0]
+            shown.add_row(
+                text_of(name),
+                Text(standing.state, style=STATE_STYLES[standing.state]),
+                f"{seconds:.0f}" if seconds else "",
+                text_of(what),
+            )
+        return shown
+
+    with Live(
+        get_renderable=table, console=console, refresh_per_second=4, auto_refresh=console.is_terminal, transient=True
+    ) as live:
+
+        def say(name: str, text: str) -> None:
+            live.console.print(Text(printable(f"{name}: {text}")))
+
+        def changed(name: str, standing: EntryStatus) -> None:
+            standings[name] = standing
+            if standing.state != last[name]:
+                last[name] = standing.state
+                why = f": {standing.why}" if standing.why else ""
+                before = ", by an earlier call" if standing.again else ""
+                for line in f"{standing.state}{before}{why}".splitlines():
+                    say(name, line)
+
+        yield Watcher(changed=changed, said=say)

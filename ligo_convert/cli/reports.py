@@ -1,0 +1,356 @@
+"""What people look at: progress bars and messages on stderr, tables on stdout. Rich does the drawing.
+
+Everything foreign (names, labels, reasons) passes `printable` and is put into `Text`, never into markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ligo_convert.cli.format import STATE_STYLES, amount, make_pairs, make_table, size, text_of
+from ligo_convert.errors import printable, some
+
+if TYPE_CHECKING:
+    from ligo_convert.batch.scheduler import Batch
+    from ligo_convert.comparison.compare import ComparisonResult
+    from ligo_convert.conversion.plan import Plan
+    from ligo_convert.conversion.run_record import ConversionResult
+    from ligo_convert.outputs.bundle import Publication
+    from ligo_convert.outputs.publish import PublishResult
+
+_FILES = 8  # names of files in a line
+
+
+def batch_report(done: Batch) -> None:
+    """What came of every entry, and why where it failed."""
+    told = done.json()
+    table = make_table("", "entry", "state", "parameters", "loss", "start", "seconds", "published", right=(2, 3, 5))
+    for name, entry in told["entries"].items():
+        sizes, losses, kept = entry.get("parameters"), entry.get("loss") or {}, entry.get("preservation") or {}
+        loss = next((losses[key] for key in ("fitted", "initial") if losses.get(key) is not None), None)
+        published = entry.get("published")
+        table.add_row(
+            text_of(name),
+            Text(entry["state"], style=STATE_STYLES[entry["state"]]),
+            f"{amount(sizes['source'])} -> {amount(sizes['target'])}" if sizes else "",
+            f"{loss:.4f}" if loss is not None else "",
+            text_of(kept.get("verdict") or kept.get("planned") or ""),
+            f"{entry['seconds']:.1f}",
+            text_of(f"{published['repo']} at {published['commit'][:12]}" if published else ""),
+        )
+    console = _out()
+    console.print(table)
+    counts = ", ".join(f"{count} {state}" for state, count in told["counts"].items() if count)
+    console.print(Text(f"\n{counts}, in {told['seconds']:.1f} s by {told['engine']}"))
+    for name, entry in told["entries"].items():
+        if entry["why"]:
+            console.print(Text(f"\n{printable(name)}: exit code {entry['code']}", style="bold"))
+            for line in entry["why"].splitlines():
+                console.print(text_of(f"  {line}"))
+
+
+# Reports.
+
+
+class _Out(Console):
+    """Stdout. That its reader has gone is for `cli.main` to answer, which ends such a process as others do."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _out() -> Console:
+    console = _Out(highlight=False)
+    # Piped into a file or another program a table must not be folded at 80 columns.
+    return console if console.is_terminal else _Out(highlight=False, width=500)
+
+
+def plan_report(plan: Plan) -> None:
+    """The plan as people read it: every row from its source to its target shape."""
+    from ligo_convert.conversion.plan import plan_json
+
+    console, data, family = _out(), plan_json(plan), plan.family
+    old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
+    table = make_table("", "row", "layout", "source", "target", "layers")
+    from ligo_convert.cli.inspect import family_layout
+
+    for row in family.rows_for(plan.start.target):
+        layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
+        shapes = ["x".join(map(str, family.shape(row, sizes))) for sizes in (old, new)]
+        table.add_row(text_of(row.pattern), text_of(family_layout(family, row.pattern)), *shapes, layers)
+    console.print(table)
+    console.print()
+    growth, preservation = data["growth"], data["preservation"]
+    parameters = data["parameters"]
+    pairs: dict[str, object] = {
+        "source": plan.label
+        + (f" @ {plan.revision}" if plan.revision else "")
+        + ("" if plan.at_hand else " (not at hand)"),
+        "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
+        "start": f"width {growth['width']}, depth {growth['depth']}",
+        "verdict": preservation["verdict"],
+    }
+    for reason in preservation["reasons"]:
+        pairs[" " * len(pairs)] = reason
+    if data["config_edits"]:
+        pairs["config"] = ", ".join(
+            f"{key} {edit['source']} -> {edit['target']}" for key, edit in data["config_edits"].items()
+        )
+    if plan.recipe.fit is not None:
+        pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
+            ", tied as the paper prints it" if growth["tie"] else ""
+        )
+        fit = plan.recipe.fit
+        examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
+        pairs["fit"] = f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP"
+    if data["drawn_rows"]:
+        pairs["new head"] = f"drawn, not grown: {', '.join(data['drawn_rows'])}"
+    files = data["files"]
+    pairs["files"] = f"{len(files)} of weights, {size(data['nbytes'])}"
+    pairs["memory"] = f"about {size(data['memory_bytes'])}"
+    if data["ignored"]:
+        pairs["ignored"] = f"{len(data['ignored'])} buffers, such as {data['ignored'][0]}"
+    make_pairs(console, "", pairs)
+    for warning in plan.warnings:
+        Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+
+
+def run_report(outcome: ConversionResult) -> None:
+    """What a run ends with: the losses side by side, what the start kept, where everything is."""
+    console, metrics = _out(), outcome.metrics
+    losses = metrics["loss"]
+    if losses["initial"] is not None:
+        from ligo_convert.outputs.card import LOSSES
+
+        what, unit = LOSSES[metrics["task"]]
+        right = metrics["accuracy"]
+        judged = ("accuracy",) if right["initial"] is not None else ()
+        table = make_table(f"{what}, {unit}, held out", "model", "loss", "against the source", *judged, right=(1, 2, 3))
+        names = {
+            "source": "source",
+            "random_target": "random target",
+            "initial": "starting operator",
+            "fitted": "fitted operator",
+        }
+        for key, name in names.items():
+            if losses.get(key) is not None:
+                known = key != "source" and losses["source"] is not None
+                apart = f"{losses[key] - losses['source']:+.4f}" if known else ""
+                style = "bold" if key == "fitted" else ""
+                share = right.get(key)
+                told = (("" if share is None else f"{share:.1%}"),) if judged else ()
+                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart, *told)
+        console.print(table)
+        console.print()
+    kept = metrics["preservation"]
+    pairs: dict[str, object] = {
+        "output": outcome.out,
+        "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
+    }
+    if kept["verdict"] is not None:
+        loss = "" if kept["loss_difference"] is None else f", loss by {kept['loss_difference']:+.2e}"
+        pairs["start"] = (
+            f"{kept['verdict']}: {kept['compared']} differ by {kept['max_logit_difference']:.2e} at most{loss}"
+        )
+    if metrics.get("fit"):
+        fit = metrics["fit"]
+        best = f"best at step {fit['best_step']}" if fit["best_step"] else "nothing beat the start, which is kept"
+        pairs["fit"] = f"{fit['steps']} steps, {best}, {amount(metrics['flops']['fit'])}FLOP"
+        pairs["picture"] = f"{outcome.out}/ligo/fit.png"
+    checks = metrics.get("verification")
+    if checks:
+        loaded = f", loads as {checks['loaded']['class']} with every key set empty" if checks.get("loaded") else ""
+        pairs["verified"] = f"{checks['tensors']} tensors, {_finite(checks)}{loaded}"
+    seconds = metrics.get("seconds")
+    if seconds:
+        pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
+        pairs["peak memory"] = size(metrics["peak_rss_bytes"])
+    make_pairs(console, "", pairs)
+
+
+def compare_report(outcome: ComparisonResult) -> None:
+    """What a comparison ends with: every method's loss and savings, the best first."""
+    from ligo_convert.comparison.plot import passing
+
+    console, record = _out(), outcome.record
+    unit = record["budget"]["unit"]
+    seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
+    title = (
+        f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(record['budget']['examples'])} {unit},"
+        f" {record['budget']['per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
+    )
+    table = make_table(
+        title, "method", "rate", "loss", "FLOPs", "saved, source free", "saved, net", right=(1, 2, 3, 4, 5)
+    )
+    for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):
+        saved = [_percent(found["savings"][way], found["spread"][way]) for way in ("paper", "net")]
+        table.add_row(
+            text_of(name),
+            f"{found['learning_rate']:g}",
+            text_of(_with_spread(found["final"]["loss"], found["spread"]["loss"])),
+            amount(found["final"]["flops"]),
+            *saved,
+        )
+    console.print(table)
+    console.print()
+    pairs: dict[str, object] = {"output": outcome.out, "report": f"{outcome.out}/report.html"}
+    source = record["source"]
+    if source["share"] is not None:
+        pairs["source"] = f"{source['share']:.1%} of scratch's FLOPs, loss {source['loss']:.4f}"
+    for name, reason in record["skipped"].items():
+        pairs[f"without {name}"] = reason
+    make_pairs(console, "", pairs)
+    for breach in record["breaches"]:
+        about = f" ({', '.join(breach['methods'])})" if breach["methods"] else ""
+        Console(stderr=True).print(Text(f"not fair: {printable(breach['text'])}{printable(about)}", style="yellow"))
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
+    """The most saved first, then the lowest loss."""
+    net, loss = found["savings"]["net"], found["final"]["loss"]
+    return (-net if net is not None else 1e9, loss if loss is not None else 1e9)
+
+
+def _percent(value: float | None, spread: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %" + ("" if spread is None else f" +- {spread:.1f}")
+
+
+def _with_spread(value: float | None, spread: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
+
+
+def fit_report(figures: Mapping[str, Any]) -> None:
+    losses = figures["loss"]
+    make_pairs(
+        _out(),
+        "",
+        {
+            "operator": figures["operator"],
+            "family": figures["family"],
+            "held-out loss": ", ".join(f"{key} {value:.4f}" for key, value in losses.items() if value is not None),
+            "best step": figures["fit"]["best_step"],
+        },
+    )
+
+
+def _finite(checks: Mapping[str, Any]) -> str:
+    return "all finite" if checks["finite"] else "NaN or infinite values among them, as the recipe allows"
+
+
+def verify_report(report: Mapping[str, Any]) -> None:
+    pairs: dict[str, object] = {
+        "output": report["out"],
+        "digests": f"{report['files']} files, all as recorded",
+        "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, {_finite(report['weights'])}",
+    }
+    if "derived" in report:
+        derived = report["derived"]
+        pairs["derived"] = (
+            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them bit for bit"
+        )
+    if "loaded" in report:
+        pairs["loaded"] = f"as {report['loaded']['class']} with every key set empty"
+    make_pairs(_out(), "", pairs)
+
+
+def contents_report(publication: Publication, *, console: Console | None = None) -> None:
+    """Exactly which files are published, with their sizes."""
+    console = console or _out()
+    table = make_table(f"{printable(publication.directory)}, under {publication.license}", "file", "size", right=(1,))
+    for item in publication.items.values():
+        table.add_row(text_of(item.name), size(item.nbytes))
+    table.add_row(Text("in all", style="dim"), size(publication.nbytes))
+    console.print(table)
+
+
+def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> None:
+    """What would be published, and what would come of it there."""
+    contents_report(publication)
+    if foreseen["changed"] is None:
+        state = "not known: the Hub was not asked"
+    elif not foreseen["exists"]:
+        state = "a repository would be made"
+    elif not foreseen["changed"]:
+        state = "all of it is there already; nothing would be sent"
+    else:
+        state = "it would change" if foreseen["revision"] else "a pull request would be opened"
+    pairs: dict[str, object] = {
+        "repository": foreseen["repo"],
+        "pull request": foreseen["pull_request"],
+        "revision": foreseen["revision"],
+        "tag": foreseen["tag"],
+        "readable by": "those who were let in" if foreseen["private"] else "everyone",
+        "there": state,
+        "taken away": some(foreseen["removed"] or (), _FILES) or None,
+    }
+    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+
+
+def publish_report(published: PublishResult) -> None:
+    """Where it is now, and who can see it."""
+    publication = published.publication
+    pairs: dict[str, object] = {
+        "repository": published.url,
+        "pull request": published.pull_request,
+        "revision": f"{published.revision} at {published.commit}",
+        "tag": published.tag,
+        "readable by": "those who were let in" if published.private else "everyone",
+        "licence": publication.license,
+        "files": f"{len(publication.items)}, {size(publication.nbytes)}, every digest as sent",
+        "taken away": some(published.removed, _FILES) or None,
+        "": None if published.changed else "all of it was there already; nothing was sent",
+    }
+    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+
+
+def inspect_report(found: Mapping[str, Any]) -> None:
+    """Whatever `inspect` found, nested mappings indented under their names."""
+    console = _out()
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            make_pairs(console, key, {str(name): _short(item) for name, item in value.items()})
+        else:
+            make_pairs(console, "", {key: _short(value)})
+
+
+def _short(value: object) -> object:
+    if isinstance(value, Mapping) and set(value) == {"source", "target"}:
+        return f"{value['source']} -> {value['target']}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return ", ".join(" ".join(str(part) for part in item.values()) for item in value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return value
+
+
+def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
+    table = make_table("", *columns)
+    for row in rows:
+        table.add_row(*(text_of(row[column]) for column in columns))
+    _out().print(table)
+
+
+def describe_report(found: Mapping[str, Any]) -> None:
+    console = _out()
+    console.print(
+        Text(
+            f"{found['family']}: {found['architecture']}, {found['parameters']:,} parameters at these sizes",
+            style="bold",
+        )
+    )
+    for title, columns in (("axes", ("axis", "size", "config", "note")), ("streams", ("stream", "size", "product"))):
+        table = make_table(title, *columns)
+        for row in found[title]:
+            table.add_row(*(text_of(row[column]) for column in columns))
+        console.print(table)
+        console.print()
+    table = make_table("rows", "pattern", "layout", "shape", "note")
+    for row in found["rows"]:
+        table.add_row(
+            text_of(row["pattern"]), text_of(row["layout"]), "x".join(map(str, row["shape"])), text_of(row["note"])
+        )
+    console.print(table)

@@ -1,0 +1,315 @@
+"""A comparison as it is planned and as it is judged: who takes part and why not, what it costs, what is fair, who saved how much.
+
+What comes in: a plan, the recipe's `compare`, names of methods; later the curves of their runs. What goes out: a `Experiment` of plain values,
+and what `compare.json` holds. No torch: the cost is known before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, methods_named
+from ligo_convert.comparison.step_costs import Step, shortened
+from ligo_convert.comparison.strategies import STRATEGIES, Dropping, Stage, stretches
+from ligo_convert.conversion.plan import Plan, another_start
+from ligo_convert.errors import RecipeError
+from ligo_convert.families.flops import fit_flops, forward_flops, step_flops
+from ligo_convert.families.schema import WITHOUT_LOSS
+from ligo_convert.growth.growth_plan import GrowthPlan
+from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.new_parameters import added_parts
+from ligo_convert.recipes.schema import CompareConfig
+from ligo_convert.training.schedules import STABLE_PART
+
+SOURCE_SHARE = 0.2  # of scratch's operations that a source may have cost; 18.7 % in arXiv:2303.00980
+
+LEAST_STEPS = 8  # of any run: a strategy has up to five stages
+
+PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentEntry:
+    """A method that takes part. `added`: names of the tensors with added parts, where those alone learn."""
+
+    contender: Method
+    start: GrowthPlan
+    stages: tuple[Stage, ...]
+    added: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A comparison as planned.
+
+    Attributes:
+        entries: name -> method; scratch first. skipped: name -> why it cannot apply here.
+        steps: of scratch. batch_size, length: of a step; the length of an image is its patches. source_flops: None where unknown.
+    """
+
+    plan: Plan
+    settings: CompareConfig
+    entries: Mapping[str, ExperimentEntry]
+    skipped: Mapping[str, str]
+    steps: int
+    batch_size: int
+    length: int
+    seeds: tuple[int, ...]
+    source_flops: float | None
+    _steps: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def examples(self) -> int:
+        """Sequences or images that scratch is trained on."""
+        return self.steps * self.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.length
+
+    @property
+    def per_parameter(self) -> float:
+        return self.steps * self.tokens / self.plan.parameters["target"]
+
+    @property
+    def warmup(self) -> int:
+        """Steps to the peak rate, of every run to a horizon: a fifth of the shortest at most."""
+        shortest = self.steps_of(min(self.settings.tuning, self.horizons[0]))
+        return max(1, min(round(self.settings.warmup * self.steps), shortest // 5))
+
+    @property
+    def evaluate_every(self) -> int:
+        return max(1, self.steps // self.settings.points)
+
+    @property
+    def horizons(self) -> tuple[float, ...]:
+        """Ascending; the last is the whole budget."""
+        return tuple(sorted({*self.settings.horizons, 1.0}))
+
+    def horizons_of(self, name: str) -> tuple[float, ...]:
+        """For how long a method is trained, until it reaches scratch's loss: what begins from nothing is not tried for short."""
+        entry = self.entries[name].contender
+        if name == SCRATCH:
+            return (1.0,)
+        return self.horizons[-2:] if entry.drawn else self.horizons
+
+    def steps_of(self, horizon: float) -> int:
+        return max(LEAST_STEPS, round(horizon * self.steps))
+
+    def dropping(self, name: str) -> Dropping:
+        entry = self.entries[name].contender
+        return Dropping(
+            layers=self.settings.layer_drop if entry.drops_layers else 0.0,
+            tokens=self.settings.token_drop if entry.drops_tokens else 0.0,
+        )
+
+    def rates(self, name: str) -> tuple[tuple[float, str], ...]:
+        """The peak rates that a method is tuned over, each with a shape; others than scratch take the shape that was best there."""
+        shapes = tuple(self.settings.schedules) if name == SCRATCH else ("",)
+        return tuple((rate, shape) for shape in shapes for rate in self.settings.learning_rates)
+
+    # Cost.
+
+    def run_flops(self, name: str, steps: int) -> float:
+        """Operations of training for `steps` steps, in the mean over what is drawn; nothing being dropped."""
+        if name not in self._steps:
+            entry = self.entries[name]
+            self._steps[name] = sum(stage.share * self._step(entry, stage).mean_flops() for stage in entry.stages)
+        return steps * self._steps[name]
+
+    def _step(self, entry: ExperimentEntry, stage: Stage) -> Step:
+        return Step(
+            family=self.plan.family,
+            config=shortened(self.plan.family, entry.start.target, stage.layers),
+            stage=stage,
+            tokens=self.tokens,
+            length=self.length,
+            added=entry.added,
+            teacher=self.plan.start.source,
+        )
+
+    def fit_flops(self, name: str) -> int:
+        """Operations of learning a method's operator; 0 where it learns none."""
+        entry, fit = self.entries[name], self.plan.recipe.fit
+        assert fit is not None
+        if not entry.contender.fits:
+            return 0
+        family, target = self.plan.family, entry.start.target
+        learning = fit_flops(
+            family,
+            entry.start.source,
+            target,
+            steps=fit.steps,
+            tokens=fit.batch_size * self.length,
+            sequence_length=self.length,
+        )
+        # The operator of the best step is kept, which has to be found.
+        looks = 1 + -(-fit.steps // fit.evaluate_every)
+        return learning + looks * self._held_out_flops(target)
+
+    def _held_out_flops(self, target: Mapping[str, Any]) -> int:
+        """Operations of a model's loss on a held-out slice."""
+        family, fit = self.plan.family, self.plan.recipe.fit
+        assert fit is not None
+        held_out = fit.heldout_images * self.length if family.reads == "images" else fit.heldout_tokens
+        return forward_flops(family, target, tokens=held_out, sequence_length=self.length)
+
+    @property
+    def measuring(self) -> float:
+        """Operations of reading a point of scratch's curve, over those of training until the next: no method is charged for them, but they
+        take time."""
+        return self._held_out_flops(self.entries[SCRATCH].start.target) / self.run_flops(SCRATCH, self.evaluate_every)
+
+    @property
+    def scratch_flops(self) -> float:
+        return self.run_flops(SCRATCH, self.steps)
+
+    def most_flops(self, name: str) -> float:
+        """Operations of everything a method may be run for: its fit, every rate, every horizon."""
+        tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning))
+        if self.settings.tuning in self.horizons_of(name):
+            tuning -= self.run_flops(name, self.steps_of(self.settings.tuning))
+        horizons = [self.run_flops(name, self.steps_of(horizon)) for horizon in self.horizons_of(name)]
+        if not stretches(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
+            # Longer runs go on from where the rate of shorter ones began to fall.
+            horizons = [flops - STABLE_PART * before for flops, before in zip(horizons, [0.0, *horizons], strict=False)]
+        if name == SCRATCH:
+            # At its best rate and the one below it.
+            tuning += self.run_flops(name, self.steps)
+        return len(self.seeds) * (self.fit_flops(name) + sum(horizons)) + tuning
+
+    # Fairness.
+
+    def breaches(self) -> list[dict[str, Any]]:
+        """What is not fair in this comparison, known before it is run."""
+        with_source = [name for name, entry in self.entries.items() if entry.contender.needs_source]
+        found: list[dict[str, Any]] = []
+
+        def breach(rule: str, text: str, methods: list[str] | None = None) -> None:
+            found.append({"rule": rule, "text": text, "methods": methods})
+
+        if self.source_flops is None:
+            breach(
+                "source-cost",
+                "what training the source has cost is not known (compare.source_flops), so nothing is said net of it",
+                with_source,
+            )
+        elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
+            breach(
+                "source-share",
+                f"training the source took {self.source_flops / self.scratch_flops:.1%} of what training from scratch takes; at most"
+                f" {SOURCE_SHARE:.0%} is fair",
+                with_source,
+            )
+        if self.plan.recipe.source.pretrain is None:
+            breach(
+                "source-data",
+                "what the source was trained on is not known: not on the same data, or on what is held out here",
+                with_source,
+            )
+        if self.per_parameter < PER_PARAMETER:
+            breach(
+                "scratch-budget",
+                f"training from scratch sees {self.per_parameter:.1f} tokens a parameter; from {PER_PARAMETER:.0f} on it is trained",
+            )
+        if len(set(self.settings.learning_rates)) < 3:
+            breach("scratch-rate", "scratch's peak rate is chosen from fewer than three")
+        if len(set(self.settings.schedules)) < 2:
+            breach("scratch-schedule", "scratch's schedule is not chosen: there is one")
+        return found
+
+
+def make_experiment(
+    plan: Plan, *, methods: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None = None
+) -> Experiment:
+    """Decide who takes part.
+
+    Args:
+        methods: names; None for the recipe's, else for all of the table that apply here.
+
+    Raises:
+        RecipeError: no data, no number of steps, an unknown method, a method named that cannot apply here, a model without a loss.
+    """
+    recipe = plan.recipe
+    settings = recipe.compare or CompareConfig()
+    where = recipe.where("compare")
+    if recipe.fit is None:
+        raise RecipeError("compare trains on fit.data, and there is no `fit` in this recipe", where=recipe.path.name)
+    if plan.family.task in WITHOUT_LOSS:
+        raise RecipeError(f"{plan.family.architecture} has no loss to be trained by", where=recipe.path.name)
+    if plan.start.drawn_rows:
+        raise RecipeError(
+            "the target has another head than the source, so that their losses are not of the same task", where=where
+        )
+    pretrain = recipe.source.pretrain
+    if pretrain and plan.family.task == "masked-lm" and pretrain.sequence_length != recipe.fit.sequence_length:
+        # Blocks are framed, so that slices of other lengths are cut elsewhere: held-out text would not stay so.
+        raise RecipeError(
+            "compare trains the source on sequences as long as the target's",
+            where=recipe.where("source", "pretrain", "sequence_length"),
+            expected=recipe.fit.sequence_length,
+            found=pretrain.sequence_length,
+        )
+    steps = steps or settings.steps
+    if steps is None:
+        raise RecipeError(
+            "how long is training from scratch?", where=where, hint="set compare.steps, or give --steps N"
+        )
+    named = list(methods or settings.methods or ())
+    try:
+        found = methods_named(named or METHODS)
+    except ValueError as error:
+        raise RecipeError(f"compare.methods: {error}", where="--methods" if methods else where) from None
+    seeds = tuple(dict.fromkeys(seeds or settings.seeds))
+    entries: dict[str, ExperimentEntry] = {}
+    skipped: dict[str, str] = {}
+    for name, method in found.items():
+        try:
+            entries[name] = _entry(plan, method, seeds[0])
+        except RecipeError as error:
+            # Named, it is to run; of all there are, those that cannot apply are told.
+            if named:
+                raise
+            skipped[name] = error.what
+    length = plan.family.sequence(plan.start.target, recipe.fit.sequence_length)
+    return Experiment(
+        plan=plan,
+        settings=settings,
+        entries=entries,
+        skipped=skipped,
+        steps=steps,
+        batch_size=settings.batch_size or recipe.fit.batch_size,
+        length=length,
+        seeds=seeds,
+        source_flops=_source_flops(plan, settings),
+    )
+
+
+def start_of(plan: Plan, method: Method, seed: int) -> GrowthPlan:
+    """The start of a method; of one that begins with drawn weights, the target as the recipe has it."""
+    return another_start(plan, width=method.width, depth=method.depth, tie=method.tie, seed=seed)
+
+
+def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
+    start = start_of(plan, method, seed)
+    layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
+    stages = STRATEGIES[method.strategy].stages(layers)
+    added: frozenset[str] = frozenset()
+    if any(stage.trains == "added" for stage in stages):
+        parts = added_parts(plan.family, initial_operator(start))
+        added = frozenset(name for name, part in parts.items() if part.kind != "old")
+        if not added:
+            raise RecipeError(f"{method.name}: nothing is added, so that nothing would learn", where="compare")
+    return ExperimentEntry(contender=method, start=start, stages=stages, added=added)
+
+
+def _source_flops(plan: Plan, settings: CompareConfig) -> float | None:
+    pretrain = plan.recipe.source.pretrain
+    if pretrain is None:
+        return settings.source_flops
+    family, config = plan.inventory.family, plan.start.source
+    length = family.sequence(config, pretrain.sequence_length)
+    return pretrain.steps * step_flops(family, config, tokens=pretrain.batch_size * length, sequence_length=length)

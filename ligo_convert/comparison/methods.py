@@ -1,0 +1,197 @@
+"""What `compare` compares: every method as a start, a strategy and what it learns first, in one table.
+
+What comes in: a name as people write it, with options behind plus signs (`ligo+token-drop`), or any two starts (`lemon/stack`). What goes
+out: a `Method`. The starts themselves lie in `methods`, the strategies in `strategies`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
+from ligo_convert.growth.depth_methods import DEPTHS
+from ligo_convert.growth.width_methods import WIDTHS
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How a contender learns its operator, where not as the recipe's `fit` says."""
+
+    width_rate: float
+    depth_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method.
+
+    Attributes:
+        width, depth: its start; `random` both: drawn as the library initialises, with nothing of the source.
+        strategy: name in STRATEGIES. fits: whether the operator is learned first; fitting: by rates of its own.
+        tie: `paper` for the operator as the paper prints it.
+        paper, summary: as in `ligo-convert methods`.
+        drops_layers, drops_tokens: what training leaves out.
+    """
+
+    name: str
+    width: str
+    depth: str
+    strategy: str = "plain"
+    fits: bool = False
+    fitting: Fitting | None = None
+    tie: str | None = None
+    paper: str
+    summary: str
+    options: tuple[str, ...] = ()
+    drops_layers: bool = False
+    drops_tokens: bool = False
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it begins with nothing of the source."""
+        return self.width == self.depth == "random"
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether it begins from the source or is taught by it, so that the source's training is charged in `net`."""
+        return not self.drawn or self.strategy == "inherit"
+
+    @property
+    def keeps(self) -> str:
+        """Whether the start keeps the source's function, in a word."""
+        if self.drawn:
+            return "no source"
+        if self.fits:
+            return "until it is learned" if self._preserving else "no"
+        return "yes" if self._preserving else "no"
+
+    @property
+    def _preserving(self) -> bool:
+        # `carry` is `lemon` wherever that is exact.
+        return (WIDTHS[self.width].preserving or WIDTHS[self.width].carries) and DEPTHS[self.depth].verdict == "exact"
+
+
+def _contender(name: str, width: str, depth: str, paper: str, summary: str, **more: object) -> Method:
+    return Method(name=name, width=width, depth=depth, paper=paper, summary=summary, **more)  # type: ignore[arg-type]
+
+
+_LIGO = "LiGO, arXiv:2303.00980"
+
+_BERT2BERT = "bert2BERT, arXiv:2110.07143"
+
+METHODS: dict[str, Method] = {
+    found.name: found
+    for found in (
+        _contender(SCRATCH, "random", "random", "-", "drawn weights, trained for the whole budget"),
+        _contender(
+            "stackbert",
+            "random",
+            "random",
+            "StackBERT, Gong et al., ICML 2019",
+            "from scratch, the stack doubled twice on the way",
+            strategy="stacking",
+        ),
+        _contender(
+            "mslt",
+            "random",
+            "random",
+            "MSLT, arXiv:2011.13635",
+            "from scratch, layers added on top, which alone learn",
+            strategy="layerwise",
+        ),
+        _contender(
+            "ki",
+            "random",
+            "random",
+            "KI, arXiv:2105.13880",
+            "from scratch, taught by the source for half of the steps",
+            strategy="inherit",
+        ),
+        _contender(
+            "bert2bert",
+            "aki",
+            "stack",
+            _BERT2BERT,
+            "AKI, the stack again, then two-stage training",
+            strategy="two-stage",
+        ),
+        _contender("bert2bert-aki", "aki", "stack", _BERT2BERT, "AKI and the stack again"),
+        _contender("bert2bert-fpi", "net2net", "stack", _BERT2BERT, "FPI and the stack again"),
+        _contender(
+            "freeze",
+            "carry",
+            "identity",
+            "LLaMA-Pro, arXiv:2401.02415",
+            "the nearest start, whose added parts alone learn",
+            strategy="added-only",
+        ),
+        _contender("direct", "direct", "direct", _LIGO, "DirectCopy: the source in the corner, the rest drawn"),
+        _contender("interpolate", "net2net", "interpolate", _LIGO, "Interpolation: every layer again in place"),
+        _contender(
+            "net2net", "net2net", "identity", "Net2Net, arXiv:1511.05641", "wider by copies, deeper by identity"
+        ),
+        _contender("lemon", "lemon", "identity", "LEMON, arXiv:2310.07999", "exact at any ratio, new layers silent"),
+        _contender("hyperclone", "hyperclone", "identity", "HyperCloning, arXiv:2409.12903", "whole tiles"),
+        _contender(
+            "ligo-paper",
+            "net2net",
+            "stack",
+            _LIGO,
+            "LiGO as the paper prints it: read maps tied to write maps, maps by source layer",
+            fits=True,
+            fitting=Fitting(width_rate=1e-3, depth_rate=3e-2),
+            tie="paper",
+        ),
+        _contender(
+            "ligo",
+            "carry",
+            "identity",
+            _LIGO,
+            "LiGO as measured best here: untied, learned from the nearest start",
+            fits=True,
+        ),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of a name. Raises ValueError, whose message says what is known."""
+    base, *options = name.split("+")
+    found = METHODS.get(base)
+    if found is None:
+        width, slash, depth = base.partition("/")
+        if not slash or width not in WIDTHS or depth not in DEPTHS:
+            raise ValueError(_unknown(base))
+        found = _contender(base, width, depth, "-", f"width by {width}, depth by {depth}")
+    for option in options:
+        if option not in OPTIONS:
+            raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
+        chosen = OPTIONS[option]
+        if chosen.strategy is not None and found.strategy != "plain":
+            raise ValueError(f"{name}: +{option} is a strategy of its own, and {base} has one: {found.strategy}")
+        found = replace(
+            found,
+            strategy=chosen.strategy or found.strategy,
+            fits=found.fits or chosen.fits,
+            drops_layers=found.drops_layers or chosen.drops_layers,
+            drops_tokens=found.drops_tokens or chosen.drops_tokens,
+        )
+    if found.fits and found.drawn:
+        raise ValueError(f"{name}: drawn weights have no operator to learn")
+    assert found.strategy in STRATEGIES
+    return replace(found, name=name, options=tuple(options))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no method {name!r}{hint} (known: {', '.join(METHODS)}, or WIDTH/DEPTH of two starts)"
+
+
+def methods_named(names: Iterable[str]) -> dict[str, Method]:
+    """The methods of these names, scratch first: it is what all others are measured by. Raises ValueError."""
+    return {name: method_named(name) for name in dict.fromkeys((SCRATCH, *names))}

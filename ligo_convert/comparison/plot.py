@@ -1,0 +1,451 @@
+"""The picture of a comparison: loss against FLOPs, once with the source left out and once with it charged.
+
+What comes in: the contents of compare.json. What goes out: a PNG, 2000 pixels wide, or the same drawing as an SVG to stand in a page.
+Every line is named at its end, beside what it saved. The same numbers give the same bytes under the same matplotlib; nothing in the
+file says when or where it was made.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ligo_convert.errors import printable
+
+SCRATCH = "scratch"
+
+LOSS_UNITS = {
+    "causal-lm": "nats a token",
+    "masked-lm": "nats a masked token",
+    "image-classification": "nats an image",
+}
+
+_WIDTH, _HEIGHT, _DPI = 12.5, 6.1, 160  # inches, inches, pixels an inch
+
+_PANELS = {"paper": "source left out (paper)", "net": "source charged (net)"}
+
+_LEFT = {"paper": 0.65, "net": 6.85}  # inches
+
+_BOTTOM, _TOP = 0.095, 0.845  # of the figure's height
+
+# To the right of a panel, in inches: a sample of the line, what it saved, its name; and how much a name may take.
+_SAMPLE, _SAVED, _NAME, _ROOM = (0.13, 0.45), 0.93, 1.02, 1.75
+
+_END = 0.1  # between a name and what follows
+
+_FONT, _LONGEST = 8.5, 36
+
+_GAP = 0.04  # between two labels, as a part of the height
+
+_DARK, _GREY = "#262626", "#6b6b6b"
+
+# The two lines that every reader looks for; the options of a method keep its colour.
+_STRONG = {"scratch": ("#000000", 2.0, 6), "ligo": ("#0072b2", 2.8, 7)}
+
+# Okabe and Ito's palette less those and its yellow, which white swallows, and Tol's wine: told apart by every kind of colour vision.
+_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
+
+_DASHES: tuple[Any, ...] = (
+    "solid",
+    (0, (5, 1.5)),
+    (0, (1.5, 1)),
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
+
+# The loss axis begins where scratch is after the first part of its FLOPs, or lower, so many times as high as the ends lie apart,
+# but shows scratch from the second part on: its first steps would squash all that follows.
+_FROM, _SPREAD, _ALWAYS = 0.25, 6.0, 0.6
+
+# A line that ends further above that than this many times its height is named at the edge.
+_SQUASH = 0.6
+
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One method as it is drawn.
+
+    Attributes:
+        runs: a curve a seed, of FLOPs and loss, NaN where a run has none; the source is not in it. mean: of the runs.
+        source: FLOPs of the source, 0 for a method that has none. saved: percent by panel, None where never reached.
+    """
+
+    name: str
+    colour: str
+    dashes: Any
+    width: float
+    order: float
+    runs: tuple[Curve, ...]
+    mean: Curve
+    source: float
+    saved: Mapping[str, float | None]
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.mean) and not math.isfinite(self.mean[-1][1])
+
+    def last(self) -> tuple[float, float] | None:
+        return next((point for point in reversed(self.mean) if math.isfinite(point[1])), None)
+
+
+def comparison_png(data: Mapping[str, Any]) -> bytes:
+    """The picture as a PNG without metadata."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = _figure(data)
+    canvas: Any = FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def comparison_svg(data: Mapping[str, Any]) -> str:
+    """The picture as one `<svg>` element with a label for those who cannot see it; its letters are outlines, so no font is asked for."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure = _figure(data)
+    canvas: Any = FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ligo-convert", "svg.fonttype": "path"}):
+        canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # In a page the element stands alone: the declarations before it belong to a file, and its comments repeat foreign names.
+    element = buffer.getvalue()
+    element = re.sub(r"<!--.*?-->\n? *", "", element[element.index("<svg ") :].rstrip(), flags=re.DOTALL)
+    return element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(_description(data))}" ', 1)
+
+
+def scratch_loss(data: Mapping[str, Any]) -> float | None:
+    """The loss that scratch ends with, the mean over the seeds; None where it has none."""
+    method = data["methods"][SCRATCH]
+    finals = [run["final"]["loss"] for run in (method.get("seeds") or {}).values()] or [method["final"]["loss"]]
+    found = [number for number in map(finite, finals) if number is not None]
+    return fmean(found) if found else None
+
+
+def finite(value: object) -> float | None:
+    """`value` as a number; None for what is none: null, NaN, infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def reached(curve: Curve, level: float) -> float | None:
+    """The FLOPs at which a curve first comes down to `level`, between two points by a straight line; None: never.
+
+    >>> reached(((0.0, 4.0), (10.0, 3.0), (20.0, 2.0)), 2.5)
+    15.0
+    """
+    before: tuple[float, float] | None = None
+    for flops, loss in curve:
+        # Equal but for rounding: scratch itself reaches its own mean.
+        if loss <= level + 1e-9:
+            if before is None or before[1] <= loss:
+                return flops
+            part = min(max((before[1] - level) / (before[1] - loss), 0.0), 1.0)
+            return before[0] + part * (flops - before[0])
+        before = (flops, loss) if math.isfinite(loss) else None
+    return None
+
+
+def _figure(data: Mapping[str, Any]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
+    lines, level = _lines(data), scratch_loss(data)
+    charged = finite(data["source"].get("flops")) is not None
+    furthest = max((flops + (line.source if charged else 0) for line in lines for flops, _ in line.mean), default=0.0)
+    exponent = math.floor(math.log10(furthest)) if furthest > 0 else 0
+    unit = 10.0**exponent
+    low, high = _limits(lines, level)
+    size, room = _names(figure, lines)
+    width = (_LEFT["net"] - _LEFT["paper"] - 0.55 - _NAME - room - _END) / _WIDTH
+    for panel, heading in _PANELS.items():
+        axes = figure.add_axes((_LEFT[panel] / _WIDTH, _BOTTOM, width, _TOP - _BOTTOM))
+        axes.set_title(heading, loc="left", fontsize=10.5, color=_DARK)
+        if panel == "net" and not charged:
+            _draw_reason(axes)
+            continue
+        axes.set_xlim(0, 1.03 * (furthest / unit or 1.0))
+        axes.set_ylim(low, high)
+        _draw_curves(axes, lines, level, panel, unit)
+        _draw_labels(axes, lines, panel, unit, inch=1 / (width * _WIDTH), size=size)
+        axes.set_xlabel(f"FLOPs, $10^{{{exponent}}}$", fontsize=9.5)
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+    figure.axes[0].set_ylabel(f"held-out loss, {LOSS_UNITS.get(str(data['task']), 'nats')}", fontsize=9.5)
+    _draw_text(figure, _title(data), 0.012, 0.955, 12, room=0.976)
+    _draw_text(figure, _legend(data, lines), 0.012, 0.913, 8.5, room=0.976, colour=_GREY)
+    return figure
+
+
+def _lines(data: Mapping[str, Any]) -> list[_Line]:
+    """Every method, in the order of the data, each with a colour and dashes of its own."""
+    lines: list[_Line] = []
+    counts = {"": 0} | dict.fromkeys(_STRONG, 0)
+    for name, method in data["methods"].items():
+        base = name.partition("+")[0]
+        kind = base if base in _STRONG else ""
+        number = counts[kind]
+        counts[kind] += 1
+        if kind:
+            colour, width, order = _STRONG[kind]
+            dashes = "solid" if name == base else _DASHES[1 + number % (len(_DASHES) - 1)]
+            width, order = (width, order) if name == base else (0.75 * width, order - 2)
+        else:
+            colour, width, order = _COLOURS[number % len(_COLOURS)], 1.5, 3
+            # Neighbours in the palette differ in their dashes too, and no pair comes twice before all have come.
+            dashes = _DASHES[(number + number // len(_COLOURS)) % len(_DASHES)]
+        runs = tuple(_curve(run["curve"]) for run in (method.get("seeds") or {}).values())
+        cost = finite(method["flops"].get("source"))
+        if method["source"] and cost is None:
+            cost = finite(data["source"].get("flops"))
+        lines.append(
+            _Line(
+                name=name,
+                colour=colour,
+                dashes=dashes,
+                width=width,
+                order=order,
+                runs=runs,
+                mean=_mean(runs) if len(runs) > 1 else _curve(method["curve"]),
+                source=(cost or 0.0) if method["source"] else 0.0,
+                saved={panel: finite(method["savings"].get(panel)) for panel in _PANELS},
+            )
+        )
+    return lines
+
+
+def _curve(points: Iterable[Mapping[str, Any]]) -> Curve:
+    """FLOPs and loss, with NaN for a loss that is none."""
+    pairs = ((finite(point.get("flops")), finite(point.get("loss"))) for point in points)
+    return tuple((flops, math.nan if loss is None else loss) for flops, loss in pairs if flops is not None)
+
+
+def _mean(runs: Sequence[Curve]) -> Curve:
+    """The mean over runs that were measured at the same places, as far as all of them went."""
+    return tuple(
+        (fmean(flops for flops, _ in points), sum(loss for _, loss in points) / len(points))
+        for points in zip(*runs, strict=False)
+    )
+
+
+def _limits(lines: Sequence[_Line], level: float | None) -> tuple[float, float]:
+    """Where the loss axis begins and ends: scratch but for its first steps, whatever is lower, and ends that do not squash them."""
+    shown = [loss for line in lines for _, loss in line.mean if math.isfinite(loss)]
+    if not shown:
+        return (0.0, 1.0) if level is None else (level - 0.5, level + 0.5)
+    ends = [end[1] for line in lines if (end := line.last())]
+    scratch = [point for line in lines if line.name == SCRATCH for point in line.mean if math.isfinite(point[1])]
+    far = max((flops for flops, _ in scratch), default=0.0)
+    early, late = (
+        max((loss for flops, loss in scratch if flops >= part * far), default=min(ends)) for part in (_FROM, _ALWAYS)
+    )
+    base = min(ends) if level is None else level
+    low = min([*shown, base])
+    spread = max(abs(end - base) for end in ends if end <= max(early, base))
+    high = max(late, base, min(early, low + _SPREAD * spread))
+    for loss in sorted(ends):
+        if loss <= high + _SQUASH * max(high - low, 0.02):
+            high = max(high, loss)
+    height = max(high - low, 0.02)
+    return low - 0.05 * height, low + 1.03 * height
+
+
+def _draw_curves(axes: Any, lines: Sequence[_Line], level: float | None, panel: str, unit: float) -> None:
+    if level is not None:
+        axes.axhline(level, color="black", linestyle=(0, (6, 3)), linewidth=1.0, zorder=2)
+    for line in lines:
+        shift = line.source if panel == "net" else 0.0
+        for run in line.runs if len(line.runs) > 1 else ():
+            axes.plot(
+                [(flops + shift) / unit for flops, _ in run], [loss for _, loss in run],
+                color=line.colour, linewidth=0.6, alpha=0.45, zorder=2.5,
+            )  # fmt: skip
+        axes.plot(
+            [(flops + shift) / unit for flops, _ in line.mean],
+            [loss for _, loss in line.mean],
+            color=line.colour,
+            linestyle=line.dashes,
+            linewidth=line.width,
+            marker="." if len(line.mean) == 1 else "",
+            zorder=line.order,
+        )
+        last = line.last()
+        if last and (line.diverged or len(line.runs) > 1):
+            axes.plot(
+                [(last[0] + shift) / unit], [last[1]], marker="x" if line.diverged else "D", markersize=7 if line.diverged else 4,
+                color=line.colour, markeredgewidth=1.6 if line.diverged else 0.5, linestyle="none", zorder=8,
+            )  # fmt: skip
+        at = None if level is None else _reached(line, lines, level)
+        if at is not None and level is not None:
+            axes.plot(
+                [(at + shift) / unit], [level], marker="o", markersize=7 if line.width > 2 else 5.5, color="white",
+                markeredgecolor=line.colour, markeredgewidth=1.6, linestyle="none", clip_on=False, zorder=line.order + 5,
+            )  # fmt: skip
+
+
+def _reached(line: _Line, lines: Sequence[_Line], level: float) -> float | None:
+    """Where a line meets scratch's loss; what it saved says so where another run than the one drawn got there."""
+    at = reached(line.mean, level)
+    saved = line.saved["paper"]
+    if at is None and saved is not None:
+        scratch = next(other for other in lines if other.name == SCRATCH).last()
+        at = None if scratch is None else (1 - saved / 100) * scratch[0]
+    return at
+
+
+def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, unit: float, *, inch: float, size: float) -> None:
+    """Beside the panel, in the order in which the lines end: a sample of the line, what it saved, its name."""
+    (_, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    ends = {line.name: line.last() for line in lines}
+    heights = {name: math.inf if end is None else (end[1] - low) / (high - low) for name, end in ends.items()}
+    ranked = sorted(lines, key=lambda line: (heights[line.name], line.name))
+    gap = min(_GAP, 1.0 / max(len(lines), 1))
+    places = _spread([min(max(heights[line.name], 0.0), 1.0) for line in ranked], gap=gap)
+    sample, saved, name = [1 + at * inch for at in _SAMPLE], 1 + _SAVED * inch, 1 + _NAME * inch
+    beside = {"transform": axes.transAxes, "clip_on": False}
+    for line, place in zip(ranked, places, strict=True):
+        end, height = ends[line.name], heights[line.name]
+        if end is not None and height <= 1.0:
+            across = (end[0] + (line.source if panel == "net" else 0.0)) / unit / right
+            axes.plot(
+                [across, 1.0, sample[0]], [height, height, place], color=line.colour, linewidth=0.6, alpha=0.6, zorder=1.5, **beside
+            )  # fmt: skip
+        if end is not None:
+            axes.plot(
+                sample, [place, place], color=line.colour, linestyle=line.dashes, linewidth=min(line.width, 2.2), **beside
+            )  # fmt: skip
+        shown = {
+            "va": "center",
+            "color": _DARK,
+            "fontsize": size * gap / _GAP,
+            "fontweight": _weight(line),
+            "parse_math": False,
+        }
+        axes.text(saved, place, _saved(line, panel), ha="right", **shown, **beside)
+        axes.text(name, place, _name(line, beyond=1.0 < height < math.inf), ha="left", **shown, **beside)
+    axes.text(saved, max(places) + 0.7 * gap, "saved", ha="right", va="bottom", fontsize=7.5, color=_GREY, **beside)
+
+
+def _names(figure: Any, lines: Sequence[_Line]) -> tuple[float, float]:
+    """The size of the names' letters, small enough for the longest, and the inches that it takes."""
+    texts = [
+        figure.text(0, 0, _name(line, beyond=True), fontsize=_FONT, fontweight=_weight(line), parse_math=False)
+        for line in lines
+    ]
+    renderer = _renderer(figure)
+    widest = max(text.get_window_extent(renderer).width for text in texts) / _DPI
+    for text in texts:
+        text.remove()
+    return _FONT * min(1.0, _ROOM / widest), min(widest, _ROOM)
+
+
+def _name(line: _Line, *, beyond: bool) -> str:
+    note = " (no loss)" if line.last() is None else " (diverged)" if line.diverged else " \u2191" if beyond else ""
+    return f"{_plain(line.name, _LONGEST)}{note}"
+
+
+def _weight(line: _Line) -> str:
+    return "bold" if line.name in _STRONG else "normal"
+
+
+def _saved(line: _Line, panel: str) -> str:
+    saved = line.saved[panel]
+    if line.name == SCRATCH or saved is None:
+        return "" if line.name == SCRATCH else "\u2013"
+    return f"{saved:.0f} %".replace("-", "\u2212")
+
+
+def _renderer(figure: Any) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    return canvas.get_renderer()
+
+
+def _draw_reason(axes: Any) -> None:
+    """In place of a panel: why it cannot be drawn."""
+    axes.set_axis_off()
+    axes.text(
+        0.0, 0.9, "Not drawn: what the source's own training cost is not known,\nso that it cannot be charged.",
+        transform=axes.transAxes, ha="left", va="top", fontsize=10, color=_GREY,
+    )  # fmt: skip
+
+
+def _draw_text(
+    figure: Any, text: str, across: float, up: float, size: float, *, room: float, colour: str = _DARK
+) -> None:
+    """One line across the figure, made small enough to fit."""
+    drawn = figure.text(across, up, text, fontsize=size, color=colour, ha="left", va="baseline", parse_math=False)
+    width = drawn.get_window_extent(_renderer(figure)).width
+    if width > room * _WIDTH * _DPI:
+        drawn.set_fontsize(size * room * _WIDTH * _DPI / width)
+
+
+def passing(budget: Mapping[str, Any]) -> str:
+    """What passes a model, by what it is given: an image is a sequence of its patches."""
+    unit = str(budget["unit"])
+    return {"images": "patches"}.get(unit, unit)
+
+
+def _title(data: Mapping[str, Any]) -> str:
+    budget = data["budget"]
+    parts = [f"{data['architecture']} of {data['parameters']['target']:,} parameters"]
+    per = finite(budget.get("per_parameter"))
+    if per is not None:
+        parts.append(f"{per:.3g} {passing(budget)} a parameter")
+    return _plain(", ".join(parts), 100)
+
+
+def _legend(data: Mapping[str, Any], lines: Sequence[_Line]) -> str:
+    level = scratch_loss(data)
+    parts = [] if level is None else [f"Dashed: the loss that scratch ends with, {level:.3f}."]
+    parts += ["Circles: where a line first reaches it.", "Saved: FLOPs fewer than scratch took."] if parts else []
+    seeds = max((len(line.runs) for line in lines), default=1)
+    parts += [f"Thin lines: {seeds} seeds; thick: their mean."] if seeds > 1 else []
+    return " ".join(parts)
+
+
+def _description(data: Mapping[str, Any]) -> str:
+    """What the picture shows, in words, for those who cannot see it; the figures stand in the table."""
+    names = ", ".join(printable(name) for name in data["methods"])
+    level = scratch_loss(data)
+    end = "" if level is None else f" Scratch ends at {level:.3f}."
+    return f"Line chart of held-out loss against FLOPs, with the source left out and charged, for {names}.{end}"
+
+
+def _plain(text: object, longest: int) -> str:
+    """One line that any font can show: what it may lack, as its code."""
+    shown = "".join(
+        character if character < "\u0250" else character.encode("unicode_escape").decode("ascii")
+        for character in printable(text)
+    )
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+
+
+def _spread(places: Sequence[float], *, gap: float) -> list[float]:
+    """Ascending places within 0 and 1 moved apart until neighbours are `gap` apart, as little as may be and without leaving."""
+    groups: list[tuple[float, list[float]]] = []  # where a group begins, and the places its members wanted
+    for place in places:
+        groups.append(_settled([place], gap))
+        while len(groups) > 1 and groups[-1][0] - (groups[-2][0] + gap * (len(groups[-2][1]) - 1)) < gap - 1e-12:
+            _, above = groups.pop()
+            _, below = groups.pop()
+            groups.append(_settled([*below, *above], gap))
+    return [first + number * gap for first, members in groups for number in range(len(members))]
+
+
+def _settled(members: list[float], gap: float) -> tuple[float, list[float]]:
+    extent = gap * (len(members) - 1)
+    return max(min(fmean(members) - extent / 2, 1.0 - extent), 0.0), members

@@ -1,0 +1,173 @@
+"""TODO: one sentence."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ligo_convert.comparison.experiment import Experiment
+from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.families.flops import CONVENTION
+
+FORMAT = "ligo-comparison/1"
+
+
+# Judging.
+
+
+def first_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[str, Any] | None:
+    """The first point of a curve at or below a loss; None where it never gets there."""
+    if loss is None:
+        return None
+    return next((point for point in curve if point["loss"] is not None and point["loss"] <= loss), None)
+
+
+def savings(
+    contest: Experiment, name: str, curve: Sequence[Mapping[str, Any]], *, scratch: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Per cent of scratch's operations that a method needs less to reach scratch's final loss, by both ways of counting.
+
+    Args:
+        curve: its operations with the fit and without the source. scratch: the last point of scratch's curve.
+    """
+    if name == SCRATCH:
+        return {"paper": 0.0, "net": 0.0}
+    there = first_at(curve, scratch["loss"])
+    if there is None:
+        return {"paper": None, "net": None}
+    source = contest.source_flops if contest.entries[name].contender.needs_source else 0.0
+    paper = 100 * (1 - there["flops"] / scratch["flops"])
+    net = None if source is None else 100 * (1 - (there["flops"] + source) / scratch["flops"])
+    return {"paper": round(paper, 2), "net": None if net is None else round(net, 2)}
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """The standard deviation over seeds; None for one seed, or where a figure is missing."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return round(statistics.stdev(known), 4) if len(known) == len(values) and len(known) > 1 else None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean over seeds; None where a figure is missing."""
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 6) if known and len(known) == len(values) else None
+
+
+def grid_edge_warnings(contest: Experiment, tuned: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Methods whose best rate is the highest or the lowest that was tried: a better one may lie beyond."""
+    rates = sorted(set(contest.settings.learning_rates))
+    if len(rates) < 2:
+        return []
+    found = []
+    for text, rate in (("highest", rates[-1]), ("lowest", rates[0])):
+        at = [name for name, chosen in tuned.items() if chosen["learning_rate"] == rate]
+        if at:
+            found.append(
+                {
+                    "rule": "rate-edge",
+                    "text": f"the best peak rate is the {text} that was tried, {rate:g}",
+                    "methods": at,
+                }
+            )
+    return found
+
+
+def method_record(
+    contest: Experiment,
+    name: str,
+    *,
+    tuned: Mapping[str, Any],
+    tuning: Sequence[Mapping[str, Any]],
+    runs: Mapping[int, Mapping[str, Any]],
+    scratch: Mapping[int, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """One method of compare.json.
+
+    Args:
+        tuned: the rate and shape that were chosen. tuning: every rate with its loss. runs: seed -> curve, final, horizons.
+        scratch: seed -> the last point of scratch's curve.
+    """
+    entry = contest.entries[name]
+    method = entry.contender
+    by_seed = {
+        str(seed): {**run, "savings": savings(contest, name, run["curve"], scratch=scratch[seed])}
+        for seed, run in runs.items()
+    }
+    first = next(iter(by_seed.values()))
+    source = contest.source_flops if method.needs_source else 0
+    saved = {way: [run["savings"][way] for run in by_seed.values()] for way in ("paper", "net")}
+    losses = [run["final"]["loss"] for run in by_seed.values()]
+    return {
+        "summary": method.summary,
+        "paper": method.paper,
+        "preserving": method.keeps,
+        "verdict": None if method.drawn else entry.start.verdict,
+        "start": None if method.drawn else {"width": method.width, "depth": method.depth},
+        "strategy": method.strategy,
+        "options": list(method.options),
+        "source": method.needs_source,
+        "learning_rate": tuned["learning_rate"],
+        "schedule": tuned["schedule"],
+        "tuning": list(tuning),
+        "flops": {
+            "fit": contest.fit_flops(name),
+            "step": round((first["final"]["flops"] - contest.fit_flops(name)) / first["final"]["step"]),
+            "source": source,
+        },
+        "curve": first["curve"],
+        "final": {**first["final"], "loss": mean(losses)},
+        "savings": {way: mean(values) for way, values in saved.items()},
+        "seeds": by_seed,
+        "spread": {"loss": spread(losses), **{way: spread(values) for way, values in saved.items()}},
+    }
+
+
+def comparison_record(
+    contest: Experiment,
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    key: str,
+    source: Mapping[str, Any],
+    data: Mapping[str, Any],
+    versions: Mapping[str, str],
+    breaches: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What compare.json holds."""
+    plan, images = contest.plan, contest.plan.family.reads == "images"
+    flops, scratch = contest.source_flops, contest.scratch_flops
+    return {
+        "format": FORMAT,
+        "recipe": plan.recipe.path.name,
+        "key": key,
+        "family": plan.family.name,
+        "architecture": plan.family.architecture,
+        "task": plan.family.task,
+        "parameters": plan.parameters,
+        "budget": {
+            "steps": contest.steps,
+            "batch_size": contest.batch_size,
+            "sequence_length": contest.length,
+            "examples": contest.examples if images else contest.steps * contest.tokens,
+            "unit": "images" if images else "tokens",
+            "per_parameter": round(contest.per_parameter, 2),
+            "flops": scratch,
+        },
+        "source": {**source, "flops": flops, "share": None if flops is None else round(flops / scratch, 4)},
+        "schedule": methods[SCRATCH]["schedule"],
+        "grid": {
+            "learning_rates": list(contest.settings.learning_rates),
+            "schedules": list(contest.settings.schedules),
+            "share": contest.settings.tuning,
+            "horizons": list(contest.horizons),
+        },
+        "warmup": contest.warmup,
+        "seeds": list(contest.seeds),
+        "data": dict(data),
+        "methods": dict(methods),
+        "skipped": dict(contest.skipped),
+        "breaches": list(breaches),
+        "convention": CONVENTION,
+        "versions": dict(versions),
+    }

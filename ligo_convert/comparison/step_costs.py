@@ -1,0 +1,100 @@
+"""What a step of training costs, stage by stage: which tensors learn in it, what it leaves out, who teaches.
+
+What comes in: a family, a config, a stage of a strategy. What goes out: operations, as `flops` counts them. No torch: a comparison says
+what it will cost before it begins, and its runs count what they did by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ligo_convert.comparison.strategies import NOTHING, Dropping, Stage, kept_tokens, skipped_layers
+from ligo_convert.families.flops import forward_flops, is_below, partial_step_flops
+from ligo_convert.families.notation import size_keys
+from ligo_convert.families.schema import Family, Row
+
+Config = Mapping[str, object]
+
+
+def shortened(family: Family, config: Config, layers: int) -> dict[str, object]:
+    """The config of the same model with so many layers along its first depth axis; 0 for all of them."""
+    axis = family.depth_axes[0]
+    if not layers:
+        return dict(config)
+    found = {**config, size_keys(family.axes[axis])[0]: layers}
+    for key, along in family.layer_lists.items():
+        values = config.get(key)
+        if along == axis and isinstance(values, list):
+            found[key] = values[:layers]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One kind of step: what learns, and what it costs.
+
+    Attributes:
+        config: of the model in this stage. tokens, length: of a step, of a sequence (patches of an image).
+        added: names of tensors with added parts, for a stage that trains those alone. teacher: config of the source where it teaches.
+    """
+
+    family: Family
+    config: Config
+    stage: Stage
+    tokens: int
+    length: int
+    added: Collection[str] = ()
+    dropping: Dropping = NOTHING
+    teacher: Config | None = None
+
+    @property
+    def layers(self) -> int:
+        return self.family.sizes(self.config)[self.family.depth_axes[0]]
+
+    def learns(self, row: Row, layer: int | None, height: int, *, late: bool = False) -> bool:
+        """Whether a row's tensor (of a layer) learns in the sub-model of `height` layers. `late`: after the stage's `until`."""
+        if self.stage.trains == "added":
+            return row.name(layer) in self.added
+        if self.stage.trains == "all" or late:
+            return True
+        if row.depth == self.family.depth_axes[0]:
+            assert layer is not None
+            return height - self.stage.top <= layer < height
+        # What lies below stays, and with it a head that is the embedding.
+        return row.depth is not None or not is_below(self.family, row)
+
+    def flops(self, height: int, dropped: Collection[int] = (), *, late: bool = False) -> int:
+        """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after the stage's `until`."""
+        family, axis = self.family, self.family.depth_axes[0]
+        config = shortened(family, self.config, height)
+        kept = kept_tokens(self.dropping, self.length) / self.length
+        skipping = skipped_layers(height) if self.dropping.tokens else range(0)
+        owners = {row.pattern: row for row in family.rows}
+        aliases = family.tied if family.is_tied(config) else {}
+
+        def share(along: str, layer: int) -> float:
+            if along != axis:
+                return 1.0
+            return 0.0 if layer in dropped else kept if layer in skipping else 1.0
+
+        def trained(row: Row, layer: int | None) -> bool:
+            return self.learns(owners[aliases.get(row.pattern, row.pattern)], layer, height, late=late)
+
+        total = partial_step_flops(
+            family,
+            config,
+            tokens=self.tokens,
+            sequence_length=self.length,
+            trained=None if self.stage.trains == "all" else trained,
+            share=share,
+        )
+        if self.stage.teacher and not late and self.teacher is not None:
+            total += forward_flops(family, self.teacher, tokens=self.tokens, sequence_length=self.length)
+        return total
+
+    def mean_flops(self) -> float:
+        """Operations of a step in the mean over sub-models, nothing being dropped."""
+        heights, until = self.stage.exits or (self.layers,), self.stage.until
+        early = sum(self.flops(height) for height in heights) / len(heights)
+        return until * early + ((1 - until) * self.flops(self.layers, late=True) if until < 1 else 0.0)

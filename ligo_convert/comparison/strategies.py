@@ -1,0 +1,228 @@
+"""Training strategies: how a target is trained once it has its start, as stages of plain data.
+
+What comes in: how many layers the target has. What goes out: its stages in order: what part of the steps each takes, how many layers the
+model has in it, which of its tensors learn. `course` trains by them and `flops` counts them. Nothing here knows a family.
+
+Sources: StackBERT (Gong et al., ICML 2019, section 4), MSLT (Yang et al., arXiv:2011.13635, section 3), bert2BERT (arXiv:2110.07143,
+section 3.4 and algorithm 1), knowledge inheritance (Qin et al., arXiv:2105.13880, section 3), LLaMA-Pro (arXiv:2401.02415), progressive
+layer dropping (Zhang and He, arXiv:2010.13369), token dropping (Hou et al., arXiv:2203.13240; at random, as random-LTD,
+arXiv:2211.11586).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ligo_convert.growth.verdict import generator
+
+INHERITED = 0.5  # the part of a run in which a teacher is listened to
+
+TEMPERATURE = 2.0  # of teacher and student, arXiv:2105.13880
+
+SUBMODELS = 0.125  # the part of a run in which sub-models are trained: 5 of 40 epochs, arXiv:2110.07143
+
+JOINT = 0.2  # the part of a run in which all layers are trained at the end, arXiv:2011.13635
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        share: of the run's steps. layers: how many layers the model has (of its first depth axis); 0 for all of the target's.
+        comes: where layers that the stage before did not have take their weights: the whole stack again, or its top layers.
+        trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
+        top: how many layers are the top. exits: heights of sub-models, of which each step draws one. teacher: whether the source teaches,
+            with a weight that falls from one to zero. until: the part of the stage for which exits, teacher and `trains` hold; after it
+            the whole model learns, alone, with the moments that it has.
+    """
+
+    share: float
+    layers: int = 0
+    comes: Literal["stack", "top"] = "stack"
+    trains: Literal["all", "top", "added"] = "all"
+    top: int = 0
+    exits: tuple[int, ...] = ()
+    teacher: bool = False
+    until: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """One line of the strategy table.
+
+    Attributes:
+        stages: layers of the target -> its stages; their shares sum to one.
+        cost: what a step costs, in words, against a plain one.
+    """
+
+    stages: Callable[[int], tuple[Stage, ...]]
+    paper: str
+    summary: str
+    cost: str
+
+
+def stretches(stages: tuple[Stage, ...]) -> bool:
+    """Whether what happens at a step depends on how many there are in all, so that runs of different length share nothing."""
+    return len(stages) > 1 or stages[0].until < 1
+
+
+def plain(layers: int) -> tuple[Stage, ...]:
+    return (Stage(share=1.0),)
+
+
+def stacking(layers: int) -> tuple[Stage, ...]:
+    """StackBERT on BERT-Base: 50, 70 and 280 thousand steps of a quarter, half and all of the layers."""
+    quarter, half = math.ceil(layers / 4), math.ceil(layers / 2)
+    found = [(0.125, quarter), (0.175, half), (0.7, layers)]
+    return tuple(Stage(share=share, layers=height) for share, height in found)
+
+
+def layerwise(layers: int) -> tuple[Stage, ...]:
+    """MSLT: a quarter of the layers more each time, copied from the top; they alone learn, and in the end all together."""
+    heights = sorted({math.ceil(layers * part / 4) for part in (1, 2, 3, 4)})
+    share = (1 - JOINT) / len(heights)
+    first = Stage(share=share, layers=heights[0], comes="top")
+    grown = [
+        Stage(share=share, layers=height, comes="top", trains="top", top=height - before)
+        for before, height in itertools.pairwise(heights)
+    ]
+    return (first, *grown, Stage(share=JOINT, layers=layers))
+
+
+def two_stage(layers: int) -> tuple[Stage, ...]:
+    """bert2BERT: first sub-models of the lowest layers, one drawn a step, of which the top layers and the head learn; then all."""
+    block = math.ceil(layers / 4)
+    exits = tuple(sorted({min(layers, block * number) for number in range(1, 5)}))
+    return (Stage(share=1.0, trains="top", top=block, exits=exits, until=SUBMODELS),)
+
+
+def inherit(layers: int) -> tuple[Stage, ...]:
+    return (Stage(share=1.0, teacher=True, until=INHERITED),)
+
+
+def added_only(layers: int) -> tuple[Stage, ...]:
+    return (Stage(share=1.0, trains="added"),)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "plain": Strategy(
+        stages=plain,
+        paper="-",
+        summary="the whole target from the first step to the last",
+        cost="a forward and a backward pass",
+    ),
+    "stacking": Strategy(
+        stages=stacking,
+        paper="StackBERT, Gong et al., ICML 2019",
+        summary="a quarter of the layers for 12.5 % of the steps, half for 17.5 %, then all; each time the stack is put on itself",
+        cost="a quarter, half, all of a plain step",
+    ),
+    "layerwise": Strategy(
+        stages=layerwise,
+        paper="MSLT, Yang et al., arXiv:2011.13635",
+        summary="a quarter of the layers more each time, copied from the top; they alone learn, for the last fifth of the steps all do",
+        cost="a forward pass, a backward pass through the top layers alone",
+    ),
+    "two-stage": Strategy(
+        stages=two_stage,
+        paper="bert2BERT, arXiv:2110.07143, algorithm 1",
+        summary="for 12.5 % of the steps sub-models of the lowest layers, drawn by step, of which the top quarter learns; then all",
+        cost="for those steps the sub-model's forward pass, a backward pass through its top layers alone",
+    ),
+    "inherit": Strategy(
+        stages=inherit,
+        paper="KI, Qin et al., arXiv:2105.13880",
+        summary="the source teaches: KL from its logits at temperature 2, its weight falling from one to zero over half of the steps",
+        cost="for those steps the source's forward pass beside",
+    ),
+    "added-only": Strategy(
+        stages=added_only,
+        paper="LLaMA-Pro, arXiv:2401.02415; progressive networks, arXiv:1606.04671",
+        summary="old weights frozen, what growth has added learns (ligo/new_parameters.json)",
+        cost="no gradients below the lowest added part, nor of old tensors",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """Something that goes with any method: `ligo+layer-drop`.
+
+    Attributes:
+        strategy: in whose place it trains; None: by the method's own. fits: learns the operator first.
+        drops_layers, drops_tokens: whether training leaves out layers, tokens.
+    """
+
+    paper: str
+    summary: str
+    cost: str
+    strategy: str | None = None
+    fits: bool = False
+    drops_layers: bool = False
+    drops_tokens: bool = False
+
+
+OPTIONS: dict[str, Option] = {
+    "fit": Option(
+        paper="LiGO, arXiv:2303.00980",
+        summary="the operator is learned first, from the method's start",
+        cost="the fit's steps, each a target's and four growths",
+        fits=True,
+    ),
+    "layer-drop": Option(
+        paper="Zhang and He, arXiv:2010.13369",
+        summary="layers are left out at random, the more the later the step and the higher the layer",
+        cost="less by what is left out",
+        drops_layers=True,
+    ),
+    "token-drop": Option(
+        paper="Hou et al., arXiv:2203.13240; random-LTD, arXiv:2211.11586",
+        summary="tokens drawn at random skip the middle layers; those that a masked language model is asked for never do",
+        cost="less by what is left out",
+        drops_tokens=True,
+    ),
+    "staged": Option(
+        paper="bert2BERT, arXiv:2110.07143, as LiGO's section 4.3 adds it",
+        summary="trained by two-stage",
+        cost="as two-stage",
+        strategy="two-stage",
+    ),
+}
+
+
+# What options leave out.
+
+STEEPNESS = 100.0  # of the curve by which layers are dropped more, arXiv:2010.13369
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping:
+    """How much is left out: the largest part of the highest layer's steps, and a part of the tokens."""
+
+    layers: float = 0.0
+    tokens: float = 0.0
+
+
+NOTHING = Dropping()
+
+
+def dropped_layers(dropping: Dropping, *, layers: int, step: int, steps: int, seed: int) -> tuple[int, ...]:
+    """The layers left out in a step of `steps`, the whole budget: layer l of L is kept with probability 1 - l / L * (1 - theta(t))."""
+    kept = dropping.layers * math.exp(-STEEPNESS * step / steps) + 1 - dropping.layers
+    draws = generator(seed, "layers dropped", str(step)).random(layers)
+    return tuple(layer for layer in range(layers) if draws[layer] < (layer + 1) / layers * (1 - kept))
+
+
+def skipped_layers(layers: int) -> range:
+    """The layers that dropped tokens skip: the upper half but for the last."""
+    return range(layers // 2, layers - 1)
+
+
+def kept_tokens(dropping: Dropping, length: int) -> int:
+    """How many of `length` tokens pass all layers."""
+    return length - math.floor(dropping.tokens * length)

@@ -1,0 +1,393 @@
+"""One run of a comparison: a target trained from its start by its strategy, its held-out loss against what it has cost so far.
+
+What comes in: what all runs share (`TrainSetup`), what this one is (`StageRun`), its first tensors. What goes out: points of a curve and the trained
+tensors. A run goes through its strategy's stages; each is one call of `training.train`, so a stopped run goes on in the stage in which it
+was, and a run of more steps may begin where a shorter one left the common stretch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
+from ligo_convert.comparison.step_costs import Config, Step, shortened
+from ligo_convert.comparison.strategies import TEMPERATURE, Dropping, Stage, dropped_layers
+from ligo_convert.data.examples import Examples
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.verdict import generator
+from ligo_convert.training.fit import SplitSource
+from ligo_convert.training.functional_model import LibraryModel, backward_in_parts, mean_loss
+from ligo_convert.training.loop import Group, StateStore, train
+from ligo_convert.training.pretrain import WEIGHT_DECAY, drawn_model
+from ligo_convert.training.schedules import Schedule
+from ligo_convert.training.tasks import IGNORED, on_device
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSetup:
+    """What all runs of a comparison share.
+
+    Attributes:
+        sequence_length: tokens of an example (of an image: its patches). evaluate_every: steps between the points of a curve.
+    """
+
+    family: Family
+    slices: SplitSource
+    batch_size: int
+    micro_batch_size: int
+    sequence_length: int
+    evaluate_every: int
+    device: str
+    autocast: bool
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.batch_size * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The source as it teaches: its model, its tensors, its config."""
+
+    model: LibraryModel
+    parameters: Tensors
+    config: Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One run: what is trained, from where, how.
+
+    Attributes:
+        config: the target's. start: its tensors by canonical name; None: drawn. added: name -> where a tensor is new, [shape] bool.
+        stages: the strategy's. steps, warmup, learning_rate, shape, seed: of training. budget: steps of a run to the end, by which
+            layers are dropped. dropping: what is left out.
+        examples: what the curve is read on.
+    """
+
+    config: Config
+    start: Tensors | None
+    added: Mapping[str, np.ndarray] | None
+    stages: tuple[Stage, ...]
+    steps: int
+    warmup: int
+    budget: int
+    learning_rate: float
+    shape: str
+    seed: int
+    dropping: Dropping
+    examples: Examples
+
+    @cached_property
+    def spans(self) -> tuple[range, ...]:
+        """The steps of each stage."""
+        assert self.steps >= len(self.stages)
+        ends, done = [0], 0.0
+        for number, stage in enumerate(self.stages, start=1):
+            done += stage.share
+            last = self.steps - (len(self.stages) - number)
+            ends.append(min(last, max(ends[-1] + 1, round(done * self.steps))))
+        ends[-1] = self.steps
+        return tuple(range(first, last) for first, last in itertools.pairwise(ends))
+
+
+def deepened(family: Family, tensors: Tensors, config: Config, old: int, new: int, comes: str) -> Tensors:
+    """The tensors of a model that had `old` layers with `new` of them: the stack again, or its top layers on top."""
+    added = new - old
+    sources = {
+        "stack": [layer % old for layer in range(new)],
+        "top": [layer if layer < old else max(0, layer - added) % old for layer in range(new)],
+    }[comes]
+    found = {}
+    axis = family.depth_axes[0]
+    for row in family.rows_for(config):
+        for layer in family.layers(row, config):
+            taken = sources[layer] if row.depth == axis and layer is not None else layer
+            found[row.name(layer)] = tensors[row.name(taken)]
+    return found
+
+
+def schedule_of(run: StageRun) -> Schedule:
+    """One schedule over all stages; after each change of the model the rate rises anew, in a fifth of the stage at most."""
+    begins = {span.start: max(1, min(run.warmup, len(span) // 5)) for span in run.spans[1:]}
+    return Schedule(steps=run.steps, warmup=run.warmup, shape=run.shape, begins=begins)
+
+
+def train_run(
+    arena: TrainSetup,
+    run: StageRun,
+    *,
+    teacher: Teacher | None,
+    store: Callable[[int], StateStore | None],
+    milestone: tuple[int, StateStore] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[list[dict[str, float]], Tensors]:
+    """Train.
+
+    Args:
+        store: number of the stage -> where its state is kept.
+        milestone: steps, and where the state after them is kept for a longer run; of runs of one stage.
+        on_step: told steps done and operations so far.
+
+    Returns:
+        The curve: `step`, `flops` (of training alone), `loss`; and the tensors in the end.
+    """
+    family, schedule = arena.family, schedule_of(run)
+    points: list[dict[str, float]] = []
+    whole = family.sizes(run.config)[family.depth_axes[0]]
+    layers, tensors = 0, run.start
+    for number, (stage, span) in enumerate(zip(run.stages, run.spans, strict=True)):
+        height = stage.layers or whole
+        config = shortened(family, run.config, height)
+        if tensors is None:
+            drawn = drawn_model(family, config, seed=run.seed)
+            tensors = {name: torch.tensor(values, device=arena.device) for name, values in drawn.items()}
+        elif layers and height != layers:
+            tensors = deepened(family, tensors, config, layers, height, stage.comes)
+        layers = height
+        lesson = _TrainingRun(
+            arena=arena, run=run, stage=stage, span=span, config=config, teacher=teacher, start=tensors
+        )
+        begun = points[-1]["flops"] if points else 0.0
+        log = lesson.train(
+            schedule,
+            flops=begun,
+            store=store(number),
+            milestones={milestone[0]: milestone[1]} if milestone is not None else None,
+            on_step=on_step,
+        )
+        tensors = lesson.tensors()
+        for line in log:
+            if "validation_loss" in line and (line["step"] > span.start or not points):
+                flops = line.get("flops", begun)
+                points.append({"step": line["step"], "flops": flops, "loss": line["validation_loss"]})
+    assert tensors is not None
+    return points, tensors
+
+
+class _TrainingRun:
+    """One stage while it is trained."""
+
+    def __init__(
+        self,
+        *,
+        arena: TrainSetup,
+        run: StageRun,
+        stage: Stage,
+        span: range,
+        config: Config,
+        teacher: Teacher | None,
+        start: Tensors,
+    ) -> None:
+        self.arena, self.run, self.stage, self.span, self.config = arena, run, stage, span, config
+        self.family = arena.family
+        self.axis = self.family.depth_axes[0]
+        self.layers = self.family.sizes(config)[self.axis]
+        self.teacher = teacher if stage.teacher else None
+        self.rows = {
+            row.name(layer): (row, layer)
+            for row in self.family.rows_for(config)
+            for layer in self.family.layers(row, config)
+        }
+        # As torch's fused kernels and a state read back take them.
+        self.start = {name: start[name].detach().contiguous() for name in self.rows}
+        self.step = Step(
+            family=self.family,
+            config=config,
+            stage=stage,
+            tokens=arena.tokens,
+            length=arena.sequence_length,
+            added={name for name, mask in (run.added or {}).items() if mask.any()},
+            dropping=run.dropping,
+            teacher=teacher.config if teacher is not None else None,
+        )
+        learns = {
+            name
+            for name, (row, layer) in self.rows.items()
+            if any(
+                self.step.learns(row, layer, height, late=stage.until < 1) for height in stage.exits or (self.layers,)
+            )
+        }
+        self.parameters = {name: torch.nn.Parameter(self.start[name].clone()) for name in sorted(learns)}
+        self.masks = {
+            name: torch.from_numpy(run.added[name]).to(arena.device)
+            for name in self.parameters
+            if stage.trains == "added" and run.added is not None
+        }
+        self.models = {
+            height: LibraryModel(self.family, shortened(self.family, config, height), device=arena.device)
+            for height in dict.fromkeys((self.layers, *stage.exits))
+        }
+        self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
+
+    def tensors(self) -> Tensors:
+        """The tensors as they are now, detached."""
+        with torch.no_grad():
+            return {name: tensor.detach() for name, tensor in self._given(self.layers, late=True).items()}
+
+    def _given(self, height: int, *, late: bool) -> Tensors:
+        """The tensors of the model of `height` layers: those that learn as parameters, the others as they are."""
+        found: Tensors = {}
+        for name, (row, layer) in self.rows.items():
+            if row.depth == self.axis and layer is not None and layer >= height:
+                continue
+            parameter = self.parameters.get(name)
+            if parameter is None:
+                found[name] = self.start[name]
+            elif name in self.masks:
+                found[name] = torch.where(self.masks[name], parameter, self.start[name])
+            elif not self.step.learns(row, layer, height, late=late):
+                found[name] = parameter.detach()
+            else:
+                found[name] = parameter
+        return found
+
+    def train(
+        self,
+        schedule: Schedule,
+        *,
+        flops: float,
+        store: StateStore | None,
+        milestones: Mapping[int, StateStore] | None,
+        on_step: Callable[[int, float], None] | None,
+    ) -> list[dict[str, Any]]:
+        arena, run = self.arena, self.run
+        matrices = {name: parameter for name, parameter in self.parameters.items() if parameter.ndim > 1}
+        vectors = {name: parameter for name, parameter in self.parameters.items() if parameter.ndim == 1}
+        groups = [
+            Group(name="matrices", parameters=matrices, learning_rate=run.learning_rate, weight_decay=WEIGHT_DECAY),
+            Group(name="vectors", parameters=vectors, learning_rate=run.learning_rate),
+        ]
+        spent = {self.span.start: flops}
+
+        def cost(step: int) -> float:
+            """Operations up to and with this step."""
+            done = max(at for at in spent if at <= step + 1)
+            for at in range(done, step + 1):
+                spent[at + 1] = spent.pop(at) + self._cost(at)
+            return spent[step + 1]
+
+        def measured() -> float:
+            return mean_loss(
+                self.models[self.layers].loss,
+                self.tensors(),
+                run.examples,
+                batch_size=arena.micro_batch_size,
+                device=arena.device,
+                dtype=torch.float32,
+                autocast=arena.autocast,
+            )
+
+        def told(step: int, line: dict[str, Any]) -> None:
+            if on_step is not None:
+                on_step(step, line["flops"])
+
+        outcome = train(
+            [group for group in groups if group.parameters],
+            self._gradients,
+            schedule=schedule,
+            tokens_a_step=arena.tokens,
+            validate=measured,
+            validate_every=arena.evaluate_every,
+            chooses=False,
+            steps=self.span,
+            partial=True,
+            fused=True,
+            facts=lambda step: {"flops": cost(step)},
+            store=store,
+            milestones=milestones,
+            on_step=told,
+        )
+        return outcome.log
+
+    def _cost(self, step: int) -> int:
+        """Operations of one step, exactly as it was: its sub-model, what was left out, what learned, the teacher."""
+        height, dropped, late = key = (self._height(step), self._dropped(step), self._late(step))
+        if key not in self._flops:
+            self._flops[key] = self.step.flops(height, dropped, late=late)
+        return self._flops[key]
+
+    def _early_steps(self) -> int:
+        """Steps of this stage in which its exits, teacher and frozen tensors hold."""
+        return round(self.stage.until * len(self.span))
+
+    def _late(self, step: int) -> bool:
+        return step - self.span.start >= self._early_steps()
+
+    def _height(self, step: int) -> int:
+        exits = self.stage.exits
+        if not exits or self._late(step):
+            return self.layers
+        return exits[int(generator(self.run.seed, "exit", str(step)).integers(len(exits)))]
+
+    def _dropped(self, step: int) -> tuple[int, ...]:
+        if not self.run.dropping.layers:
+            return ()
+        return dropped_layers(
+            self.run.dropping, layers=self._height(step), step=step, steps=self.run.budget, seed=self.run.seed
+        )
+
+    def _gradients(self, step: int) -> float:
+        arena, height = self.arena, self._height(step)
+        late = self._late(step)
+        model, tensors = self.models[height], self._given(height, late=late)
+        drawn = arena.slices.batch(step, batch_size=arena.batch_size, seed=self.run.seed)
+        batch = on_device(drawn, arena.device, torch.float32)
+        if self.run.dropping.tokens:
+            # Drawn for the whole batch, whatever the micro batches: no model asks for this.
+            draws = generator(self.run.seed, "tokens dropped", str(step)).random(
+                (arena.batch_size, arena.sequence_length)
+            )
+            batch = {**batch, DRAWS: torch.from_numpy(draws).to(arena.device)}
+
+        def objective(given: Mapping[str, torch.Tensor], part: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            with ExitStack() as stack:
+                dropped = self._dropped(step)
+                if dropped:
+                    stack.enter_context(layer_drop(model, self.axis, dropped))
+                if self.run.dropping.tokens:
+                    stack.enter_context(token_drop(model, self.axis, self.run.dropping, part))
+                logits = model(given, part)
+            assert model.task.loss is not None
+            own = model.task.loss(logits, part)
+            if self.teacher is None or late:
+                return own
+            weight = 1 - (step - self.span.start) / self._early_steps()
+            return (1 - weight) * own + weight * _taught(self.teacher, logits, part)
+
+        return backward_in_parts(
+            objective,
+            tensors,
+            batch,
+            micro_batch_size=arena.micro_batch_size,
+            device=arena.device,
+            autocast=arena.autocast,
+        )
+
+
+def _taught(teacher: Teacher, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """tau^2 KL(teacher || student) at temperature tau, a mean over what the task asks for (arXiv:2105.13880, section 3)."""
+    with torch.no_grad():
+        given = teacher.model(teacher.parameters, batch)
+    student, other = logits.float(), given.float()
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim == 2:
+        student, other = student[labels != IGNORED], other[labels != IGNORED]
+    divergence = torch.nn.functional.kl_div(
+        torch.log_softmax(student / TEMPERATURE, -1),
+        torch.log_softmax(other / TEMPERATURE, -1),
+        log_target=True,
+        reduction="none",
+    )
+    return TEMPERATURE**2 * divergence.sum(-1).mean()

@@ -1,0 +1,1 @@
+"""A recipe in, a verified output directory out: plan, learn, write, resume."""

@@ -1,0 +1,100 @@
+"""TODO: one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.data.corpus import check_data
+from ligo_convert.data.images import DataFacts, check_classes, class_folders
+from ligo_convert.data.tokenizers import check_tokenizer
+from ligo_convert.errors import DataMissing, MissingExtra, RecipeError
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.growth_plan import GrowthPlan
+from ligo_convert.recipes.recipe import Recipe
+
+
+def check_data_section(
+    recipe: Recipe,
+    family: Family,
+    source: CheckpointReader | None,
+    start: GrowthPlan,
+    warnings: list[str],
+    *,
+    needed: bool,
+) -> DataFacts | None:
+    """What is known of the data. `needed`: whether it has to be there, and what reads it; else a warning says what a run will need."""
+    if recipe.fit is None:
+        if recipe.source.pretrain is not None:
+            raise RecipeError(
+                "source.pretrain trains on fit.data, and there is no `fit`", where=recipe.where("source", "pretrain")
+            )
+        return None
+    facts = None
+    try:
+        facts = check_data(recipe.fit.data, base=recipe.base, wants=family.reads)
+    except MissingExtra as error:
+        if needed:
+            raise
+        warnings.append(f"{error.what}; {error.hint}")
+    except DataMissing as error:
+        if needed:
+            raise _at_data(recipe, error) from None
+        warnings.append(f"{error.what}: {recipe.where('fit', 'data')}; a run needs it")
+    except RecipeError as error:
+        raise _at_data(recipe, error) from None
+    positions = family.longest(start.source)
+    for name, length in _sequence_lengths(recipe):
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"{'.'.join(name)}: longer than the positions that the model has",
+                where=recipe.where(*name),
+                expected=f"at most {positions}",
+                found=length,
+            )
+    warmup = recipe.fit.warmup_steps
+    if warmup and warmup >= recipe.fit.steps:
+        raise RecipeError(
+            "fit.warmup_steps: no step is left after the warmup",
+            where=recipe.where("fit", "warmup_steps"),
+            expected=f"fewer than fit.steps, {recipe.fit.steps}",
+            found=warmup,
+        )
+    if family.reads == "images":
+        if facts is not None:
+            _check_classes(recipe, family, start)
+        return facts
+    if recipe.fit.data.tokenizer is not None:
+        place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
+        if place.is_dir():
+            check_tokenizer(place, label=recipe.fit.data.tokenizer)
+    elif source is not None:
+        check_tokenizer(source.root, label=source.label)
+    return facts
+
+
+def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:
+    """The same error, at its place in the recipe."""
+    at, found = recipe.where("fit", "data"), str(error.where)
+    error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
+    return error
+
+
+def _check_classes(recipe: Recipe, family: Family, start: GrowthPlan) -> None:
+    assert recipe.fit is not None
+    assert recipe.fit.data.images is not None
+    folder = recipe.base / Path(recipe.fit.data.images).expanduser()
+    wanted = family.sizes(start.target)[family.labels]
+    try:
+        check_classes(class_folders(folder), wanted, where=recipe.fit.data.images)
+    except RecipeError as error:
+        raise _at_data(recipe, error) from None
+
+
+def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:
+    lengths: list[tuple[tuple[str, ...], int]] = []
+    if recipe.fit is not None:
+        lengths.append((("fit", "sequence_length"), recipe.fit.sequence_length))
+    if recipe.source.pretrain is not None:
+        lengths.append((("source", "pretrain", "sequence_length"), recipe.source.pretrain.sequence_length))
+    return lengths

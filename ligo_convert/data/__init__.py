@@ -1,0 +1,1 @@
+"""Text and image datasets in, tokenised training, validation and test splits out."""

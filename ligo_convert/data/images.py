@@ -1,0 +1,234 @@
+"""Images in, slices of normalised pixels with their classes out: what an image model's operator learns on.
+
+Images are prepared as timm prepares them to evaluate a model: the shorter side resized, the middle cropped out, mean and deviation taken
+off. The same folder gives the same slices wherever it lies: order follows from names within the folder and the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ligo_convert.data.examples import Batch, DataSplits
+from ligo_convert.data.shuffle import permuted
+from ligo_convert.errors import DataMissing, MachineError, RecipeError
+
+CACHE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a model wants its images: side in pixels, channels, mean and deviation a channel, share that is cropped from the middle."""
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    def pixels(self, path: Path) -> np.ndarray:
+        """One image, uint8 [channels, size, size]. Raises RecipeError for a file that cannot be decoded."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("L" if self.channels == 1 else "RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise RecipeError(
+                f"data.images: an image that cannot be read: {error}", where=path, hint="remove it or repair it"
+            ) from None
+        array = np.asarray(_cropped(image, self.size, self.crop_pct, self.interpolation))
+        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [images, channels, size, size] -> float32, mean and deviation taken off."""
+        mean, deviation = (
+            np.asarray(values, dtype=np.float32)[: self.channels].reshape(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        scaled: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / deviation
+        return scaled
+
+
+def _cropped(image: Any, size: int, crop_pct: float, interpolation: str) -> Any:
+    from PIL import Image
+
+    shorter = int(np.floor(size / crop_pct))
+    width, height = image.size
+    if width <= height:
+        target = (shorter, int(shorter * height / width))
+    else:
+        target = (int(shorter * width / height), shorter)
+    filters = {name.lower(): found for name, found in Image.Resampling.__members__.items()}
+    resized = image if image.size == target else image.resize(target, filters.get(interpolation, filters["bicubic"]))
+    left, top = (round((side - size) / 2) for side in resized.size)
+    return resized.crop((left, top, left + size, top + size))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageExamples:
+    """Images as `pixel_values` float32 [images, channels, size, size] and `labels` int64, decoded when they are first asked for."""
+
+    files: tuple[Path, ...]
+    classes: np.ndarray  # [images] int64
+    preparation: Preparation
+    cache: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
+        pixels = np.stack([self._pixels(row) for row in rows])
+        return {"pixel_values": self.preparation.normalised(pixels), "labels": self.classes[list(rows)]}
+
+    def _pixels(self, row: int) -> np.ndarray:
+        if row in self.cache:
+            return self.cache[row]
+        found = self.preparation.pixels(self.files[row])
+        if (len(self.cache) + 1) * found.nbytes <= CACHE_BYTES:
+            self.cache[row] = found
+        return found
+
+
+def image_splits(
+    folder: str,
+    *,
+    base: Path,
+    preparation: Preparation,
+    classes: int,
+    train_images: int,
+    heldout_images: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DataSplits:
+    """Test, validation and train images of a folder with a folder a class; no image is in two of them.
+
+    Every class is shuffled and they are taken in turn, so that each slice has them about evenly. Held-out slices are at most an eighth of
+    the images each, and do not depend on `train_images`.
+
+    Raises:
+        RecipeError: another number of classes than the model has, too few images; as `class_folders`.
+    """
+    found = class_folders(base / Path(folder).expanduser())
+    check_classes(found, classes, where=folder)
+    ordered = _in_turn(found, seed)
+    heldout = min(heldout_images, len(ordered) // 8)
+    if heldout < 1:
+        raise RecipeError("data.images: too few images", where=folder, expected="at least 8", found=len(ordered))
+    parts = {
+        "test": ordered[:heldout],
+        "validation": ordered[heldout : 2 * heldout],
+        "train": ordered[2 * heldout : 2 * heldout + max(1, train_images)],
+    }
+    digest, done, total = hashlib.sha256(), 0, sum(len(part) for part in parts.values())
+    examples = {}
+    for name, part in parts.items():
+        for path, label in part:
+            digest.update(f"{name} {label} {_digest(path)}\n".encode())
+            done += 1
+            if on_progress is not None:
+                on_progress(done, total)
+        examples[name] = ImageExamples(
+            files=tuple(path for path, _ in part),
+            classes=np.asarray([label for _, label in part], dtype=np.int64),
+            preparation=preparation,
+        )
+    return DataSplits(
+        **examples,
+        digest=digest.hexdigest(),
+        sizes={name: len(part) for name, part in parts.items()},
+        unit="images",
+    )
+
+
+def _in_turn(found: dict[str, list[Path]], seed: int) -> list[tuple[Path, int]]:
+    """Every image with its class: one of each class, another of each, and so on, until all are taken."""
+    shuffled = [
+        [files[permuted(index, len(files), f"images/{seed}/{name}")] for index in range(len(files))]
+        for name, files in found.items()
+    ]
+    most = max(len(files) for files in shuffled)
+    return [(files[turn], label) for turn in range(most) for label, files in enumerate(shuffled) if turn < len(files)]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# What the formats that are read begin with; WebP says so after its length.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What can be known about the data without reading it.
+
+    `kind` is `text` (plain text and JSON Lines), `parquet`, `stdlib`, `hub` or `images`; a dataset of the Hub has no files and
+    an `nbytes` of 0 until it is read. `files` are places on this machine: not for anything that is shared.
+    """
+
+    kind: str
+    files: tuple[Path, ...]
+    nbytes: int
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its images, both sorted by name. Hidden files are passed over.
+
+    Raises:
+        RecipeError: no such folder, no folders in it, a class without images. MachineError: no permission.
+    """
+    try:
+        if not folder.is_dir():
+            raise DataMissing("data.images: no such folder", where=folder, expected="a folder with a folder a class")
+        classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        found = {
+            item.name: sorted(file for file in item.iterdir() if file.is_file() and not file.name.startswith("."))
+            for item in classes
+        }
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=error.filename or folder) from None
+    if not found:
+        raise RecipeError("data.images: no class folders", where=folder, expected="a folder with a folder a class")
+    for name, files in found.items():
+        if not files:
+            raise RecipeError("data.images: a class without images", where=folder / name)
+    return found
+
+
+def check_classes(found: dict[str, list[Path]], classes: int, *, where: str) -> None:
+    """Require as many class folders as a model has classes. Raises RecipeError."""
+    if len(found) != classes:
+        raise RecipeError(
+            "data.images: another number of classes than the model has",
+            where=where,
+            expected=f"{classes} folders",
+            found=len(found),
+            hint="set target.config.num_classes for a new head, or give another folder",
+        )
+
+
+def check_images(name: str, *, base: Path) -> DataFacts:
+    """Find the images of a recipe and look at the head of every file. Raises as `class_folders`, and RecipeError for what is no image."""
+    files = [file for found in class_folders(base / Path(name).expanduser()).values() for file in found]
+    total = 0
+    for file in files:
+        try:
+            with file.open("rb") as handle:
+                head = handle.read(16)
+                total += os.fstat(handle.fileno()).st_size
+        except OSError as error:
+            raise MachineError(f"cannot be read: {error.strerror}", where=file) from None
+        if not head.startswith(_MAGIC):
+            raise RecipeError(
+                "data.images: a file that is no image", where=file, expected="JPEG, PNG, WebP, GIF or BMP"
+            )
+    return DataFacts(kind="images", files=tuple(files), nbytes=total)

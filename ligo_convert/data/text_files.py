@@ -1,0 +1,206 @@
+"""Text files and JSON Lines in, pieces of text out, in an order that `seed` alone decides.
+
+Files are cut into chunks by offset and a chunk is found by its number, so that only what is asked for is read.
+What is no text is refused with its file and byte or line.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import contextlib
+import functools
+import itertools
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ligo_convert.data.shuffle import permuted
+from ligo_convert.errors import MachineError, RecipeError, SourceChanged
+
+CHUNK_BYTES = 32 * 1024  # a document is cut at this, or at the end of the line it falls in: up to twice as much
+
+# A slice of some ten thousand tokens is to see many places of a corpus, not two long ones: a held-out loss over few documents says
+# little of the corpus, and learning from few documents learns those.
+PIECE_BYTES = 4 * 1024
+
+CHUNKS_AT_LEAST = 64  # small corpora are cut finer, so that three slices can share them
+
+MAX_RECORD_BYTES = 64 * 1024 * 1024  # one line of JSON
+
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A file to read and the bytes it had when it was found."""
+
+    path: Path
+    nbytes: int
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix.lower()
+
+
+def regular_file(path: Path) -> TextFile | None:
+    """`path` as a file to read, or None for a folder. A pipe or a device would block or never end: refused."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=path) from None
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise RecipeError("data.text: neither a file nor a folder", where=path, found=stat.filemode(status.st_mode))
+    return TextFile(path=path, nbytes=status.st_size)
+
+
+def check_head(file: TextFile) -> None:
+    """Refuse what the first bytes already give away: a file that cannot be opened, is packed or is no JSON Lines."""
+    with _open(file) as handle:
+        head = handle.readline(2 * CHUNK_BYTES) if file.suffix in RECORD_SUFFIXES else handle.read(4096)
+    if file.suffix in RECORD_SUFFIXES and (head.endswith(b"\n") or len(head) == file.nbytes):
+        _record_text(head, file, 0)
+        return
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file.path, error.start) from None
+
+
+def _not_utf8(path: Path, offset: int) -> RecipeError:
+    return RecipeError(
+        "data.text: not UTF-8 text",
+        where=f"{path}: byte {offset}",
+        hint="files that are not .jsonl or .parquet are read as UTF-8 text; unpack or convert it first",
+    )
+
+
+def shuffled_chunks(files: Sequence[TextFile], seed: int) -> Iterator[str]:
+    """The text of all files, chunk by chunk in shuffled order; a chunk is found by its number, so none is held."""
+    total = sum(file.nbytes for file in files)
+    step = max(256, min(PIECE_BYTES, total // CHUNKS_AT_LEAST))
+    ends = list(itertools.accumulate(-(-file.nbytes // step) for file in files))
+    for index in range(ends[-1]):
+        number = permuted(index, ends[-1], f"chunks/{seed}")
+        which = bisect.bisect_right(ends, number)
+        start = (number - (ends[which - 1] if which else 0)) * step
+        read = _read_records if files[which].suffix in RECORD_SUFFIXES else _read_text
+        with _open(files[which]) as handle:
+            yield from read(handle, files[which], start, step)
+
+
+@contextlib.contextmanager
+def _open(file: TextFile) -> Iterator[BinaryIO]:
+    try:
+        with file.path.open("rb") as handle:
+            if os.fstat(handle.fileno()).st_size != file.nbytes:
+                raise SourceChanged("data changed while it was read", where=file.path)
+            yield handle
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=file.path) from None
+
+
+def _read_text(handle: BinaryIO, file: TextFile, start: int, step: int) -> Iterator[str]:
+    """The lines that begin in [start, start + step), as one piece."""
+    begin, end = (_boundary(handle, offset, file.nbytes, step) for offset in (start, start + step))
+    handle.seek(begin)
+    raw = handle.read(end - begin)
+    try:
+        yield raw.decode("utf-8").removeprefix("\ufeff" if begin == 0 else "")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file.path, begin + error.start) from None
+
+
+def _boundary(handle: BinaryIO, offset: int, size: int, step: int) -> int:
+    """The first beginning of a line in [offset, offset + step); of a character, where no line begins there."""
+    if offset <= 0 or offset >= size:
+        return min(max(offset, 0), size)
+    handle.seek(offset - 1)
+    window = handle.read(step)
+    newline = window.find(b"\n")
+    if newline >= 0:
+        return offset + newline
+    following = window[1:5]
+    return offset + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
+
+
+def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int) -> Iterator[str]:
+    """The texts of the lines of JSON that begin in [start, start + step)."""
+    position = start
+    if start:
+        handle.seek(start - 1)
+        rest = handle.readline(step + 1)
+        if not rest.endswith(b"\n"):
+            return
+        position = start - 1 + len(rest)
+    while position < min(start + step, file.nbytes):
+        line = handle.readline(MAX_RECORD_BYTES + 1)
+        if len(line) > MAX_RECORD_BYTES:
+            raise RecipeError(
+                "data.text: line too long",
+                where=f"{file.path}:{_line_number(file, position)}",
+                expected=f"at most {MAX_RECORD_BYTES} bytes",
+            )
+        text = _record_text(line, file, position)
+        if text:
+            yield text
+        position += len(line)
+
+
+def _record_text(line: bytes, file: TextFile, position: int) -> str:
+    """The `text` of one line; empty for a blank line."""
+    try:
+        content = line.decode("utf-8").removeprefix("\ufeff" if position == 0 else "").strip()
+        record = json.loads(content) if content else {"text": ""}
+        problem = "" if isinstance(record, dict) else f"a JSON {type(record).__name__}, no object"
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file.path, position + error.start) from None
+    except (ValueError, RecursionError) as error:
+        record, problem = {}, f"no JSON: {str(error)[:80]}"
+    if not problem and not is_text(record.get("text")):
+        problem = "its text is not readable text" if "text" in record else f"keys: {', '.join(sorted(record))[:80]}"
+    if problem:
+        raise RecipeError(
+            "data.text: line without text",
+            where=f"{file.path}:{_line_number(file, position)}",
+            expected='an object a line, {"text": "..."}',
+            found=problem,
+        )
+    return str(record["text"])
+
+
+def is_text(value: object) -> bool:
+    """Whether a tokenizer takes `value`: a string without half a surrogate pair, which JSON can smuggle in."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _line_number(file: TextFile, position: int) -> int:
+    with _open(file) as handle:
+        blocks = iter(functools.partial(handle.read, 1 << 20), b"")
+        number, left = 1, position
+        for block in blocks:
+            number += block[:left].count(b"\n")
+            left -= min(left, len(block))
+            if not left:
+                break
+    return number
+
+
+def cut(text: str, limit: int = 2 * CHUNK_BYTES) -> Iterator[str]:
+    """`text` in pieces of at most `limit` characters, cut after a line or a word where there is one."""
+    begin = 0
+    while begin < len(text):
+        end = begin + limit
+        if end < len(text):
+            breaks = (text.rfind(mark, begin + limit // 2, end) + 1 for mark in "\n ")
+            end = next((place for place in breaks if place), end)
+        if text[begin:end].strip():
+            yield text[begin:end]
+        begin = end

@@ -1,0 +1,111 @@
+"""GPT-2 (Radford et al., 2019) as transformers stores it: fused attention, Conv1D weights (in, out), pre-LayerNorm."""
+
+from __future__ import annotations
+
+from ligo_convert.families.schema import Family, Head, Norm, Training
+
+PAPER = r"""@techreport{radford2019language,
+  title       = {Language Models are Unsupervised Multitask Learners},
+  author      = {Radford, Alec and Wu, Jeffrey and Child, Rewon and Luan, David and Amodei, Dario and Sutskever, Ilya},
+  institution = {OpenAI},
+  year        = {2019}
+}"""
+
+# GPT-2's own rates are not published; these are of the same layers.
+_GPT3 = "GPT-3, arXiv:2005.14165, table 2.1"
+
+DECODERS = tuple(
+    Training(
+        parameters=parameters, rate=rate, batch=f"{batch} tokens", warmup="375 million tokens", decay=0.1, paper=_GPT3
+    )
+    for parameters, rate, batch in (
+        (125e6, 6.0e-4, "0.5M"),
+        (350e6, 3.0e-4, "0.5M"),
+        (760e6, 2.5e-4, "0.5M"),
+        (1.3e9, 2.0e-4, "1M"),
+        (2.7e9, 1.6e-4, "1M"),
+        (6.7e9, 1.2e-4, "2M"),
+    )
+)
+
+GPT2 = Family(
+    name="gpt2",
+    model_type="gpt2",
+    heads=(Head(task="causal-lm", architecture="GPT2LMHeadModel", auto_class="AutoModelForCausalLM"),),
+    axes={
+        "embed": "n_embd",
+        "heads": "n_head",
+        "head_dim": "n_embd / n_head",
+        "mlp": "n_inner or 4 * n_embd",
+        "vocab": "vocab_size",
+        "position": "n_positions",
+        "layer": "n_layer",
+    },
+    streams={"query": "heads*head_dim", "key": "heads*head_dim", "value": "heads*head_dim"},
+    tensors={
+        "transformer.wte.weight": "vocab -> embed",
+        "transformer.wpe.weight": "position -> embed",
+        "transformer.h.{layer}.(ln_1|ln_2).weight": "embed gain",
+        "transformer.h.{layer}.(ln_1|ln_2).bias": "embed shift",
+        "transformer.h.{layer}.attn.c_attn.weight": "embed -> query+key+value",
+        "transformer.h.{layer}.attn.c_attn.bias": "query+key+value",
+        "transformer.h.{layer}.attn.c_proj.weight": "value -> embed",
+        "transformer.h.{layer}.attn.c_proj.bias": "embed",
+        "transformer.h.{layer}.mlp.c_fc.weight": "embed -> mlp",
+        "transformer.h.{layer}.mlp.c_fc.bias": "mlp",
+        "transformer.h.{layer}.mlp.c_proj.weight": "mlp -> embed",
+        "transformer.h.{layer}.mlp.c_proj.bias": "embed",
+        "transformer.ln_f.weight": "embed gain",
+        "transformer.ln_f.bias": "embed shift",
+        "lm_head.weight": "vocab <- embed",
+    },
+    norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_epsilon", head="transformer.ln_f"),
+    positions="position",
+    optional_prefix="transformer.",
+    tied={"lm_head.weight": "transformer.wte.weight"},
+    ignored=("transformer.h.{layer}.attn.(bias|masked_bias)",),
+    branch_ends=("transformer.h.{layer}.(attn|mlp).c_proj",),
+    kept=("vocab", "position"),
+    products=(("query", "key"),),
+    scale_key="scale_attn_weights",
+    requires={"add_cross_attention": False},
+    index_keys=("scale_attn_by_inverse_layer_idx",),
+    inert=(
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "initializer_range",
+        "reorder_and_upcast_attn",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+    residual_init=("transformer.h.{layer}.(attn|mlp).c_proj.weight",),
+    defaults={
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "resid_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    paper=PAPER,
+    trained=DECODERS,
+)

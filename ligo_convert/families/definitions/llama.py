@@ -1,0 +1,111 @@
+"""Llama (Touvron et al., 2023) as transformers stores it: grouped-query attention, RMSNorm, gated MLP, rotary positions."""
+
+from __future__ import annotations
+
+from ligo_convert.families.definitions.gpt2 import DECODERS
+from ligo_convert.families.schema import Family, Head, Norm, Training
+
+PAPER = r"""@misc{touvron2023llama,
+  title  = {{LLaMA}: Open and Efficient Foundation Language Models},
+  author = {Touvron, Hugo and Lavril, Thibaut and Izacard, Gautier and others},
+  year   = {2023},
+  url    = {https://arxiv.org/abs/2302.13971}
+}"""
+
+_LLAMA = "LLaMA, arXiv:2302.13971, table 2"
+
+# Of small models of this kind: GPT-3's, whose layers differ less than its sizes do.
+TRAININGS = (
+    *(training for training in DECODERS if training.parameters < 1e9),
+    Training(
+        parameters=1.1e9,
+        rate=4.0e-4,
+        batch="2M tokens",
+        warmup="2,000 steps",
+        decay=0.1,
+        paper="TinyLlama, arXiv:2401.02385",
+    ),
+    *(
+        Training(parameters=parameters, rate=rate, batch="4M tokens", warmup="2,000 steps", decay=0.1, paper=_LLAMA)
+        for parameters, rate in ((6.7e9, 3.0e-4), (13.0e9, 3.0e-4), (32.5e9, 1.5e-4), (65.2e9, 1.5e-4))
+    ),
+)
+
+LLAMA = Family(
+    name="llama",
+    model_type="llama",
+    heads=(Head(task="causal-lm", architecture="LlamaForCausalLM", auto_class="AutoModelForCausalLM"),),
+    axes={
+        "embed": "hidden_size",
+        "mlp": "intermediate_size",
+        "vocab": "vocab_size",
+        "layer": "num_hidden_layers",
+        "kv_heads": "num_key_value_heads or num_attention_heads",
+        "group": "num_attention_heads / num_key_value_heads or 1",
+        "head_dim": "head_dim or hidden_size / num_attention_heads",
+    },
+    # Queries by group: a grown head stays with the key and value that it reads.
+    streams={
+        "query": "kv_heads*group*head_dim",
+        "context": "kv_heads*group*head_dim",
+        "key": "kv_heads*head_dim",
+        "value": "kv_heads*head_dim",
+    },
+    tensors={
+        "model.embed_tokens.weight": "vocab -> embed",
+        "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
+        "model.layers.{layer}.self_attn.q_proj.weight": "query <- embed",
+        "model.layers.{layer}.self_attn.k_proj.weight": "key <- embed",
+        "model.layers.{layer}.self_attn.v_proj.weight": "value <- embed",
+        "model.layers.{layer}.self_attn.o_proj.weight": "embed <- context",
+        "model.layers.{layer}.self_attn.q_proj.bias": "query if attention_bias",
+        "model.layers.{layer}.self_attn.k_proj.bias": "key if attention_bias",
+        "model.layers.{layer}.self_attn.v_proj.bias": "value if attention_bias",
+        "model.layers.{layer}.self_attn.o_proj.bias": "embed if attention_bias",
+        "model.layers.{layer}.mlp.(gate|up)_proj.weight": "mlp <- embed",
+        "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
+        "model.layers.{layer}.mlp.(gate|up)_proj.bias": "mlp if mlp_bias",
+        "model.layers.{layer}.mlp.down_proj.bias": "embed if mlp_bias",
+        "model.norm.weight": "embed gain",
+        "lm_head.weight": "vocab <- embed",
+    },
+    norm=Norm(stream="embed", kind="rmsnorm", epsilon="rms_norm_eps", head="model.norm"),
+    optional_prefix="model.",
+    tied={"lm_head.weight": "model.embed_tokens.weight"},
+    ignored=("model.layers.{layer}.self_attn.rotary_emb.inv_freq",),
+    branch_ends=("model.layers.{layer}.self_attn.o_proj", "model.layers.{layer}.mlp.down_proj"),
+    kept=("vocab",),
+    fixed=("head_dim",),
+    products=(("query", "key"),),
+    carries={"context": "value"},
+    whole=("hidden_size / num_attention_heads",),
+    requires={"pretraining_tp": 1},
+    inert=(
+        "attention_dropout",
+        "initializer_range",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+    defaults={
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "head_dim": None,
+    },
+    paper=PAPER,
+    trained=TRAININGS,
+)

@@ -1,0 +1,342 @@
+"""What a recipe's `growth` will do, decided from configs alone.
+
+What comes in: a family, the source's and the target's config, the names of the starts. What goes out: a `GrowthPlan`: its verdict and the
+reasons, what it changes in the target's config, and what `initial` makes the operator from. No arrays, no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.depth_methods import DEPTHS, DepthMap, depth_map
+from ligo_convert.growth.operator import Keying
+from ligo_convert.growth.verdict import CannotPreserve, Claim, Verdict
+from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, preserves_mean, width_claim
+
+# Changes made to a source before it grows, by name (`rewrites`, `carrying`).
+REWRITES = ("centre", "carry")
+
+_RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthSettings:
+    """The recipe's `growth`, as this floor needs it."""
+
+    width: str
+    depth: str
+    keying: Keying
+    tie: str | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why a start is what it is; `breaks` where it is not a start's own doing and a promise cannot stand beside it."""
+
+    verdict: Verdict
+    text: str
+    breaks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthPlan:
+    """What a start will do, known before a weight is read.
+
+    Attributes:
+        source, target: the configs; the target's with the start's own edits (epsilon, lists with an entry a layer).
+        verdict, reasons: of the map; one reason for every axis that grows, worst first.
+        requests: axis -> width request. streams: stream -> request of its own, where it is not what its axis is elsewhere.
+        depths: depth axis -> where its layers come from. head: factor on the head's norm.
+        units: pattern of a norm's row -> new layers where it only normalises. drawn_rows: patterns of rows drawn whole: a new head.
+        rewrites: exact changes made to the source first.
+    """
+
+    family: Family
+    growth: GrowthSettings
+    source: Mapping[str, object]
+    target: Mapping[str, object]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    requests: Mapping[str, WidthRequest]
+    streams: Mapping[str, WidthRequest]
+    depths: Mapping[str, DepthMap]
+    head: float
+    units: Mapping[str, tuple[int, ...]]
+    drawn_rows: tuple[str, ...]
+    rewrites: tuple[str, ...]
+
+    @property
+    def grows_width(self) -> bool:
+        return any(map(grows, self.requests.values()))
+
+    @property
+    def copies_only(self) -> bool:
+        """Whether every target tensor is a source tensor, byte for byte (but for its dtype)."""
+        silent = any(any(found.silent) or any(found.drawn) for found in self.depths.values())
+        return not self.grows_width and not silent and not self.drawn_rows
+
+
+def plan_growth(
+    family: Family,
+    growth: GrowthSettings,
+    source: Mapping[str, object],
+    target: Mapping[str, object],
+    *,
+    asked: Mapping[str, object],
+    where: str,
+    source_family: Family | None = None,
+) -> GrowthPlan:
+    """Decide what the starts do from configs alone.
+
+    Args:
+        family: narrowed to the target's class. source_family: narrowed to the source's, where that is another.
+        source, target: configs, the target's as `Family.resize` gave it. asked: what the recipe itself set in the target.
+
+    Raises:
+        RecipeError: a start that promises the function and cannot keep it here, or `copy` for an axis that grows.
+    """
+    old, new = family.sizes(source), family.sizes(target)
+    tied = family.is_tied(target)
+    growing = tuple(axis for axis in family.axes if axis not in family.kept and axis not in family.depth_axes)
+    requests = {axis: _request(family, growth, axis, old, new, tied) for axis in growing}
+    beside = {"summed": family.norm.summed, "activated": family.norm.activated}
+    streams = {
+        stream: replace(requests[family.norm.stream], place=place)  # type: ignore[arg-type]
+        for place, found in beside.items()
+        for stream in found
+    }
+    claims = {}
+    for axis, request in requests.items():
+        try:
+            claims[axis] = width_claim(growth.width, request)
+        except CannotPreserve as error:
+            raise RecipeError(f"growth.width: {growth.width}: {error}", where=where) from None
+    reasons = [
+        Reason(verdict=claim.verdict, text=f"{axis} {old[axis]} to {new[axis]} by {growth.width}: {claim.reason}")
+        for axis, claim in claims.items()
+        if old[axis] != new[axis]
+    ]
+    depths, depth_reasons = _plan_depth(family, growth, source, old, new, where)
+    reasons += depth_reasons
+    units = _units(family, depths)
+    drawn_rows = _drawn_rows(family, source_family or family, target, old, new)
+    changed = family.changed_function(source, target)
+    if changed:
+        reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
+    if growth.tie == "paper" and any(map(grows, requests.values())):
+        reasons.append(Reason(verdict="lossy", text="tie: paper reads with the write maps"))
+    final, edits = _edit_config(family, source, target, claims, asked, depths, where)
+    reasons += edits
+    broken = [reason for reason in reasons if reason.breaks]
+    widens = any(map(grows, requests.values()))
+    if widens and WIDTHS[growth.width].advance:
+        _refuse_two_at_once(family, growth, requests, where)
+    if broken and widens and WIDTHS[growth.width].preserving:
+        raise RecipeError(
+            f"growth.width: {growth.width} promises the source's function, and {broken[0].text}", where=where
+        )
+    return GrowthPlan(
+        family=family,
+        growth=growth,
+        source=source,
+        target=final,
+        verdict=max((reason.verdict for reason in reasons), key=_RANK.__getitem__, default="exact"),
+        reasons=tuple(reason.text for reason in sorted(reasons, key=lambda reason: -_RANK[reason.verdict])),
+        requests=requests,
+        streams=streams,
+        units=units,
+        drawn_rows=drawn_rows,
+        rewrites=_rewrites(family, growth, requests),
+        depths=depths,
+        head=math.prod(claim.head for claim in claims.values()),
+    )
+
+
+def _request(
+    family: Family, growth: GrowthSettings, axis: str, old: Mapping[str, int], new: Mapping[str, int], tied: bool
+) -> WidthRequest:
+    return WidthRequest(
+        axis=axis,
+        old=old[axis],
+        new=new[axis],
+        norm=family.norm.kind if axis == family.norm.stream else None,
+        tied_head=tied,
+        seed=growth.seed,
+        place=family.norm.place if axis == family.norm.stream else "pre",
+        norms=family.norms(old) if axis == family.norm.stream else 0,
+        fixed_epsilon=not family.norm.epsilon,
+    )
+
+
+def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[int, ...]]:
+    """Where the norms of a post-norm model only normalise, so that silent layers change nothing (docs/reference/exact-starts.md).
+
+    A silent layer normalises twice what is normalised already, which does nothing as long as no gain and shift come between: those
+    move to the last norm of the layer's silent copies.
+    """
+    if family.norm.place != "post":
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
+    for row in family.rows:
+        if row.depth is None or row.module not in (family.norm.inner, family.norm.outer):
+            continue
+        silent = (*depths[row.depth].silent, False)
+        if row.module == family.norm.inner:
+            layers = tuple(layer for layer, quiet in enumerate(silent) if quiet)
+        else:
+            layers = tuple(layer for layer, quiet in enumerate(silent[1:]) if quiet)
+        if layers:
+            found[row.pattern] = layers
+    return found
+
+
+def _drawn_rows(
+    family: Family,
+    source_family: Family,
+    target: Mapping[str, object],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
+) -> tuple[str, ...]:
+    """Rows of a head that the source does not have, or has for another number of classes."""
+    labels = family.labels if family.labels and old[family.labels] != new[family.labels] else None
+    parts = ("", *source_family.chosen.parts)
+    return tuple(
+        row.pattern
+        for row in family.rows_for(target)
+        if row.layout.part not in parts or (labels and labels in row.layout.streams)
+    )
+
+
+def _rewrites(family: Family, growth: GrowthSettings, requests: Mapping[str, WidthRequest]) -> tuple[str, ...]:
+    request = requests[family.norm.stream]
+    if WIDTHS[growth.width].carries and preserves_mean(request):
+        return ("carry",)
+    free = request.place != "pre" or not request.tied_head
+    start = WIDTHS[growth.width]
+    # What cannot be carried is grown as by `zero`.
+    as_zero = start.centres or (start.carries and request.place != "pre" and request.new % request.old != 0)
+    centres = as_zero and grows(request) and request.norm == "layernorm" and free
+    return ("centre",) if centres else ()
+
+
+def grows(request: WidthRequest) -> bool:
+    """Whether the axis has another size in the target."""
+    return request.old != request.new
+
+
+def _refuse_two_at_once(
+    family: Family, growth: GrowthSettings, requests: Mapping[str, WidthRequest], where: str
+) -> None:
+    """What is added along two factors of a stream at once is no product, and a second term cannot hold it."""
+    for stream in family.streams:
+        grown = [axis for axis in family.factors(stream) if axis in requests and grows(requests[axis])]
+        if len(grown) > 1:
+            raise RecipeError(
+                f"growth.width: {growth.width}: {stream} would grow along {' and '.join(grown)} at once",
+                where=where,
+                hint="grow one of them, or take net2net",
+            )
+
+
+def _plan_depth(
+    family: Family,
+    growth: GrowthSettings,
+    source: Mapping[str, object],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
+    where: str,
+) -> tuple[dict[str, DepthMap], list[Reason]]:
+    depths, reasons = {}, []
+    for axis in family.depth_axes:
+        deepens = old[axis] != new[axis]
+        if deepens and growth.depth == "copy":
+            raise RecipeError(
+                f"growth.depth: copy: {axis} grows from {old[axis]} to {new[axis]}, and `copy` is for a depth that does not grow",
+                where=where,
+            )
+        depths[axis] = depth_map(growth.depth, old[axis], new[axis])
+        if deepens:
+            start = DEPTHS[growth.depth]
+            text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {start.reason}"
+            reasons.append(Reason(verdict=start.verdict, text=text))
+    # A list with an entry a layer moves with its layers, and says what would else follow from their places.
+    listed = any(isinstance(source.get(key), list) for key in family.layer_lists)
+    moved = [key for key in family.index_keys if family.complete(source).get(key) and not listed]
+    if reasons and moved:
+        if growth.depth == "identity":
+            raise RecipeError(
+                f"growth.depth: identity: {moved[0]} makes a layer depend on its index, so moving layers changes the function",
+                where=where,
+            )
+        reasons.append(Reason(verdict="lossy", text=f"{moved[0]} makes a layer depend on its index"))
+    return depths, reasons
+
+
+def epsilon_of(family: Family, config: Mapping[str, object]) -> float:
+    """The norm's epsilon that a config states. Raises SourceError where it is no positive number."""
+    value = family.complete(config)[family.norm.epsilon]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise SourceError(f"{family.norm.epsilon} is {value!r}, and must be a positive number", where="config.json")
+    return float(value)
+
+
+def _edit_config(
+    family: Family,
+    source: Mapping[str, object],
+    target: Mapping[str, object],
+    claims: Mapping[str, Claim],
+    asked: Mapping[str, object],
+    depths: Mapping[str, DepthMap],
+    where: str,
+) -> tuple[dict[str, object], list[Reason]]:
+    """The target's config with what the start changes in it: epsilon, and lists with an entry a layer."""
+    final = dict(target)
+    reasons: list[Reason] = []
+    _edit_epsilon(family, source, claims, asked, where, final, reasons)
+    for name, axis in family.layer_lists.items():
+        values = source.get(name)
+        if isinstance(values, list) and name not in asked:
+            final[name] = [values[layer] for layer in depths[axis].source]
+    return final, reasons
+
+
+def _edit_epsilon(
+    family: Family,
+    source: Mapping[str, object],
+    claims: Mapping[str, Claim],
+    asked: Mapping[str, object],
+    where: str,
+    final: dict[str, object],
+    reasons: list[Reason],
+) -> None:
+    key = family.norm.epsilon
+    if not key:
+        return  # fixed in the library's code
+    old_value = epsilon_of(family, source)
+    ratio = math.prod(claim.epsilon for claim in claims.values())
+    # To 15 digits: 7.5e-06, not 7.500000000000001e-06.
+    wanted = float(f"{old_value * ratio:.15g}") if ratio != 1 else old_value
+    if key in asked and asked[key] != wanted:
+        chosen = asked[key]
+        if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or chosen <= 0:
+            raise RecipeError(f"{key} is {chosen!r}, and must be a positive number", where=where)
+        # An epsilon matters where a variance is as small; within a factor of ten it is a shade, beyond it is a change.
+        small: Verdict = "near" if 0.1 <= chosen / wanted <= 10 else "lossy"
+        text = f"the recipe sets {key} = {chosen} where {wanted} would be exact"
+        reasons.append(Reason(verdict=small, text=text, breaks=True))
+    elif wanted != old_value:
+        final[key] = wanted
+
+
+def drawn_names(start: GrowthPlan) -> list[str]:
+    """What was drawn as the library initialises it, by axis."""
+    drawn = [axis for axis, request in start.requests.items() if request.old != request.new]
+    names = [f"{axis} (new entries)" for axis in drawn if start.growth.width == "direct"]
+    names += [f"{axis} (whole)" for axis in drawn if start.growth.width == "random"]
+    names += [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
+    return names + [f"{pattern} (new head)" for pattern in start.drawn_rows]

@@ -1,0 +1,234 @@
+"""TODO: one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ligo_convert.checkpoints.headers import read_header
+from ligo_convert.checkpoints.small_files import open_file, tensor_bytes
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.errors import SourceError
+from ligo_convert.families.notation import SizeError
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.growth_plan import REWRITES
+from ligo_convert.growth.initialize import stream_keys
+from ligo_convert.growth.maps import ROLES, Axis, Map
+from ligo_convert.growth.operator import MAP_FIELDS, Operator, Term
+
+
+def read_operator(path: Path) -> Operator:
+    """The growth operator of a file, checked against its family. Raises SourceError where it holds none that could be applied."""
+    descriptor = open_file(path)
+    try:
+        header = read_header(descriptor, label=path.name)
+        specs: dict[str, TensorSpec] = {name: tensor.spec for name, tensor in header.tensors.items()}
+
+        def read(name: str) -> Any:
+            return tensor_bytes(descriptor, header, name, path.name)
+
+        operator = restore(header.metadata, specs, read, label=path.name)
+        if operator.family not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise SourceError(f"an operator of the unknown family {operator.family!r}", where=path.name, expected=known)
+        family = FAMILIES[operator.family]
+        if operator.head not in [head.name for head in family.heads]:
+            raise SourceError(f"an operator of the unknown class {operator.head!r}", where=path.name)
+        check_operator(operator, family_of(operator), label=path.name)
+        return operator
+    finally:
+        os.close(descriptor)
+
+
+def family_of(operator: Operator) -> Family:
+    """The family of an operator, narrowed to the target's class."""
+    return FAMILIES[operator.family].for_architecture(operator.head)
+
+
+def _is_sound(found: Map) -> bool:
+    """Whether the three arrays make one map: rows that select what is there, over rows as long as the axis."""
+    return (
+        found.index.ndim == 1
+        and found.index.dtype == np.int64
+        and found.weight.shape == found.index.shape
+        and found.tail.ndim == 2
+        and (not len(found.index) or 0 <= int(found.index.min()) <= int(found.index.max()) < found.old)
+    )
+
+
+def check_operator(operator: Operator, family: Family, *, label: str) -> None:
+    """Require that an operator from a file is one that growth can apply: every map and matrix of the right shape, every index in range.
+
+    Raises:
+        SourceError: it is not; the message names the map or matrix.
+    """
+    try:
+        old, new = family.sizes(operator.source), family.sizes(operator.target)
+    except SizeError as error:
+        raise SourceError(f"the operator's configs do not fit: {error}", where=label) from None
+    unknown = [name for name in operator.rewrites if name not in REWRITES]
+    if unknown:
+        raise SourceError(
+            "a change to the source that is not known here", where=label, expected=REWRITES, found=unknown
+        )
+    rows = tuple(row for row in family.rows_for(operator.target) if row.pattern not in operator.drawn_rows)
+    for number, term in enumerate(operator.terms):
+        for key, factors in term.widths.items():
+            stream = key.partition("@")[0]
+            maps = [axis.role(role) for axis in factors for role in ROLES]
+            if not all(map(_is_sound, maps)):
+                raise SourceError("a width map that is none", where=f"{label}: {number}/width/{key}")
+            sizes = [math.prod(getattr(axis, end) for axis in factors) for end in ("old", "new")]
+            if stream not in family.roles or sizes != [old[stream], new[stream]]:
+                raise SourceError("a width map of another size", where=f"{label}: {number}/width/{key}", found=sizes)
+            if any(
+                (axis.role(role).old, axis.role(role).new) != (axis.old, axis.new) for axis in factors for role in ROLES
+            ):
+                raise SourceError("the maps of one axis differ in size", where=f"{label}: {number}/width/{key}")
+        for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
+            keys = stream_keys(family, stream, operator.keying, old, new, rows)
+            absent = [key for key in keys if key not in term.widths]
+            if absent and old[stream] != new[stream]:
+                raise SourceError("a stream that grows has no width map", where=f"{label}: {number}/width/{absent[0]}")
+        for row in (row for row in rows if row.pattern not in operator.drawn_rows):
+            wanted = (new[row.depth], old[row.depth]) if row.depth else (1, 1)
+            for key in row.piece_keys():
+                found_shape = term.depths[key].shape if key in term.depths else None
+                if found_shape != wanted:
+                    raise SourceError(
+                        "a depth matrix of another shape", where=f"{label}: {key}", expected=wanted, found=found_shape
+                    )
+    for flags in (operator.drawn_layers, operator.silent_layers):
+        if any(axis not in family.depth_axes or len(layers) != new[axis] for axis, layers in flags.items()):
+            raise SourceError("layers that the target does not have", where=label, found=dict(flags))
+
+
+FORMAT = "ligo-operator/2"
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "U8": np.dtype("u1"),
+}
+
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+# Storage.
+
+
+def describe(operator: Operator) -> dict[str, str]:
+    """The metadata of `operator.safetensors`: everything but the arrays, as one canonical JSON text."""
+    names = operator.map_names()
+    terms = [
+        {
+            "widths": {
+                key: [
+                    {**{role: names[id(axis.role(role))] for role in ROLES}, "drawn": axis.drawn is not None}
+                    for axis in factors
+                ]
+                for key, factors in term.widths.items()
+            },
+            "depths": list(term.depths),
+        }
+        for term in operator.terms
+    ]
+    data = {
+        "format": FORMAT,
+        "family": operator.family,
+        "head": operator.head,
+        "source": operator.source,
+        "target": operator.target,
+        "keying": operator.keying,
+        "tie": operator.tie,
+        "terms": terms,
+        "drawn_layers": {axis: list(flags) for axis, flags in operator.drawn_layers.items()},
+        "silent_layers": {axis: list(flags) for axis, flags in operator.silent_layers.items()},
+        "seed": operator.seed,
+        "drawn_rows": list(operator.drawn_rows),
+        "unit_layers": {pattern: list(layers) for pattern, layers in operator.unit_layers.items()},
+        "rewrites": list(operator.rewrites),
+        "notes": operator.notes,
+    }
+    return {"format": "pt", "ligo": json.dumps(data, sort_keys=False, separators=(",", ":"), allow_nan=False)}
+
+
+def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
+    """The arrays as the safetensors writer takes them."""
+    result = []
+    for name, array in operator.arrays():
+        array = np.ascontiguousarray(array)
+        dtype = _NAMES[array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype]
+        result.append(
+            (TensorSpec(name=name, dtype=dtype, shape=array.shape), memoryview(array.reshape(-1).view(np.uint8).data))
+        )
+    return result
+
+
+def restore(
+    metadata: Mapping[str, str], specs: Mapping[str, TensorSpec], read: Callable[[str], Any], *, label: str
+) -> Operator:
+    """The operator from a file's metadata and arrays. Raises SourceError where the file holds no operator of ours."""
+    try:
+        data = json.loads(metadata["ligo"])
+        if data["format"] != FORMAT:
+            raise SourceError("an operator of another version", where=label, expected=FORMAT, found=data["format"])
+        return _restore(data, specs, read)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise SourceError(
+            f"this file holds no growth operator ({type(error).__name__}: {error})",
+            where=label,
+            hint="operators are written by `ligo-convert fit` and lie at ligo/operator.safetensors of every output",
+        ) from None
+
+
+def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Any]) -> Operator:
+    def array(name: str) -> np.ndarray:
+        spec = specs[name]
+        flat: np.ndarray = np.frombuffer(bytes(read(name)), dtype=np.uint8).view(_DTYPES[spec.dtype])
+        return flat.reshape(spec.shape)  # a read-only view
+
+    maps: dict[str, Map] = {}
+
+    def stored_map(name: str) -> Map:
+        if name not in maps:
+            maps[name] = Map(**{part: array(f"{name}.{part}") for part in MAP_FIELDS})
+        return maps[name]
+
+    terms = []
+    for number, term in enumerate(data["terms"]):
+        widths = {
+            key: tuple(
+                Axis(
+                    **{role: stored_map(factor[role]) for role in ROLES},
+                    drawn=array(f"{number}/width/{key}/{position}/drawn").astype(bool) if factor["drawn"] else None,
+                )
+                for position, factor in enumerate(factors)
+            )
+            for key, factors in term["widths"].items()
+        }
+        terms.append(Term(widths=widths, depths={key: array(f"{number}/depth/{key}") for key in term["depths"]}))
+    return Operator(
+        family=data["family"],
+        head=data["head"],
+        source=data["source"],
+        target=data["target"],
+        keying=data["keying"],
+        tie=data["tie"],
+        terms=tuple(terms),
+        drawn_layers={axis: tuple(flags) for axis, flags in data["drawn_layers"].items()},
+        silent_layers={axis: tuple(flags) for axis, flags in data["silent_layers"].items()},
+        seed=data["seed"],
+        drawn_rows=tuple(data["drawn_rows"]),
+        unit_layers={pattern: tuple(layers) for pattern, layers in data["unit_layers"].items()},
+        rewrites=tuple(data["rewrites"]),
+        notes=data["notes"],
+    )

@@ -1,0 +1,11 @@
+"""The names of the files in an output directory; each name stands here alone."""
+
+from __future__ import annotations
+
+OPERATOR = "ligo/operator.safetensors"
+RECIPE = "ligo/recipe.yaml"
+PROVENANCE = "ligo/provenance.json"
+NEW_PARAMETERS = "ligo/new_parameters.json"
+FIT_LOG = "ligo/fit.jsonl"
+FIT_PLOT = "ligo/fit.png"
+CHECKSUMS = "ligo/SHA256SUMS"

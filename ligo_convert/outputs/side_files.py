@@ -1,0 +1,109 @@
+"""What lies beside the weights: config, tokenizer, what is new, recipe, card, provenance, digests.
+
+What comes in: the plan, the source, what was learned. What goes out: files in the staging directory. Nothing here holds a path, a name or a
+time, but for the log, its picture, the card and the provenance, which carry times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ligo_convert.checkpoints.files import CARD
+from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.checkpoints.tensors import DTYPE_NAMES, TensorSpec
+from ligo_convert.checkpoints.writer import rehash
+from ligo_convert.families.configs import written_config
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.new_parameters import new_parameters
+from ligo_convert.growth.operator import Operator
+from ligo_convert.io.staging import Staging
+from ligo_convert.io.yaml_writer import dump_yaml
+from ligo_convert.outputs.card import card
+from ligo_convert.outputs.checksums import sums
+from ligo_convert.outputs.fit_plot import fit_picture
+from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PROVENANCE, RECIPE
+from ligo_convert.outputs.privacy import check_nothing_private
+from ligo_convert.outputs.provenance import Record, statement_bytes
+
+# Written by the library for its own use; another machine's path may stand in it.
+_LEFT_OUT = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version", "quantization_config")
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def target_config(
+    family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...], *, stored: Mapping[str, object]
+) -> dict[str, object]:
+    """config.json of the target: what the library needs to build the right class, at the stored dtype.
+
+    Args:
+        target: as families read it. stored: the source's config.json.
+    """
+    if family.library == "timm":
+        return written_config(family, target, stored)
+    kept = {key: value for key, value in target.items() if key not in _LEFT_OUT}
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    most = max(sizes, key=lambda name: sizes[name])
+    dtype = next(name for name, short in DTYPE_NAMES.items() if short == most)
+    return {**kept, "model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype}
+
+
+def write_model_files(
+    family: Family,
+    target: Mapping[str, object],
+    specs: tuple[TensorSpec, ...],
+    source: CheckpointReader,
+    staging: Staging,
+) -> None:
+    """config.json, and the source's generation config and tokenizer as they are."""
+    config = target_config(family, target, specs, stored=source.stored_config)
+    staging.write_bytes("config.json", json_bytes(config))
+    for name in ("generation_config.json", *source.tokenizer_files):
+        if name in source.side_files:
+            staging.write_bytes(name, source.file_bytes(name))
+
+
+def write_new_parameters(family: Family, operator: Operator, staging: Staging) -> None:
+    """Which parts of the target growth has added."""
+    staging.write_bytes(NEW_PARAMETERS, json_bytes(new_parameters(family, operator)))
+
+
+def write_record(
+    record: Record,
+    recipe: Mapping[str, Any],
+    log: tuple[Mapping[str, Any], ...],
+    weights: Mapping[str, str],
+    staging: Staging,
+) -> None:
+    """The recipe, the picture, the card, the provenance, and, last of all, the digests of everything.
+
+    Args:
+        weights: digests of the weight files, taken while they were written.
+    """
+    text = dump_yaml(recipe)
+    # The card and the provenance look after themselves.
+    check_nothing_private(text, where=RECIPE, names_in=())
+    staging.write_bytes(RECIPE, text.encode())
+    if log:
+        picture = fit_picture(
+            log,
+            losses=record.metrics["loss"],
+            title=f"{record.source_name}, grown",
+            best_step=record.metrics["fit"]["best_step"],
+        )
+        staging.write_bytes(FIT_PLOT, picture)
+    for name in (CARD, PROVENANCE, CHECKSUMS):
+        staging.remove(name)
+    digests = {name: weights.get(name) or rehash(staging.path / name) for name in staging.files()}
+    sizes = {name: (staging.path / name).stat().st_size for name in digests}
+    staging.write_bytes(CARD, card(record, files=sizes, figure=bool(log)).encode())
+    digests[CARD] = rehash(staging.path / CARD)
+    staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
+    digests[PROVENANCE] = rehash(staging.path / PROVENANCE)
+    staging.write_bytes(CHECKSUMS, sums(digests))

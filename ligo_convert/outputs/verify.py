@@ -1,0 +1,251 @@
+"""Verification: that an output directory holds what was meant, byte for byte, and loads in the library it is for.
+
+What comes in: a directory, and where given the source it grew from. What goes out: a report; a failure raises VerificationError (7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
+from ligo_convert.checkpoints.writer import rehash
+from ligo_convert.environment import processor
+from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.families.registry import find_family
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.operator_file import family_of, read_operator
+from ligo_convert.growth.stream import grow
+from ligo_convert.hub.resolve import open_source
+from ligo_convert.outputs.checksums import check_sums
+from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
+from ligo_convert.outputs.provenance import check_subjects, metrics_of, read_statement
+from ligo_convert.progress import Progress
+
+# Units in the last place of a tensor's largest value, by which it may differ when it is derived again.
+ROUNDING = 32
+
+
+def check_weights(
+    root: Path, specs: Mapping[str, TensorSpec], *, allow_nonfinite: bool, progress: Progress, values: bool = True
+) -> dict[str, Any]:
+    """Read written weights back: names, shapes and dtypes as planned, and finite values, unless others are allowed.
+
+    Args:
+        values: False reads the headers alone, for bytes whose digests say that they are the ones already looked at.
+    """
+    nonfinite = 0
+    try:
+        with open_source(str(root.absolute()), base=root) as written:
+            found = {name: tensor.spec for name, tensor in written.tensors.items()}
+            if found != dict(specs):
+                different = sorted({*found.items()} ^ {*specs.items()}, key=lambda pair: pair[0])
+                raise VerificationError(
+                    "the weights are not the planned ones",
+                    where=root,
+                    found=", ".join(name for name, _ in different[:4]),
+                )
+            looked_at = specs if values else {}
+            total = sum(spec.nbytes for spec in looked_at.values())
+            with progress.task("reading back", total, unit="bytes") as task:
+                for name, spec in looked_at.items():
+                    bad = nonfinite_count(written.read(name), spec.dtype)
+                    nonfinite += bad
+                    task.advance(spec.nbytes)
+                    if bad and not allow_nonfinite:
+                        raise VerificationError(f"{bad} values are NaN or infinite", where=f"{root.name}: {name}")
+    except SourceError as error:
+        raise VerificationError(
+            f"the written checkpoint cannot be read back: {error.what}", where=error.where
+        ) from None
+    return {"tensors": len(specs), "finite": nonfinite == 0}
+
+
+def check_loads(root: Path, family: Family) -> dict[str, Any]:
+    """Load a directory in the library it is for; every key set must be empty. Raises VerificationError."""
+    from ligo_convert.training.functional_model import quiet
+
+    with quiet():
+        try:
+            name, keys = _LOADERS[family.library](root, family)
+        except Exception as error:  # noqa: BLE001  whatever the library raises, the directory does not load
+            raise VerificationError(
+                f"{family.library} cannot load it: {type(error).__name__}: {error}", where=root
+            ) from None
+    if any(keys.values()):
+        raise VerificationError(
+            f"{family.library} loads it with keys left over", where=root, expected="no such key", found=keys
+        )
+    return {"class": name, **keys}
+
+
+def _load_transformers(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+    import transformers
+
+    model, info = getattr(transformers, family.auto_class).from_pretrained(
+        str(root), output_loading_info=True, local_files_only=True, dtype="auto", **family.chosen.options
+    )
+    sets = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return type(model).__name__, {name: sorted(map(str, info.get(name) or [])) for name in sets}
+
+
+def _load_timm(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+    """timm refuses keys that do not match by itself, and says no more of them than that."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{root.absolute()}", pretrained=True)
+    with open_source(str(root.absolute()), base=root) as written:
+        stored, wanted = set(written.tensors), {name for name, _ in model.named_parameters()}
+    return type(model).__name__, {
+        "missing_keys": sorted(wanted - stored),
+        "unexpected_keys": sorted(stored - wanted),
+        "mismatched_keys": [],
+    }
+
+
+_LOADERS: dict[str, Callable[[Path, Family], tuple[str, dict[str, list[str]]]]] = {
+    "transformers": _load_transformers,
+    "timm": _load_timm,
+}
+
+
+def verify(
+    directory: Path, *, source: str | None = None, load: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify a finished output directory.
+
+    Args:
+        source: the checkpoint it grew from: every tensor is then derived again and compared: bit for bit on the kind of
+            processor that wrote it, to rounding on another. The Hub id that was recorded means the commit that was.
+        load: also load it in the real library.
+
+    Raises:
+        VerificationError: anything is not what was recorded.
+    """
+    progress = progress or Progress()
+    if not directory.is_dir():
+        raise VerificationError("no such directory", where=directory, hint="give the output directory of a run")
+    report: dict[str, Any] = {"out": str(directory)}
+    with progress.task("checking digests"):
+        digests = check_sums(directory)
+    report["files"] = len(digests)
+    statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
+    check_subjects(statement, digests)
+    operator = read_operator(directory / OPERATOR)
+    family = family_of(operator)
+    specs = _table_specs(directory, family)
+    report["family"] = family.name
+    report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
+    if source is not None:
+        report["derived"] = _derive_again(directory, statement, operator, family, specs, source, progress)
+    if load:
+        report["loaded"] = check_loads(directory, family)
+    return report
+
+
+def _allows_nonfinite(statement: Mapping[str, Any]) -> bool:
+    definition = statement["predicate"]["buildDefinition"]
+    return bool(definition["internalParameters"].get("nonfiniteAllowed", False))
+
+
+def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
+    """What is stored, required to be exactly what the family's table says at the sizes of config.json."""
+    try:
+        with open_source(str(directory.absolute()), base=directory, weights=False) as written:
+            if find_family(written.config, where="config.json").name != family.name:
+                raise VerificationError("config.json is of another family", where=directory, expected=family.name)
+            tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
+            family.check(written.config, tensors, label=directory.name)
+    except SourceError as error:
+        raise VerificationError(f"not a whole {family.name}: {error.what}", where=error.where) from None
+    return tensors
+
+
+def _derive_again(
+    directory: Path,
+    statement: Mapping[str, Any],
+    operator: Operator,
+    family: Family,
+    specs: Mapping[str, TensorSpec],
+    source: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Grow every tensor once more and compare. Raises VerificationError naming the first that differs."""
+    files = _source_files(statement)
+    recorded = {item["name"]: item["digest"]["sha256"] for item in files}
+    with (
+        open_source(source, revision=_revision_of(files, source), base=Path.cwd()) as old,
+        open_source(str(directory.absolute()), base=directory) as new,
+    ):
+        digests = old.digest()
+        for name, expected in recorded.items():
+            if digests.get(name) != expected:
+                raise VerificationError(
+                    "this is not the source it grew from",
+                    where=f"{old.label}/{name}",
+                    expected=expected,
+                    found=digests.get(name, "no such file"),
+                )
+        inventory = family.check(
+            old.config, {name: tensor.spec for name, tensor in old.tensors.items()}, label=old.label
+        )
+        ordered = tuple(specs.values())
+        identical = 0
+        with progress.task("deriving every tensor again", len(ordered), unit="tensors") as task:
+            for name, data in grow(old.read, family, inventory, operator, ordered):
+                if memoryview(data).cast("B") == new.read(name):
+                    identical += 1
+                elif _written_on(statement) == processor() or not _equal_to_rounding(data, new.read(name), specs[name]):
+                    raise VerificationError(
+                        "a tensor is not what source and operator give", where=f"{directory.name}: {name}"
+                    )
+                task.advance()
+        old.recheck()
+    return {"source": old.label, "tensors": len(ordered), "identical": identical}
+
+
+def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return [item for item in dependencies if item.get("annotations", {}).get("role") == "source"]
+
+
+def _revision_of(files: list[Mapping[str, Any]], source: str) -> str:
+    """The commit that was recorded where `source` is the repository that was: what its branches mean by now is nothing it grew from."""
+    recorded = {
+        str(item["annotations"]["revision"])
+        for item in files
+        if item["annotations"].get("model") == source and item["annotations"].get("revision")
+    }
+    return recorded.pop() if len(recorded) == 1 else "main"
+
+
+def _written_on(statement: Mapping[str, Any]) -> object:
+    verification = metrics_of(statement).get("verification") or {}
+    return verification.get("processor")
+
+
+def _equal_to_rounding(one: Any, two: Any, spec: TensorSpec) -> bool:
+    """Whether two tensors differ by no more than another order of summation does.
+
+    Kinds of processors sum in orders of their own; that the bytes on disk are the ones that were written is what digests say.
+    """
+    import torch
+
+    from ligo_convert.checkpoints.torch_io import TORCH_DTYPES, tensor_from_bytes
+
+    first, second = (tensor_from_bytes(bytearray(data), spec).double() for data in (one, two))
+    # A sum of n products rounds by some sqrt(n) units in the last place of its largest terms; n is thousands at most.
+    scale = float(first.abs().max()) * torch.finfo(TORCH_DTYPES[spec.dtype]).eps
+    return bool((first - second).abs().max() <= ROUNDING * scale)
+
+
+def check_digests(root: Path, digests: Mapping[str, str]) -> None:
+    """Hash written files again: what the disk gives back must be what was written. Raises VerificationError."""
+    for name, expected in digests.items():
+        found = rehash(root / name)
+        if found != expected:
+            raise VerificationError(
+                "the disk gives back other bytes than were written", where=root / name, expected=expected, found=found
+            )

@@ -1,0 +1,335 @@
+"""A recipe: a YAML file and what the command line lays over it in, one frozen `Recipe` out.
+
+Every fault is found in one reading and shown where it was written. What a recipe means, apart from where things lie,
+has a digest and a public form: two recipes with the same digest have the same public form, on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+
+from ligo_convert.errors import RecipeError
+from ligo_convert.hub.names import is_hub_id
+from ligo_convert.io.source_text import redacted
+from ligo_convert.io.strict_yaml import Document, KeyPath, load_file, parse_value
+from ligo_convert.recipes.errors import SECRET_KEYS, Fault, Layer, Layered, findings, screen, short, shown
+from ligo_convert.recipes.schema import (
+    CompareConfig,
+    FitConfig,
+    GrowthConfig,
+    OutputConfig,
+    PublishConfig,
+    Section,
+    SourceConfig,
+    TargetConfig,
+    whole,
+)
+
+# What stands in a public recipe for a place on somebody's machine. Names of folders are left out with the rest of the
+# path: they may be private, and the same conversion in two places gives the same file.
+_SOURCE, _TARGET, _TEXT, _IMAGES, _TOKENIZER, _OUT = (
+    "./source",
+    "./target",
+    "./text/*",
+    "./images",
+    "./tokenizer",
+    "out",
+)
+
+_LABELS = ("id2label", "label2id")
+
+_NAMES = ("_name_or_path", "name_or_path")
+
+
+class Recipe(Section):
+    """What to convert, into what, how, and where to."""
+
+    version: Annotated[Literal[1], BeforeValidator(whole)] = Field(description="version of the recipe format")
+    source: SourceConfig = Field(description="the model to grow")
+    target: TargetConfig = Field(description="the model to grow it into")
+    growth: GrowthConfig = Field(description="the start: the operator before any learning")
+    fit: FitConfig | None = Field(default=None, description="learning; left out: the start is the result")
+    output: OutputConfig = Field(description="what is written, and where")
+    publish: PublishConfig | None = Field(default=None, description="where the result is published")
+    compare: CompareConfig | None = Field(
+        default=None, description="training from several starting points, for `compare`"
+    )
+
+    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _source_base: Path | None = PrivateAttr(default=None)
+    _layered: Layered | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path:
+        """The recipe's file, absolute."""
+        return self._path.absolute()
+
+    def where(self, *path: str) -> str:
+        """Where the user wrote the key at `path`, for messages: `file:line:column`, or the option of the command line."""
+        return self.path.name if self._layered is None else self._layered.where(path)
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative inputs are relative to."""
+        return self.path.parent
+
+    @property
+    def source_base(self) -> Path:
+        """The folder that `source.model` is relative to: not the recipe's where the command line named the source."""
+        return self.base if self._source_base is None else self._source_base
+
+    @property
+    def source_is_local(self) -> bool:
+        """Whether `source.model` is a directory of this machine, not a Hub id."""
+        return self.source.model is not None and is_local(self.source.model, self.source_base)
+
+    @property
+    def target_is_local(self) -> bool:
+        """Whether `target.model` is a directory of this machine, not a Hub id."""
+        return self.target.model is not None and is_local(self.target.model, self.base)
+
+    def public(self) -> dict[str, Any]:
+        """The recipe with every default filled in and nothing private, as `load_recipe` reads it again.
+
+        Places on this machine are replaced by fixed names, `publish` and `compare` are left out, and configs lose paths.
+        """
+        data = _filled(self)
+        del data["publish"], data["compare"]
+        data["output"]["dir"] = _OUT
+        if self.fit is None:
+            del data["fit"]
+        else:
+            _hide_places(data["fit"]["data"], self.base)
+        if self.source_is_local:
+            data["source"]["model"] = _SOURCE
+            del data["source"]["revision"]  # a directory has none
+        if self.target_is_local:
+            data["target"]["model"] = _TARGET
+            del data["target"]["revision"]
+        for section in (data["source"], data["source"].get("pretrain", {}), data["target"]):
+            if "config" in section:
+                section["config"] = _scrubbed(section["config"])
+        return data
+
+    def digest(
+        self, *, source: Mapping[str, object], data: str | None, target: Mapping[str, object] | None = None
+    ) -> str:
+        """SHA-256, in hex, of what the recipe says and of the contents it names, wherever they lie.
+
+        Args:
+            source: digests of the source's files, or what else identifies its contents; plain data.
+            data: digest of the data, a local tokenizer with it; None where there is none.
+            target: what `target.model` resolved to. Without it the digest of a recipe with a local one holds its
+                path, so that two targets are never taken for one.
+        """
+        recipe = self.public()
+        del recipe["output"]["dir"]
+        for section, key, default in _LATER:
+            # A recipe written before there was such a key is the same conversion still.
+            if (recipe.get(section) or {}).get(key) == default:
+                (recipe.get(section) or {}).pop(key, None)
+        if target is None and self.target_is_local:
+            assert self.target.model is not None
+            target = {"path": str((self.base / Path(self.target.model).expanduser()).absolute())}
+        content = {"recipe": recipe, "source": source, "data": data, "target": target}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+# Keys that came after the first digests, with what they were before they could be set.
+_LATER = (("target", "architecture", None), ("fit", "heldout_images", 512))
+
+
+def is_local(place: str, base: Path) -> bool:
+    """Whether `place` is on this machine: it begins with `.`, `/` or `~`, or is there, relative to `base`."""
+    return place.startswith((".", "/", "~")) or os.path.lexists(base / place)
+
+
+def is_homeless(place: str) -> bool:
+    """Whether `place` begins with the home of somebody whom this machine does not know: `~nobody/models`."""
+    try:
+        Path(place).expanduser()
+    except RuntimeError:
+        return True
+    return False
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; every key has a description."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def load_recipe(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    source: str | None = None,
+    out: str | None = None,
+    placed: bool = True,
+) -> Recipe:
+    """Read a recipe and lay the command line over it.
+
+    Args:
+        path: the recipe's file.
+        overrides: `KEY=VALUE` with a dotted key and a value in YAML; each replaces what stood there.
+        source: `--source`: replaces `model`, `revision`, `config` and `pretrain` of the source. Local where it exists
+            relative to the working directory or begins with `.`, `/` or `~`, and then made absolute; else a Hub id.
+        out: `--out`: replaces `output.dir`.
+        placed: whether the places that it names have to be there; not where what makes them is still to come.
+
+    Raises:
+        RecipeError: anything wrong with the file or the command line; one error names all that is.
+        MachineError: the file may not be read.
+    """
+    document = load_file(path)
+    if not isinstance(document.data, dict):
+        found = "it is empty" if document.data is None else f"found {shown(document.data)}"
+        raise RecipeError(f"a recipe is a mapping with version, source, target, growth and output; {found}", where=path)
+    data = document.data
+    layers = [_lay_over(data, override) for override in overrides]
+    here = None
+    if source is not None:
+        here = Path.cwd()
+        if is_homeless(source):
+            raise RecipeError("nobody here has such a home", where=f"--source {short(redacted(source))}")
+        model = str(Path(source).expanduser().absolute()) if source and is_local(source, here) else source
+        layers.append(_replace_source(data, model, label=f"--source {short(redacted(source))}"))
+    if out is not None:
+        layers.append(_put(data, ("output", "dir"), out, label=f"--out {short(redacted(out))}"))
+    recipe = _validate(data, Layered(document=document, layers=layers), path=path, source_base=here, placed=placed)
+    return _share_sequence_length(recipe)
+
+
+def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base: Path | None, placed: bool) -> Recipe:
+    faults = screen(data)
+    screened = {fault.path for fault in faults}
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        faults += [fault for fault in findings(error, Recipe) if fault.path not in screened]
+    else:
+        recipe._path = path.absolute()
+        recipe._source_base = source_base
+        recipe._layered = layered
+        unplaced = _unplaced(recipe) if placed else []
+        faults += [fault for fault in unplaced if fault.path not in screened]
+    if faults:
+        layered.report(faults)
+    return recipe
+
+
+def _unplaced(recipe: Recipe) -> list[Fault]:
+    """Names that are neither a place here nor a Hub id."""
+    names: list[tuple[KeyPath, str | None, Path]] = [
+        (("source", "model"), recipe.source.model, recipe.source_base),
+        (("target", "model"), recipe.target.model, recipe.base),
+        (("fit", "data", "tokenizer"), recipe.fit.data.tokenizer if recipe.fit else None, recipe.base),
+    ]
+    faults = [
+        Fault(path=path, what=f"{shown(name)} is neither a directory here nor a Hub id (`name` or `org/name`)")
+        for path, name, base in names
+        if name is not None and not is_local(name, base) and not is_hub_id(name)
+    ]
+    images = recipe.fit.data.images if recipe.fit else None
+    return faults + [
+        Fault(path=path, what=f"nobody here has such a home: {shown(name)}")
+        for path, name, _ in [*names, (("fit", "data", "images"), images, recipe.base)]
+        if name is not None and is_homeless(name)
+    ]
+
+
+def _share_sequence_length(recipe: Recipe) -> Recipe:
+    """Pretraining reads sequences as long as the fit's unless it says otherwise."""
+    pretrain = recipe.source.pretrain
+    if pretrain is None or recipe.fit is None or "sequence_length" in pretrain.model_fields_set:
+        return recipe
+    pretrain = pretrain.model_copy(update={"sequence_length": recipe.fit.sequence_length})
+    return recipe.model_copy(update={"source": recipe.source.model_copy(update={"pretrain": pretrain})})
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def _lay_over(data: dict[str, Any], override: str) -> Layer:
+    """Put a `KEY=VALUE` into `data`."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.split("."))
+    secret = any(part.lower() in SECRET_KEYS for part in path)
+    shown_key = short(redacted(key))
+    label = f"--set {shown_key}={'...' if secret else short(redacted(text))}"
+    if not equals or not all(path):
+        where = f"--set {short(redacted(override))}"
+        raise RecipeError("not KEY=VALUE", where=where, hint="such as --set fit.steps=20")
+    document: Document = parse_value(text, label=f"--set {shown_key}", depth=len(path))
+    return _put(data, path, document.data, label=label)
+
+
+def _put(data: dict[str, Any], path: tuple[str, ...], value: object, *, label: str) -> Layer:
+    """Set the value at `path`, making the mappings on the way where there is nothing."""
+    owner = data
+    for depth, part in enumerate(path[:-1], start=1):
+        if owner.get(part) is None:
+            owner[part] = {}
+        owner = owner[part]
+        if not isinstance(owner, dict):
+            name = short(redacted(".".join(path[:depth])))
+            raise RecipeError(
+                f"{name} is {shown(owner)}, not a mapping", where=label, hint=f"replace {name} as a whole"
+            )
+    owner[path[-1]] = value
+    return Layer(path=path, label=label)
+
+
+def _replace_source(data: dict[str, Any], model: str, *, label: str) -> Layer:
+    stood = data.get("source")
+    kept = stood if isinstance(stood, dict) else {}
+    gone = ("model", "revision", "config", "pretrain")
+    data["source"] = {**{key: value for key, value in kept.items() if key not in gone}, "model": model}
+    return Layer(path=("source", "model"), label=label)
+
+
+# --- the public form --------------------------------------------------------------------------------------------------
+
+
+def _filled(section: Section) -> dict[str, Any]:
+    """A section with its defaults, without the alternatives that were not chosen and what only goes with them."""
+    data = section.model_dump(mode="json")
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        needs = section.only_with.get(name)
+        unchosen = name in section.alternatives and name not in section.given
+        idle = needs is not None and (value is None or section.given[0] not in needs)
+        if unchosen or idle:
+            del data[name]
+        elif isinstance(value, Section):
+            data[name] = _filled(value)
+    return data
+
+
+def _hide_places(data: dict[str, Any], base: Path) -> None:
+    if "text" in data:
+        data["text"] = [_TEXT]
+    if "images" in data:
+        data["images"] = _IMAGES
+    if "tokenizer" in data and is_local(data["tokenizer"], base):
+        data["tokenizer"] = _TOKENIZER
+
+
+def _scrubbed(value: Any) -> Any:
+    """A config in sorted order, absolute paths cut to their last name; labels, which may look like paths, stay."""
+    if isinstance(value, dict):
+        return {
+            key: value[key] if key in _LABELS else _scrubbed(value[key]) for key in sorted(value) if key not in _NAMES
+        }
+    if isinstance(value, list):
+        return [_scrubbed(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return value.rstrip("/").rpartition("/")[2]
+    return value

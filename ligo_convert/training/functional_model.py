@@ -1,0 +1,228 @@
+"""The library's own model of a family: built on the meta device, run on tensors given from outside.
+
+What comes in: a config as plain data, tensors by their canonical names, batches. What goes out: losses, outputs, hidden states. Everything
+goes through `functional_call` with `strict=True`: a missing parameter, or a buffer left on the meta device, can otherwise end in
+silent garbage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch.func import functional_call
+from transformers.utils import logging as hf_logging
+
+from ligo_convert.data.examples import Examples
+from ligo_convert.errors import LigoError, SourceError
+from ligo_convert.families.configs import written_config
+from ligo_convert.families.schema import Family, Row
+from ligo_convert.training.tasks import TASKS, on_device, weight
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def library_config(family: Family, config: Mapping[str, object]) -> Any:
+    """The library's config object of a plain config. Raises SourceError where the library refuses it or sees other sizes."""
+    data = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
+    with quiet():
+        try:
+            made = transformers.AutoConfig.for_model(family.model_type, **data)
+        except Exception as error:  # noqa: BLE001  the library validates with errors of many classes; the user needs its words
+            raise SourceError(f"transformers refuses this {family.name} config: {error}", where="config.json") from None
+    seen, meant = family.sizes(made.to_dict()), family.sizes(config)
+    if seen != meant:
+        different = {axis: (meant[axis], seen[axis]) for axis in meant if meant[axis] != seen[axis]}
+        raise LigoError(f"{family.name}: transformers derives other sizes from this config: {different}")
+    return made
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The library's own warnings (token ids, generation settings) kept off the user's screen."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters are registered on the meta device and cost nothing; buffers are built for real."""
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        if param is not None:
+            param = torch.nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class LibraryModel:
+    """A model of the library without weights of its own, in evaluation mode (no dropout).
+
+    Args:
+        family: narrowed to the class. config: which model. device: where its buffers lie and its inputs go.
+    """
+
+    def __init__(self, family: Family, config: Mapping[str, object], *, device: str = "cpu") -> None:
+        self.family, self.config, self.device = family, config, device
+        self.task = TASKS[family.task]
+        model = _LIBRARIES[family.library](family, config)
+        self.module: torch.nn.Module = model.eval()
+        self.buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    def check_table(self, rows: tuple[Row, ...]) -> None:
+        """Require that the family's table and the library's model agree on every name and shape."""
+        tensors = self.family.tensors_of(rows, self.config, dtype="F32")
+        wanted = {self.family.written(spec.name): spec.shape for _, _, spec in tensors}
+        if wanted != self.shapes:
+            names = sorted({*wanted.items()} ^ {*self.shapes.items()})[:4]
+            raise LigoError(
+                f"{self.family.name}: the table and {self.family.library}'s {self.family.architecture} differ: {names}"
+            )
+
+    def __call__(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The model's function on `parameters`, whose canonical names and shapes must be exactly the model's own."""
+        return self.task.output(self._run(parameters, batch))
+
+    def states(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The last hidden states [batch, sequence, width] of a model that is learned by them."""
+        return (self.task.states or self.task.output)(self._run(parameters, batch))
+
+    def _run(self, parameters: Tensors, batch: Tensors) -> Any:
+        named = {self.family.written(name): tensor for name, tensor in parameters.items()}
+        for name, shape in self.shapes.items():
+            assert tuple(named[name].shape) == shape, (name, tuple(named[name].shape), shape)
+        inputs = self.task.inputs(batch)
+        # timm's models take images by place, under names of their own.
+        args = tuple(inputs.values()) if self.family.library == "timm" else ()
+        return functional_call(
+            self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
+        )
+
+    def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
+        """The function, and beside it what every layer puts out, by depth axis."""
+        seen: dict[str, list[torch.Tensor]] = {axis: [] for axis in self.family.depth_axes}
+
+        def keep(axis: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            def hook(_module: torch.nn.Module, _inputs: Any, found: Any) -> None:
+                seen[axis].append(found[0] if isinstance(found, tuple) else found)
+
+            return hook
+
+        modules = dict(self.module.named_modules())
+        handles = [
+            modules[name].register_forward_hook(keep(axis))
+            for axis in self.family.depth_axes
+            for name in self.layers(axis)
+        ]
+        try:
+            return self(parameters, batch), seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def layers(self, axis: str) -> list[str]:
+        """The names of the modules of a depth axis."""
+        pattern = next(row.pattern for row in self.family.rows if row.depth == axis)
+        before = self.family.written(pattern.partition("{" + axis + "}")[0])
+        return [f"{before}{layer}" for layer in range(self.family.sizes(self.config)[axis])]
+
+    def loss(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
+        """The task's mean loss, in nats."""
+        assert self.task.loss is not None, f"a {self.family.task} has no loss of its own"
+        return self.task.loss(self(parameters, batch), batch)
+
+
+def _build(family: Family, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    with quiet():
+        try:
+            with _parameters_on_meta():
+                return make()
+        except Exception as error:  # noqa: BLE001  an unknown activation is a KeyError, and so on: the user needs the library's words
+            raise SourceError(
+                f"{family.library} cannot build this {family.name}: {type(error).__name__}: {error}",
+                where="config.json",
+            ) from None
+
+
+def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
+    made = library_config(family, config)
+    model = _build(family, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _timm_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
+    import timm
+
+    made = written_config(family, config, {})
+    arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
+    return _build(family, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
+
+
+_LIBRARIES: dict[str, Callable[[Family, Mapping[str, object]], torch.nn.Module]] = {
+    "transformers": _transformers_model,
+    "timm": _timm_model,
+}
+
+
+Objective = Callable[[Tensors, Tensors], torch.Tensor]  # (parameters, batch) -> mean loss
+
+
+def backward_in_parts(
+    objective: Objective,
+    tensors: Tensors,
+    batch: Tensors,
+    *,
+    micro_batch_size: int,
+    device: str,
+    autocast: bool,
+) -> float:
+    """The mean loss of a batch, its gradients summed over micro batches: what was learned from does not depend on their size."""
+    count, total = len(next(iter(batch.values()))), 0.0
+    for first in range(0, count, micro_batch_size):
+        part = {name: tensor[first : first + micro_batch_size] for name, tensor in batch.items()}
+        share = weight(part) / weight(batch)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = objective(tensors, part) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def mean_loss(
+    objective: Objective,
+    parameters: Tensors,
+    examples: Examples,
+    *,
+    batch_size: int,
+    device: str,
+    dtype: torch.dtype,
+    autocast: bool = False,
+) -> float:
+    """Mean loss over all examples, every one (of masked tokens, every label) weighing the same whatever the batches."""
+    total, weights = 0.0, 0.0
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        for first in range(0, len(examples), batch_size):
+            rows = range(first, min(first + batch_size, len(examples)))
+            batch = on_device(examples.take(rows), device, dtype)
+            counts = weight(batch)
+            total += float(objective(parameters, batch)) * counts
+            weights += counts
+    return total / weights

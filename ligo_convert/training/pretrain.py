@@ -1,0 +1,95 @@
+"""A small source trained from scratch, for recipes without a pretrained one at hand.
+
+What comes in: a family, a config, a data slice. What goes out: the trained tensors by name. Weights are drawn as the library
+initialises, the loss is the library's own, the schedule warmup-stable-decay (Hu et al., arXiv:2404.06395), without dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ligo_convert.data.examples import DataSplits
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.apply import drawn_values
+from ligo_convert.training.functional_model import LibraryModel, mean_loss
+from ligo_convert.training.loop import Group, StateStore, TrainResult, train
+from ligo_convert.training.schedules import Schedule
+from ligo_convert.training.tasks import on_device
+
+WEIGHT_DECAY = 0.1
+
+
+def drawn_model(family: Family, config: Mapping[str, object], *, seed: int) -> dict[str, np.ndarray]:
+    """Every tensor of a model of `config`, drawn as the library initialises it."""
+    return {
+        spec.name: drawn_values(family, config, row, layer, spec.shape, seed)
+        for row, layer, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")
+    }
+
+
+def pretrain(
+    family: Family,
+    config: Mapping[str, object],
+    slices: DataSplits,
+    *,
+    steps: int,
+    batch_size: int,
+    tokens_a_step: int,
+    learning_rate: float,
+    seed: int,
+    order: str = "batches",
+    device: str = "cpu",
+    autocast: bool = False,
+    store: StateStore | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[dict[str, torch.Tensor], TrainResult, float]:
+    """Train a model of `config` for `steps` steps of its task.
+
+    Args:
+        order: of the data, as `DataSplits.batch` has it.
+
+    Returns:
+        Its tensors by canonical name (float32), how training went, and its loss on the validation slice.
+    """
+    model = LibraryModel(family, config, device=device)
+    parameters = {
+        name: torch.nn.Parameter(torch.tensor(values, device=device))
+        for name, values in drawn_model(family, config, seed=seed).items()
+    }
+
+    def gradients(step: int) -> float:
+        batch = on_device(slices.batch(step, batch_size=batch_size, seed=seed, order=order), device, torch.float32)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = model.loss(parameters, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    # Decay acts on matrices alone, as is usual for transformers.
+    matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
+    vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 1}
+    outcome = train(
+        [
+            Group(name="matrices", parameters=matrices, learning_rate=learning_rate, weight_decay=WEIGHT_DECAY),
+            Group(name="vectors", parameters=vectors, learning_rate=learning_rate),
+        ],
+        gradients,
+        schedule=Schedule(steps=steps, warmup=max(1, min(100, steps // 10)), shape="stable"),
+        tokens_a_step=tokens_a_step,
+        store=store,
+        on_step=on_step,
+    )
+    final = {name: parameter.detach() for name, parameter in parameters.items()}
+    loss = mean_loss(
+        model.loss,
+        final,
+        slices.validation,
+        batch_size=batch_size,
+        device=device,
+        dtype=torch.float32,
+        autocast=autocast,
+    )
+    return final, outcome, loss

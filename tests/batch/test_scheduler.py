@@ -1,0 +1,576 @@
+"""Batches: every entry done, by whichever engine, once; what fails harms no other; what was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.source_models import write_checkpoint, write_text
+from support.tiny import CASES, config_of
+from support.zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
+
+from ligo_convert.batch.engine import Event, ResourceRequest
+from ligo_convert.batch.engines import ENGINES
+from ligo_convert.batch.job import failure
+from ligo_convert.batch.local import InProcessEngine
+from ligo_convert.batch.manifest import load_manifest
+from ligo_convert.batch.scheduler import Batch, Watcher, run_batch
+from ligo_convert.conversion.plan import Plan, plan_after, plan_recipe
+from ligo_convert.errors import MachineError
+from ligo_convert.hub.resolve import open_source
+from ligo_convert.io.cache import ResultCache, files_in
+from ligo_convert.io.leases import Leases
+from ligo_convert.recipes.recipe import Recipe, load_recipe
+
+__all__ = ["source", "zoo"]
+
+
+def do(manifest: Path, **options: Any) -> Batch:
+    return run_batch(load_manifest(manifest), **options)
+
+
+def states(batch: Batch) -> dict[str, str]:
+    return {name: standing.state for name, standing in batch.standings.items()}
+
+
+# What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
+SAVING_OFTEN = "import ligo_convert.training.loop\nligo_convert.training.loop.SAVE_EVERY_SECONDS = -1.0"
+
+
+def left_of(session: int) -> list[int]:
+    """The processes of a session that are alive."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = place.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(of) == session and state not in "ZX":
+            found.append(int(place.parent.name))
+    return found
+
+
+# --- what becomes of entries ------------------------------------------------------------------------------------------
+
+
+def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
+    manifest = zoo(
+        *CHAIN,
+        POISON,
+        {"name": "after-poison", "recipe": "deeper.yaml", "source": {"from": "poisoned"}},
+        {"name": "no-recipe", "recipe": "nowhere.yaml"},
+        {"name": "sibling", "operator": {"from": "first"}, "source": str(source)},
+    )
+    batch = do(manifest)
+    assert states(batch) == {
+        "first": "done",
+        "second": "done",
+        "poisoned": "failed",
+        "after-poison": "skipped",
+        "no-recipe": "failed",
+        "sibling": "done",
+    }
+    # The first failed in the manifest's order gives the code; each says why.
+    assert batch.exit_code == 3
+    told = batch.json()
+    assert told["counts"] == {"done": 3, "failed": 2, "skipped": 1}
+    assert "poisoned" in told["entries"]["after-poison"]["why"]
+    assert told["entries"]["no-recipe"]["code"] == 2
+    assert told["entries"]["second"]["parameters"]["source"] == told["entries"]["first"]["parameters"]["target"]
+    assert weights(Path("zoo/sibling")) == weights(Path("zoo/first"))
+    assert not Path("zoo/poisoned").exists()
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Path) -> None:
+    manifest = zoo(*CHAIN, {**POISON, "source": "./later"})
+    assert do(manifest).exit_code == 3
+    Path("later").symlink_to(source)
+    changes: list[tuple[str, str]] = []
+    watcher = Watcher(changed=lambda name, standing: changes.append((name, standing.state)))
+    batch = do(manifest, watcher=watcher)
+    assert set(states(batch).values()) == {"done"}
+    assert {name for name, state in changes if state == "running"} == {"poisoned"}
+    assert batch.standings["first"].again
+    # An output that is gone, or is not what it was, is not taken for done.
+    for path in sorted(Path("zoo/second").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    Path("zoo/second").rmdir()
+    changes.clear()
+    assert do(manifest, watcher=watcher).exit_code == 0
+    assert {name for name, state in changes if state == "running"} == {"second"}
+
+
+def test_a_changed_recipe_is_another_conversion_and_never_replaces_one(zoo: Zoo) -> None:
+    manifest = zoo(CHAIN[0])
+    assert do(manifest).exit_code == 0
+    before = weights(Path("zoo/first"))
+    batch = do(zoo({**CHAIN[0], "target": {"n_layer": 6}}))
+    assert batch.exit_code == 6
+    assert weights(Path("zoo/first")) == before
+
+
+def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
+    assert do(zoo(*CHAIN)).exit_code == 0
+    before = weights(Path("zoo/second"))
+    shutil.rmtree("zoo/first")
+    batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
+    assert states(batch) == {"first": "done", "second": "failed"}
+    assert batch.exit_code == 6
+    assert "nothing is ever overwritten" in str(batch.standings["second"].why)
+    assert weights(Path("zoo/second")) == before
+    # Moved away, it is made of what is there now.
+    Path("zoo/second").rename("before")
+    batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
+    assert (states(batch), batch.standings["first"].again) == ({"first": "done", "second": "done"}, True)
+    assert weights(Path("zoo/second")) != before
+
+
+@pytest.mark.parametrize("written", ["source", "operator", "data"])
+def test_what_was_done_from_files_that_have_changed_is_not_done(
+    written: str, zoo: Zoo, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "runs/step-1")
+    first = do(
+        zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml", "set": {"growth.depth": "interpolate"}}, out="o")
+    )
+    assert first.exit_code == 0
+    operators = [(tmp_path / f"o/{name}/ligo/operator.safetensors").read_bytes() for name in ("first", "other")]
+    (tmp_path / "stored.safetensors").write_bytes(operators[0])
+    manifest = zoo(
+        {"name": "step", "recipe": "deeper.yaml", "sources": ["runs/step-*"]},
+        {"name": "sibling", "operator": "stored.safetensors", "source": "runs/step-1"},
+        {"name": "fitted", "recipe": "fitted.yaml"},
+    )
+    names = ("step-step-1", "sibling", "fitted")
+    assert do(manifest).exit_code == 0
+    assert all(standing.again for standing in do(manifest).standings.values())
+    if written == "source":
+        write_checkpoint(tmp_path / "runs/step-1", seed=1)
+    elif written == "operator":
+        (tmp_path / "stored.safetensors").write_bytes(operators[1])
+    else:
+        write_text(tmp_path / "text.txt", seed=1)
+    changed = {"source": names[:2], "operator": ("sibling",), "data": ("fitted",)}[written]
+    batch = do(manifest)
+    assert states(batch) == {name: "failed" if name in changed else "done" for name in names}
+    assert {standing.code for standing in batch.standings.values()} == {0, 6}
+
+
+def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Zoo) -> None:
+    batch = do(
+        zoo(
+            {"name": "late", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}, "after": ["ok"]},
+            {"name": "bad", "recipe": "deeper.yaml", "source": "nowhere/at/all/x"},
+            {"name": "ok", "recipe": "deeper.yaml"},
+        )
+    )
+    assert batch.exit_code == 2
+    assert list(batch.json()["entries"]) == ["late", "bad", "ok"]
+    assert [standing.code for standing in batch.standings.values()] == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [
+        ({"recipe": "nope.yaml"}, 2),
+        ({"recipe": "deeper.yaml", "set": {"growth.width": "nothing"}}, 2),
+        # Of three layers: the first makes four.
+        ({"recipe": "deeper.yaml", "target": {"n_layer": 3}}, 2),
+        ({"operator": "text.txt"}, 3),
+    ],
+)
+def test_what_can_be_refused_of_an_entry_that_waits_is_refused_at_once(
+    second: Mapping[str, object], code: int, zoo: Zoo
+) -> None:
+    order: list[tuple[str, str]] = []
+    manifest = zoo(
+        CHAIN[0],
+        {"name": "second", "source": {"from": "first"}, **second},
+        {"name": "third", "recipe": "deeper.yaml", "source": {"from": "second"}, "target": {"n_layer": 8}},
+    )
+    batch = do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    assert order[0] == ("second", "failed")
+    assert states(batch) == {"first": "done", "second": "failed", "third": "skipped"}
+    assert batch.exit_code == code
+
+
+def test_a_place_that_an_entry_will_make_is_not_missed_before(zoo: Zoo, tmp_path: Path) -> None:
+    recipe = json.loads((tmp_path / "deeper.yaml").read_text())
+    recipe |= {"source": {"model": "zoo/first/."}, "target": {"config": {"n_layer": 8}}}
+    (tmp_path / "second.yaml").write_text(json.dumps(recipe))
+    batch = do(zoo(CHAIN[0], {"name": "second", "recipe": "second.yaml", "after": ["first"]}))
+    assert set(states(batch).values()) == {"done"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_chain_is_planned_from_what_its_first_will_be(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    recipe = {
+        "version": 1,
+        "source": {"config": config_of(name)},
+        "target": {"config": case.both},
+        "growth": {"width": "direct", "depth": "stack"},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    first = plan_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    # Grown to the same size again: the same model, tensor for tensor.
+    second = plan_after(load_recipe(tmp_path / "recipe.yaml"), first)
+    assert second.specs == first.specs
+    assert second.family == first.family
+    sizes = second.family.sizes(second.start.source)
+    assert sizes == second.family.sizes(second.start.target) == first.family.sizes(first.start.target)
+
+
+def test_a_bug_met_in_planning_or_starting_ends_one_entry(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = InProcessEngine.start
+
+    def plan(recipe: Recipe, **said: Any) -> Plan:
+        if recipe.output.dir.endswith("unplanned"):
+            raise KeyError("a bug")
+        return plan_recipe(recipe, **said)
+
+    def refuse(self: InProcessEngine, load: ResourceRequest) -> None:
+        if load.name == "unstarted":
+            raise ValueError("as Ray does of 1.5 processors")
+        start(self, load)
+
+    monkeypatch.setattr("ligo_convert.batch.scheduler.plan_recipe", plan)
+    monkeypatch.setattr(InProcessEngine, "start", refuse)
+    batch = do(zoo(*({"name": name, "recipe": "deeper.yaml"} for name in ("unplanned", "unstarted", "first"))))
+    assert states(batch) == {"unplanned": "failed", "unstarted": "failed", "first": "done"}
+    assert batch.exit_code == 70
+    assert "KeyError" in str(batch.standings["unplanned"].why)
+    assert "as Ray does" in str(batch.standings["unstarted"].why)
+    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+
+
+def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, take = Leases.finish, Leases.take
+
+    def finish_unless_full(self: Leases, name: str, record: Mapping[str, Any]) -> object:
+        if name in ("first", "poisoned"):
+            raise MachineError("cannot write: no space left on device")
+        return finish(self, name, record)  # type: ignore[func-returns-value]
+
+    def take_unless_full(self: Leases, name: str) -> bool:
+        if name == "unclaimed":
+            raise MachineError("cannot write: no space left on device")
+        return take(self, name)
+
+    monkeypatch.setattr(Leases, "finish", finish_unless_full)
+    monkeypatch.setattr(Leases, "take", take_unless_full)
+    said: list[tuple[str, str]] = []
+    manifest = zoo(*CHAIN, POISON, {"name": "unclaimed", "recipe": "deeper.yaml"})
+    batch = do(manifest, watcher=Watcher(said=lambda name, text: said.append((name, text))))
+    assert states(batch) == {"first": "done", "second": "done", "poisoned": "failed", "unclaimed": "failed"}
+    assert [standing.code for standing in batch.standings.values()] == [0, 0, 3, 5]
+    assert {name for name, text in said if "not kept" in text} == {"first", "poisoned", "unclaimed"}
+    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+
+
+def test_what_was_lost_to_another_is_looked_at_as_another_s(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ligo_convert.batch.scheduler.WATCH_SECONDS", 0.0)
+    finish, lost = Leases.finish, list[str]()
+
+    def lose_once(self: Leases, name: str, record: Mapping[str, Any]) -> bool:
+        finish(self, name, record)  # the other's, who has made the same
+        lost.append(name)
+        return False
+
+    monkeypatch.setattr(Leases, "finish", lose_once)
+    seen: list[str] = []
+    batch = do(zoo(CHAIN[0]), watcher=Watcher(changed=lambda name, standing: seen.append(standing.state)))
+    assert lost == ["first"]
+    assert [state for state in seen if state != "running"] == ["elsewhere", "done"]
+    assert batch.standings["first"].again
+
+
+def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml"})
+    assert do(manifest).exit_code == 0
+    shutil.rmtree("zoo.ligo-batch")
+    shutil.rmtree("zoo/other")
+    monkeypatch.setattr("ligo_convert.io.files._free", lambda path: 1000)
+    batch = do(manifest)
+    assert states(batch) == {"first": "done", "other": "failed"}
+    assert batch.standings["first"].report is not None
+    assert batch.standings["first"].report["changed"] is False
+    assert "not enough room" in str(batch.standings["other"].why)
+
+
+def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tmp_path / "fitted.yaml")
+    memory = plan_recipe(recipe).memory
+    monkeypatch.setattr("ligo_convert.conversion.plan.physical_memory", lambda: 1000)
+    monkeypatch.setattr("ligo_convert.io.files._free", lambda path: 1000)
+    with pytest.raises(MachineError, match="more memory than this machine has"):
+        plan_recipe(recipe)
+    started: list[ResourceRequest] = []
+
+    class Far(InProcessEngine):
+        here = False
+
+        def start(self, load: ResourceRequest) -> None:
+            started.append(load)
+            self._ended.append(Event(name=load.name, kind="ended", value=failure(MachineError("no further"))))
+
+    monkeypatch.setitem(ENGINES, "far", lambda choice: Far(choice.tell))
+    entry = {"name": "fitted", "recipe": "fitted.yaml", "resources": {"gpus": 0.5}}
+    batch = do(zoo(entry), engine="far")
+    assert batch.standings["fitted"].why == "no further"
+    assert [(load.memory, load.gpus) for load in started] == [(memory, 0.5)]
+    assert "more memory than" in str(do(zoo(entry), engine="local").standings["fitted"].why)
+
+
+def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> None:
+    order: list[tuple[str, str]] = []
+    manifest = zoo(CHAIN[0], {"name": "wide", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}})
+    do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    assert order[0] == ("wide", "failed")
+
+
+def test_publishing_without_a_licence_fails_by_itself_and_at_once(
+    zoo: Zoo, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A licence is asked for after an account, and whether or not the Hub is there.
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    to = {"publish": {"repo": "org/{name}"}}
+    batch = do(
+        zoo(
+            CHAIN[0],
+            {"name": "shared", "recipe": "deeper.yaml", **to},
+            {"name": "sibling", "operator": {"from": "first"}, "source": str(source), **to},
+        )
+    )
+    assert states(batch) == {"first": "done", "shared": "failed", "sibling": "failed"}
+    assert batch.exit_code == 8
+    for name in ("shared", "sibling"):
+        assert "no licence is stated" in str(batch.standings[name].why)
+        assert not Path("zoo", name).exists()
+
+
+# --- done once --------------------------------------------------------------------------------------------------------
+
+
+def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Zoo) -> None:
+    batch = do(zoo({"name": "alone", "recipe": "fitted.yaml"}, state="alone-state"))
+    assert batch.exit_code == 0
+    manifest = zoo(
+        {"name": "one", "recipe": "fitted.yaml"},
+        {"name": "two", "recipe": "fitted.yaml", "set": {"output.max_shard_size": "20KB"}},
+        {"name": "three", "recipe": "fitted.yaml", "set": {"output.dtype": "bfloat16"}},
+        {"name": "other", "recipe": "fitted.yaml", "set": {"fit.seed": 1}},
+    )
+    assert do(manifest).exit_code == 0
+    shelf = Path("zoo.ligo-batch/shelf")
+    assert len([path for path in shelf.glob("fit-*") if path.is_dir()]) == 2
+    assert len(list(shelf.glob("digest-*.json"))) == 1
+    assert weights(Path("zoo/one")) == weights(Path("zoo/alone"))
+    operators = {name: weights(Path(f"zoo/{name}/ligo")) for name in ("alone", "one", "two", "three", "other")}
+    assert operators["alone"] == operators["one"] == operators["two"] == operators["three"] != operators["other"]
+    assert len(weights(Path("zoo/two"))) > 1
+
+
+def test_a_digest_that_is_known_still_holds_every_tensor_that_is_read(source: Path, tmp_path: Path) -> None:
+    shelf = ResultCache(tmp_path / "shelf")
+    with open_source(str(source), base=source) as first:
+        digests = first.digest(memo=shelf)
+        tensors = {name: bytes(first.read(name)) for name in first.tensors}
+    (note,) = (tmp_path / "shelf").glob("digest-*.json")
+    with open_source(str(source), base=source) as second:
+        assert second.digest(memo=shelf) == digests
+        assert {name: bytes(second.read(name)) for name in second.tensors} == tensors
+        second.recheck()
+    known = json.loads(note.read_text())
+    name = next(iter(known["tensors"]))
+    known["tensors"][name] ^= 1
+    note.write_text(json.dumps(known))
+    from ligo_convert.errors import SourceChanged
+
+    with open_source(str(source), base=source) as third:
+        third.digest(memo=shelf)
+        with pytest.raises(SourceChanged, match="changed"):
+            third.read(name)
+
+
+def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
+    shelf = ResultCache(tmp_path / "shelf")
+    for _ in range(2):
+        with shelf.one("kind", "key") as place:
+            if not place.is_dir():
+                shelf.put(place, {"a/b": b"1", "c": b"2"})
+    assert {name: path.read_bytes() for name, path in files_in(place).items()} == {"a/b": b"1", "c": b"2"}
+    assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo) -> None:
+    manifest = zoo(*CHAIN, {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}})
+    killed: list[int] = []
+
+    def kill(name: str, standing: Any) -> None:
+        if name == "long" and "fitting" in standing.at and not killed:
+            children = subprocess.run(
+                ["pgrep", "-f", "forkserver|spawn_main"], capture_output=True, text=True, check=False
+            )
+            for child in map(int, children.stdout.split()):
+                environment = Path(f"/proc/{child}/fd/2")
+                if environment.exists() and str(environment.readlink()).endswith("logs/long.log"):
+                    killed.append(child)
+                    os.kill(child, signal.SIGKILL)
+
+    batch = do(manifest, jobs=2, watcher=Watcher(changed=kill))
+    assert killed, states(batch)
+    assert states(batch) == {"first": "done", "second": "done", "long": "failed"}
+    assert "SIGKILL" in (batch.standings["long"].why or "")
+    assert batch.exit_code == 5
+    # In this process, into another folder: the same bytes.
+    again = do(zoo(*CHAIN, out="here"), jobs=1)
+    assert again.exit_code == 0
+    for name in ("first", "second"):
+        assert weights(Path(f"zoo/{name}")) == weights(Path(f"here/{name}"))
+
+
+@pytest.mark.slow
+def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(CHAIN[0], long, {"name": "last", "recipe": "deeper.yaml", "after": ["long"]})
+    process = cli(manifest, "--json", before=SAVING_OFTEN)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    again = cli(manifest, "--json", before=SAVING_OFTEN)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    told = json.loads(out)["entries"]
+    assert {name: (entry["state"], entry["again"]) for name, entry in told.items()} == {
+        "first": ("done", True),
+        "long": ("done", False),
+        "last": ("done", False),
+    }
+    assert f"long: {GOING_ON}" in err
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
+    long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
+    manifest = zoo(long, {"name": "other", "recipe": "deeper.yaml"}, {"name": "last", "recipe": "deeper.yaml"})
+    shard = cli(manifest, "--json", "--shard", "0/2", before=SAVING_OFTEN)
+    until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, shard)
+    shard.kill()
+    assert shard.communicate(timeout=60)[0] == ""
+    assert shard.returncode == -signal.SIGKILL
+    # It could not give anything back.
+    assert [path.name for path in (manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*")] == ["long"]
+    whole = cli(manifest, "--json", before=SAVING_OFTEN)
+    out, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    told = json.loads(out)
+    assert told["counts"]["done"] == 3
+    assert not told["entries"]["long"]["again"]
+    assert f"long: {GOING_ON}" in err
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*"))
+    same_as_whole(zoo, long)
+
+
+@pytest.mark.slow
+def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: Zoo) -> None:
+    long = [
+        {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 250, "fit.seed": number}}
+        for number in range(2)
+    ]
+    manifest = zoo(*long)
+    process = cli(manifest, "--json", "--jobs", "2")
+    begun = [manifest.parent / f"zoo/.{entry['name']}.ligo-partial/.work/results.json" for entry in long]
+    until(lambda: all(path.exists() for path in begun), process)
+    assert len(left_of(process.pid)) > 2
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    end = time.monotonic() + 10
+    while left_of(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left_of(process.pid) == []
+    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    again = cli(manifest, "--json", "--jobs", "2")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert json.loads(out)["counts"]["done"] == 2
+    for entry in long:
+        assert f"{entry['name']}: {GOING_ON}" in err
+
+
+GOING_ON = "going on with what an earlier run has staged"
+
+
+def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
+    """That an output in `zoo` holds what the same entry, never stopped, comes to."""
+    name = str(entry["name"])
+    whole = cli(zoo(entry, out="whole"))
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    for folder in (name, f"{name}/ligo"):
+        assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
+
+
+def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: Zoo) -> None:
+    entries = [{"name": f"n{number}", "recipe": "deeper.yaml"} for number in range(6)]
+    manifest = zoo(*entries, POISON)
+    array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1"}
+    # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
+    processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
+    processes.append(cli(manifest, "--json"))
+    told, ran = [], []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert out, err
+        told.append(json.loads(out))
+        ran += [line.partition(":")[0] for line in err.splitlines() if line.endswith(": running")]
+    names = [set(one["entries"]) for one in told]
+    assert names[0] | names[1] == names[2]
+    assert not names[0] & names[1]
+    done = [name for one in told for name, entry in one["entries"].items() if not entry["again"]]
+    for one in told:
+        assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
+    # Of the two or three who saw an entry done, one has done it; the others were told.
+    assert sorted(ran) == [f"n{number}" for number in range(6)]
+    assert sorted(name for name in done if name != "poisoned") == sorted(ran)
+    assert [process.returncode for process in processes].count(3) >= 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "option", "code"),
+    [
+        ({"JOB_COMPLETION_INDEX": "1"}, [], 2),
+        ({"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2"}, [], 0),
+        ({}, ["--shard", "2/2"], 2),
+        ({}, ["--shard", "one"], 2),
+    ],
+)
+def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], code: int, zoo: Zoo) -> None:
+    process = cli(zoo(CHAIN[0], {"name": "x", "recipe": "deeper.yaml"}), "--json", *option, **environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    if code == 0:
+        assert len(json.loads(out)["entries"]) == 1

@@ -1,0 +1,399 @@
+"""A whole comparison through the command line: what it leaves, what a second run does, what it refuses, how it goes on after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.source_models import fit_section, recipe_text, write_checkpoint, write_text
+from support.warm_cli import Ended, Running, WarmCli
+
+METHODS = ["scratch", "stackbert", "lemon", "ligo", "freeze+layer-drop"]
+RECIPE: Mapping[str, Any] = {
+    "version": 1,
+    "source": {
+        "pretrain": {
+            "config": {
+                "model_type": "gpt2",
+                "vocab_size": 300,
+                "n_positions": 16,
+                "n_embd": 16,
+                "n_head": 2,
+                "n_layer": 2,
+            },
+            "steps": 16,
+            "batch_size": 4,
+            "sequence_length": 16,
+            "learning_rate": 5e-3,
+        }
+    },
+    "target": {"config": {"n_embd": 24, "n_head": 3, "n_layer": 4}},
+    "growth": {"width": "lemon", "depth": "identity"},
+    "fit": {
+        "steps": 4,
+        "batch_size": 4,
+        "sequence_length": 16,
+        "heldout_tokens": 512,
+        "evaluate_every": 2,
+        "data": {"stdlib": True},
+    },
+    "compare": {
+        "steps": 24,
+        "methods": METHODS,
+        "learning_rates": [2e-3, 8e-3],
+        "schedules": ["stable"],
+        "horizons": [0.5, 1.0],
+        "points": 6,
+    },
+    "output": {"dir": "out/grown"},
+}
+FILES = {"compare.json", "compare.png", "report.html"}
+PATIENCE = 90.0  # seconds that a run may take to come to a point; a busy machine is slow
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmCli]:
+    server = WarmCli(tmp_path_factory.mktemp("streams"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    return tmp_path
+
+
+COMMAND = ("compare", "recipe.yaml", "--out", "out", "--json")
+
+
+@pytest.fixture(scope="module")
+def whole(warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A comparison that nothing has stopped, by one worker."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
+    done = warm.run(*COMMAND, "--jobs", "1", cwd=folder)
+    assert done.code == 0, done.err
+    return folder, done
+
+
+@pytest.fixture
+def record(whole: tuple[Path, Ended]) -> dict[str, Any]:
+    found = json.loads((whole[0] / "out" / "compare.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name != "recipe.yaml")
+
+
+# --- what it leaves ---------------------------------------------------------------------------------------------------
+
+
+def test_the_output_is_whole_and_nothing_lies_beside_it(whole: tuple[Path, Ended]) -> None:
+    folder, _ = whole
+    assert names(folder) == ["out"]
+    found = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
+    # And the source that was trained for it.
+    assert {name for name in found if not name.startswith("ligo/source/")} == FILES
+    assert "ligo/source/model.safetensors" in found
+    assert (folder / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "out" / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert all(name in page for name in METHODS)
+
+
+def test_one_object_is_printed(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:
+    _, done = whole
+    assert done.out.count("\n") == 1
+    assert json.loads(done.out) == {"out": "out", "changed": True, **record}
+
+
+def test_the_layout_is_as_documented(record: dict[str, Any]) -> None:
+    """`methods: {NAME: {curve: [{step, flops, loss}], savings: {paper, net}}}`, and what is known of each."""
+    assert record["format"] == "ligo-comparison/1"
+    assert list(record["methods"]) == METHODS
+    for name, method in record["methods"].items():
+        assert method["savings"].keys() == {"paper", "net"}
+        assert method["curve"], name
+        for point in method["curve"]:
+            assert point.keys() == {"step", "flops", "loss"}
+            assert isinstance(point["loss"], float)
+        steps = [point["step"] for point in method["curve"]]
+        flops = [point["flops"] for point in method["curve"]]
+        assert steps == sorted(set(steps))
+        assert flops == sorted(set(flops))
+        assert steps[0] == 0
+        assert method["final"]["step"] == steps[-1] in (12, 24)
+        assert (method["final"]["flops"], method["final"]["loss"]) == (flops[-1], method["curve"][-1]["loss"])
+        assert method["learning_rate"] in (2e-3, 8e-3)
+        assert {trial["learning_rate"] for trial in method["tuning"]} == {2e-3, 8e-3}
+        assert method["seeds"].keys() == {"0"}
+    assert record["budget"]["steps"] == 24
+    assert record["budget"]["examples"] == 24 * 4 * 16
+    assert record["skipped"] == {}
+
+
+def test_savings_are_those_of_the_curves(record: dict[str, Any]) -> None:
+    scratch = record["methods"]["scratch"]
+    assert scratch["savings"] == {"paper": 0.0, "net": 0.0}
+    assert scratch["final"]["flops"] == record["budget"]["flops"]
+    for name, method in record["methods"].items():
+        if name == "scratch":
+            continue
+        there = [point["flops"] for point in method["curve"] if point["loss"] <= scratch["final"]["loss"]]
+        if not there:
+            assert method["savings"] == {"paper": None, "net": None}
+            assert method["final"]["step"] == 24, "it has been tried for the whole budget"
+            continue
+        charged = record["source"]["flops"] if name != "stackbert" else 0
+        total = scratch["final"]["flops"]
+        # Told to two digits.
+        assert method["savings"]["paper"] == pytest.approx(100 * (1 - there[0] / total), abs=5.1e-3)
+        assert method["savings"]["net"] == pytest.approx(100 * (1 - (there[0] + charged) / total), abs=5.1e-3)
+
+
+def test_curves_begin_where_their_starts_are(record: dict[str, Any]) -> None:
+    """An exact start at the source's own loss; drawn weights near that of guessing; what is fitted has paid for it before it begins."""
+    first = {name: method["curve"][0] for name, method in record["methods"].items()}
+    # Growth is exact to float32's rounding.
+    assert first["lemon"]["loss"] == pytest.approx(record["source"]["loss"], abs=1e-4)
+    assert first["freeze+layer-drop"]["loss"] == pytest.approx(record["source"]["loss"], abs=1e-4)
+    guessing = 5.704  # log 300
+    assert first["scratch"]["loss"] == pytest.approx(guessing, abs=0.1)
+    assert record["source"]["loss"] < guessing - 0.1
+    assert first["ligo"]["flops"] == record["methods"]["ligo"]["flops"]["fit"] > 0
+    assert all(point["flops"] == 0 for name, point in first.items() if name != "ligo")
+
+
+def test_what_is_unfair_is_told(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:
+    rules = [breach["rule"] for breach in record["breaches"]]
+    assert [rule for rule in rules if rule != "rate-edge"] == ["source-share", "scratch-budget", "scratch-rate", "scratch-schedule"]  # fmt: skip  # noqa: E501
+    assert rules.count("rate-edge") >= 1, "of two rates each is an edge"
+    assert whole[1].err.count("not fair:") == 4, "what is known beforehand is told beforehand"
+
+
+# --- again ------------------------------------------------------------------------------------------------------------
+
+
+def test_again_changes_nothing(whole: tuple[Path, Ended], warm: WarmCli) -> None:
+    folder, done = whole
+    before = snapshot(folder)
+    again = warm.run(*COMMAND, cwd=folder)
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == {**json.loads(done.out), "changed": False}
+    assert snapshot(folder) == before
+    assert names(folder) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "change", [("--steps", "25"), ("--seeds", "1"), ("--methods", "lemon"), ("--set", "compare.points=7")]
+)
+def test_another_comparison_in_its_place_is_refused(
+    change: tuple[str, ...], whole: tuple[Path, Ended], warm: WarmCli
+) -> None:
+    folder, _ = whole
+    before = snapshot(folder)
+    done = warm.run(*COMMAND, *change, cwd=folder)
+    assert done.code == 6
+    assert "holds another comparison" in done.err
+    assert done.out == ""
+    assert snapshot(folder) == before
+    assert names(folder) == ["out"]
+
+
+def test_something_else_in_its_place_is_refused(place: Path, warm: WarmCli) -> None:
+    for name, content in {"notes.txt": "mine", "compare.json": '{"mine": 1}'}.items():
+        shutil.rmtree(place / "out", ignore_errors=True)
+        (place / "out").mkdir()
+        (place / "out" / name).write_text(content)
+        done = warm.run(*COMMAND, cwd=place)
+        assert done.code == 6, done.err
+        assert names(place) == ["out"]
+        assert (place / "out" / name).read_text() == content
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--methods", "nonsense"), "no method 'nonsense'"),
+        (("--methods", "scratch,lemom"), "did you mean lemon?"),
+        (("--methods", "scratch+fit"), "drawn weights have no operator to learn"),
+        (("--methods", "lemon+fast"), "no option 'fast'"),
+        (("--methods", "hyperclone"), "no whole multiple"),
+        (("--seeds", "one"), "no list of whole numbers"),
+        (("--steps", "0"), "--steps"),
+        (("--set", "compare.schedules=[linear]"), "linear"),
+        (("--set", "compare.token_drop=1"), "token_drop"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arguments: tuple[str, ...], told: str, place: Path, warm: WarmCli) -> None:
+    done = warm.run(*COMMAND, *arguments, cwd=place)
+    assert done.code == 2, done.err
+    assert told in " ".join(done.err.split())
+    assert done.out == ""
+    assert names(place) == []
+
+
+def test_a_rate_at_which_training_comes_to_nothing_is_the_worst(place: Path, warm: WarmCli) -> None:
+    """Wherever it stands in the list."""
+    rates = ("--set", "compare.learning_rates=[1e30, 2e-3]", "--set", "compare.horizons=[1.0]")
+    done = warm.run(*COMMAND, *rates, "--methods", "lemon", "--steps", "8", "--jobs", "1", cwd=place)
+    assert done.code == 0, done.err
+    for method in json.loads(done.out)["methods"].values():
+        assert method["learning_rate"] == 2e-3
+        assert [trial["validation_loss"] is None for trial in method["tuning"]] == [True, False]
+
+
+def test_training_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(place: Path, warm: WarmCli) -> None:
+    rates = ("--set", "compare.learning_rates=[1e30]")
+    done = warm.run(*COMMAND, *rates, "--methods", "lemon", "--steps", "8", "--jobs", "1", cwd=place)
+    assert done.code == 2, done.err
+    assert "no number" in done.err
+    assert not (place / "out").exists()
+
+
+# --- horizons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lemon+token-drop", "freeze+layer-drop", "bert2bert"])
+def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(method: str, tmp_path: Path) -> None:
+    """Every point of the curve, its costs and the held-out loss; where there is no common stretch nothing is taken from the shorter."""
+    from ligo_convert.comparison.experiment import make_experiment
+    from ligo_convert.comparison.scheduler import TrainingJob
+    from ligo_convert.comparison.worker import JobRunner
+    from ligo_convert.conversion.plan import make_plan, open_planned
+    from ligo_convert.conversion.splits import load_splits
+    from ligo_convert.progress import Progress
+    from ligo_convert.recipes.recipe import load_recipe
+
+    (tmp_path / "corpus").mkdir()
+    write_text(tmp_path / "corpus" / "a.txt")
+    model = write_checkpoint(tmp_path / "source")
+    compare = {"steps": 40, "layer_drop": 0.9, "token_drop": 0.3}
+    fit = fit_section(text=str(tmp_path / "corpus" / "*.txt"))
+    target = {"n_embd": 24, "n_head": 3, "n_layer": 4}
+    (tmp_path / "recipe.yaml").write_text(recipe_text(model, target, fit=fit, compare=compare))
+    source = open_planned(load_recipe(tmp_path / "recipe.yaml"), weights=True)
+    assert source is not None
+    with source:
+        plan = make_plan(load_recipe(tmp_path / "recipe.yaml"), source, check_disk=False)
+        contest = make_experiment(plan, methods=[method], steps=None)
+        slices = load_splits(plan, source.root, progress=Progress(), examples=contest.examples)
+
+    def done(work: str, *horizons: float) -> Any:
+        shop = JobRunner(contest=contest, slices=slices, source=model, work=tmp_path / work, device="cpu")
+        before, result = 0.0, {}
+        for horizon in horizons:
+            job = TrainingJob(
+                kind="train", method=method, learning_rate=2e-3, shape="stable", horizon=horizon, before=before
+            )
+            result, before = shop.do(job), horizon
+        return result
+
+    assert done("branched", 0.25, 0.5, 1.0) == done("alone", 1.0)
+    left = [path.name for path in (tmp_path / "branched" / "states").glob("trunk-*")]
+    assert len(left) == (0 if method == "bert2bert" else 2)
+
+
+# --- several workers, and stops ---------------------------------------------------------------------------------------
+
+
+def same(place: Path, whole: tuple[Path, Ended]) -> None:
+    """All files of two comparisons, bit for bit: nothing in them tells of time, of workers or of stops."""
+    found, wanted = (
+        {name: digest for name, (digest, _) in snapshot(folder / "out").items()} for folder in (place, whole[0])
+    )
+    assert found == wanted
+
+
+def test_two_workers_come_to_the_same(place: Path, whole: tuple[Path, Ended], warm: WarmCli) -> None:
+    """To the last bit where, as here, a worker has as many threads as the one alone; sums depend on their number."""
+    done = warm.run(*COMMAND, "--jobs", "2", cwd=place)
+    assert done.code == 0, done.err
+    assert names(place) == ["out"]
+    same(place, whole)
+
+
+def wait_for(what: Callable[[], bool], running: Running) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end, running.err
+        time.sleep(0.02)
+
+
+def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, Ended], warm: WarmCli) -> None:
+    """Twice by a signal, while a rate is tried and while a target is trained, and once by SIGKILL in the middle of a write."""
+    results = place / ".out.ligo-partial" / ".work" / "results.json"
+
+    def tried() -> bool:
+        return results.exists() and '"train-scratch-' in results.read_text()
+
+    def trained() -> bool:
+        return '"train-stackbert-' in results.read_text()
+
+    for seen in (tried, trained):
+        running = warm.start(*COMMAND, "--jobs", "1", cwd=place, save_often=True)
+        wait_for(seen, running)
+        running.send(signal.SIGTERM)
+        stopped = running.wait()
+        assert stopped.code == 128 + signal.SIGTERM, stopped.err
+        assert "run the same command again" in stopped.err
+        assert stopped.out == ""
+        assert names(place) == [".out.ligo-partial"]
+    killed = warm.run(*COMMAND, "--jobs", "1", cwd=place, kill_at=40)
+    assert killed.code == -signal.SIGKILL
+    assert names(place) == [".out.ligo-partial"]
+    done = warm.run(*COMMAND, "--jobs", "1", cwd=place)
+    assert done.code == 0, done.err
+    assert "going on with what an earlier run has staged" in done.err
+    assert json.loads(done.out)["changed"] is True
+    assert names(place) == ["out"]
+    same(place, whole)
+
+
+def test_workers_stop_with_their_parent(place: Path, warm: WarmCli) -> None:
+    """SIGTERM of the parent alone: nothing is left of it or of them, and what is staged is whole."""
+    running = warm.start(*COMMAND, "--jobs", "2", cwd=place)
+    results = place / ".out.ligo-partial" / ".work" / "results.json"
+    wait_for(lambda: results.exists() and '"probe"' in results.read_text(), running)
+    assert alive(running.pid) > 1
+    running.send(signal.SIGTERM)
+    assert running.wait().code == 128 + signal.SIGTERM
+    end = time.monotonic() + PATIENCE
+    while alive(running.pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert names(place) == [".out.ligo-partial"]
+    json.loads(results.read_text())
+
+
+def alive(group: int) -> int:
+    """How many processes of a group live."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, found = path.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        count += int(found) == group and state != "Z"
+    return count

@@ -1,0 +1,330 @@
+"""Laws of a comparison's page: all of it is there, nothing foreign acts, nothing is loaded, and a real browser shows it."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.comparisons import MANY, METHODS, broken, comparison
+
+from ligo_convert.comparison.report import POLICY, comparison_html
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></svg></style><script>document.title='owned'</script>\x1b[2J\u202e&"
+)
+BREACHES = [
+    {
+        "rule": "source-share",
+        "text": "the source took 31 % of scratch's FLOPs; at most 20 % is fair",
+        "methods": ["ligo"],
+    },
+    {"rule": "tuning", "text": "scratch was tuned on fewer runs.", "methods": None},
+]
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A page as its elements, its texts, and the rows of its tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.unclosed: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def hostile() -> dict[str, Any]:
+    """A comparison in which everything that can be text is an attack."""
+
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poison(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return HOSTILE if isinstance(value, str) else value
+
+    data: dict[str, Any] = poison(comparison(breaches=BREACHES))
+    data["methods"][HOSTILE] = data["methods"].pop("stack")
+    data["skipped"] = {HOSTILE: HOSTILE}
+    data["versions"] = {HOSTILE: HOSTILE}
+    return data
+
+
+def test_the_same_numbers_give_the_same_page() -> None:
+    assert comparison_html(comparison()) == comparison_html(comparison())
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("charged", [True, False])
+def test_every_method_reason_and_breach_is_there(seeds: tuple[int, ...], charged: bool) -> None:
+    data = comparison(MANY, seeds=seeds, charged=charged, breaches=BREACHES)
+    page = Page(comparison_html(data))
+    results = page.tables[0]
+    assert {row[0] for row in results[1:]} == set(MANY)
+    assert {len(row) for row in results} == {len(results[0])}
+    assert len(page.tables) == 1 + len(MANY), "a tuning grid for each method"
+    for name, reason in data["skipped"].items():
+        assert name in page.text
+        assert reason in page.text
+    for breach in BREACHES:
+        assert str(breach["text"]) in page.text
+    assert data["convention"] in page.text
+    for name, version in data["versions"].items():
+        assert f"{name} {version}" in page.text
+    assert ("\u00b1" in page.text) == (len(seeds) > 1)
+    assert ("not known" in page.text) == (not charged)
+    assert page.open == []
+
+
+def test_breaches_come_first_and_only_where_there_are_some() -> None:
+    with_some, without = comparison_html(comparison(breaches=BREACHES)), comparison_html(comparison())
+    assert with_some.index('class="breaches"') < with_some.index('class="lead"')
+    assert 'class="breaches"' not in without
+    assert "Concerns ligo." in Page(with_some).text
+
+
+def test_the_table_is_sorted_by_what_was_saved_and_then_by_loss() -> None:
+    data = comparison(MANY)
+    saved = {name: 0.0 if name == "scratch" else method["savings"]["net"] for name, method in data["methods"].items()}
+    rows = [row[0] for row in Page(comparison_html(data)).tables[0][1:]]
+    keys = [(saved[name] is None, -(saved[name] or 0.0), data["methods"][name]["final"]["loss"]) for name in rows]
+    assert keys == sorted(keys)
+    unknown = Page(comparison_html(comparison(MANY, charged=False))).tables[0]
+    assert unknown[1][0] == "ligo"
+
+
+def test_the_lead_says_what_was_found() -> None:
+    data = comparison()
+    for method in data["methods"].values():
+        method["savings"] = {"paper": 30.0, "net": 20.0}
+    data["methods"]["ligo"]["savings"] = {"paper": 42.1, "net": 27.5}
+    text = Page(comparison_html(data)).text
+    assert "770,000 parameters" in text
+    assert "7.7 million tokens" in text
+    assert "10 tokens a parameter" in text
+    assert "ligo reached scratch's final loss of 3.300 nats a token with 42.1 % fewer FLOPs" in text
+    assert "It took 27.5 % fewer FLOPs with the source's own training charged." in text
+
+
+def test_the_lead_says_where_another_is_best_with_the_source_charged() -> None:
+    data = comparison()
+    data["methods"]["lemon"]["savings"] = {"paper": 1.0, "net": 90.0}
+    assert (
+        "lemon took 90.0 % fewer FLOPs to it with the source's own training charged" in Page(comparison_html(data)).text
+    )
+
+
+def test_the_lead_says_that_nothing_was_saved() -> None:
+    data = comparison()
+    for method in data["methods"].values():
+        method["savings"] = {"paper": 5.0, "net": -3.0}
+    assert "Nothing saved FLOPs once the source is charged." in Page(comparison_html(data)).text
+    for method in data["methods"].values():
+        method["savings"] = {"paper": None, "net": None}
+    assert "Nothing beat scratch" in Page(comparison_html(data)).text
+
+
+def test_images_are_spoken_of_as_images() -> None:
+    data = comparison(task="image-classification")
+    data["budget"] |= {"unit": "images", "examples": 60160, "sequence_length": None, "per_parameter": 0.078}
+    data["methods"]["ligo"]["final"]["accuracy"] = 0.614
+    page = Page(comparison_html(data))
+    assert "60,160 images" in page.text
+    assert "nats an image" in page.text
+    assert "tokens" not in page.text
+    assert "Accuracy" in page.tables[0][0]
+    assert "61.4 %" in next(row for row in page.tables[0] if row[0] == "ligo")
+
+
+@pytest.mark.parametrize("losses", [[None], [math.nan], [None] * 30, [None] * 48])
+@pytest.mark.parametrize("name", ["scratch", "ligo"])
+def test_runs_that_diverged_do_not_break_the_page(name: str, losses: list[float | None]) -> None:
+    page = Page(comparison_html(broken(name, losses)))
+    assert any("diverged" in cell for row in page.tables[0] if row[0] == name for cell in row)
+    assert not re.search(r"\bnan\b|\bNone\b|\bnull\b", page.text)
+
+
+def test_what_others_wrote_is_shown_and_does_nothing() -> None:
+    text = comparison_html(hostile())
+    page = Page(text)
+    assert not page.all("script")
+    assert not page.all("img")
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.open == []
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+    assert {shown, "scratch"} <= {row[0] for row in page.tables[0]}
+
+
+def test_nothing_is_loaded() -> None:
+    for data in (comparison(), hostile()):
+        text = comparison_html(data)
+        page = Page(text)
+        for tag, attributes in page.elements:
+            for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                assert str(attributes.get(name, "#")).startswith(("#", "data:")), f"{tag} {name}={attributes[name]}"
+        assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base", "form"}
+        assert "@import" not in text
+        assert all(found == "#" for found in re.findall(r"url\(\s*[\"']?(.)", text))
+
+
+def test_the_page_can_be_read_by_everyone() -> None:
+    page = Page(comparison_html(comparison()))
+    assert page.all("html")[0]["lang"] == "en"
+    metas = {str(meta.get("name") or meta.get("http-equiv")): meta.get("content") for meta in page.all("meta")}
+    assert metas["viewport"] == "width=device-width, initial-scale=1"
+    assert metas["Content-Security-Policy"] == POLICY
+    assert all(heading["scope"] in ("col", "row") for heading in page.all("th"))
+    assert len(page.all("caption")) == 1
+    (drawing,) = page.all("svg")
+    assert drawing["role"] == "img"
+    assert drawing["aria-label"]
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_colour_of_text_stands_out() -> None:
+    themes = re.findall(r":root \{([^}]*--page[^}]*)\}", comparison_html(comparison()))
+    assert len(themes) == 3, "light, dark, paper"
+    for theme in themes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", theme))
+        pairs = [(ink, back) for ink in ("ink", "soft") for back in ("page", "band", "best")]
+        for ink, back in [*pairs, ("link", "page"), ("ink", "warn-page"), ("warn-line", "warn-page")]:
+            light, dark = sorted((luminance(colours[ink]), luminance(colours[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {back}"
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Opens a page in a real browser: the page and options in, what the browser prints out."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no browser here: none of {', '.join(names)}")
+    profile = tmp_path_factory.mktemp("profile")
+
+    def run(page: Path, *options: str) -> str:
+        command = [
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+        ]
+        done = subprocess.run(
+            [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout
+
+    return run
+
+
+def test_a_browser_shows_every_method_and_runs_nothing(browse: Callable[..., str], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(comparison_html(comparison(MANY)), encoding="utf-8")
+    shown = Page(browse(page, "--dump-dom"))
+    assert {row[0] for row in shown.tables[0][1:]} == set(MANY)
+    page.write_text(comparison_html(hostile()), encoding="utf-8")
+    found = browse(page, "--dump-dom")
+    assert "<title>owned" not in found
+    assert len(Page(found).tables[0]) == 1 + len(METHODS)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_paints_the_page(dark: bool, browse: Callable[..., str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(comparison_html(comparison(seeds=(0, 1, 2), breaches=BREACHES)), encoding="utf-8")
+    browse(page, f"--screenshot={shot}", "--window-size=1280,1600", *(["--force-dark-mode"] if dark else []))
+    with Image.open(shot) as image:
+        assert image.format == "PNG"
+        assert image.size == (1280, 1600)
+        colours = {colour: count for count, colour in image.convert("RGB").getcolors(1 << 24) or []}
+    assert len(colours) > 50
+    assert max(colours.values()) < 0.9 * 1280 * 1600
+    # The line of ligo, on its white card in both themes.
+    assert (0, 114, 178) in colours
+    assert max(colours, key=lambda colour: colours[colour]) in ((255, 255, 255), (22, 23, 26))
+    assert ((22, 23, 26) in colours) == dark
+
+
+def test_the_page_never_scrolls_sideways(browse: Callable[..., str], tmp_path: Path) -> None:
+    """In frames of a phone's and a wide screen's width, whose scripts stay off: the page around them measures."""
+    long = comparison(MANY, seeds=(0, 1, 2), breaches=BREACHES)
+    long["methods"]["W" * 300] = long["methods"].pop("stack")
+    long["skipped"]["M" * 300] = "i" * 500
+    frames = [
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(comparison_html(data))}"></iframe>'
+        for data in (comparison(), long)
+        for width in (400, 1600)
+    ]
+    script = (
+        "onload = () => { document.title = [...document.querySelectorAll('iframe')]"
+        ".map(frame => { const page = frame.contentDocument, box = page.querySelectorAll('.scroll')[1];"
+        " return [page.documentElement.scrollWidth, box.scrollWidth > box.clientWidth].join('/'); }).join(' '); }"
+    )
+    around = tmp_path / "around.html"
+    around.write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><title>?</title>{"".join(frames)}<script>{script}</script>',
+        encoding="utf-8",
+    )
+    title = re.findall(r"<title>([^<]*)</title>", browse(around, "--dump-dom"))[0]
+    widths = [int(found.partition("/")[0]) for found in title.split()]
+    assert widths == [400, 1600, 400, 1600]
+    assert [found.partition("/")[2] for found in title.split()][::2] == ["true", "true"], "the table scrolls in its box"

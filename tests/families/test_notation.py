@@ -1,0 +1,124 @@
+"""The notation: tables of what it means and of what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from ligo_convert.families import notation as axes
+from ligo_convert.families.notation import NotationError, SizeError, evaluate, expand, matcher, name_at, parse_layout
+
+LAYOUTS = [
+    ("mlp <- embed", [("mlp", "write"), ("embed", "read")]),
+    ("embed -> mlp", [("embed", "read"), ("mlp", "write")]),
+    ("embed", [("embed", "write")]),
+    ("embed gain", [("embed", "gain")]),
+    ("embed shift", [("embed", "shift")]),
+    ("query+key+value <- embed", [("query+key+value", "write"), ("embed", "read")]),
+    ("embed -> query+key", [("embed", "read"), ("query+key", "write")]),
+    ("1 position embed", [("1", "write"), ("position", "write"), ("embed", "write")]),
+    ("embed <- rgb patch patch", [("embed", "write"), ("rgb", "read"), ("patch", "read"), ("patch", "read")]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), LAYOUTS)
+def test_a_layout_says_what_every_dim_does(text: str, expected: list[tuple[str, str]]) -> None:
+    assert [("+".join(dim.parts), dim.role) for dim in parse_layout(text).dims] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "->",
+        "embed ->",
+        "-> embed",
+        "a -> b -> c",
+        "a -> b gain",
+        "Embed",
+        "a+ <- b",
+        "a+b <- c+d",
+        "a b! <- c",
+        "gain",
+    ],
+)
+def test_what_is_no_layout_is_refused(text: str) -> None:
+    with pytest.raises(NotationError):
+        parse_layout(text)
+
+
+def test_conditions_and_optional_rows() -> None:
+    assert parse_layout("query if attention_bias").condition == "attention_bias"
+    assert parse_layout("vocab <- embed if not tied").negated
+    assert parse_layout("embed <- embed in pooler").part == "pooler"
+    assert parse_layout("embed <- embed").part == ""
+    both = parse_layout("embed scale if init_values in head")
+    assert (both.dims[0].role, both.condition, both.part) == ("scale", "init_values", "head")
+
+
+def test_fused_dims_come_apart_in_storage_order() -> None:
+    layout = parse_layout("embed -> query+key+value")
+    assert layout.fused_dim == 1
+    assert [label for label, _ in layout.pieces()] == ["query", "key", "value"]
+    assert [[dim.parts for dim in dims] for _, dims in layout.pieces()][1] == [("embed",), ("key",)]
+
+
+def test_alternatives_expand_in_order() -> None:
+    assert expand("(a|b).{layer}.(x|y)") == ("a.{layer}.x", "a.{layer}.y", "b.{layer}.x", "b.{layer}.y")
+
+
+@pytest.mark.parametrize(
+    ("name", "claimed"),
+    [
+        ("h.0.w", True),
+        ("h.12.w", True),
+        ("h.01.w", False),
+        ("h..w", False),
+        ("h.1.w.x", False),
+        ("xh.1.w", False),
+        ("h.1xw", False),
+    ],
+)
+def test_a_pattern_claims_whole_names(name: str, claimed: bool) -> None:
+    assert bool(matcher("h.{layer}.w").match(name)) == claimed
+
+
+def test_names_and_patterns_invert_each_other() -> None:
+    assert matcher("h.{layer}.w").match(name_at("h.{layer}.w", 7))[1] == "7"  # type: ignore[index]
+
+
+SIZES = [
+    ("n_inner or 4 * n_embd", {"n_embd": 8}, 32),
+    ("n_inner or 4 * n_embd", {"n_embd": 8, "n_inner": 5}, 5),
+    ("n_inner or 4 * n_embd", {"n_embd": 8, "n_inner": None}, 32),
+    ("a / b", {"a": 12, "b": 3}, 4),
+    ("a / b or 1", {"a": 12}, 1),
+    ("a * 2 / b", {"a": 3, "b": 6}, 1),
+]
+
+
+@pytest.mark.parametrize(("text", "config", "expected"), SIZES)
+def test_a_size_is_a_value_of_the_config(text: str, config: dict[str, object], expected: int) -> None:
+    assert evaluate(text, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "message"),
+    [
+        ("a / b", {"a": 10, "b": 4}, "a / b is not a whole number .a = 10, b = 4."),
+        ("a", {}, "a missing"),
+        ("a", {"a": 0}, "a is 0"),
+        ("a", {"a": -3}, "a is -3"),
+        ("a", {"a": "3"}, "a is '3'"),
+        ("a", {"a": True}, "a is True"),
+        ("a", {"a": 3.0}, "a is 3.0"),
+    ],
+)
+def test_a_size_that_is_none_names_the_keys(text: str, config: dict[str, object], message: str) -> None:
+    with pytest.raises(SizeError, match=message):
+        evaluate(text, config)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    import doctest
+
+    assert doctest.testmod(axes).failed == 0

@@ -1,0 +1,356 @@
+"""Families: tables that claim every tensor once, at any size, under every name a checkpoint is found with."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+import transformers
+from support.tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, model_of, start_of
+
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.families.configs import flat_config
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.apply import drawn_values
+from ligo_convert.training.functional_model import LibraryModel
+
+
+def llama(width: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, object]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
+CAUSAL = [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
+
+# Real configs, at their real sizes: what the public checkpoints have.
+FULL_SIZE = {
+    "gpt2": [
+        {},
+        {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+        {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+        {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+        {"n_inner": 2048, "tie_word_embeddings": False},
+    ],
+    "llama": [
+        {},
+        {**llama(8192, 28672, 80, 64, 8), "vocab_size": 128256},
+        {**llama(2048, 8192, 16, 32, 8), "vocab_size": 128256, "tie_word_embeddings": True},
+        {**llama(576, 1536, 30, 9, 3), "attention_bias": True, "mlp_bias": True},
+    ],
+    "mistral": [{}, {**llama(5120, 14336, 40, 32, 8), "head_dim": 128, "vocab_size": 131072}],
+    "qwen2": [
+        {**llama(896, 4864, 24, 14, 2), "tie_word_embeddings": True},
+        {**llama(3584, 18944, 28, 28, 4), "vocab_size": 152064},
+        {**llama(8192, 29568, 80, 64, 8), "vocab_size": 152064},
+    ],
+    "qwen3": [
+        {**llama(1024, 3072, 28, 16, 8), "tie_word_embeddings": True},
+        {**llama(4096, 12288, 36, 32, 8)},
+        {**llama(5120, 25600, 64, 64, 8)},
+    ],
+    "phi3": [
+        {},
+        {**llama(5120, 17920, 40, 40, 10)},
+        {**llama(3072, 8192, 32, 24, 8), "vocab_size": 200064, "tie_word_embeddings": True, "pad_token_id": 0},
+    ],
+    "bert": [
+        {"architectures": [name], **sizes}
+        for name in ("BertForMaskedLM", "BertForPreTraining", "BertModel")
+        for sizes in (
+            {},
+            {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        )
+    ],
+    "roberta": [
+        {"architectures": [name], "max_position_embeddings": 514, "type_vocab_size": 1, **sizes}
+        for name in ("RobertaForMaskedLM", "RobertaModel")
+        for sizes in (
+            {},
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        )
+    ],
+}
+
+
+def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[str, TensorSpec]:
+    """The tensors of a tiny model as a checkpoint has them."""
+    names = {name: tuple(tensor.shape) for name, tensor in model_of(config).named_parameters()}
+    if prefix is not None:
+        names = {name.removeprefix(prefix): shape for name, shape in names.items()}
+    return {name: TensorSpec(name=name, dtype="F32", shape=shape) for name, shape in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [(family, changes) for family, cases in FULL_SIZE.items() for changes in cases]
+)
+def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dict[str, object]) -> None:
+    config = {"model_type": family, **FAMILIES[family].defaults, **changes}
+    found = family_of(config)
+    with torch.device("meta"):
+        model = empty_model(config)
+    parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    rows = found.rows_for(config)
+    table = {found.written(spec.name): spec.shape for _, _, spec in found.tensors_of(rows, config, dtype="F32")}
+    assert table == parameters
+    assert found.parameters(rows, config) == sum(tensor.numel() for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("family", [name for name, found in FAMILIES.items() if found.library == "transformers"])
+def test_defaults_are_the_librarys(family: str) -> None:
+    defaults = transformers.AutoConfig.for_model(family).to_dict()
+    for key, value in FAMILIES[family].defaults.items():
+        # What the library works out for itself stands as None in the table.
+        assert value is None or defaults[key] == value, key
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_every_name_a_checkpoint_is_found_with_is_claimed(family: str, tied: bool) -> None:
+    found, config = FAMILIES[family], config_of(family, tied=tied)
+    with_prefix = found.check(config, specs_of(config), label="source")
+    without = found.check(config, specs_of(config, prefix=found.optional_prefix), label="source")
+    assert set(with_prefix.stored) == set(without.stored)
+    assert with_prefix.rows == without.rows
+    assert ("lm_head.weight" in with_prefix.stored) == (not tied)
+
+
+def test_a_tied_head_may_be_on_disk_too_or_alone() -> None:
+    found, config = FAMILIES["gpt2"], config_of("gpt2")
+    specs = specs_of(config)
+    head = TensorSpec(name="lm_head.weight", dtype="F32", shape=(29, 16))
+    both = found.check(config, {**specs, head.name: head}, label="source")
+    assert both.copies == (("lm_head.weight", "transformer.wte.weight"),)
+    alone = found.check(config, {**{k: v for k, v in specs.items() if "wte" not in k}, head.name: head}, label="source")
+    assert alone.stored["transformer.wte.weight"].name == "lm_head.weight"
+
+
+def test_buffers_of_old_checkpoints_are_passed_over_and_named() -> None:
+    found, config = FAMILIES["gpt2"], config_of("gpt2")
+    specs = specs_of(config, prefix="transformer.")
+    for name in ("h.0.attn.bias", "h.1.attn.masked_bias"):
+        specs[name] = TensorSpec(name=name, dtype="BOOL", shape=(1, 1, 12, 12))
+    assert found.check(config, specs, label="source").ignored == ("h.0.attn.bias", "h.1.attn.masked_bias")
+
+
+def broken(change) -> tuple[dict[str, object], dict[str, TensorSpec]]:
+    config = config_of("gpt2")
+    specs = specs_of(config)
+    change(specs)
+    return config, specs
+
+
+def _with(name: str, shape: tuple[int, ...], dtype: str = "F32"):
+    return lambda specs: specs.update({name: TensorSpec(name=name, dtype=dtype, shape=shape)})
+
+
+BROKEN = [
+    (_with("transformer.h.0.attn.q_norm.weight", (8,)), r"no row claims transformer.h.0.attn.q_norm.weight"),
+    (_with("transformer.h.2.ln_1.weight", (16,)), r"no row claims transformer.h.2.ln_1.weight"),
+    (_with("wte.weight", (29, 16)), "a tensor is there twice"),
+    (lambda specs: specs.pop("transformer.ln_f.bias"), "in no weight file"),
+    (_with("transformer.wpe.weight", (11, 16)), "another shape"),
+    (_with("transformer.wpe.weight", (12, 16), "I8"), "no floating-point tensor"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_a_checkpoint_that_does_not_fit_is_refused(change, message: str) -> None:
+    config, specs = broken(change)
+    with pytest.raises(SourceError, match=message) as caught:
+        FAMILIES["gpt2"].check(config, specs, label="source")
+    assert "source" in str(caught.value)
+
+
+def test_an_unclaimed_tensor_names_the_nearest_row() -> None:
+    config, specs = broken(_with("transformer.h.0.mlp.c_fcx.weight", (16, 64)))
+    with pytest.raises(SourceError) as caught:
+        FAMILIES["gpt2"].check(config, specs, label="source")
+    assert "nearest row: transformer.h.{layer}.mlp.c_fc.weight" in str(caught.value)
+
+
+REFUSED = [
+    ("gpt2", {"n_embed": 32}, "did you mean 'n_embd'"),
+    ("gpt2", {"n_embd": 8}, "smaller than its source along embed"),
+    ("gpt2", {"n_layer": 1}, "smaller than its source along layer"),
+    ("gpt2", {"n_embd": 33, "n_head": 2}, "n_embd / n_head is not a whole number"),
+    ("gpt2", {"n_embd": 24, "n_head": 4}, "smaller than its source along head_dim"),
+    ("gpt2", {"n_embd": "24"}, "must be a positive number"),
+    ("gpt2", {"vocab_size": 31}, "vocab cannot grow"),
+    ("gpt2", {"n_positions": 24}, "position cannot grow"),
+    ("gpt2", {"dtype": "bfloat16"}, "set output.dtype"),
+    ("gpt2", {"model_type": "llama"}, "grows within its family"),
+    ("gpt2", {"add_cross_attention": True}, "not supported"),
+    ("llama", {"num_key_value_heads": 1}, "smaller than its source along kv_heads"),
+    ("llama", {"num_attention_heads": 6, "num_key_value_heads": 4, "hidden_size": 24}, "not a whole number"),
+    ("llama", {"hidden_size": 32, "head_dim": 8}, "head_dim must stay"),
+    ("llama", {"hidden_size": 18}, "hidden_size / num_attention_heads is not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSED)
+def test_a_target_that_cannot_be_grown_into_is_refused(family: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        FAMILIES[family].resize(config_of(family), changes)
+
+
+def test_an_untied_head_cannot_become_tied() -> None:
+    with pytest.raises(RecipeError, match="cannot become tied"):
+        FAMILIES["gpt2"].resize(config_of("gpt2", tied=False), {"tie_word_embeddings": True})
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_sizes_agree_with_the_librarys_config_class(family: str) -> None:
+    for changes in TARGETS[family].values():
+        config = start_of(family, config_of(family), changes, width="net2net", depth="identity").target
+        LibraryModel(family_of(config), config).check_table(family_of(config).rows_for(config))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "bert"])
+def test_drawn_weights_are_spread_as_the_library_spreads_them(family: str) -> None:
+    """The same deviation, row by row; the numbers themselves are drawn by another generator."""
+    llama = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
+    bert = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 64, "max_position_embeddings": 64}
+    sizes = {"gpt2": {"n_embd": 128}, "llama": llama, "qwen3": llama, "bert": bert}[family]
+    config = {**config_of(family, initializer_range=0.05), **sizes}
+    torch.manual_seed(0)
+    model = empty_model(config)
+    library = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    found = family_of(config)
+    for row, layer, spec in found.tensors_of(found.rows_for(config), config, dtype="F32"):
+        ours = torch.from_numpy(drawn_values(found, config, row, layer, spec.shape, 0))
+        theirs = library[spec.name]
+        assert abs(float(ours.mean() - theirs.mean())) < 0.01, spec.name
+        # A deviation estimated from n values is good to about 1/sqrt(2n): 5 of those.
+        assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=5 / (2 * spec.elements) ** 0.5, abs=1e-9), (
+            spec.name
+        )
+
+
+ARCHITECTURES = [(name, found) for found in FAMILIES.values() for name in found.architectures]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "found"), ARCHITECTURES, ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_an_architecture_that_is_listed_is_what_timm_builds(architecture: str, found: Family) -> None:
+    import timm
+
+    config = flat_config({"architecture": architecture})
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    rows = found.rows_for(config)
+    table = {spec.name: spec.shape for _, _, spec in found.tensors_of(rows, config, dtype="F32")}
+    assert table == {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+
+
+def test_every_cait_and_deit_of_timm_is_listed() -> None:
+    import timm
+
+    names = {name for name in timm.list_models() if name.split("_")[0] in ("cait", "deit", "deit3")}
+    assert names == {*FAMILIES["cait"].architectures, *FAMILIES["deit"].architectures}
+
+
+def test_every_plain_vit_of_timm_is_listed() -> None:
+    """With a class token and a head, and no parameters but the table's: timm has no such model that is not listed."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    known = {name for found in FAMILIES.values() for name in found.architectures}
+    ours = {re.sub(r"\{\w+\}", "#", row.pattern) for row in FAMILIES["vit"].table}
+    left_out = []
+    for name in timm.list_models(module="vision_transformer"):
+        if name in known or timm.get_pretrained_cfg(name).num_classes == 0:
+            continue
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # some names are deprecated, and say so
+            model = timm.create_model(name)
+        if type(model) is not VisionTransformer or model.global_pool != "token":
+            continue
+        theirs = {re.sub(r"blocks\.\d+\.", "blocks.#.", parameter) for parameter, _ in model.named_parameters()}
+        if theirs <= ours and {"cls_token", "head.weight"} <= theirs:
+            left_out.append(name)
+    assert left_out == []
+
+
+# Which class a checkpoint is of, by what it holds.
+ENCODERS = [
+    ("BertForMaskedLM", "", {"lm"}),
+    ("BertForPreTraining", "", {"pooler", "lm", "nsp"}),
+    ("BertModel", "bert.", {"pooler"}),
+    ("RobertaForMaskedLM", "", {"lm"}),
+    ("RobertaModel", "roberta.", {"pooler"}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "prefix", "parts"), ENCODERS)
+@pytest.mark.parametrize("old_names", [False, True])
+def test_an_encoder_is_known_by_what_it_holds(architecture: str, prefix: str, parts: set[str], old_names: bool) -> None:
+    family = "roberta" if architecture.startswith("Roberta") else "bert"
+    config = {**config_of(family), "architectures": [architecture]}
+    specs = specs_of(config)
+    if old_names:
+        rename = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        specs = {_renamed(name, rename): spec for name, spec in specs.items()}
+        specs = {name: TensorSpec(name=name, dtype="F32", shape=spec.shape) for name, spec in specs.items()}
+    position_ids = f"{family}.embeddings.position_ids".removeprefix(prefix)
+    specs[position_ids] = TensorSpec(name=position_ids, dtype="I64", shape=(1, 16))
+    # What config.json claims does not decide: a sentence encoder often still names the class it was cut from.
+    found = FAMILIES[family].check({**config, "architectures": None}, specs, label="source")
+    assert found.family.architecture == architecture
+    assert set(found.family.chosen.parts) == parts
+    assert found.ignored == (position_ids,)
+    assert len(found.stored) == len(specs) - 1
+
+
+def _renamed(name: str, endings: dict[str, str]) -> str:
+    return next((name.removesuffix(old) + new for old, new in endings.items() if name.endswith(old)), name)
+
+
+def test_an_encoder_without_a_pooler_and_one_with_a_pooler_beside_its_head() -> None:
+    config = {**config_of("bert"), "architectures": ["BertModel"]}
+    bare = {name: spec for name, spec in specs_of(config).items() if not name.startswith("pooler")}
+    found = FAMILIES["bert"].check(config, bare, label="source")
+    assert (found.family.architecture, found.family.chosen.parts) == ("BertModel", ())
+    assert found.family.chosen.options == {"add_pooling_layer": False}
+    # Old RoBERTa checkpoints carry a pooler that no class has beside the head.
+    config = config_of("roberta")
+    specs = specs_of(config)
+    for name, shape in {"roberta.pooler.dense.weight": (16, 16), "roberta.pooler.dense.bias": (16,)}.items():
+        specs[name] = TensorSpec(name=name, dtype="F32", shape=shape)
+    found = FAMILIES["roberta"].check(config, specs, label="source")
+    assert found.family.architecture == "RobertaForMaskedLM"
+    assert found.left_out == ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
+
+
+def test_keys_that_say_nothing_while_a_switch_is_off_may_change() -> None:
+    config = config_of("qwen3", sliding_window=4, max_window_layers=1)
+    found = family_of(config)
+    assert found.changed_function(config, {**config, "max_window_layers": 2, "sliding_window": 8}) == ()
+    on = {**config, "use_sliding_window": True}
+    assert "max_window_layers" in found.changed_function(on, {**on, "max_window_layers": 2})
+
+
+def test_a_quantised_checkpoint_is_called_so() -> None:
+    config = config_of("llama", quantization_config={"quant_method": "gptq"})
+    name = "model.layers.0.mlp.up_proj.qweight"
+    specs = {**specs_of(config), name: TensorSpec(name=name, dtype="I32", shape=(2, 24))}
+    with pytest.raises(SourceError, match="of a quantised model"):
+        FAMILIES["llama"].check(config, specs, label="source")
+    packed = {**specs_of(config), "lm_head.weight": TensorSpec(name="lm_head.weight", dtype="U8", shape=(7, 16))}
+    with pytest.raises(SourceError, match="no floating-point tensor"):
+        FAMILIES["llama"].check({**config, "tie_word_embeddings": False}, packed, label="source")
+
+
+def test_positions_that_cannot_be_counted_are_the_sources_fault() -> None:
+    with pytest.raises(SourceError, match="pad_token_id"):
+        FAMILIES["roberta"].check_config(config_of("roberta", pad_token_id=None), where="config.json")
