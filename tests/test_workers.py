@@ -204,7 +204,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from ligo_convert.workers import WorkerPool
-from test_crew import Task, made
+from test_workers import Task, made
 
 if __name__ == "__main__":
     tasks = [Task(what="last", number=0), Task(what="square")]

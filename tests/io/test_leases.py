@@ -121,7 +121,7 @@ def test_whoever_has_lost_a_claim_keeps_no_record(tmp_path: Path) -> None:
 
 
 def test_the_claim_of_another_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "TOUCH_SECONDS", 0.02)
+    monkeypatch.setattr(leases, "TOUCH_SECONDS", 0.02)
     with Leases(tmp_path) as claims:
         assert claims.take("a")
         path = tmp_path / "claims/a"
@@ -203,7 +203,7 @@ def test_who_is_gone(said: dict[str, Any], gone: bool, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         # A file cannot be made with the kernel's number.
-        patch.setattr(presence, "myself", lambda proc: me)
+        patch.setattr(leases, "process_identity", lambda proc: me)
         assert leases.is_dead(other, proc) == gone
 
 

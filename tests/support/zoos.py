@@ -57,7 +57,7 @@ def cli(manifest: Path, *options: str, before: str = "", **environment: str) -> 
 
     `before`: Python that the process runs first.
     """
-    program = ["-c", f"{before}\nfrom ligo_convert.cli import main\nmain()"] if before else ["-m", "ligo_convert"]
+    program = ["-c", f"{before}\nfrom ligo_convert.cli.main import main\nmain()"] if before else ["-m", "ligo_convert"]
     return subprocess.Popen(
         [sys.executable, *program, "batch", str(manifest), *options],
         env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
