@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.source_models import SIZES, fit_section, recipe_text, write_text
 
 from ligo_convert.comparison.experiment import Experiment, make_experiment
-from ligo_convert.comparison.methods import method_named
+from ligo_convert.comparison.methods import METHODS, method_named
 from ligo_convert.comparison.results import (
     comparison_record,
     first_at,
@@ -49,7 +49,7 @@ BERT = {
 TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
 UNEVEN = {"n_embd": 24, "n_head": 3, "n_layer": 4}
 FAIR = {"steps": 40_000, "learning_rates": [1e-3, 2e-3, 4e-3], "schedules": ["stable", "cosine"]}
-METHODS = ["stackbert", "mslt", "bert2bert", "ki", "lemon", "ligo", "freeze"]
+TRIED = ["stackbert", "mslt", "bert2bert", "ki", "lemon", "ligo", "freeze"]
 WITH_SOURCE = ["bert2bert", "ki", "lemon", "ligo", "freeze"]
 SOURCE_FLOPS = 1e9
 
@@ -82,7 +82,7 @@ def trained_here(folder: Path, *, methods: Sequence[str], **compare: object) -> 
 
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    return contest_of(tmp_path_factory.mktemp("contest"), methods=METHODS, source_flops=SOURCE_FLOPS)
+    return contest_of(tmp_path_factory.mktemp("contest"), methods=TRIED, source_flops=SOURCE_FLOPS)
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------
@@ -313,18 +313,18 @@ def spent(contest: Experiment, name: str, shape: str) -> float:
 @pytest.mark.parametrize("steps", [32, 50, 333, 1000])
 def test_nothing_costs_more_than_was_said(schedules: list[str], shape: str, steps: int, tmp_path: Path) -> None:
     """`compare` says at the start what all of it costs at most. Shares are rounded to steps: one for each stage of each run is allowed."""
-    found = contest_of(tmp_path, methods=METHODS, schedules=schedules, steps=steps, seeds=[0, 1])
+    found = contest_of(tmp_path, methods=TRIED, schedules=schedules, steps=steps, seeds=[0, 1])
     for name, entry in found.entries.items():
         runs = 1 + len(found.rates(name)) + 2 * len(found.horizons_of(name))
         rounding = runs * len(entry.stages) * found.scratch_flops / found.steps
         assert spent(found, name, shape) <= found.most_flops(name) + rounding, name
 
 
-@pytest.mark.parametrize("name", ["scratch", *METHODS])
+@pytest.mark.parametrize("name", ["scratch", *TRIED])
 def test_what_was_said_is_not_far_from_what_is_spent(name: str, tmp_path: Path) -> None:
     """An upper bound of what happens where nothing is saved, and no more than that."""
     for shape, tuning in itertools.product(("stable", "cosine"), (0.1, 0.2)):
-        found = contest_of(tmp_path, methods=METHODS, schedules=[shape], tuning=tuning)
+        found = contest_of(tmp_path, methods=TRIED, schedules=[shape], tuning=tuning)
         # That the whole runs go on from where a rate was tried is not reckoned with.
         assert found.most_flops(name) == pytest.approx(
             spent(found, name, shape), rel=0.2 if shape == "stable" else 0.02
@@ -377,7 +377,7 @@ def test_the_source_is_charged_to_those_who_use_it(name: str, paper: float, net:
 
 def test_who_never_gets_there_has_no_savings(contest: Experiment) -> None:
     points = curve((0, 9.0), (1e10, 3.6), (2e10, None))
-    for name in METHODS:
+    for name in TRIED:
         assert savings(contest, name, points, scratch={"flops": 1e10, "loss": 3.5}) == {"paper": None, "net": None}
 
 
@@ -477,7 +477,7 @@ def test_a_method_without_a_source_says_so(contest: Experiment) -> None:
 def test_a_record_says_what_was_compared(contest: Experiment) -> None:
     methods = {name: record_of(contest, name, 3.0) for name in contest.entries}
     found = comparison_record(contest, methods, key="k", source={"label": "small"}, data={}, versions={}, breaches=[])
-    assert list(found["methods"]) == ["scratch", *METHODS]
+    assert list(found["methods"]) == ["scratch", *TRIED]
     assert found["format"] == "ligo-comparison/1"
     assert found["budget"]["examples"] == contest.steps * contest.tokens
     assert found["budget"]["flops"] == contest.scratch_flops
@@ -494,7 +494,7 @@ def rules(contest: Experiment) -> list[str]:
 
 
 def test_a_fair_comparison_has_no_breach(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=METHODS, **FAIR)
+    found = trained_here(tmp_path, methods=TRIED, **FAIR)
     assert found.per_parameter >= 10
     assert rules(found) == []
 
@@ -510,12 +510,12 @@ def test_a_fair_comparison_has_no_breach(tmp_path: Path) -> None:
     ],
 )
 def test_each_breach_is_told_where_it_is_and_nowhere_else(change: dict[str, object], rule: str, tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=METHODS, **{**FAIR, **change})
+    found = trained_here(tmp_path, methods=TRIED, **{**FAIR, **change})
     assert rules(found) == [rule]
 
 
 def test_of_a_source_from_elsewhere_neither_cost_nor_data_are_known(tmp_path: Path) -> None:
-    found = contest_of(tmp_path, methods=METHODS, **FAIR)
+    found = contest_of(tmp_path, methods=TRIED, **FAIR)
     assert rules(found) == ["source-cost", "source-data"]
     assert rules(replace(found, source_flops=SOURCE_FLOPS)) == ["source-data"]
     for breach in found.breaches():
@@ -523,7 +523,7 @@ def test_of_a_source_from_elsewhere_neither_cost_nor_data_are_known(tmp_path: Pa
 
 
 def test_a_source_may_cost_a_fifth_of_scratch(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=METHODS, **FAIR)
+    found = trained_here(tmp_path, methods=TRIED, **FAIR)
     fifth = 0.2 * found.scratch_flops
     assert rules(replace(found, source_flops=fifth)) == []
     more = replace(found, source_flops=math.nextafter(fifth, math.inf))

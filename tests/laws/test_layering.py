@@ -129,7 +129,7 @@ def own(found: Import) -> str | None:
 def package_of(module: str) -> str:
     """The package that a module belongs to; `base` and `api` stand for the modules that belong to none."""
     head = module.partition(".")[0]
-    return PACKAGE_OF_ROOT[module] if module in PACKAGE_OF_ROOT else head
+    return PACKAGE_OF_ROOT.get(module, head)
 
 
 def own_imports(module: str) -> set[str]:

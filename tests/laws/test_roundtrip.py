@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,6 @@ TEXT = [name for name in CASES if family_named(name).library == "transformers"]
 MASKED = [name for name in CASES if name in FAMILIES and TASKS[name] == "masked-lm"]
 ONE_A_TASK = list({task: name for name, task in reversed(TASKS.items())}.values())
 VISION = [name for name in CASES if TASKS[name] == "image-classification"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models of a few thousand parameters gain nothing from threads, which spin while others want the processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- sources and outputs, each made once ------------------------------------------------------------------------------

@@ -899,7 +899,7 @@ def test_every_key_is_described() -> None:
         assert section["additionalProperties"] is False
         for key, properties in section["properties"].items():
             assert properties.get("description"), f"{name}.{key}"
-    assert schema["$defs"]["Growth"]["properties"]["width"]["enum"] == list(WIDTH_STARTS)
+    assert schema["$defs"]["GrowthConfig"]["properties"]["width"]["enum"] == list(WIDTH_STARTS)
     assert set(schema["required"]) == {"version", "source", "target", "growth", "output"}
     json.dumps(schema)
 

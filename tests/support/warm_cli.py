@@ -1,13 +1,14 @@
 """The command line in real processes that need not import torch first.
 
 Run as a program this imports what a run needs, and then forks for every request on stdin: the child becomes the leader of a process
-group, takes the request's directory, environment and streams, and calls `ligo_convert.cli.main`. `WarmCli` is the test's side of it.
+group, takes the request's directory, environment and streams, and calls `ligo_convert.cli.main.main`. `WarmCli` is the test's side of it.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import resource
 import signal
@@ -18,6 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# How long a command line may run before it counts as hanging.
+LONGEST_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +176,19 @@ def _become(request: Mapping[str, Any]) -> None:
     main()
 
 
+def _ended(pid: int) -> int:
+    """The exit status of a child; past the limit its group is killed, so that a test fails instead of waiting for ever."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+            deadline = math.inf
+        time.sleep(0.005)
+
+
 def serve() -> None:
     # Everything below imports without computing anything, so that no thread is lost in a fork.
     import matplotlib.backends.backend_agg
@@ -194,7 +211,7 @@ def serve() -> None:
         if not request:
             answer: dict[str, object] = {"ready": True}
         elif "wait" in request:
-            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+            answer = {"code": _ended(request["wait"])}
         else:
             child = os.fork()
             if child == 0:

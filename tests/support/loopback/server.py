@@ -1,8 +1,8 @@
 """A Hub on the loopback interface, for tests that drive the real client; run as a program, for people who try things out.
 
 In go repositories (files, branches), accounts and faults; out comes an address for `HF_ENDPOINT`, and a record of every request
-and every byte of body that was served. What is asked is answered by `loopback_reads`, what is written is done by
-`loopback_writes`, and `loopback_state` is what there is. Large files carry their SHA-256 like files in Git LFS. Not here: datasets
+and every byte of body that was served. What is asked is answered by `reads`, what is written is done by
+`writes`, and `state` is what there is. Large files carry their SHA-256 like files in Git LFS. Not here: datasets
 and spaces, git's own protocol, discussions that propose nothing, lists in pages, and objects copied between repositories.
 
     python tests/support/loopback/server.py --port 8080 --token hf_x --account me --store chunks
@@ -24,6 +24,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+if __name__ == "__main__":
+    # As a program it finds its siblings wherever it is started.
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from support.loopback.reads import read
 from support.loopback.state import (
@@ -68,7 +72,7 @@ def serve(
             yield hub
         finally:
             server.shutdown()
-            thread.join()
+            thread.join(timeout=60)
             server.hang_up()
 
 
