@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ligo_convert.growth.width_methods import WIDTHS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+LIMIT = 120.0  # seconds that a child process may take
 HEAVY = ("torch", "transformers", "tokenizers", "datasets", "matplotlib", "timm", "huggingface_hub")
 
 
@@ -103,6 +105,7 @@ def python(code: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, st
         capture_output=True,
         text=True,
         check=False,
+        timeout=LIMIT,
     )
     return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
 
@@ -247,7 +250,7 @@ def test_what_is_there(call: Call) -> None:
 
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom ligo_convert.cli import cli\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom ligo_convert.cli.main import cli\n"
         "for arguments in (['--help'], ['--version'], ['-h'], *([name, '--help'] for name in cli.commands)):\n"
         "    done = CliRunner().invoke(cli, arguments)\n"
         "    assert done.exit_code == 0, (arguments, done.output)\n"
@@ -279,7 +282,7 @@ def test_every_command_explains_itself() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_that_come_along_plan_at_once_and_without_torch(recipe: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom ligo_convert.cli import cli\n"
+        "import sys\nfrom ligo_convert.cli.main import cli\n"
         "cli.main(['plan', sys.argv[1], '--out', 'out', '--json'], 'x', standalone_mode=False)\n"
         "print([name for name in sys.argv[2:] if name in sys.modules], file=sys.stderr)"
     )
@@ -451,7 +454,7 @@ def test_a_bug_is_ours(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_signal_during_a_long_call_into_a_library(place: Path) -> None:
     code = (
-        "import hashlib, sys\nimport ligo_convert.conversion.plan\nfrom ligo_convert.cli import main\n"
+        "import hashlib, sys\nimport ligo_convert.conversion.plan\nfrom ligo_convert.cli.main import main\n"
         "def long(_):\n"
         "    print('begun', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 300_000_000)\n"
@@ -465,12 +468,20 @@ def test_a_signal_during_a_long_call_into_a_library(place: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
+    # `readline` takes no time limit of its own.
+    deadline = threading.Timer(LIMIT, running.kill)
+    deadline.start()
     with running:
         assert running.stdout is not None
-        assert running.stdout.readline() == "begun\n"
+        begun = running.stdout.readline()
+        deadline.cancel()
+        assert begun == "begun\n"
         began = time.monotonic()
         running.terminate()
-        _, err = running.communicate()
+        try:
+            _, err = running.communicate(timeout=LIMIT)
+        finally:
+            running.kill()
         assert running.returncode == 128 + signal.SIGTERM
         assert time.monotonic() - began < 5
     assert err == "error: stopped by SIGTERM\n  run the same command again to go on\n"
@@ -524,7 +535,7 @@ def test_no_room_is_said_before_any_work(call: Call, place: Path, monkeypatch: p
 
 
 def test_a_reader_that_has_gone(tmp_path: Path) -> None:
-    code = "from ligo_convert.cli import main; main()"
+    code = "from ligo_convert.cli.main import main; main()"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -534,6 +545,7 @@ def test_a_reader_that_has_gone(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
+        timeout=LIMIT,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -547,6 +559,7 @@ def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        timeout=LIMIT,
     )
     assert re.fullmatch(r"ligo-convert \d+\.\d+\.\d+\n", done.stdout)
 
