@@ -71,8 +71,10 @@ class Method:
 
     @property
     def _preserving(self) -> bool:
-        # `carry` is `lemon` wherever that is exact.
-        return (WIDTHS[self.width].preserving or WIDTHS[self.width].carries) and DEPTHS[self.depth].verdict == "exact"
+        # `mean-preserving` is `lemon` wherever that is exact.
+        return (WIDTHS[self.width].preserving or WIDTHS[self.width].mean_preserving) and DEPTHS[
+            self.depth
+        ].verdict == "exact"
 
 
 def _contender(name: str, width: str, depth: str, paper: str, summary: str, **more: object) -> Method:
@@ -123,7 +125,7 @@ METHODS: dict[str, Method] = {
         _contender("bert2bert-fpi", "net2net", "stack", _BERT2BERT, "FPI and the stack again"),
         _contender(
             "freeze",
-            "carry",
+            "mean-preserving",
             "identity",
             "LLaMA-Pro, arXiv:2401.02415",
             "the nearest start, whose added parts alone learn",
@@ -148,7 +150,7 @@ METHODS: dict[str, Method] = {
         ),
         _contender(
             "ligo",
-            "carry",
+            "mean-preserving",
             "identity",
             _LIGO,
             "LiGO as measured best here: untied, learned from the nearest start",

@@ -136,7 +136,7 @@ class Grower:
         self._keep: list[object] = []
         self._kept_drawn: dict[str, torch.Tensor] | None = {} if keep_drawn else None
         self._drawn_rows = {row.pattern: self._row_is_drawn(row) for row in family.rows}
-        self._carrier = self._make_carrier() if "carry" in operator.rewrites else None
+        self._mean_preserver = self._make_mean_preserver() if "mean-preserving" in operator.rewrites else None
 
     # Maps on the device.
 
@@ -234,9 +234,9 @@ class Grower:
             assert total is not None
             out.append(total)
         grown = self.join(row, out)
-        carried = self._carried_stacked(row, stacked)
-        if carried is not None:
-            grown = grown + carried
+        added = self._mean_preserving_stacked(row, stacked)
+        if added is not None:
+            grown = grown + added
         layers = self.family.layers(row, self.operator.target)
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack(
@@ -285,8 +285,8 @@ class Grower:
                     total = grown if len(self.operator.terms) == 1 else total + grown
             out.append(total)
         grown = self.join(row, out)
-        if self._carrier is not None:
-            grown = self._with_carried(row, grown, layer, load)
+        if self._mean_preserver is not None:
+            grown = self._with_mean_preserving(row, grown, layer, load)
         grown = self._with_unit(row, grown, layer)
         return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
 
@@ -318,7 +318,7 @@ class Grower:
 
     # New entries that carry the mean of a post-norm stream.
 
-    def _make_carrier(self) -> MeanPreserver:
+    def _make_mean_preserver(self) -> MeanPreserver:
         stream = self.family.norm.stream
         tiles, rest = divmod(self.new[stream], self.old[stream])
         return MeanPreserver(
@@ -329,40 +329,43 @@ class Grower:
             fetch=self.fetch,
         )
 
-    def _carried(
+    def _mean_preserving_entries(
         self, row: Row, tensor: torch.Tensor, source: int | None, old: int | None, new: int | None
     ) -> torch.Tensor | None:
         """What one source tensor puts into the new entries, along its other dims as wide as the target; None for other rows."""
-        if self._carrier is None or len(row.layout.pieces()) > 1:
+        if self._mean_preserver is None or len(row.layout.pieces()) > 1:
             return None
-        below, dim = self._carrier.rows(row, source, tensor), self._carrier.dim(row)
+        below, dim = self._mean_preserver.rows(row, source, tensor), self._mean_preserver.dim(row)
         if below is None or dim is None:
             return None
         others = tuple(replace(found, parts=("1",)) if at == dim else found for at, found in enumerate(row.layout.dims))
         wide = self.widen(self.operator.terms[0], row, others, below, old, new)
         full = list(wide.shape)
-        full[dim] = self.new[self.family.norm.stream] - self._carrier.new
+        full[dim] = self.new[self.family.norm.stream] - self._mean_preserver.new
         return torch.cat([torch.zeros(full, dtype=self.dtype, device=self.device), wide], dim)
 
-    def _with_carried(
+    def _with_mean_preserving(
         self, row: Row, grown: torch.Tensor, layer: int | None, load: Callable[[int | None], torch.Tensor]
     ) -> torch.Tensor:
         weights = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])[layer or 0]
         for used in torch.nonzero(weights).flatten().tolist():
             source = None if row.depth is None else int(used)
-            carried = self._carried(row, self.prepared(row, source, load(source)), source, source, layer)
-            if carried is None:
+            added = self._mean_preserving_entries(row, self.prepared(row, source, load(source)), source, source, layer)
+            if added is None:
                 break
-            grown = grown + weights[used] * carried
+            grown = grown + weights[used] * added
         return grown
 
-    def _carried_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor | None:
-        if self._carrier is None or self._carrier.dim(row) is None:
+    def _mean_preserving_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor | None:
+        if self._mean_preserver is None or self._mean_preserver.dim(row) is None:
             return None
         matrix = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])
         sources = self.family.layers(row, self.operator.source)
         if row.depth is None or self.operator.keying != "target":
-            parts = [self._carried(row, tensor, at, at, None) for at, tensor in zip(sources, stacked, strict=True)]
+            parts = [
+                self._mean_preserving_entries(row, tensor, at, at, None)
+                for at, tensor in zip(sources, stacked, strict=True)
+            ]
             return (
                 _mix(matrix, torch.stack([part for part in parts if part is not None]))
                 if parts[0] is not None
@@ -370,7 +373,10 @@ class Grower:
             )
         layers = []
         for layer in self.family.layers(row, self.operator.target):
-            parts = [self._carried(row, tensor, at, at, layer) for at, tensor in zip(sources, stacked, strict=True)]
+            parts = [
+                self._mean_preserving_entries(row, tensor, at, at, layer)
+                for at, tensor in zip(sources, stacked, strict=True)
+            ]
             if parts[0] is None:
                 return None
             at = layer or 0

@@ -17,8 +17,8 @@ from ligo_convert.growth.operator import Keying
 from ligo_convert.growth.verdict import CannotPreserve, Claim, Verdict
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, preserves_mean, width_claim
 
-# Changes made to a source before it grows, by name (`rewrites`, `carrying`).
-REWRITES = ("centre", "carry")
+# Changes made to a source before it grows, by name (`rewrites`, `mean_preserving`).
+REWRITES = ("centre", "mean-preserving")
 
 _RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
 
@@ -214,12 +214,12 @@ def _drawn_rows(
 
 def _rewrites(family: Family, growth: GrowthSettings, requests: Mapping[str, WidthRequest]) -> tuple[str, ...]:
     request = requests[family.norm.stream]
-    if WIDTHS[growth.width].carries and preserves_mean(request):
-        return ("carry",)
+    if WIDTHS[growth.width].mean_preserving and preserves_mean(request):
+        return ("mean-preserving",)
     free = request.place != "pre" or not request.tied_head
     start = WIDTHS[growth.width]
     # What cannot be carried is grown as by `zero`.
-    as_zero = start.centres or (start.carries and request.place != "pre" and request.new % request.old != 0)
+    as_zero = start.centres or (start.mean_preserving and request.place != "pre" and request.new % request.old != 0)
     centres = as_zero and grows(request) and request.norm == "layernorm" and free
     return ("centre",) if centres else ()
 

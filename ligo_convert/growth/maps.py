@@ -161,10 +161,10 @@ def identity_axis(size: int) -> Axis:
     return plain_axis(identity(size), identity(size))
 
 
-# New entries that carry the mean of a post-norm stream (`carrying` says how).
+# New entries that carry the mean of a post-norm stream (`mean_preserving` says how).
 
 
-def carried_cells(norms: int, new: int) -> np.ndarray | None:
+def mean_preserving_cells(norms: int, new: int) -> np.ndarray | None:
     """[new] int64: new entries with the same number hold the same. None where there are too few of them to carry the mean.
 
     Args:
@@ -174,13 +174,13 @@ def carried_cells(norms: int, new: int) -> np.ndarray | None:
     return np.arange(new) % cells if new >= cells else None
 
 
-def carried_signs(norms: int, new: int) -> np.ndarray:
+def mean_preserving_signs(norms: int, new: int) -> np.ndarray:
     """[norms, new] of +1 and -1: every run of consecutive rows, multiplied, sums to zero over whole sets of cells.
 
     Row n is q_n q_(n+1), of distinct rows q of Sylvester's Hadamard matrix and the row of ones at the end: a run telescopes to a
     product of two different rows, which is another one than that of ones.
     """
-    cells = carried_cells(norms, new)
+    cells = mean_preserving_cells(norms, new)
     assert cells is not None
     rows = np.array([*range(1, norms + 1), 0])
     common = rows[:, None] & cells[None, :]
@@ -192,6 +192,6 @@ def carried_signs(norms: int, new: int) -> np.ndarray:
     return np.asarray(hadamard[:-1] * hadamard[1:], dtype=np.float64)
 
 
-def carried_weight(norms: int) -> float:
+def mean_preserving_weight(norms: int) -> float:
     """c: rounding grows by 1/c at every norm, and what is left out shrinks with c^2. The rounding may grow tenfold in all."""
     return float(10 ** (-1 / norms))

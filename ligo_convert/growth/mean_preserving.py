@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 
 from ligo_convert.families.schema import Family, Row
-from ligo_convert.growth.maps import carried_signs, carried_weight
+from ligo_convert.growth.maps import mean_preserving_signs, mean_preserving_weight
 from ligo_convert.growth.rewrites import Fetch, written_dim
 
 
@@ -52,11 +52,11 @@ class MeanPreserver:
     @cached_property
     def signs(self) -> torch.Tensor:
         """[norms, new]"""
-        return torch.tensor(carried_signs(len(self.norms), self.new), dtype=torch.float64)
+        return torch.tensor(mean_preserving_signs(len(self.norms), self.new), dtype=torch.float64)
 
     @property
     def weight(self) -> float:
-        return carried_weight(len(self.norms))
+        return mean_preserving_weight(len(self.norms))
 
     @cached_property
     def written(self) -> tuple[torch.Tensor, ...]:

@@ -7,8 +7,8 @@ whatever source is given.
     centre   what is written into a stream that only LayerNorms read loses its mean over the stream, which they cannot see. In a post-norm
              model the shift of the norm whose output goes on beside a branch is met by that branch's bias.
 
-A third, `carry`, leaves the source as it is and writes below its entries what depends on them (`carrying`). docs/reference/exact-starts.md says why
-they are exact, or how nearly.
+A third rewrite, `mean-preserving`, leaves the source tensors unchanged and computes the new entries from the source's norms
+(`growth.mean_preserving`). docs/reference/exact-starts.md proves when each rewrite is exact.
 """
 
 from __future__ import annotations

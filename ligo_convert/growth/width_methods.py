@@ -16,7 +16,16 @@ from typing import Literal
 
 import numpy as np
 
-from ligo_convert.growth.maps import Axis, Map, carried_cells, corner, identity_axis, plain_axis, scale_like, selection
+from ligo_convert.growth.maps import (
+    Axis,
+    Map,
+    corner,
+    identity_axis,
+    mean_preserving_cells,
+    plain_axis,
+    scale_like,
+    selection,
+)
 from ligo_convert.growth.verdict import CannotPreserve, Claim, generator
 
 
@@ -63,7 +72,7 @@ class WidthMethod:
     # What is written into a stream that a LayerNorm reads loses its mean first, where that changes nothing in the source.
     centres: bool = False
     # New entries of a post-norm stream are to carry its mean, where there are enough of them.
-    carries: bool = False
+    mean_preserving: bool = False
     # Dot products are rescaled when the head size grows (all starts but those that copy the corner literally).
     rescales: bool = True
 
@@ -141,7 +150,7 @@ def lemon_claim(request: WidthRequest) -> Claim:
     if request.place != "pre" and request.new % request.old:
         raise CannotPreserve(
             f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
-            " multiples are exact; `mean_preserving` is the nearest start there, then `zero`"
+            " multiples are exact; `mean-preserving` is the nearest start there, then `zero`"
         )
     kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
     return Claim(
@@ -173,7 +182,7 @@ def hyperclone_claim(request: WidthRequest) -> Claim:
             + (
                 "`lemon` takes any ratio"
                 if request.place == "pre"
-                else "`mean_preserving` is the nearest start there, then `zero`"
+                else "`mean-preserving` is the nearest start there, then `zero`"
             )
         )
     times = request.new // request.old
@@ -282,7 +291,9 @@ def zero_claim(request: WidthRequest) -> Claim:
 
 
 def mean_preserving(request: WidthRequest) -> Axis:
-    """As `lemon` where that is exact. At an uneven post-norm width, new entries that carry the mean (`carrying` writes what is in them).
+    """Build `lemon`'s maps where they are exact; at an uneven post-norm width, leave room for entries that keep the stream's mean.
+
+    `growth.mean_preserving` computes the contents of those entries.
 
     The old entries then have their own statistics in every norm, but for the square of a small number. Copies of one new entry hold
     the same: their reads are drawn and sum to zero, so that they learn apart.
@@ -294,7 +305,7 @@ def mean_preserving(request: WidthRequest) -> Axis:
     tiles = selection(index, old, tail=nothing)
     if request.place == "activated":
         return _behind_activation(request, times)
-    rng, cells = request.generator("free reads"), carried_cells(request.norms, rest)
+    rng, cells = request.generator("free reads"), mean_preserving_cells(request.norms, rest)
     assert cells is not None
     free = rng.normal(0, old**-0.5, size=(rest, old))
     for cell in range(int(cells.max()) + 1):
@@ -311,7 +322,7 @@ def mean_preserving(request: WidthRequest) -> Axis:
 def preserves_mean(request: WidthRequest) -> bool:
     """Whether new entries of this stream can carry its mean, and need to: an uneven post-norm width, with enough new entries."""
     rest = request.new % request.old
-    return request.place != "pre" and rest > 0 and carried_cells(request.norms, rest) is not None
+    return request.place != "pre" and rest > 0 and mean_preserving_cells(request.norms, rest) is not None
 
 
 def mean_preserving_claim(request: WidthRequest) -> Claim:
@@ -394,13 +405,13 @@ WIDTHS: dict[str, WidthMethod] = {
         summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
         centres=True,
     ),
-    "carry": WidthMethod(
+    "mean-preserving": WidthMethod(
         build=mean_preserving,
         claim=mean_preserving_claim,
         preserving=False,
         paper="LEMON, arXiv:2310.07999, but for post-norm",
         summary="as lemon; at uneven post-norm widths new entries carry the mean through the norms",
-        carries=True,
+        mean_preserving=True,
     ),
     "direct": WidthMethod(
         build=direct,

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
 
-WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "carry", "direct", "random")
+WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "mean-preserving", "direct", "random")
 
 SCHEDULES = ("stable", "cosine")
 

@@ -128,7 +128,7 @@ class _Sums:
             for layer, source in enumerate(sources):
                 if layer not in units.get(axis, ()):
                     expected, there = widen(old[axis][source]), new[axis][layer]
-                    if "carry" in operator.rewrites:
+                    if "mean-preserving" in operator.rewrites:
                         # New entries that carry the mean hold what the source has nowhere.
                         written = widen(torch.ones_like(old[axis][source][0, 0])) != 0
                         expected, there = expected[..., written], there[..., written]

@@ -14,7 +14,7 @@ from support.tiny import config_of, empty_model, family_of, grown_state, logits,
 
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator, learnable
-from ligo_convert.growth.maps import carried_cells, carried_signs, carried_weight
+from ligo_convert.growth.maps import mean_preserving_cells, mean_preserving_signs, mean_preserving_weight
 from ligo_convert.growth.width_methods import WidthRequest, preserves_mean, width_claim
 from ligo_convert.training.fit import GrownTarget, fetch_from
 
@@ -25,7 +25,7 @@ WIDER = {"hidden_size": 24, "num_attention_heads": 3}
 @given(norms=st.integers(1, 60), sets=st.integers(1, 3))
 def test_every_run_of_signs_sums_to_zero(norms: int, sets: int) -> None:
     new = sets << norms.bit_length()
-    signs = carried_signs(norms, new)
+    signs = mean_preserving_signs(norms, new)
     assert signs.shape == (norms, new)
     assert set(np.unique(signs)) <= {-1.0, 1.0}
     for first, last in itertools.combinations(range(norms + 1), 2):
@@ -33,9 +33,9 @@ def test_every_run_of_signs_sums_to_zero(norms: int, sets: int) -> None:
 
 
 def test_entries_of_one_cell_have_the_same_signs() -> None:
-    cells = carried_cells(5, 24)
+    cells = mean_preserving_cells(5, 24)
     assert cells is not None
-    signs = carried_signs(5, 24)
+    signs = mean_preserving_signs(5, 24)
     assert len(np.unique(cells)) == 8
     for one, other in itertools.combinations(range(24), 2):
         assert (cells[one] == cells[other]) == bool((signs[:, one] == signs[:, other]).all())
@@ -43,7 +43,7 @@ def test_entries_of_one_cell_have_the_same_signs() -> None:
 
 def test_rounding_grows_tenfold_at_most() -> None:
     for norms in (5, 13, 25, 49):
-        assert (1 / carried_weight(norms)) ** norms == pytest.approx(10)
+        assert (1 / mean_preserving_weight(norms)) ** norms == pytest.approx(10)
 
 
 def source_like_a_trained_one(width: int = 64, layers: int = 3) -> tuple[dict[str, object], torch.nn.Module]:
@@ -80,15 +80,15 @@ def test_it_is_far_nearer_than_zero(target: dict[str, object]) -> None:
     """At 3/2, on cosines: the error of `zero` is of first order in the mean, this one's of second."""
     config, model = source_like_a_trained_one()
     changes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160, **target}
-    carried, empty = (apart(width, changes, config, model) for width in ("carry", "zero"))
-    assert carried < 1e-3
-    assert carried < empty / 20
+    preserving, empty = (apart(width, changes, config, model) for width in ("mean-preserving", "zero"))
+    assert preserving < 1e-3
+    assert preserving < empty / 20
 
 
 def test_the_first_norm_finds_the_old_mean_and_nearly_the_old_variance() -> None:
     config, model = source_like_a_trained_one()
     changes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 128}
-    start = start_of("bert encoder", config, changes, width="carry", depth="copy")
+    start = start_of("bert encoder", config, changes, width="mean-preserving", depth="copy")
     grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
     seen: dict[str, list[torch.Tensor]] = {"old": [], "new": []}
     for name, one in (("old", model), ("new", grown)):
@@ -105,7 +105,9 @@ def test_the_first_norm_finds_the_old_mean_and_nearly_the_old_variance() -> None
 
 def test_the_last_states_hold_nothing_new() -> None:
     config, model = source_like_a_trained_one()
-    start = start_of("bert encoder", config, {"hidden_size": 96, "num_attention_heads": 6}, width="carry", depth="copy")
+    start = start_of(
+        "bert encoder", config, {"hidden_size": 96, "num_attention_heads": 6}, width="mean-preserving", depth="copy"
+    )
     grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
     ids = torch.arange(3, 13)[None]
     with torch.no_grad():
@@ -116,7 +118,9 @@ def test_the_last_states_hold_nothing_new() -> None:
 
 def test_copies_are_read_apart_and_change_nothing() -> None:
     config, model = source_like_a_trained_one()
-    start = start_of("bert encoder", config, {"hidden_size": 96, "num_attention_heads": 6}, width="carry", depth="copy")
+    start = start_of(
+        "bert encoder", config, {"hidden_size": 96, "num_attention_heads": 6}, width="mean-preserving", depth="copy"
+    )
     operator = initial_operator(start, dtype=np.float64)
     reads = operator.terms[0].widths["embed"][0].read.tail
     assert len(np.unique(reads[:, 0])) == len(reads)
@@ -127,7 +131,7 @@ def test_copies_are_read_apart_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "place", "carries"),
+    ("old", "new", "place", "preserves"),
     [
         (64, 96, "post", True),
         (64, 128, "post", False),  # whole multiples are exact as they are
@@ -135,7 +139,7 @@ def test_copies_are_read_apart_and_change_nothing() -> None:
         (64, 70, "post", False),  # fewer new entries than signs are needed
     ],
 )
-def test_where_the_mean_is_carried(old: int, new: int, place: str, carries: bool) -> None:
+def test_where_the_mean_is_preserved(old: int, new: int, place: str, preserves: bool) -> None:
     asked = WidthRequest(
         axis="embed",
         old=old,
@@ -146,8 +150,8 @@ def test_where_the_mean_is_carried(old: int, new: int, place: str, carries: bool
         place=place,  # type: ignore[arg-type]
         norms=7,
     )
-    assert preserves_mean(asked) == carries
-    verdict = width_claim("carry", asked).verdict
+    assert preserves_mean(asked) == preserves
+    verdict = width_claim("mean-preserving", asked).verdict
     assert verdict == ("exact" if place == "pre" or new % old == 0 else "near")
 
 
@@ -156,17 +160,17 @@ def test_with_too_few_new_entries_it_is_zero() -> None:
     changes = {"hidden_size": 18}
     model = model_of(config)
     grown = []
-    for width in ("carry", "zero"):
+    for width in ("mean-preserving", "zero"):
         start = start_of("bert", config, changes, width=width, depth="copy")
         assert start.rewrites == ("centre",)
         grown.append(logits(target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))))
     torch.testing.assert_close(grown[0], grown[1], rtol=0, atol=1e-12)
 
 
-def test_a_carried_model_is_the_librarys() -> None:
+def test_a_mean_preserving_model_is_the_librarys() -> None:
     config = config_of("bert encoder")
-    start = start_of("bert encoder", config, WIDER, width="carry", depth="copy")
-    assert start.rewrites == ("carry",)
+    start = start_of("bert encoder", config, WIDER, width="mean-preserving", depth="copy")
+    assert start.rewrites == ("mean-preserving",)
     assert family_of(start.target).sizes(start.target)["embed"] == 24
     names = {name for name, _ in empty_model(start.target).named_parameters()}
     grown = target_model(initial_operator(start), dict(model_of(config, dtype=torch.float32).state_dict()))
@@ -174,12 +178,12 @@ def test_a_carried_model_is_the_librarys() -> None:
 
 
 @pytest.mark.parametrize("keying", ["shared", "source", "target"])
-def test_learning_and_streaming_carry_the_same(keying: str) -> None:
+def test_learning_and_streaming_preserve_the_same(keying: str) -> None:
     """Whole rows at once, as the fit grows them, and tensor by tensor, as they are written; every coefficient random."""
     config, model = source_like_a_trained_one()
     family = family_of(config)
     changes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160, "num_hidden_layers": 5}
-    start = start_of("bert encoder", config, changes, width="carry", depth="stack", keying=keying)
+    start = start_of("bert encoder", config, changes, width="mean-preserving", depth="stack", keying=keying)
     rng = np.random.default_rng(0)
 
     def noise(name: str, array: np.ndarray) -> np.ndarray:
@@ -195,6 +199,6 @@ def test_learning_and_streaming_carry_the_same(keying: str) -> None:
     learned = {family.written(name): found for name, found in GrownTarget(grower, rows, stacked).tensors().items()}
     for name, tensor in grown_state(operator, state).items():
         torch.testing.assert_close(learned[name], tensor, rtol=1e-12, atol=1e-11)
-    # They are not zero: something is carried, whatever was learned.
+    # They are not zero: something is added, whatever was learned.
     plain = grown_state(replace(operator, rewrites=()), state)
     assert any(not torch.equal(plain[name], tensor) for name, tensor in learned.items())

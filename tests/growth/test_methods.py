@@ -176,11 +176,11 @@ def test_behind_an_activation_new_entries_give_back_the_mean_that_they_put_off(
     asked = WidthRequest(
         axis="transformed", old=old, new=new, norm="layernorm", tied_head=True, seed=seed, place="activated", norms=5
     )
-    for name in ("zero", "carry"):
-        if old == new or (name == "carry" and new % old == 0):
+    for name in ("zero", "mean-preserving"):
+        if old == new or (name == "mean-preserving" and new % old == 0):
             continue
         axis = width_axis(name, asked)
-        tiles = new // old if name == "carry" and np.count_nonzero(axis.shift.matrix()) > old else 1
+        tiles = new // old if name == "mean-preserving" and np.count_nonzero(axis.shift.matrix()) > old else 1
         entries = np.random.default_rng(seed).normal(1.0, 2.0, new)
         wide = normed(entries, axis.gain.matrix() @ np.ones(old), np.zeros(new), 0.0, "layernorm")
         assert axis.read.matrix().T @ wide @ np.ones(old) / tiles == pytest.approx(0, abs=1e-9 * new)

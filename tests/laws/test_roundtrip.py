@@ -146,7 +146,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 GROWTHS = [
     ("even", "hyperclone", "copy"),
     ("uneven", "zero", "copy"),
-    ("uneven", "carry", "copy"),
+    ("uneven", "mean-preserving", "copy"),
     ("both", "lemon", "identity"),
     ("both", "net2net", "stack"),
     ("both", "direct", "random"),
@@ -805,7 +805,7 @@ def usual_statistics(tensors: Tensors) -> Tensors:
         ("even", "hyperclone", 1e-4),
         # Near: the means of what norms put out stay in, or are carried in few entries (docs/reference/exact-starts.md).
         ("uneven", "zero", 5e-3),
-        ("uneven", "carry", 5e-4),
+        ("uneven", "mean-preserving", 5e-4),
     ],
 )
 @pytest.mark.parametrize("name", MASKED)
@@ -1119,7 +1119,7 @@ def test_a_promise_that_post_norm_breaks_is_refused(
 ) -> None:
     recipe = place.recipe(sources(name), TARGETS[name]["uneven"], width, "copy")
     # What is said to do instead must work here: hyperclone and lemon are both refused.
-    refused(place, recipe, RecipeError, 2, r"(?s)growth\.width.*embed grows from 16 to 24.*`carry`.*`zero`")
+    refused(place, recipe, RecipeError, 2, r"(?s)growth\.width.*embed grows from 16 to 24.*`mean-preserving`.*`zero`")
 
 
 @pytest.mark.parametrize("wanted", ["BertForQuestionAnswering", "GPT2LMHeadModel"])
