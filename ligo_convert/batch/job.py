@@ -1,7 +1,7 @@
-"""One entry of a manifest, done: in whatever process an engine has for it.
+"""Convert one entry of a manifest, in any process that an engine chooses.
 
-What comes in: an `Assignment`, plain data that goes through any pipe. What goes out: plain data, too, whatever happened: a failure is a
-result like any other, so that it harms nobody else.
+Input: an `Assignment`, plain data that can be pickled. Output: a result record, also plain data. A failure is a result like any other,
+so one entry cannot break the others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,25 @@ from ligo_convert.recipes.schema import PublishConfig
 
 DONE, FAILED = "done", "failed"
 
-# What a summary keeps of a run's report.
-_KEPT = ("out", "family", "changed", "parameters", "loss", "preservation", "seconds", "peak_rss_bytes", "published")
+# Keys of a run's report that the batch report repeats.
+_REPORTED = ("out", "family", "changed", "parameters", "loss", "preservation", "seconds", "peak_rss_bytes", "published")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a process needs to know to do an entry. Places are absolute.
+    """Everything a process needs to convert an entry. All paths are absolute.
 
     Attributes:
-        recipe, overrides, source, out: as `load_recipe` takes them. operator: applied to `source` where there is no recipe.
-        publish: a recipe's section in plain data. shelf: the folder of what is shared. threads: to compute with; 0: as many as there are.
+        name: the entry's name.
+        recipe: the recipe's file, or None when a stored operator is applied.
+        overrides: `KEY=VALUE` settings, as `load_recipe` takes them.
+        source: a directory or Hub id that replaces the recipe's source.
+        operator: a learned operator's file, applied to `source` when there is no recipe.
+        out: the output directory, or None to use the recipe's.
+        publish: a recipe's `publish` section as plain data.
+        cache: the folder of results shared with other entries.
+        device: `auto`, `cpu` or `cuda`.
+        threads: number of compute threads; 0 uses every core.
     """
 
     name: str
@@ -40,63 +48,66 @@ class Assignment:
     operator: str | None
     out: str | None
     publish: Mapping[str, Any] | None
-    shelf: str
+    cache: str
     device: str
     threads: int
 
 
 def recipe_of(assignment: Assignment) -> Recipe:
-    """The recipe of an assignment that has one."""
+    """Load the recipe of an assignment that has one."""
     assert assignment.recipe is not None
     recipe = load_recipe(
         Path(assignment.recipe), overrides=assignment.overrides, source=assignment.source, out=assignment.out
     )
     if assignment.publish is not None:
-        # What the manifest says of it, over what the recipe says.
+        # The manifest's section takes precedence over the recipe's.
         return recipe.model_copy(update={"publish": PublishConfig.model_validate(dict(assignment.publish))})
     return recipe
 
 
-def carry_out(assignment: Assignment, progress: Progress) -> dict[str, Any]:
-    """Do an entry. Returns `state`, `code`, `why` and `report`; nothing is raised but what stops the process."""
+def run_assignment(assignment: Assignment, progress: Progress) -> dict[str, Any]:
+    """Convert an entry.
+
+    Returns a record with `state`, `code`, `why` and `report`. Raises only what stops the process.
+    """
     try:
-        return {"state": DONE, "code": 0, "why": None, "report": _do(assignment, progress)}
-    except Exception as error:  # noqa: BLE001  whatever it is, it is this entry's failure; the others go on
+        return {"state": DONE, "code": 0, "why": None, "report": _convert(assignment, progress)}
+    except Exception as error:  # noqa: BLE001  any error fails this entry; the other entries continue
         return failure(error)
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """An error as a result. What is none of ours is told as what it is: short of memory, or a bug."""
+    """Convert an exception to a result record. Unexpected exceptions are reported as out-of-memory or as a bug."""
     if isinstance(error, MemoryError):
-        error = MachineError("out of memory", hint="give fewer --jobs, or more memory")
+        error = MachineError("out of memory", hint="lower --jobs, or use a machine with more memory")
     elif not isinstance(error, LigoError):
         error = LigoError(f"a bug in ligo-convert: {type(error).__name__}: {error}", hint="please report it")
     return {"state": FAILED, "code": error.exit_code, "why": str(error), "report": None}
 
 
-def _do(assignment: Assignment, progress: Progress) -> dict[str, Any]:
+def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     _use_threads(assignment.threads)
-    shelf = ResultCache(Path(assignment.shelf))
+    cache = ResultCache(Path(assignment.cache))
     if assignment.recipe is not None:
-        delivered = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, shelf=shelf)
+        result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, shelf=cache)
     else:
         assert assignment.operator is not None
         assert assignment.source is not None
         assert assignment.out is not None
-        delivered = run_operator(
+        result = run_operator(
             Path(assignment.operator),
             assignment.source,
             Path(assignment.out),
             publish=None if assignment.publish is None else PublishConfig.model_validate(dict(assignment.publish)),
             progress=progress,
-            shelf=shelf,
+            shelf=cache,
         )
-    told = delivered.json()
-    return {key: told[key] for key in _KEPT if key in told}
+    report = result.json()
+    return {key: report[key] for key in _REPORTED if key in report}
 
 
 def _use_threads(count: int) -> None:
-    """Compute with so many threads, which several processes on one machine have to agree on."""
+    """Limit the compute threads of this process, because several processes share the machine. 0: no limit."""
     if count:
         import torch
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ligo_convert.batch.engine import Event, ProgressSender, ResourceRequest
-from ligo_convert.batch.job import Assignment, carry_out, failure
+from ligo_convert.batch.job import Assignment, run_assignment, failure
 from ligo_convert.environment import cores, memory_limit, thread_limits
 from ligo_convert.errors import MachineError
 from ligo_convert.workers import end_with_parent
@@ -59,7 +59,7 @@ class InProcessEngine:
     def start(self, load: ResourceRequest) -> None:
         name = load.name
         progress = ProgressSender(lambda kind, value: self._tell(Event(name=name, kind=kind, value=value)))
-        self._ended.append(Event(name=name, kind="ended", value=carry_out(load.assignment, progress)))
+        self._ended.append(Event(name=name, kind="ended", value=run_assignment(load.assignment, progress)))
 
     def events(self, seconds: float) -> list[Event]:
         if not self._ended:
@@ -213,7 +213,7 @@ def _work(connection: Connection, assignment: Assignment, log: Path, gpus: tuple
     end_with_parent()
     try:
         with answered():
-            result = carry_out(assignment, ProgressSender(lambda kind, value: connection.send((kind, value))))
+            result = run_assignment(assignment, ProgressSender(lambda kind, value: connection.send((kind, value))))
         connection.send(("ended", result))
     except Stopped as stop:
         os._exit(128 + stop.number)

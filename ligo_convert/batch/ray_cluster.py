@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ligo_convert.batch.engine import Event, ResourceRequest
-from ligo_convert.batch.job import FAILED, Assignment, carry_out, failure
+from ligo_convert.batch.job import FAILED, Assignment, run_assignment, failure
 from ligo_convert.environment import thread_limits
 from ligo_convert.errors import MachineError, MissingExtra, OutputLocked
 from ligo_convert.progress import Progress
@@ -221,7 +221,7 @@ def _on_cluster(assignment: Assignment, folder: str, environment: Mapping[str, s
         return failure(MachineError(what, where=platform.node(), found=str(error), hint=hint))
     until = time.monotonic() + LOCKED_SECONDS
     while True:
-        result = carry_out(assignment, Progress())
+        result = run_assignment(assignment, Progress())
         # A machine that is cut off may go on for a moment while its work is done again elsewhere.
         locked = (
             result["state"] == FAILED

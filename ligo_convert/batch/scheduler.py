@@ -411,7 +411,7 @@ class _Work:
         files that it reads are, and what came of the entries that it needs. None where one cannot find out.
         """
         assignment = self._assignment(name)
-        told = {key: value for key, value in vars(assignment).items() if key not in ("shelf", "device", "threads")}
+        told = {key: value for key, value in vars(assignment).items() if key not in ("cache", "device", "threads")}
         text, places = None, [Path(place) for place in (assignment.operator, assignment.source) if place is not None]
         # What is not absolute is a name of the Hub.
         places = [place for place in places if place.is_absolute()]
@@ -441,7 +441,7 @@ def assignment_of(manifest: Manifest, entry: BatchEntry, *, device: str) -> Assi
         operator=None if entry.operator is None else str(entry.operator),
         out=None if entry.out is None else str(entry.out),
         publish=entry.publish,
-        shelf=str(manifest.state / "shelf"),
+        cache=str(manifest.state / "cache"),
         device=device,
         threads=0,
     )

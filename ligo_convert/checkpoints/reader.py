@@ -59,11 +59,11 @@ _KEEP_STILL = "nothing may write to the source while it is converted; restore it
 
 
 class DigestMemo(Protocol):
-    """Small results by kind and key (`shelf.Shelf`)."""
+    """Small results by kind and key (`io.cache.ResultCache`)."""
 
-    def recall(self, kind: str, key: str) -> dict[str, Any] | None: ...
+    def get_json(self, kind: str, key: str) -> dict[str, Any] | None: ...
 
-    def note(self, kind: str, key: str, value: Mapping[str, Any]) -> None: ...
+    def set_json(self, kind: str, key: str, value: Mapping[str, Any]) -> None: ...
 
 
 class Flatten(Protocol):
@@ -278,7 +278,7 @@ class CheckpointReader:
         if memo is None or (file.expected is not None and len(file.expected) != 64):
             return self._digest_weights(file, on_bytes)
         key = hashlib.sha256(repr(fingerprint).encode()).hexdigest()
-        known = memo.recall("digest", key)
+        known = memo.get_json("digest", key)
         if known is not None and known.get("header") == header.crc32 and set(known["tensors"]) == set(header.tensors):
             for name in header.tensors:
                 self._compare(self.tensors[name], known["tensors"][name])
@@ -291,7 +291,7 @@ class CheckpointReader:
         if digested.fingerprint == fingerprint:
             with self._lock:
                 tensors = {name: self._crc32[name] for name in header.tensors}
-            memo.note("digest", key, {"sha256": digested.sha256, "header": header.crc32, "tensors": tensors})
+            memo.set_json("digest", key, {"sha256": digested.sha256, "header": header.crc32, "tensors": tensors})
         return digested
 
     def _digest_weights(self, file: SourceFile, on_bytes: Callable[[int], None] | None) -> Digested:

@@ -54,7 +54,7 @@ def apply_operator(
         shelf: digests that other runs have taken.
     """
     progress, clock = progress or Progress(), Clock()
-    shelf = None if shelf is None else shelf.telling(progress)
+    shelf = None if shelf is None else shelf.with_progress(progress)
     with clock.running("plan"):
         operator = read_operator(file)
         family = family_of(operator)

@@ -44,7 +44,7 @@ def convert(
         LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
     """
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
-    shelf = None if shelf is None else shelf.telling(progress)
+    shelf = None if shelf is None else shelf.with_progress(progress)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)

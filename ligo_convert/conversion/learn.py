@@ -103,12 +103,12 @@ def learn(
         with contextlib.ExitStack() as stack:
             if shared is not None and plan.recipe.fit is not None:
                 # A fit that has ended is the state it ended in: whoever finds it goes on from there, with no step left.
-                place = stack.enter_context(shared.shelf.one("fit", f"{shared.learned}-{chosen}"))
+                place = stack.enter_context(shared.shelf.lock_entry("fit", f"{shared.learned}-{chosen}"))
                 if place.is_dir() and not state.path.exists():
                     staging.write_bytes(state.name, blocks_of(place / FIT_STATE))
             operator, log, data = _with_models(plan, source, initial, staging, chosen, progress, metrics)
             if shared is not None and plan.recipe.fit is not None and not place.is_dir():
-                shared.shelf.put(place, {FIT_STATE: state.path})
+                shared.shelf.store(place, {FIT_STATE: state.path})
     staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
     if plan.recipe.fit is not None:
         staging.write_bytes(FIT_LOG, "".join(_log_line(line) + "\n" for line in log).encode())

@@ -83,11 +83,11 @@ def trained_source(
         if shared is None:
             trained = train()
         else:
-            with shared.shelf.one("source", f"{shared.trained}-{device}") as place:
+            with shared.shelf.lock_entry("source", f"{shared.trained}-{device}") as place:
                 trained = _taken_source(staging, place) if place.is_dir() else train()
                 if not place.is_dir():
                     files = {f"model/{name}": path for name, path in files_in(directory).items()}
-                    shared.shelf.put(place, {**files, "trained.json": json.dumps(trained).encode()})
+                    shared.shelf.store(place, {**files, "trained.json": json.dumps(trained).encode()})
         keep_result(staging, "pretrain", trained)
     with open_source(str(directory), base=directory) as source:
         yield source

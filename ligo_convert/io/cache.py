@@ -1,8 +1,8 @@
-"""What many conversions on one machine, or on one shared file system, have in common is made once and found by the others.
+"""Share results among conversions on one machine or on one shared file system.
 
-What comes in: a folder. What goes out: places in it by what they hold, each filled by whoever comes first while the others wait, as long as
-something is seen of whoever fills it. Nothing here is needed for a result: without a shelf, with an empty one, or with one that cannot be
-written, the same bytes come out. Two who make the same thing cost time: the first to be done is kept.
+Input: a folder. Output: entries in it, named by what they hold. The process that needs an entry first computes it while the others wait.
+The cache is optional: with no cache, an empty cache or a read-only cache, conversions write the same bytes. Two processes that compute
+the same entry waste time and do no harm: the first to finish is kept.
 """
 
 from __future__ import annotations
@@ -29,136 +29,148 @@ _BLOCK = 1 << 20
 
 
 class ResultCache:
-    """A folder of results by kind and key. The key says all that a result depends on.
+    """A folder of results by kind and key.
 
-    `progress` is told who is waited for, and what could not be kept.
+    Args:
+        folder: where the results are stored.
+        progress: reports waiting, and results that could not be stored.
     """
 
     def __init__(self, folder: Path, progress: Progress | None = None) -> None:
         self.folder, self._progress, self._warned = folder, progress or Progress(), False
 
-    def telling(self, progress: Progress) -> ResultCache:
-        """The same shelf, of which `progress` is told."""
+    def with_progress(self, progress: Progress) -> ResultCache:
+        """Return a view of the same cache that reports to `progress`."""
         return ResultCache(self.folder, progress)
 
     @contextlib.contextmanager
-    def one(self, kind: str, key: str) -> Iterator[Path]:
-        """The place of a result. Where it is not there, it is for the caller to make, and to `put`; no other makes it meanwhile.
+    def lock_entry(self, kind: str, key: str) -> Iterator[Path]:
+        """Yield the directory of an entry. If it does not exist, the caller computes the entry and calls `store`.
 
-        No other that can be seen, that is: see `_wait`.
+        While the block runs, other processes wait for the entry, unless they give up on this one: see `_wait`.
+
+        Args:
+            kind: what the entry is, for example `fit`.
+            key: identifies everything that the result depends on.
         """
-        place = self.folder / f"{kind}-{key}"
+        entry = self.folder / f"{kind}-{key}"
         with contextlib.ExitStack() as stack:
-            if not place.is_dir():
-                with self._at_best():
-                    lock = self.folder / f"{place.name}.lock"
+            if not entry.is_dir():
+                with self._best_effort():
+                    lock = self.folder / f"{entry.name}.lock"
                     make_folder(self.folder)
                     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                     descriptor: int = do("open", lock, flags)
                     stack.callback(os.close, descriptor)
-                    if self._wait(kind, place, lock, descriptor):
-                        for left in self.folder.glob(_new_of(place, "*")):
-                            _clear(left)
-                    # From now on for whoever waits, with or without the lock: so that of many one goes on.
+                    if self._wait(kind, entry, lock, descriptor):
+                        for unfinished in self.folder.glob(_temporary_name(entry, "*")):
+                            _remove_tree(unfinished)
+                    # Also without the lock: of many that gave up waiting, one computes the entry and the others wait for its heartbeat.
                     stack.enter_context(heartbeat(lock))
-            yield place
+            yield entry
 
-    def put(self, place: Path, files: Mapping[str, Path | bytes]) -> None:
-        """Fill a place, whole or not at all: name (a POSIX path) -> bytes, or the file to copy."""
-        new = place.with_name(_new_of(place, secrets.token_hex(8)))
-        with self._at_best():
+    def store(self, entry: Path, files: Mapping[str, Path | bytes]) -> None:
+        """Fill an entry atomically.
+
+        Args:
+            entry: the directory that `lock_entry` yielded.
+            files: POSIX path inside the entry -> its bytes, or a file to copy.
+        """
+        temporary = entry.with_name(_temporary_name(entry, secrets.token_hex(8)))
+        with self._best_effort():
             try:
-                do("mkdir", new)
+                do("mkdir", temporary)
                 for name, content in files.items():
-                    target = new / name
+                    target = temporary / name
                     make_folder(target.parent)
                     write_file(target, iter((content,)) if isinstance(content, bytes) else blocks_of(content))
-                with contextlib.suppress(FileExistsError):  # made by another meanwhile
-                    do("rename_new", new, place, passing=(FileExistsError,))
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    do("rename_new", temporary, entry, passing=(FileExistsError,))
                 sync_directory(self.folder)
             finally:
-                _clear(new)
+                _remove_tree(temporary)
 
-    def recall(self, kind: str, key: str) -> dict[str, Any] | None:
-        """A small result that anybody may make: plain data; None where there is none, or none that can be read."""
+    def get_json(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return a small result stored by `set_json`, or None if it is missing or unreadable."""
         try:
-            found = json.loads((self.folder / f"{kind}-{key}.json").read_bytes())
+            value = json.loads((self.folder / f"{kind}-{key}.json").read_bytes())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return value if isinstance(value, dict) else None
 
-    def note(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keep a small result."""
-        with self._at_best():
+    def set_json(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
+        """Store a small result without locking: it is cheap to compute twice."""
+        with self._best_effort():
             make_folder(self.folder)
             write_file(self.folder / f"{kind}-{key}.json", iter((json.dumps(value).encode(),)), replace=True)
 
-    def _wait(self, kind: str, place: Path, lock: Path, descriptor: int) -> bool:
-        """Wait for the lock: True with it. False where it is no more needed, cannot be had, or its holder was not seen for a minute.
+    def _wait(self, kind: str, entry: Path, lock: Path, descriptor: int) -> bool:
+        """Wait for the lock of an entry.
 
-        The system frees the lock of a process that ends; but a lock on a network file system may outlive the machine that had it.
+        Returns True with the lock. Returns False if the entry appeared, if the file system has no locks, or if the holder showed no
+        heartbeat for `STALE_SECONDS`: a lock on a network file system may outlive the machine that held it.
         """
-        state = _try(descriptor)
-        if state != "another's":
-            return state == "ours"
+        state = _try_lock(descriptor)
+        if state != "busy":
+            return state == "acquired"
         watch = Watch()
-        with self._progress.task(f"waiting for another to make the same {kind}"):
-            while not place.is_dir():
-                state = _try(descriptor)
-                if state != "another's":
-                    return state == "ours"
+        with self._progress.task(f"waiting for another process to compute the same {kind}"):
+            while not entry.is_dir():
+                state = _try_lock(descriptor)
+                if state != "busy":
+                    return state == "acquired"
                 if watch.idle(lock.name, read_marker(lock)) > STALE_SECONDS:
-                    self._progress.say(f"nothing was seen for a while of who makes the same {kind}: it is made here")
+                    self._progress.say(f"the process computing this {kind} stopped responding; computing it here")
                     return False
                 time.sleep(POLL_SECONDS)
         return False
 
     @contextlib.contextmanager
-    def _at_best(self) -> Iterator[None]:
-        """What fails here is told and harms nothing. Told once: a disk that is full stays so."""
+    def _best_effort(self) -> Iterator[None]:
+        """Turn an error of the block into one warning per cache: a full disk stays full, and the result is not lost."""
         try:
             yield
         except OutputBusy:
-            pass  # another keeps the same just now
+            pass  # another process is storing the same entry
         except LigoError as error:
             if not self._warned:
                 self._warned = True
                 self._progress.warn(
-                    f"what others could use is not kept for them, and is made again where it is needed: {error.what}"
+                    f"cannot write to the shared cache ({error.what}); other entries will recompute these results"
                 )
 
 
-def _try(descriptor: int) -> Literal["ours", "another's", "none"]:
-    """Ask for a lock. `none`: there are no locks here, or none that work; then two may make the same."""
+def _try_lock(descriptor: int) -> Literal["acquired", "busy", "unsupported"]:
+    """Try to lock a file. `unsupported`: the file system has no working locks; then two processes may compute one entry."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return "another's" if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) else "none"
-    return "ours"
+        return "busy" if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) else "unsupported"
+    return "acquired"
 
 
-def _new_of(place: Path, token: str) -> str:
-    """What a place is called until it is whole. What a killed process leaves of it, the next that has the lock clears away."""
-    return f".{place.name}.{token}.new"
+def _temporary_name(entry: Path, token: str) -> str:
+    """Name an entry that is being written. The next holder of the lock removes what a killed process left under such a name."""
+    return f".{entry.name}.{token}.new"
 
 
-def _clear(folder: Path) -> None:
-    """Remove a folder and all that is in it, if it is there."""
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder and everything in it, if it exists."""
     with reporting(folder, "list"):
-        inside = sorted(folder.rglob("*"), reverse=True)
-    for path in (*inside, folder):
+        contents = sorted(folder.rglob("*"), reverse=True)
+    for path in (*contents, folder):
         with contextlib.suppress(FileNotFoundError):
             do("rmdir" if path.is_dir() else "unlink", path, passing=(FileNotFoundError,))
 
 
-def files_in(place: Path) -> dict[str, Path]:
-    """The files of a place that was filled, by name."""
-    with reporting(place, "list"):
-        return {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
+def files_in(entry: Path) -> dict[str, Path]:
+    """Return the files of a stored entry by POSIX path."""
+    with reporting(entry, "list"):
+        return {path.relative_to(entry).as_posix(): path for path in sorted(entry.rglob("*")) if path.is_file()}
 
 
 def blocks_of(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, some at a time."""
+    """Yield the bytes of a file in blocks of 1 MiB."""
     with reporting(path, "read"), path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block

@@ -376,9 +376,9 @@ def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Z
         {"name": "other", "recipe": "fitted.yaml", "set": {"fit.seed": 1}},
     )
     assert do(manifest).exit_code == 0
-    shelf = Path("zoo.ligo-batch/shelf")
-    assert len([path for path in shelf.glob("fit-*") if path.is_dir()]) == 2
-    assert len(list(shelf.glob("digest-*.json"))) == 1
+    cache = Path("zoo.ligo-batch/cache")
+    assert len([path for path in cache.glob("fit-*") if path.is_dir()]) == 2
+    assert len(list(cache.glob("digest-*.json"))) == 1
     assert weights(Path("zoo/one")) == weights(Path("zoo/alone"))
     operators = {name: weights(Path(f"zoo/{name}/ligo")) for name in ("alone", "one", "two", "three", "other")}
     assert operators["alone"] == operators["one"] == operators["two"] == operators["three"] != operators["other"]
@@ -386,13 +386,13 @@ def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Z
 
 
 def test_a_digest_that_is_known_still_holds_every_tensor_that_is_read(source: Path, tmp_path: Path) -> None:
-    shelf = ResultCache(tmp_path / "shelf")
+    cache = ResultCache(tmp_path / "cache")
     with open_source(str(source), base=source) as first:
-        digests = first.digest(memo=shelf)
+        digests = first.digest(memo=cache)
         tensors = {name: bytes(first.read(name)) for name in first.tensors}
-    (note,) = (tmp_path / "shelf").glob("digest-*.json")
+    (note,) = (tmp_path / "cache").glob("digest-*.json")
     with open_source(str(source), base=source) as second:
-        assert second.digest(memo=shelf) == digests
+        assert second.digest(memo=cache) == digests
         assert {name: bytes(second.read(name)) for name in second.tensors} == tensors
         second.recheck()
     known = json.loads(note.read_text())
@@ -402,17 +402,17 @@ def test_a_digest_that_is_known_still_holds_every_tensor_that_is_read(source: Pa
     from ligo_convert.errors import SourceChanged
 
     with open_source(str(source), base=source) as third:
-        third.digest(memo=shelf)
+        third.digest(memo=cache)
         with pytest.raises(SourceChanged, match="changed"):
             third.read(name)
 
 
 def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
-    shelf = ResultCache(tmp_path / "shelf")
+    cache = ResultCache(tmp_path / "cache")
     for _ in range(2):
-        with shelf.one("kind", "key") as place:
+        with cache.lock_entry("kind", "key") as place:
             if not place.is_dir():
-                shelf.put(place, {"a/b": b"1", "c": b"2"})
+                cache.store(place, {"a/b": b"1", "c": b"2"})
     assert {name: path.read_bytes() for name, path in files_in(place).items()} == {"a/b": b"1", "c": b"2"}
     assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
 

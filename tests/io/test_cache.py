@@ -1,4 +1,4 @@
-"""The shelf: what cannot be kept harms nothing, and nobody waits for one who is gone."""
+"""The cache: what cannot be kept harms nothing, and nobody waits for one who is gone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import faults
 from support.source_models import DEEPER, write_checkpoint, write_text
 
 from ligo_convert.conversion.convert import convert
-from ligo_convert.io import leases as presence
+from ligo_convert.io import leases
 from ligo_convert.io.cache import ResultCache, files_in
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import load_recipe
@@ -26,8 +26,8 @@ from ligo_convert.recipes.recipe import load_recipe
 FILES: dict[str, Path | bytes] = {"a/b": b"1", "c": b"2"}
 
 
-class Heard(Progress):
-    """What was told."""
+class RecordedProgress(Progress):
+    """Progress that records every task, message and warning."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
@@ -51,52 +51,52 @@ def hidden(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "sticky"])
-@pytest.mark.parametrize("work", ["note", "put"])
+@pytest.mark.parametrize("work", ["json", "entry"])
 def test_a_full_disk_fails_nothing(work: str, sticky: bool, tmp_path: Path) -> None:
-    def do(shelf: ResultCache) -> None:
-        if work == "note":
-            shelf.note("digest", "key", {"sha256": "1"})
+    def do(cache: ResultCache) -> None:
+        if work == "json":
+            cache.set_json("digest", "key", {"sha256": "1"})
         else:
-            with shelf.one("fit", "key") as place:
-                shelf.put(place, FILES)
+            with cache.lock_entry("fit", "key") as entry:
+                cache.store(entry, FILES)
 
     for at in range(200):
-        heard = Heard()
-        shelf = ResultCache(tmp_path / str(at)).telling(heard)
+        progress = RecordedProgress()
+        cache = ResultCache(tmp_path / str(at)).with_progress(progress)
         with faults.inject(at, number=errno.ENOSPC, sticky=sticky) as count:
-            do(shelf)
+            do(cache)
         if at >= count[0]:
-            assert heard.warned == []
+            assert progress.warned == []
             break
-        assert len(heard.warned) == 1
-        assert "disk is full" in heard.warned[0]
-        do(ResultCache(shelf.folder))
-        if work == "put":
-            assert files_in(shelf.folder / "fit-key").keys() == FILES.keys()
+        assert len(progress.warned) == 1
+        assert "disk is full" in progress.warned[0]
+        do(ResultCache(cache.folder))
+        if work == "entry":
+            assert files_in(cache.folder / "fit-key").keys() == FILES.keys()
         else:
-            assert shelf.recall("digest", "key") == {"sha256": "1"}
-        assert hidden(shelf.folder) == [], f"failed at its effect {at}"
+            assert cache.get_json("digest", "key") == {"sha256": "1"}
+        assert hidden(cache.folder) == [], f"failed at its effect {at}"
     assert at > 6
 
 
-def test_what_another_was_faster_to_make_is_left_and_ours_is_cleared_away(tmp_path: Path) -> None:
-    shelf = ResultCache(tmp_path)
-    with shelf.one("fit", "key") as place:
-        ResultCache(tmp_path).put(place, {"theirs": b"1"})
-        shelf.put(place, FILES)
-    assert files_in(place).keys() == {"theirs"}
+def test_the_first_to_store_an_entry_wins_and_the_other_is_removed(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path)
+    with cache.lock_entry("fit", "key") as entry:
+        ResultCache(tmp_path).store(entry, {"theirs": b"1"})
+        cache.store(entry, FILES)
+    assert files_in(entry).keys() == {"theirs"}
     assert hidden(tmp_path) == []
 
 
-def test_what_a_killed_process_left_half_made_is_cleared_away(tmp_path: Path) -> None:
+def test_an_entry_that_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
     def die() -> None:
-        shelf = ResultCache(tmp_path)
-        with shelf.one("fit", "key") as place, faults.inject(5, number=None):
-            shelf.put(place, FILES)
+        cache = ResultCache(tmp_path)
+        with cache.lock_entry("fit", "key") as entry, faults.inject(5, number=None):
+            cache.store(entry, FILES)
 
     assert faults.in_child(die) < 0
     assert len(hidden(tmp_path)) == 1
-    with ResultCache(tmp_path).one("fit", "key"):
+    with ResultCache(tmp_path).lock_entry("fit", "key"):
         assert hidden(tmp_path) == []
 
 
@@ -104,47 +104,48 @@ def test_what_a_killed_process_left_half_made_is_cleared_away(tmp_path: Path) ->
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ligo_convert.io.cache.POLL_SECONDS", 0.02)
     monkeypatch.setattr("ligo_convert.io.cache.STALE_SECONDS", 0.5)
-    monkeypatch.setattr(presence, "TOUCH_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "TOUCH_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("quick")
-def test_one_makes_it_while_the_others_wait_and_say_so(tmp_path: Path) -> None:
+def test_one_process_computes_while_the_others_wait_and_report_it(tmp_path: Path) -> None:
     made: list[int] = []
-    heard = [Heard() for _ in range(4)]
+    progress = [RecordedProgress() for _ in range(4)]
 
     def make(number: int) -> None:
-        shelf = ResultCache(tmp_path, heard[number])
-        with shelf.one("fit", "key") as place:
-            if not place.is_dir():
+        cache = ResultCache(tmp_path, progress[number])
+        with cache.lock_entry("fit", "key") as entry:
+            if not entry.is_dir():
                 made.append(number)
-                time.sleep(1.0)  # longer than nobody is heard of
-                shelf.put(place, FILES)
+                time.sleep(1.0)  # longer than nobody is progress of
+                cache.store(entry, FILES)
 
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
     assert len(made) == 1
-    assert sorted(one.tasks for one in heard) == [[], *[["waiting for another to make the same fit"]] * 3]
-    assert [one.said for one in heard] == [[]] * 4
+    assert sorted(one.tasks for one in progress) == [[], *[["waiting for another process to compute the same fit"]] * 3]
+    assert [one.said for one in progress] == [[]] * 4
 
 
 @pytest.mark.usefixtures("quick")
-def test_nobody_waits_for_a_lock_that_nobody_tends(tmp_path: Path) -> None:
-    # As a lock that a network file system keeps for a machine that is gone.
+def test_a_lock_without_a_heartbeat_is_not_waited_for(tmp_path: Path) -> None:
+    # Like a lock that a network file system keeps for a machine that crashed.
     lock = os.open(tmp_path / "fit-key.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    made, heard = [], [Heard() for _ in range(3)]
+    made, progress = [], [RecordedProgress() for _ in range(3)]
 
     def make(number: int) -> None:
         time.sleep(0.1 * number)
-        shelf = ResultCache(tmp_path, heard[number])
-        with shelf.one("fit", "key") as place:
-            if not place.is_dir():
+        cache = ResultCache(tmp_path, progress[number])
+        with cache.lock_entry("fit", "key") as entry:
+            if not entry.is_dir():
                 made.append(number)
                 time.sleep(1.0)
-                shelf.put(place, FILES)
+                cache.store(entry, FILES)
 
     threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(3)]
     try:
@@ -155,32 +156,32 @@ def test_nobody_waits_for_a_lock_that_nobody_tends(tmp_path: Path) -> None:
         assert not any(thread.is_alive() for thread in threads)
     finally:
         os.close(lock)
-    # The others see that somebody has gone on, and wait for that one.
+    # The others see the heartbeat of the process that took over, and wait for it.
     assert made == [0]
-    assert heard[0].said == ["nothing was seen for a while of who makes the same fit: it is made here"]
+    assert progress[0].said == ["the process computing this fit stopped responding; computing it here"]
 
 
-def test_what_is_there_is_had_while_another_reads_it(tmp_path: Path) -> None:
-    shelf = ResultCache(tmp_path)
-    with shelf.one("fit", "key") as place:
-        shelf.put(place, FILES)
-        heard = Heard()
-        with ResultCache(tmp_path, heard).one("fit", "key") as found:
+def test_a_stored_entry_is_read_without_waiting(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path)
+    with cache.lock_entry("fit", "key") as entry:
+        cache.store(entry, FILES)
+        progress = RecordedProgress()
+        with ResultCache(tmp_path, progress).lock_entry("fit", "key") as found:
             assert files_in(found).keys() == FILES.keys()
-        assert heard.tasks == []
+        assert progress.tasks == []
 
 
-def test_without_locks_two_may_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_two_processes_compute_the_same_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with ResultCache(tmp_path).one("fit", "key") as place, ResultCache(tmp_path).one("fit", "key") as other:
-        ResultCache(tmp_path).put(place, FILES)
-        assert other == place
+    with ResultCache(tmp_path).lock_entry("fit", "key") as entry, ResultCache(tmp_path).lock_entry("fit", "key") as other:
+        ResultCache(tmp_path).store(entry, FILES)
+        assert other == entry
 
 
-def test_a_run_tells_what_its_shelf_could_not_keep(tmp_path: Path) -> None:
+def test_a_run_warns_once_when_the_cache_cannot_be_written(tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     (tmp_path / "recipe.yaml").write_text(
         json.dumps(
@@ -202,12 +203,12 @@ def test_a_run_tells_what_its_shelf_could_not_keep(tmp_path: Path) -> None:
     )
 
     def act(effect: str, function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]) -> Any:
-        if "shelf" in path.parts:
+        if "cache" in path.parts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return function(path, *arguments)
 
-    heard = Heard()
+    progress = RecordedProgress()
     with faults.around(act):
-        outcome = convert(load_recipe(tmp_path / "recipe.yaml"), progress=heard, shelf=ResultCache(tmp_path / "shelf"))
+        outcome = convert(load_recipe(tmp_path / "recipe.yaml"), progress=progress, shelf=ResultCache(tmp_path / "cache"))
     assert outcome.changed
-    assert [text for text in heard.warned if "not kept" in text] == heard.warned[:1]
+    assert [text for text in progress.warned if "cannot write to the shared cache" in text] == progress.warned[:1]
