@@ -176,7 +176,10 @@ def test_without_locks_two_processes_compute_the_same_entry(tmp_path: Path, monk
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with ResultCache(tmp_path).lock_entry("fit", "key") as entry, ResultCache(tmp_path).lock_entry("fit", "key") as other:
+    with (
+        ResultCache(tmp_path).lock_entry("fit", "key") as entry,
+        ResultCache(tmp_path).lock_entry("fit", "key") as other,
+    ):
         ResultCache(tmp_path).store(entry, FILES)
         assert other == entry
 
@@ -209,6 +212,8 @@ def test_a_run_warns_once_when_the_cache_cannot_be_written(tmp_path: Path) -> No
 
     progress = RecordedProgress()
     with faults.around(act):
-        outcome = convert(load_recipe(tmp_path / "recipe.yaml"), progress=progress, shelf=ResultCache(tmp_path / "cache"))
+        outcome = convert(
+            load_recipe(tmp_path / "recipe.yaml"), progress=progress, shelf=ResultCache(tmp_path / "cache")
+        )
     assert outcome.changed
     assert [text for text in progress.warned if "cannot write to the shared cache" in text] == progress.warned[:1]
