@@ -37,12 +37,12 @@ def families_list() -> list[dict[str, str]]:
 
 def _norms(family: Family) -> str:
     """What normalises and scales the residual stream, as far as exact starts ask for it."""
-    place = " after the sum" if family.norm.place == "post" else ""
-    return _NORMS[family.norm.kind] + place + (", LayerScale" if family.scaled else "")
+    place = " after the sum" if family.norm.placement == "post" else ""
+    return _NORMS[family.norm.kind] + place + (", LayerScale" if family.layer_scales else "")
 
 
 def _growing(family: Family) -> list[str]:
-    return [axis for axis in family.axes if axis not in family.kept and axis not in family.fixed]
+    return [axis for axis in family.axes if axis not in family.never_grown and axis not in family.rotary_axes]
 
 
 def methods_list() -> list[dict[str, str]]:
@@ -135,9 +135,9 @@ def describe_family(name: str) -> dict[str, Any]:
 
 
 def _note(family: Family, axis: str) -> str:
-    if axis in family.kept:
+    if axis in family.never_grown:
         return "does not grow"
-    if axis in family.fixed:
+    if axis in family.rotary_axes:
         return "keeps its size"
     return "depth" if axis in family.depth_axes else ""
 

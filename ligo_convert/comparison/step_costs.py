@@ -23,7 +23,7 @@ def shortened(family: Family, config: Config, layers: int) -> dict[str, object]:
     if not layers:
         return dict(config)
     found = {**config, size_keys(family.axes[axis])[0]: layers}
-    for key, along in family.layer_lists.items():
+    for key, along in family.per_layer_keys.items():
         values = config.get(key)
         if along == axis and isinstance(values, list):
             found[key] = values[:layers]

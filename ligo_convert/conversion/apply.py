@@ -126,7 +126,7 @@ def apply_operator(
 def _refuse_other_function(operator: Operator, family: Family, source: CheckpointReader) -> None:
     """The maps hold the scale of dot products, and where layers go: a sibling that has another meaning for those is none."""
     made, found = family.complete(operator.source), family.complete(source.config)
-    for key in (family.scale_key, *family.index_keys):
+    for key in (family.scale_key, *family.layer_index_keys):
         if key and bool(made.get(key)) != bool(found.get(key)):
             raise SourceError(
                 f"{source.label} computes otherwise than the operator was made for",

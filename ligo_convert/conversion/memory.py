@@ -36,7 +36,7 @@ def activation_bytes(family: Family, config: Mapping[str, object], sequence_leng
         family.vocabulary in dim.parts and dim.role == "write" for row in family.rows for dim in row.layout.dims
     )
     logits = 4 * 4 * sequence_length * sizes[family.vocabulary] if headed else 0
-    inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.kept)
+    inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.never_grown)
     # Kernels for attention do not keep its matrix, unless heads are mixed: then there are six of them a head, with what softmax keeps.
     mixed = [
         row for row in family.rows if len(row.layout.dims) == 2 and row.layout.dims[0].parts == row.layout.dims[1].parts

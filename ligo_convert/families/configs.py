@@ -117,7 +117,14 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
 
 def _check_known(family: Family, arguments: Config, *, where: str) -> None:
     """Refuse arguments that no row of the family depends on: a model that is built otherwise is not the one it describes."""
-    known = {*family.defaults, *family.requires, *family.inert, *family.size_keys, "model_type", "architectures"}
+    known = {
+        *family.defaults,
+        *family.required_values,
+        *family.function_irrelevant_keys,
+        *family.size_keys,
+        "model_type",
+        "architectures",
+    }
     unknown = [str(key) for key in arguments if key not in known]
     if {"hidden_size", "num_hidden_layers", "num_attention_heads"} & set(unknown):
         raise SourceError(

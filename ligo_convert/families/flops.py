@@ -54,14 +54,14 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
             continue
         reads = [dim for dim in row.layout.dims if dim.role == "read"]
         # What reads nothing is added; what reads ids is looked up.
-        if not reads or any(set(dim.parts) <= set(family.lookups) for dim in reads):
+        if not reads or any(set(dim.parts) <= set(family.lookup_axes) for dim in reads):
             continue
         count = tokens // sequence_length if row.module in family.pooled_modules else tokens
         flops = 2 * math.prod(family.shape(row, sizes)) * count
         below = is_below(family, row)
         for layer in family.layers(row, config):
             yield Product(pattern=row.pattern, axis=row.depth, layer=layer, below=below, flops=flops)
-    for stream, _ in family.products:
+    for stream, _ in family.dot_products:
         for axis in dict.fromkeys(row.depth for row in family.rows if row.depth and stream in row.layout.streams):
             writers = [row.module for row in family.rows if row.depth == axis and stream in row.layout.streams]
             count = tokens // sequence_length if set(writers) <= family.pooled_modules else tokens
@@ -74,7 +74,7 @@ def is_below(family: Family, row: Row) -> bool:
     """Whether a row outside the layers comes before them: embeddings, what is added to them, and patches."""
     if row.depth is not None or row.pattern in family.pooled_modules:
         return False
-    given = {*family.kept, *family.lookups, family.vocabulary, family.positions}
+    given = {*family.never_grown, *family.lookup_axes, family.vocabulary, family.positions}
     reads = {part for dim in row.layout.dims if dim.role == "read" for part in dim.parts}
     if reads:
         return reads <= given
@@ -176,7 +176,9 @@ def growth_flops(family: Family, source: Mapping[str, object], target: Mapping[s
         for _, dims in row.layout.pieces():
             current = [old.get(dim.parts[0], 1) for dim in dims]
             for position, dim in enumerate(dims):
-                factors = [axis for axis in family.factors(dim.parts[0]) if axis in old and axis not in family.fixed]
+                factors = [
+                    axis for axis in family.factors(dim.parts[0]) if axis in old and axis not in family.rotary_axes
+                ]
                 before = math.prod(old[axis] for axis in factors)
                 after = math.prod(new[axis] for axis in factors)
                 if before != after:

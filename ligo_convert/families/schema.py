@@ -71,22 +71,22 @@ class Norm:
     Attributes:
         stream: the stream that is normalised. epsilon: config key; "" where the library fixes it in its code.
         head: the norm that feeds the head: its rows' name without `.weight` and `.bias`.
-        place: before each branch (`pre`), or after its sum with what it was added to (`post`).
-        first, inner, outer: of a post-norm model: the norm of the embeddings, the one after attention, the one that a layer ends with.
-        summed: streams that nothing but a norm (and a tied head) reads: sums of embeddings, where any linear map is free.
-        activated: streams that a norm reads straight from an activation, so that no linear map reaches what is normalised.
+        placement: before each branch (`pre`), or after its sum with what it was added to (`post`).
+        after_embeddings, after_attention, after_mlp: of a post-norm model: the norm of the embeddings, the one after attention, the one that a layer ends with.
+        summed_streams: streams that nothing but a norm (and a tied head) reads: sums of embeddings, where any linear map is free.
+        activated_streams: streams that a norm reads straight from an activation, so that no linear map reaches what is normalised.
     """
 
     stream: str
     kind: Literal["layernorm", "rmsnorm"]
     epsilon: str
     head: str
-    place: Literal["pre", "post"] = "pre"
-    first: str = ""
-    inner: str = ""
-    outer: str = ""
-    summed: tuple[str, ...] = ()
-    activated: tuple[str, ...] = ()
+    placement: Literal["pre", "post"] = "pre"
+    after_embeddings: str = ""
+    after_attention: str = ""
+    after_mlp: str = ""
+    summed_streams: tuple[str, ...] = ()
+    activated_streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +168,22 @@ class Family:
         renamed: last part of a name as old checkpoints have it -> as it is now.
         tied: alias -> canonical pattern, in force where the config key `tie_key` is true.
         ignored: patterns of buffers that some checkpoints carry and no model reads.
-        branch_ends: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
+        residual_outputs: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
             that must do nothing yet; in the order of the branches.
-        scaled: branch end -> the LayerScale row that multiplies it.
+        layer_scales: branch end -> the LayerScale row that multiplies it.
         vocabulary, positions: the axes of token ids and of learned positions ("" where there are none).
         position_offset: how many positions are never used: a size expression, "" for none.
         labels: the axis of classes ("" where there are none).
-        lookups: axes that tensors are looked up in, not multiplied with. pooled: patterns (without `.weight` and `.bias`) of rows
+        lookup_axes: axes that tensors are looked up in, not multiplied with. pooled: patterns (without `.weight` and `.bias`) of rows
             that are applied to one token of a sequence.
-        kept: axes that never grow. fixed: axes whose entries keep their meaning by position (rotary pairs).
-        products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
-        carries: stream -> stream whose content it is, for the paper's ties.
-        whole: expressions that the library wants to be whole numbers. defaults: what the library takes for a missing key.
-        requires: config values without which this table does not hold. layer_lists: config lists with an entry a layer -> depth axis.
-        index_keys: config keys that make a layer depend on its index.
-        inert: config keys that may change without changing the function of a trained model at inference.
-        idle: config key -> keys that say nothing while it is false.
+        never_grown: axes that never grow. rotary_axes: axes whose entries keep their meaning by position (rotary pairs).
+        dot_products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
+        content_of: stream -> stream whose content it is, for the paper's ties.
+        integer_expressions: expressions that the library wants to be whole numbers. defaults: what the library takes for a missing key.
+        required_values: config values without which this table does not hold. per_layer_keys: config lists with an entry a layer -> depth axis.
+        layer_index_keys: config keys that make a layer depend on its index.
+        function_irrelevant_keys: config keys that may change without changing the function of a trained model at inference.
+        conditional_keys: config key -> keys that say nothing while it is false.
         initializer: deviation of weights that the library draws: a config key, or a number. residual_init: rows that it initialises
             with a deviation divided by sqrt(2 * layers). scale_init: config key of a LayerScale's first value.
         architectures: names that stand for a whole config (timm's) -> what they set over `defaults`.
@@ -204,26 +204,26 @@ class Family:
     positions: str = ""
     position_offset: str = ""
     labels: str = ""
-    lookups: tuple[str, ...] = ("vocab", "position")
+    lookup_axes: tuple[str, ...] = ("vocab", "position")
     pooled: tuple[str, ...] = ()
     optional_prefix: str = ""
     renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tie_key: str = "tie_word_embeddings"
     ignored: tuple[str, ...] = ()
-    branch_ends: tuple[str, ...] = ()
-    scaled: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    kept: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    products: tuple[tuple[str, str], ...] = ()
+    residual_outputs: tuple[str, ...] = ()
+    layer_scales: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    never_grown: tuple[str, ...] = ()
+    rotary_axes: tuple[str, ...] = ()
+    dot_products: tuple[tuple[str, str], ...] = ()
     scale_key: str = ""
-    carries: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    whole: tuple[str, ...] = ()
-    requires: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    layer_lists: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    index_keys: tuple[str, ...] = ()
-    inert: tuple[str, ...] = ()
-    idle: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    content_of: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    integer_expressions: tuple[str, ...] = ()
+    required_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    per_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    layer_index_keys: tuple[str, ...] = ()
+    function_irrelevant_keys: tuple[str, ...] = ()
+    conditional_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     initializer: str | float = "initializer_range"
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
@@ -330,9 +330,9 @@ class Family:
         return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)
 
     @cached_property
-    def branch_modules(self) -> tuple[str, ...]:
+    def residual_output_modules(self) -> tuple[str, ...]:
         """The branch ends, alternatives expanded, in the order of the branches."""
-        return tuple(name for end in self.branch_ends for name in expand(end))
+        return tuple(name for end in self.residual_outputs for name in expand(end))
 
     @cached_property
     def _residual_init(self) -> frozenset[str]:
@@ -343,15 +343,15 @@ class Family:
         """The modules, and tensors without one, that are applied to one token of a sequence."""
         return frozenset(name for pattern in self.pooled for name in expand(pattern))
 
-    def is_branch_end(self, row: Row) -> bool:
-        return row.module in self.branch_modules
+    def is_residual_output(self, row: Row) -> bool:
+        return row.module in self.residual_output_modules
 
     def has_residual_init(self, row: Row) -> bool:
         return row.pattern in self._residual_init
 
     def scale_row(self, row: Row, config: Config) -> Row | None:
         """The LayerScale that multiplies what `row` writes; None where a model of `config` has none."""
-        pattern = self.scaled.get(row.module)
+        pattern = self.layer_scales.get(row.module)
         found = next((found for found in self.rows if found.pattern == pattern), None) if pattern else None
         return found if found is not None and found.present(self.complete(config)) else None
 
@@ -378,7 +378,7 @@ class Family:
         """Axis and stream -> size. Raises SizeError."""
         complete = self.complete(config)
         sizes = {axis: evaluate(expression, complete) for axis, expression in self.axes.items()}
-        for expression in self.whole:
+        for expression in self.integer_expressions:
             evaluate(expression, complete)
         self._offset(config)
         for stream in self.streams:
@@ -431,7 +431,7 @@ class Family:
 
     def check_config(self, config: Config, *, where: str) -> None:
         """Refuse a config that this table does not describe. Raises SourceError."""
-        for key, value in self.requires.items():
+        for key, value in self.required_values.items():
             if key in config and config[key] != value:
                 raise SourceError(
                     f"{self.name} with {key} = {config[key]!r} is not supported",
@@ -602,9 +602,9 @@ class Family:
             raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
         for axis in self.axes:
             # Another number of classes is a new head.
-            if axis in self.kept and new[axis] != old[axis] and axis != self.labels:
+            if axis in self.never_grown and new[axis] != old[axis] and axis != self.labels:
                 raise RecipeError(f"{axis} cannot grow", where=where, expected=old[axis], found=new[axis])
-            if axis in self.fixed and new[axis] != old[axis]:
+            if axis in self.rotary_axes and new[axis] != old[axis]:
                 raise RecipeError(
                     f"{axis} must stay as it is in the {self.name} family: positions are encoded in it",
                     where=where,
@@ -624,7 +624,7 @@ class Family:
             raise RecipeError(
                 f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
             )
-        for key, value in self.requires.items():
+        for key, value in self.required_values.items():
             if key in changes and changes[key] != value:
                 raise RecipeError(
                     f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
@@ -647,8 +647,20 @@ class Family:
     def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:
         """Config keys that change what a model computes without changing a size, such as an activation."""
         old, new = self.complete(config), self.complete(target)
-        idle = {key for switch, keys in self.idle.items() for key in keys if not (old.get(switch) or new.get(switch))}
-        free = {*idle, *self.size_keys, *self.inert, *self.layer_lists, self.norm.epsilon, self.tie_key}
+        idle = {
+            key
+            for switch, keys in self.conditional_keys.items()
+            for key in keys
+            if not (old.get(switch) or new.get(switch))
+        }
+        free = {
+            *idle,
+            *self.size_keys,
+            *self.function_irrelevant_keys,
+            *self.per_layer_keys,
+            self.norm.epsilon,
+            self.tie_key,
+        }
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
 
 

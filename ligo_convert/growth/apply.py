@@ -455,7 +455,7 @@ class Grower:
             return np.ones(shape, dtype=bool)
         mask = np.zeros(shape, dtype=bool)
         silent = self.operator.silent_layers.get(row.depth or "", ())
-        if layer is not None and silent and silent[layer] and self.family.is_branch_end(row):
+        if layer is not None and silent and silent[layer] and self.family.is_residual_output(row):
             return mask
         for position, dim in enumerate(row.layout.dims):
             along = np.concatenate([self._drawn_along(row, part) for part in dim.parts])

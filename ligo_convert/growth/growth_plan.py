@@ -102,9 +102,9 @@ def plan_growth(
     """
     old, new = family.sizes(source), family.sizes(target)
     tied = family.is_tied(target)
-    growing = tuple(axis for axis in family.axes if axis not in family.kept and axis not in family.depth_axes)
+    growing = tuple(axis for axis in family.axes if axis not in family.never_grown and axis not in family.depth_axes)
     requests = {axis: _request(family, growth, axis, old, new, tied) for axis in growing}
-    beside = {"summed": family.norm.summed, "activated": family.norm.activated}
+    beside = {"summed": family.norm.summed_streams, "activated": family.norm.activated_streams}
     streams = {
         stream: replace(requests[family.norm.stream], place=place)  # type: ignore[arg-type]
         for place, found in beside.items()
@@ -167,7 +167,7 @@ def _request(
         norm=family.norm.kind if axis == family.norm.stream else None,
         tied_head=tied,
         seed=growth.seed,
-        place=family.norm.place if axis == family.norm.stream else "pre",
+        place=family.norm.placement if axis == family.norm.stream else "pre",
         norms=family.norms(old) if axis == family.norm.stream else 0,
         fixed_epsilon=not family.norm.epsilon,
     )
@@ -179,14 +179,14 @@ def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[in
     A silent layer normalises twice what is normalised already, which does nothing as long as no gain and shift come between: those
     move to the last norm of the layer's silent copies.
     """
-    if family.norm.place != "post":
+    if family.norm.placement != "post":
         return {}
     found: dict[str, tuple[int, ...]] = {}
     for row in family.rows:
-        if row.depth is None or row.module not in (family.norm.inner, family.norm.outer):
+        if row.depth is None or row.module not in (family.norm.after_attention, family.norm.after_mlp):
             continue
         silent = (*depths[row.depth].silent, False)
-        if row.module == family.norm.inner:
+        if row.module == family.norm.after_attention:
             layers = tuple(layer for layer, quiet in enumerate(silent) if quiet)
         else:
             layers = tuple(layer for layer, quiet in enumerate(silent[1:]) if quiet)
@@ -265,8 +265,8 @@ def _plan_depth(
             text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {start.reason}"
             reasons.append(Reason(verdict=start.verdict, text=text))
     # A list with an entry a layer moves with its layers, and says what would else follow from their places.
-    listed = any(isinstance(source.get(key), list) for key in family.layer_lists)
-    moved = [key for key in family.index_keys if family.complete(source).get(key) and not listed]
+    listed = any(isinstance(source.get(key), list) for key in family.per_layer_keys)
+    moved = [key for key in family.layer_index_keys if family.complete(source).get(key) and not listed]
     if reasons and moved:
         if growth.depth == "identity":
             raise RecipeError(
@@ -298,7 +298,7 @@ def _edit_config(
     final = dict(target)
     reasons: list[Reason] = []
     _edit_epsilon(family, source, claims, asked, where, final, reasons)
-    for name, axis in family.layer_lists.items():
+    for name, axis in family.per_layer_keys.items():
         values = source.get(name)
         if isinstance(values, list) and name not in asked:
             final[name] = [values[layer] for layer in depths[axis].source]

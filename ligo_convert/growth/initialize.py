@@ -62,7 +62,7 @@ def _kept(start: GrowthPlan) -> dict[str, Axis]:
     """The axes that do not grow; classes of a new head have no source to be mapped from."""
     family = start.family
     old, new = family.sizes(start.source), family.sizes(start.target)
-    axes = {axis: identity_axis(old[axis]) for axis in family.kept}
+    axes = {axis: identity_axis(old[axis]) for axis in family.never_grown}
     labels = family.labels
     if labels and old[labels] != new[labels]:
         nothing = selection(np.zeros(new[labels]), old[labels], np.zeros(new[labels]))
@@ -119,7 +119,7 @@ def _stream_factors(start: GrowthPlan, stream: str, axes: Mapping[str, Axis], *,
         growing = [at for at, name in enumerate(names) if name in requests and grows(requests[name])]
         carrier = growing[0] if growing else 0
         factors = [axis if at == carrier else identity_axis(axis.old) for at, axis in enumerate(factors)]
-    for first, second in family.products:
+    for first, second in family.dot_products:
         if stream not in (first, second):
             continue
         last = family.factors(stream)[-1]
@@ -143,7 +143,7 @@ def _depth_matrix(
         return np.full((1, 1), 0.0 if advance else scale)
     found = start.depths[row.depth]
     matrix = np.zeros((new[row.depth], old[row.depth]))
-    end = start.family.is_branch_end(row)
+    end = start.family.is_residual_output(row)
     units = start.units.get(row.pattern, ())
     if advance and start.family.is_scale(row):
         return matrix
@@ -177,7 +177,7 @@ def _owner(family: Family, key: str, widths: Mapping[str, tuple[Axis, ...]]) -> 
     Under grouped queries a context is longer than the value it carries, and keeps a map of its own.
     """
     stream, at, layer = key.partition("@")
-    partner = family.carries.get(stream, stream) + at + layer
+    partner = family.content_of.get(stream, stream) + at + layer
     sizes = [math.prod(getattr(axis, end) for axis in widths[key]) for end in ("old", "new")]
     found = [math.prod(getattr(axis, end) for axis in widths.get(partner, ())) for end in ("old", "new")]
     return partner if found == sizes else key
@@ -207,10 +207,10 @@ def learned_parameters(start: GrowthPlan) -> int:
     terms = 2 if WIDTHS[start.growth.width].advance and start.grows_width else 1
     total = 0
     for stream in dict.fromkeys(stream for row in rows for stream in row.layout.streams):
-        partner = family.carries.get(stream)
+        partner = family.content_of.get(stream)
         if tied and partner and old[partner] == old[stream] and new[partner] == new[stream]:
             continue
-        factors = [axis for axis in family.factors(stream) if axis not in family.fixed]
+        factors = [axis for axis in family.factors(stream) if axis not in family.rotary_axes]
         if not any(axis in start.requests and grows(start.requests[axis]) for axis in factors):
             continue
         one = math.prod(old[axis] for axis in factors) * math.prod(new[axis] for axis in factors)
@@ -241,7 +241,7 @@ def learnable(operator: Operator, family: Family) -> Operator:
         stream = key.partition("@")[0]
         names = family.factors(stream)
         split = len(names)
-        while split > 0 and names[split - 1] in family.fixed:
+        while split > 0 and names[split - 1] in family.rotary_axes:
             split -= 1
         product = list(factors[:split])
         if not product:

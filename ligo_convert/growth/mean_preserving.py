@@ -47,7 +47,10 @@ class MeanPreserver:
         norm = self.family.norm
         (axis,) = self.family.depth_axes
         layers = range(self.family.sizes(self.source)[axis])
-        return ((norm.first, None), *((module, layer) for layer in layers for module in (norm.inner, norm.outer)))
+        return (
+            (norm.after_embeddings, None),
+            *((module, layer) for layer in layers for module in (norm.after_attention, norm.after_mlp)),
+        )
 
     @cached_property
     def signs(self) -> torch.Tensor:
@@ -104,19 +107,19 @@ class MeanPreserver:
         role = row.layout.dims[0].role
         if role in ("gain", "shift"):
             norm = self.family.norm
-            return 0 if row.module in (norm.first, norm.inner, norm.outer) else None
+            return 0 if row.module in (norm.after_embeddings, norm.after_attention, norm.after_mlp) else None
         if row.depth is not None:
             return written_dim(self.family, row)
         return next(
             (
                 position
                 for position, dim in enumerate(row.layout.dims)
-                if dim.role == "write" and dim.parts[0] in self.family.norm.summed
+                if dim.role == "write" and dim.parts[0] in self.family.norm.summed_streams
             ),
             None,
         )
 
     def _read_by(self, row: Row) -> str:
         """The norm that reads what a branch end writes."""
-        ends = self.family.branch_modules
-        return self.family.norm.inner if ends.index(row.module) == 0 else self.family.norm.outer
+        ends = self.family.residual_output_modules
+        return self.family.norm.after_attention if ends.index(row.module) == 0 else self.family.norm.after_mlp

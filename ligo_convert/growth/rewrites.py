@@ -37,7 +37,7 @@ def along(values: torch.Tensor, row: Row, dim: int) -> torch.Tensor:
 
 def is_centred(family: Family, row: Row) -> bool:
     """Whether `centre` takes the mean from what `row` writes: from branches, and under pre-norm from embeddings, too."""
-    return written_dim(family, row) is not None and (family.is_branch_end(row) or family.norm.place == "pre")
+    return written_dim(family, row) is not None and (family.is_residual_output(row) or family.norm.placement == "pre")
 
 
 def rewritten(
@@ -71,8 +71,8 @@ def rewritten(
 def _shift_beside(family: Family, row: Row, layer: int | None) -> tuple[str, int | None] | None:
     """The shift of the norm whose output goes on beside the branch that the bias `row` ends; None for weights, and under pre-norm."""
     norm = family.norm
-    if norm.place != "post" or layer is None or len(row.layout.dims) != 1:
+    if norm.placement != "post" or layer is None or len(row.layout.dims) != 1:
         return None
-    if row.module != family.branch_modules[0]:
-        return f"{norm.inner}.bias", layer
-    return (f"{norm.outer}.bias", layer - 1) if layer else (f"{norm.first}.bias", None)
+    if row.module != family.residual_output_modules[0]:
+        return f"{norm.after_attention}.bias", layer
+    return (f"{norm.after_mlp}.bias", layer - 1) if layer else (f"{norm.after_embeddings}.bias", None)

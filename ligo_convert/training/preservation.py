@@ -121,7 +121,7 @@ class _Sums:
         units = {
             row.depth: operator.unit_layers.get(row.pattern, ())
             for row in family.rows
-            if row.module == family.norm.outer
+            if row.module == family.norm.after_mlp
         }
         at = 0
         for axis, sources in depths.items():
@@ -167,7 +167,7 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
     grower = Grower(operator, family, device=library.device, dtype=dtype)
     factors = operator.stream(operator.terms[0], family.norm.stream, None, None, None)
     maps = [grower.map_of(axis.write) for axis in factors]
-    centred = "centre" in operator.rewrites and family.norm.place == "pre"
+    centred = "centre" in operator.rewrites and family.norm.placement == "pre"
 
     def widen(hidden: torch.Tensor) -> torch.Tensor:
         if centred:

@@ -177,7 +177,7 @@ def counted(step: Step, height: int, dropped: tuple[int, ...] = ()) -> int:
 
 def unneeded(family: Family, config: Mapping[str, object], lowest: int) -> int:
     """What the lowest layer that learns need not pass on: where no norm that learns stands before them, for the first products' input."""
-    if family.norm.place == "pre":
+    if family.norm.placement == "pre":
         return 0
     length = length_of(family, config)
     found = products(family, config, tokens=COUNT * length, sequence_length=length)
@@ -235,7 +235,7 @@ def test_a_step_of_added_layers_costs_what_torch_counts(name: str) -> None:
         return 1 if layer < lowest else 3 if layer in new else 2
 
     more = unlike(family, config, times)
-    if family.norm.place == "post":
+    if family.norm.placement == "post":
         # The norm that a silent layer ends with stands, in its new place, at the end of the layer before: no product there need pass on.
         assert lowest < min(new)
         below = products(family, config, tokens=COUNT * length, sequence_length=length)

@@ -337,7 +337,7 @@ def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -
     ends = [
         row
         for row in family_of(config_of(family)).rows_for(start.target)
-        if family_of(config_of(family)).is_branch_end(row)
+        if family_of(config_of(family)).is_residual_output(row)
     ]
     assert any(layers_of["layer"])
     for row in ends:

@@ -192,7 +192,7 @@ def family_support() -> str:
     rows = []
     for name, family in FAMILIES.items():
         tasks = dict.fromkeys(head.task for head in family.heads)
-        grown = [axis for axis in family.axes if axis not in (*family.kept, *family.fixed)]
+        grown = [axis for axis in family.axes if axis not in (*family.never_grown, *family.rotary_axes)]
         rows.append(
             (
                 f"`{name}`",
@@ -240,7 +240,7 @@ def width_support(family: Family, target: str) -> str:
 
 def depth_support(family: Family) -> str:
     exact = [name for name in DEPTHS if set(verdicts(family, "depth", width="copy", depth=name)) == {"exact"}]
-    refused = f", refused where {code(family.index_keys)}" if family.index_keys else ""
+    refused = f", refused where {code(family.layer_index_keys)}" if family.layer_index_keys else ""
     return f"exact: {code(exact)} along {code(family.depth_axes)}{refused}"
 
 
@@ -269,7 +269,7 @@ def family_layouts() -> str:
         names = [f"`{family.optional_prefix}` may be left out"] if family.optional_prefix else []
         names += [f"`{old}` for `{new}`" for old, new in family.renamed.items()]
         tied = [f"`{alias}` is `{canonical}`" for alias, canonical in family.tied.items()]
-        needs = [f"`{key}`: {json.dumps(value)}" for key, value in family.requires.items()]
+        needs = [f"`{key}`: {json.dumps(value)}" for key, value in family.required_values.items()]
         conditions = dict.fromkeys(row.layout.condition for row in family.table if row.layout.condition)
         rows.append(
             (

@@ -1112,7 +1112,7 @@ def test_a_target_with_tensors_that_its_source_lacks_is_refused(
     refused(place, recipe, RecipeError, 2, next(iter(brings)))
 
 
-@pytest.mark.parametrize("name", [name for name in MASKED if FAMILIES[name].norm.place == "post"])
+@pytest.mark.parametrize("name", [name for name in MASKED if FAMILIES[name].norm.placement == "post"])
 @pytest.mark.parametrize("width", ["lemon", "hyperclone"])
 def test_a_promise_that_post_norm_breaks_is_refused(
     name: str, width: str, sources: Callable[..., Path], place: Place

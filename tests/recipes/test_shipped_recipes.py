@@ -45,7 +45,7 @@ def test_every_pair_that_the_paper_grew_has_a_recipe() -> None:
 def test_a_shipped_recipe_plans_offline(path: Path, tmp_path: Path) -> None:
     plan = plan_recipe(load_recipe(path, out=str(tmp_path / "out")))
     # Where norms come after sums, an uneven width is near at best.
-    assert plan.start.verdict == ("exact" if plan.family.norm.place == "pre" else "near")
+    assert plan.start.verdict == ("exact" if plan.family.norm.placement == "pre" else "near")
     for config, found in (
         (plan.start.source, plan.parameters["source"]),
         (plan.start.target, plan.parameters["target"]),

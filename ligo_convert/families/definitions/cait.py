@@ -75,7 +75,7 @@ CAIT = Family(
     vocabulary="",
     positions="position",
     labels="classes",
-    lookups=("position",),
+    lookup_axes=("position",),
     pooled=(
         # It meets the patches in the layers of class attention.
         "cls_token",
@@ -83,20 +83,20 @@ CAIT = Family(
         "blocks_token_only.{class_layer}.mlp.(fc1|fc2)",
         "head",
     ),
-    branch_ends=(
+    residual_outputs=(
         "(blocks.{layer}|blocks_token_only.{class_layer}).attn.proj",
         "(blocks.{layer}|blocks_token_only.{class_layer}).mlp.fc2",
     ),
-    scaled={
+    layer_scales={
         "blocks.{layer}.attn.proj": "blocks.{layer}.gamma_1",
         "blocks.{layer}.mlp.fc2": "blocks.{layer}.gamma_2",
         "blocks_token_only.{class_layer}.attn.proj": "blocks_token_only.{class_layer}.gamma_1",
         "blocks_token_only.{class_layer}.mlp.fc2": "blocks_token_only.{class_layer}.gamma_2",
     },
-    kept=("rgb", "patch", "position", "classes"),
-    products=(("query", "key"),),
-    requires={"global_pool": "token"},
-    inert=(
+    never_grown=("rgb", "patch", "position", "classes"),
+    dot_products=(("query", "key"),),
+    required_values={"global_pool": "token"},
+    function_irrelevant_keys=(
         "architecture",
         "pretrained_cfg",
         "drop_rate",

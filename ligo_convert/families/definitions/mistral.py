@@ -31,8 +31,8 @@ MISTRAL = replace(
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed",
     },
-    requires={},
-    whole=(),
+    required_values={},
+    integer_expressions=(),
     defaults={
         "vocab_size": 32000,
         "hidden_size": 4096,

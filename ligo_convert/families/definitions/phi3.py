@@ -29,8 +29,8 @@ PHI3 = replace(
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed",
     },
-    requires={},
-    inert=(*LLAMA.inert, "resid_pdrop", "embd_pdrop"),
+    required_values={},
+    function_irrelevant_keys=(*LLAMA.function_irrelevant_keys, "resid_pdrop", "embd_pdrop"),
     defaults={
         "vocab_size": 32064,
         "hidden_size": 3072,

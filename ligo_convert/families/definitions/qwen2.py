@@ -35,11 +35,11 @@ QWEN2 = replace(
         "lm_head.weight": "vocab <- embed",
     },
     # Without a list of layer types the window begins at a layer counted from below.
-    index_keys=("use_sliding_window",),
-    layer_lists={"layer_types": "layer"},
-    idle={"use_sliding_window": ("sliding_window", "max_window_layers")},
-    requires={},
-    whole=(),
+    layer_index_keys=("use_sliding_window",),
+    per_layer_keys={"layer_types": "layer"},
+    conditional_keys={"use_sliding_window": ("sliding_window", "max_window_layers")},
+    required_values={},
+    integer_expressions=(),
     defaults={
         "vocab_size": 151936,
         "hidden_size": 4096,

@@ -78,16 +78,16 @@ VIT = Family(
     vocabulary="",
     positions="position",
     labels="classes",
-    lookups=("position",),
+    lookup_axes=("position",),
     pooled=("head", "head_dist"),
-    branch_ends=("blocks.{layer}.attn.proj", "blocks.{layer}.mlp.fc2"),
-    scaled={
+    residual_outputs=("blocks.{layer}.attn.proj", "blocks.{layer}.mlp.fc2"),
+    layer_scales={
         "blocks.{layer}.attn.proj": "blocks.{layer}.ls1.gamma",
         "blocks.{layer}.mlp.fc2": "blocks.{layer}.ls2.gamma",
     },
-    kept=("rgb", "patch", "position", "classes"),
-    products=(("query", "key"),),
-    requires={
+    never_grown=("rgb", "patch", "position", "classes"),
+    dot_products=(("query", "key"),),
+    required_values={
         "global_pool": "token",
         "class_token": True,
         "qk_norm": False,
@@ -102,7 +102,7 @@ VIT = Family(
         "pool_include_prefix": False,
         "dynamic_img_size": False,
     },
-    inert=(
+    function_irrelevant_keys=(
         "architecture",
         "pretrained_cfg",
         "drop_rate",
