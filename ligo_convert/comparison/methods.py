@@ -71,10 +71,9 @@ class Method:
 
     @property
     def _preserving(self) -> bool:
-        # `mean-preserving` is `lemon` wherever that is exact.
-        return (WIDTHS[self.width].preserving or WIDTHS[self.width].mean_preserving) and DEPTHS[
-            self.depth
-        ].verdict == "exact"
+        # `mean-preserving` equals `lemon` wherever `lemon` is exact.
+        method = WIDTHS[self.width]
+        return (method.preserving or method.rewrite == "mean-preserving") and DEPTHS[self.depth].verdict == "exact"
 
 
 def _contender(name: str, width: str, depth: str, paper: str, summary: str, **more: object) -> Method:

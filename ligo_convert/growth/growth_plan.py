@@ -213,15 +213,17 @@ def _drawn_rows(
 
 
 def _rewrites(family: Family, growth: GrowthSettings, requests: Mapping[str, WidthRequest]) -> tuple[str, ...]:
-    request = requests[family.norm.stream]
-    if WIDTHS[growth.width].mean_preserving and preserves_mean(request):
-        return ("mean-preserving",)
+    request, rewrite = requests[family.norm.stream], WIDTHS[growth.width].rewrite
+    if rewrite == "mean-preserving":
+        if preserves_mean(request):
+            return ("mean-preserving",)
+        # Without enough new entries the maps are those of `zero`, so the source is centred as for `zero`.
+        if request.place != "pre" and request.new % request.old:
+            rewrite = "centre"
+    # A tied head in a pre-norm model would see the change.
     free = request.place != "pre" or not request.tied_head
-    start = WIDTHS[growth.width]
-    # What cannot be carried is grown as by `zero`.
-    as_zero = start.centres or (start.mean_preserving and request.place != "pre" and request.new % request.old != 0)
-    centres = as_zero and grows(request) and request.norm == "layernorm" and free
-    return ("centre",) if centres else ()
+    exact = grows(request) and request.norm == "layernorm" and free
+    return ("centre",) if rewrite == "centre" and exact else ()
 
 
 def grows(request: WidthRequest) -> bool:

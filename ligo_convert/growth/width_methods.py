@@ -1,11 +1,10 @@
-"""Starts: the width and depth maps that growth begins from, one small function each, and the tables they are found in.
+"""Width methods: the maps by which one axis of a model grows, and a claim about whether the function survives.
 
-A width start takes one axis (its sizes, the norm on it, how the head reads it) and gives the four maps of `maps.Axis`; its
-claim says, from the sizes alone, whether the function survives. A depth start gives, for every new layer, the old layer it
-takes and whether it is silent. Nothing here knows a family.
+Input: a `WidthRequest` (sizes of one axis, the norm on it, how the head reads it). Output: the maps of `maps.Axis`, and a
+`verdict.Claim` made from the sizes alone. No method knows a family. `WIDTHS` holds every method by name; `@width_method` adds one.
 
-Sources: Net2Net arXiv:1511.05641, StackBERT (Gong et al., ICML 2019), bert2BERT arXiv:2110.07143, LiGO arXiv:2303.00980,
-LEMON arXiv:2310.07999, HyperCloning arXiv:2409.12903. The exact maps are derived in docs/reference/exact-starts.md.
+Sources: Net2Net arXiv:1511.05641, bert2BERT arXiv:2110.07143, LiGO arXiv:2303.00980, LEMON arXiv:2310.07999, HyperCloning
+arXiv:2409.12903. docs/reference/exact-starts.md derives the exact maps; docs/extending/adding-a-method.md explains how to add a method.
 """
 
 from __future__ import annotations
@@ -28,20 +27,25 @@ from ligo_convert.growth.maps import (
 )
 from ligo_convert.growth.verdict import CannotPreserve, Claim, generator
 
+# A change that growth makes to the source's weights first (`growth.rewrites`).
+Rewrite = Literal["centre", "mean-preserving"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WidthRequest:
     """One axis to grow.
 
     Attributes:
-        axis: its name. old, new: its sizes.
-        norm: the normalisation that reads of this axis pass through; None where there is none between write and read.
-        place: where that norm stands: `pre` a branch, with the stream going on beside it; `post` a branch, so that the stream is what
-            norms put out; right behind a sum of embeddings (`summed`) or an activation (`activated`), with nothing beside it.
-        tied_head: whether the head is the embedding, so that it reads with the write map.
-        seed: of everything drawn.
-        norms: how many norms the stream passes through the whole source.
-        fixed_epsilon: whether the norm's epsilon is fixed in the library's code, so that it cannot follow the variance.
+        axis: name of the axis.
+        old: size in the source.
+        new: size in the target.
+        norm: the norm between the writers and the readers of this axis; None if there is none.
+        tied_head: True if the head shares the embedding's weights, and so reads with the write map.
+        seed: seed of every random draw.
+        place: position of the norm. `pre`: before a residual branch. `post`: after the residual sum. `summed`: directly after
+            a sum of embeddings. `activated`: directly after an activation. The last two have no skip connection around them.
+        norms: number of norms that the stream passes in the whole source.
+        fixed_epsilon: True if the library's code fixes the norm's epsilon, so that the config cannot rescale it.
     """
 
     axis: str
@@ -55,75 +59,262 @@ class WidthRequest:
     fixed_epsilon: bool = False
 
     def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of this axis for one purpose."""
         return generator(self.seed, purpose, self.axis)
+
+
+WidthBuilder = Callable[[WidthRequest], Axis]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthMethod:
-    """One line of the width table."""
+    """One entry of the table of width methods.
 
-    build: Callable[[WidthRequest], Axis]
+    Attributes:
+        build: makes the maps of one axis.
+        claim: predicts the verdict of one axis from its sizes.
+        paper: where the method was published; `-` if nowhere.
+        summary: one line for `ligo-convert methods`.
+        preserving: True if the method promises the source's function, and refuses where it cannot keep the promise.
+        advance: maps of a second term, which multiplies the difference between the next layer and the layer itself (AKI).
+        rewrite: the change to the source that the method needs, where it is exact or applicable.
+        rescales: True if queries are rescaled when the head size grows. False for methods that copy the old block unchanged.
+    """
+
+    build: WidthBuilder
     claim: Callable[[WidthRequest], Claim]
-    preserving: bool  # promises the function, and refuses where it cannot
     paper: str
     summary: str
-    # AKI's second term: rows that are added take their difference to the next layer.
-    advance: Callable[[WidthRequest], Axis] | None = None
-    # What is written into a stream that a LayerNorm reads loses its mean first, where that changes nothing in the source.
-    centres: bool = False
-    # New entries of a post-norm stream are to carry its mean, where there are enough of them.
-    mean_preserving: bool = False
-    # Dot products are rescaled when the head size grows (all starts but those that copy the corner literally).
-    rescales: bool = True
+    preserving: bool
+    advance: WidthBuilder | None
+    rewrite: Rewrite | None
+    rescales: bool
 
 
-# Width.
+# Name -> method, in the order of definition, which `ligo-convert methods` and the docs show.
+WIDTHS: dict[str, WidthMethod] = {}
+
+
+def width_method(
+    name: str,
+    *,
+    claim: Callable[[WidthRequest], Claim],
+    summary: str,
+    paper: str = "-",
+    preserving: bool = False,
+    advance: WidthBuilder | None = None,
+    rewrite: Rewrite | None = None,
+    rescales: bool = True,
+) -> Callable[[WidthBuilder], WidthBuilder]:
+    """Register the decorated function as the width method `name`. The arguments are the fields of `WidthMethod`."""
+
+    def register(build: WidthBuilder) -> WidthBuilder:
+        assert name not in WIDTHS, f"width method {name!r} is defined twice"
+        WIDTHS[name] = WidthMethod(
+            build=build,
+            claim=claim,
+            paper=paper,
+            summary=summary,
+            preserving=preserving,
+            advance=advance,
+            rewrite=rewrite,
+            rescales=rescales,
+        )
+        return build
+
+    return register
+
+
+# Using the table.
+
+
+def width_axis(name: str, request: WidthRequest) -> Axis:
+    """Return the maps of one axis under the method `name`; the identity where the axis does not grow."""
+    return identity_axis(request.old) if request.old == request.new else WIDTHS[name].build(request)
+
+
+def width_claim(name: str, request: WidthRequest) -> Claim:
+    """Return the claim of the method `name` for one axis.
+
+    Raises:
+        CannotPreserve: the method promises the function and cannot preserve it at these sizes.
+    """
+    if request.old == request.new:
+        return Claim(verdict="exact", reason="does not grow")
+    return WIDTHS[name].claim(request)
+
+
+def advance_axis(name: str, request: WidthRequest) -> Axis | None:
+    """Return the maps of the method's second term; None for a method with one term."""
+    build = WIDTHS[name].advance
+    if build is None:
+        return None
+    if request.old == request.new:
+        nothing = Map(index=np.arange(request.old), weight=np.zeros(request.old), tail=np.zeros((0, request.old)))
+        return plain_axis(nothing, identity_axis(request.old).read)
+    return build(request)
+
+
+# Shared by several methods.
 
 
 def _tile(request: WidthRequest) -> np.ndarray:
     return np.arange(request.new, dtype=np.int64) % request.old
 
 
-def _normed(request: WidthRequest, *, write: Map, read: Map, gain: Map, shift: Map, kappa: float) -> Axis:
-    """The maps of a normed stream whose variance (RMSNorm: mean square) `write` multiplies with kappa: gains take the root of it.
+def _copies(index: np.ndarray, old: int) -> np.ndarray:
+    """Return how often each old entry is copied: [old] int64."""
+    return np.bincount(index, minlength=old)
 
-    The config's epsilon takes kappa. Where it is fixed in the library's code, the stream is written larger by one over the root instead,
-    and has the variance that it had.
+
+def _even_split(index: np.ndarray, old: int) -> np.ndarray:
+    """Return read weights that share an entry evenly among its copies: [new]."""
+    shares: np.ndarray = 1.0 / _copies(index, old)[index]
+    return shares
+
+
+def _uneven_split(index: np.ndarray, old: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random read weights that sum to one over the copies of each entry, so that copies get different gradients: [new].
+
+    Source: LEMON, section 4.
+    """
+    draw = rng.uniform(0.5, 1.5, size=len(index))
+    draw /= np.bincount(index, weights=draw, minlength=old)[index]
+    # An entry without a second copy keeps the weight 1 exactly.
+    return np.where(_copies(index, old)[index] == 1, 1.0, draw)
+
+
+def _normed(request: WidthRequest, *, write: Map, read: Map, gain: Map, shift: Map, kappa: float) -> Axis:
+    """Return the maps of a normed stream, compensated for the factor `kappa` by which `write` changes its variance.
+
+    The gain takes sqrt(kappa), and the config's epsilon takes kappa (`Claim.epsilon`). Where the library's code fixes epsilon,
+    the stream is written larger by 1 / sqrt(kappa) instead, so that its variance does not change.
+
+    Args:
+        kappa: new variance over old variance; under RMSNorm of the mean square.
     """
     root = float(np.sqrt(kappa))
     written = write.scaled(1 / root) if request.fixed_epsilon else write
     return Axis(write=written, read=read, gain=gain.scaled(root), shift=shift, scale=scale_like(write))
 
 
-def _copies(index: np.ndarray, old: int) -> np.ndarray:
-    return np.bincount(index, minlength=old)
-
-
-def _uneven_split(index: np.ndarray, old: int, rng: np.random.Generator) -> np.ndarray:
-    """Reads of copied entries: random, summing to one over the copies of each, so that copies learn apart (LEMON, section 4)."""
-    draw = rng.uniform(0.5, 1.5, size=len(index))
-    draw /= np.bincount(index, weights=draw, minlength=old)[index]
-    # An entry without a second copy is read as it was, to the bit.
-    return np.where(_copies(index, old)[index] == 1, 1.0, draw)
-
-
-def copy(request: WidthRequest) -> Axis:
-    assert request.old == request.new
-    return identity_axis(request.old)
+# copy
 
 
 def copy_claim(request: WidthRequest) -> Claim:
+    """Refuse: this claim is asked for only where the axis grows."""
     raise CannotPreserve(
         f"{request.axis} grows from {request.old} to {request.new}, and `copy` is for an axis that does not grow"
     )
 
 
+@width_method("copy", claim=copy_claim, summary="the axis does not grow", preserving=True)
+def copy(request: WidthRequest) -> Axis:
+    """Copy every entry. Only for an axis that does not grow."""
+    assert request.old == request.new
+    return identity_axis(request.old)
+
+
+# net2net
+
+
+def net2net_claim(request: WidthRequest) -> Claim:
+    """Claim exactness where no norm reads the axis."""
+    if request.norm:
+        return Claim(verdict="lossy", reason=f"uneven copies change the statistics of the {request.norm}")
+    return Claim(verdict="exact", reason="copied entries, reads divided by the number of copies")
+
+
+def _net2net_index(request: WidthRequest) -> np.ndarray:
+    added = request.generator("copied").integers(0, request.old, size=request.new - request.old)
+    return np.concatenate([np.arange(request.old), added])
+
+
+@width_method(
+    "net2net",
+    claim=net2net_claim,
+    paper="Net2Net, arXiv:1511.05641; FPI of bert2BERT, arXiv:2110.07143",
+    summary="random entries copied, reads divided by the number of copies",
+)
+def net2net(request: WidthRequest) -> Axis:
+    """Copy random entries and divide their reads by the number of copies."""
+    index = _net2net_index(request)
+    return plain_axis(selection(index, request.old), selection(index, request.old, _even_split(index, request.old)))
+
+
+# hyperclone
+
+
+def hyperclone_claim(request: WidthRequest) -> Claim:
+    """Claim exactness at whole multiples; refuse other ratios."""
+    if request.new % request.old:
+        other = (
+            "`lemon` takes any ratio"
+            if request.place == "pre"
+            else "`mean-preserving` is the nearest method there, then `zero`"
+        )
+        raise CannotPreserve(
+            f"{request.axis} grows from {request.old} to {request.new}, which is not a whole multiple; {other}"
+        )
+    times = request.new // request.old
+    head = 1.0 / times if request.tied_head and request.norm else 1.0
+    return Claim(verdict="exact", reason=f"{times} whole tiles", head=head)
+
+
+@width_method(
+    "hyperclone",
+    claim=hyperclone_claim,
+    preserving=True,
+    paper="HyperCloning, arXiv:2409.12903",
+    summary="whole tiles, reads divided evenly; whole multiples only",
+)
+def hyperclone(request: WidthRequest) -> Axis:
+    """Repeat the whole axis and divide the reads evenly."""
+    index = _tile(request)
+    return plain_axis(selection(index, request.old), selection(index, request.old, _even_split(index, request.old)))
+
+
+# lemon
+
+
+def lemon_claim(request: WidthRequest) -> Claim:
+    """Claim exactness at any ratio under pre-norm, at whole multiples under post-norm."""
+    times = request.new // request.old
+    if request.norm is None:
+        return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
+    if request.place != "pre" and request.new % request.old:
+        raise CannotPreserve(
+            f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
+            " multiples are exact; `mean-preserving` is the nearest method there, then `zero`"
+        )
+    kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
+    return Claim(
+        verdict="exact",
+        reason=f"{times} tile(s) and {kind}, {_norm_change(request)}",
+        epsilon=1.0 if request.fixed_epsilon else times * request.old / request.new,
+        head=1.0 / times if request.tied_head else 1.0,
+    )
+
+
+def _norm_change(request: WidthRequest) -> str:
+    if not request.new % request.old:
+        return "norms as they are"
+    return "the stream rescaled" if request.fixed_epsilon else "gains and epsilon rescaled"
+
+
+@width_method(
+    "lemon",
+    claim=lemon_claim,
+    preserving=True,
+    paper="LEMON, arXiv:2310.07999",
+    summary="exact at any ratio (post-norm: whole multiples): tiles, mean or zero entries",
+)
 def lemon(request: WidthRequest) -> Axis:
-    """LEMON's exact map. Under LayerNorm k whole tiles and mean rows ("average expansion"), under RMSNorm zero rows.
+    """Repeat the axis k times; fill the rest with the mean ("average expansion", LayerNorm) or with zeros (RMSNorm).
 
     With k = new // old and kappa = k old / new: mean' = mean and var' = kappa var (LayerNorm), meansquare' = kappa meansquare
-    (RMSNorm), so gains times sqrt(kappa) and epsilon times kappa cancel; the entries past the tiles are exactly zero after the
-    norm, so their reads C are free: drawn, to break the symmetry.
+    (RMSNorm), so a gain times sqrt(kappa) and an epsilon times kappa cancel the change. The entries after the tiles are exactly
+    zero after the norm, so their reads are free. They are random, to break the symmetry.
     """
     if request.norm is None:
         index = _tile(request)
@@ -143,101 +334,76 @@ def lemon(request: WidthRequest) -> Axis:
     )
 
 
-def lemon_claim(request: WidthRequest) -> Claim:
-    times = request.new // request.old
-    if request.norm is None:
-        return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
-    if request.place != "pre" and request.new % request.old:
-        raise CannotPreserve(
-            f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
-            " multiples are exact; `mean-preserving` is the nearest start there, then `zero`"
-        )
-    kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
-    return Claim(
-        verdict="exact",
-        reason=f"{times} tile(s) and {kind}, {_rescaled(request)}",
-        epsilon=1.0 if request.fixed_epsilon else times * request.old / request.new,
-        head=1.0 / times if request.tied_head else 1.0,
-    )
+# aki
 
 
-def _rescaled(request: WidthRequest) -> str:
-    if not request.new % request.old:
-        return "norms as they are"
-    return "the stream rescaled" if request.fixed_epsilon else "gains and epsilon rescaled"
-
-
-def hyperclone(request: WidthRequest) -> Axis:
-    """HyperCloning: whole tiles, reads divided evenly."""
-    index = _tile(request)
-    return plain_axis(
-        selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index])
-    )
-
-
-def hyperclone_claim(request: WidthRequest) -> Claim:
-    if request.new % request.old:
-        raise CannotPreserve(
-            f"{request.axis} grows from {request.old} to {request.new}, which is no whole multiple; "
-            + (
-                "`lemon` takes any ratio"
-                if request.place == "pre"
-                else "`mean-preserving` is the nearest start there, then `zero`"
-            )
-        )
-    times = request.new // request.old
-    head = 1.0 / times if request.tied_head and request.norm else 1.0
-    return Claim(verdict="exact", reason=f"{times} whole tiles", head=head)
-
-
-def net2net(request: WidthRequest) -> Axis:
-    """Net2Net and bert2BERT's FPI: random entries copied, reads divided by the number of copies."""
-    index = _net2net_index(request)
-    return plain_axis(
-        selection(index, request.old), selection(index, request.old, 1.0 / _copies(index, request.old)[index])
-    )
-
-
-def _net2net_index(request: WidthRequest) -> np.ndarray:
-    added = request.generator("copied").integers(0, request.old, size=request.new - request.old)
-    return np.concatenate([np.arange(request.old), added])
-
-
-def net2net_claim(request: WidthRequest) -> Claim:
-    if request.norm:
-        return Claim(verdict="lossy", reason=f"uneven copies change the statistics of the {request.norm}")
-    return Claim(verdict="exact", reason="copied entries, reads divided by the number of copies")
-
-
-def aki(request: WidthRequest) -> Axis:
-    """bert2BERT's advanced knowledge initialisation, first term: as `net2net`."""
-    return net2net(request)
+def aki_claim(request: WidthRequest) -> Claim:
+    """Claim nothing: added entries compute what the next layer computes."""
+    return Claim(verdict="lossy", reason="added entries come from the next layer")
 
 
 def aki_advance(request: WidthRequest) -> Axis:
-    """AKI's second term: only the added entries are written; the operator multiplies it with (next layer - own layer)."""
+    """Return the maps of AKI's second term, which writes only the added entries.
+
+    The depth matrix of this term is (next layer - own layer), so the sum of both terms holds the next layer's entries.
+    """
     index = _net2net_index(request)
     added = np.concatenate([np.zeros(request.old), np.ones(request.new - request.old)])
     return plain_axis(selection(index, request.old, added), net2net(request).read)
 
 
-def aki_claim(request: WidthRequest) -> Claim:
-    return Claim(verdict="lossy", reason="added entries come from the next layer")
+@width_method(
+    "aki",
+    claim=aki_claim,
+    paper="AKI of bert2BERT, arXiv:2110.07143",
+    summary="as net2net, the added entries taken from the next layer",
+    advance=aki_advance,
+)
+def aki(request: WidthRequest) -> Axis:
+    """Return the maps of AKI's first term, which are those of `net2net` (advanced knowledge initialisation)."""
+    return net2net(request)
 
 
+# zero
+
+
+def zero_claim(request: WidthRequest) -> Claim:
+    """Claim exactness unless the stream's mean reaches a LayerNorm and cannot be centred away."""
+    epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
+    if request.place != "pre":
+        return Claim(
+            verdict="near",
+            reason="the output of a norm after the sum (post-norm) keeps its mean: no linear map removes it",
+            epsilon=epsilon,
+        )
+    if request.norm == "layernorm" and request.tied_head:
+        return Claim(
+            verdict="near",
+            reason="the residual stream keeps its mean: a tied head does not allow centring",
+            epsilon=epsilon,
+        )
+    return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon)
+
+
+@width_method(
+    "zero",
+    claim=zero_claim,
+    summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
+    rewrite="centre",
+)
 def zero(request: WidthRequest) -> Axis:
-    """The old block in the corner, zeros elsewhere; gains times sqrt(old / new), and what is written centred where that is exact.
+    """Keep the old block in the corner, fill the rest with zeros, and multiply gains by sqrt(old / new).
 
-    Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact where what is normalised has no
-    mean. LayerNorm does not see the mean, so writes may be centred (`rewrites`), unless the head is tied to the embedding: it would
-    see it. In front of a norm with nothing beside it the new entries take the mean instead: mean' = mean, var' = kappa var. Behind an
-    activation no map reaches the mean, and statistics can only be kept about as they are.
+    Under LayerNorm var' = kappa (var + (1 - kappa) mean^2) with kappa = old / new, so the map is exact for a stream of mean zero.
+    LayerNorm ignores the mean, so the rewrite `centre` removes it from what is written, unless the head is tied to the embedding
+    and would see the change. A norm without a skip connection around it gets the mean in the new entries instead: mean' = mean,
+    var' = kappa var. Behind an activation the statistics can only be kept approximately.
     """
     block = corner(request.old, request.new)
     if request.norm is None:
         return plain_axis(block, block)
     if request.place == "activated":
-        return _behind_activation(request)
+        return _after_activation(request)
     write = block
     if request.place == "summed" and request.norm == "layernorm":
         mean = np.full((request.new - request.old, request.old), 1.0 / request.old)
@@ -245,16 +411,17 @@ def zero(request: WidthRequest) -> Axis:
     return _normed(request, write=write, read=block, gain=block, shift=block, kappa=request.old / request.new)
 
 
-def _behind_activation(request: WidthRequest, times: int = 1) -> Axis:
-    """The axis between an activation and a LayerNorm (a masked language model's head), where no linear map reaches the statistics.
+def _after_activation(request: WidthRequest, times: int = 1) -> Axis:
+    """Return the maps of the axis between an activation and a LayerNorm (the head of a masked language model).
 
-    A new entry is (z_i + z_j) / sqrt(2) of two old ones before the activation: an activation that is about homogeneous, such as ReLU and
-    GELU, makes of it about as much energy as they have in the mean, whichever of them carries most. The mean that new entries put off by
-    d moves every old entry by -d, and as all entries of a normalised vector sum to zero, the new ones sum to old times d: with the mean
-    of the gains and a weight of 1 / old they give back what the old ones have lost, up to how far gains differ.
+    No linear map before the activation keeps the statistics after it. A new entry is (z_i + z_j) / sqrt(2) of two old entries: an
+    approximately homogeneous activation, such as ReLU or GELU, gives it about their mean energy, so that no single entry
+    dominates. If the new entries shift the mean by d, every old entry moves by -d. The entries of a normalised vector sum to zero,
+    so the new ones sum to old times d. Read with the mean of the gains and the weight 1 / old, they return what the old entries
+    have lost, up to the spread of the gains.
 
     Args:
-        times: whole tiles.
+        times: number of whole tiles in front of the new entries.
     """
     old, rest = request.old, request.new - times * request.old
     index, nothing = np.tile(np.arange(old), times), np.zeros((rest, old))
@@ -273,30 +440,44 @@ def _behind_activation(request: WidthRequest, times: int = 1) -> Axis:
     )
 
 
-def zero_claim(request: WidthRequest) -> Claim:
-    epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
-    if request.place != "pre":
-        return Claim(
-            verdict="near",
-            reason="the mean of what a norm after the sum (post-norm) puts out stays in: no map of coordinates takes it away",
-            epsilon=epsilon,
-        )
-    if request.norm == "layernorm" and request.tied_head:
-        return Claim(
-            verdict="near",
-            reason="the mean of the residual stream stays in: a tied head does not allow centring",
-            epsilon=epsilon,
-        )
-    return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon)
+# mean-preserving
 
 
+def preserves_mean(request: WidthRequest) -> bool:
+    """Return True if new entries need to hold the stream's mean, and can: uneven post-norm width, enough new entries."""
+    rest = request.new % request.old
+    return request.place != "pre" and rest > 0 and mean_preserving_cells(request.norms, rest) is not None
+
+
+def mean_preserving_claim(request: WidthRequest) -> Claim:
+    """Claim what `lemon` claims where it is exact; else `near`."""
+    if request.place == "pre" or request.norm is None or not request.new % request.old:
+        return lemon_claim(request)
+    if not preserves_mean(request):
+        claim = zero_claim(request)
+        return replace(claim, reason=f"too few new entries to hold the mean of the stream; as `zero`: {claim.reason}")
+    times = request.new // request.old
+    return Claim(
+        verdict="near",
+        reason="new entries hold the mean of the stream, so that norms after the sum (post-norm) see the old statistics",
+        epsilon=times * request.old / request.new,
+        head=1.0 / times if request.tied_head else 1.0,
+    )
+
+
+@width_method(
+    "mean-preserving",
+    claim=mean_preserving_claim,
+    paper="LEMON, arXiv:2310.07999, but for post-norm",
+    summary="as lemon; at uneven post-norm widths new entries hold the mean through the norms",
+    rewrite="mean-preserving",
+)
 def mean_preserving(request: WidthRequest) -> Axis:
-    """Build `lemon`'s maps where they are exact; at an uneven post-norm width, leave room for entries that keep the stream's mean.
+    """Use `lemon` where it is exact; at an uneven post-norm width, reserve entries that preserve the stream's mean.
 
-    `growth.mean_preserving` computes the contents of those entries.
-
-    The old entries then have their own statistics in every norm, but for the square of a small number. Copies of one new entry hold
-    the same: their reads are drawn and sum to zero, so that they learn apart.
+    `growth.mean_preserving` computes the contents of those entries from the source's norms. The old entries then keep their
+    statistics in every norm, up to the square of a small number. New entries of the same cell hold the same value: their reads are
+    random and sum to zero, so that they get different gradients. Without enough new entries the maps are those of `zero`.
     """
     if not preserves_mean(request):
         return zero(request) if request.place != "pre" and request.new % request.old else lemon(request)
@@ -304,7 +485,7 @@ def mean_preserving(request: WidthRequest) -> Axis:
     index, nothing = np.tile(np.arange(old), times), np.zeros((rest, old))
     tiles = selection(index, old, tail=nothing)
     if request.place == "activated":
-        return _behind_activation(request, times)
+        return _after_activation(request, times)
     rng, cells = request.generator("free reads"), mean_preserving_cells(request.norms, rest)
     assert cells is not None
     free = rng.normal(0, old**-0.5, size=(rest, old))
@@ -319,137 +500,34 @@ def mean_preserving(request: WidthRequest) -> Axis:
     )
 
 
-def preserves_mean(request: WidthRequest) -> bool:
-    """Whether new entries of this stream can carry its mean, and need to: an uneven post-norm width, with enough new entries."""
-    rest = request.new % request.old
-    return request.place != "pre" and rest > 0 and mean_preserving_cells(request.norms, rest) is not None
+# direct and random
 
 
-def mean_preserving_claim(request: WidthRequest) -> Claim:
-    if request.place == "pre" or request.norm is None or not request.new % request.old:
-        return lemon_claim(request)
-    if not preserves_mean(request):
-        claim = zero_claim(request)
-        return replace(claim, reason=f"too few new entries to carry the mean of the stream; as `zero`: {claim.reason}")
-    times = request.new // request.old
-    return Claim(
-        verdict="near",
-        reason="new entries carry the mean of the stream, so that norms after the sum (post-norm) find the old statistics",
-        epsilon=times * request.old / request.new,
-        head=1.0 / times if request.tied_head else 1.0,
-    )
+def direct_claim(request: WidthRequest) -> Claim:
+    """Claim nothing: random weights change the function."""
+    return Claim(verdict="lossy", reason="drawn weights beside the old block")
 
 
+@width_method(
+    "direct",
+    claim=direct_claim,
+    paper="DirectCopy, a baseline of arXiv:2303.00980",
+    summary="old block in the corner, the rest drawn as the library initialises",
+    rescales=False,
+)
 def direct(request: WidthRequest) -> Axis:
-    """DirectCopy: the old block in the corner, the rest drawn as the library initialises."""
+    """Keep the old block in the corner and initialise the rest randomly, as the library does it."""
     block = corner(request.old, request.new)
     return plain_axis(block, block, drawn=np.arange(request.new) >= request.old)
 
 
-def direct_claim(request: WidthRequest) -> Claim:
-    return Claim(verdict="lossy", reason="drawn weights beside the old block")
-
-
-def random(request: WidthRequest) -> Axis:
-    """The whole axis drawn as the library initialises."""
-    nothing = corner(request.old, request.new).scaled(0.0)
-    return plain_axis(nothing, nothing, drawn=np.ones(request.new, dtype=bool))
-
-
 def random_claim(request: WidthRequest) -> Claim:
+    """Claim nothing: no weight of the source is kept."""
     return Claim(verdict="lossy", reason="drawn afresh")
 
 
-WIDTHS: dict[str, WidthMethod] = {
-    "copy": WidthMethod(
-        build=copy,
-        claim=copy_claim,
-        preserving=True,
-        paper="-",
-        summary="the axis does not grow",
-    ),
-    "net2net": WidthMethod(
-        build=net2net,
-        claim=net2net_claim,
-        preserving=False,
-        paper="Net2Net, arXiv:1511.05641; FPI of bert2BERT, arXiv:2110.07143",
-        summary="random entries copied, reads divided by the number of copies",
-    ),
-    "hyperclone": WidthMethod(
-        build=hyperclone,
-        claim=hyperclone_claim,
-        preserving=True,
-        paper="HyperCloning, arXiv:2409.12903",
-        summary="whole tiles, reads divided evenly; whole multiples only",
-    ),
-    "lemon": WidthMethod(
-        build=lemon,
-        claim=lemon_claim,
-        preserving=True,
-        paper="LEMON, arXiv:2310.07999",
-        summary="exact at any ratio (post-norm: whole multiples): tiles, mean or zero entries",
-    ),
-    "aki": WidthMethod(
-        build=aki,
-        claim=aki_claim,
-        preserving=False,
-        paper="AKI of bert2BERT, arXiv:2110.07143",
-        summary="as net2net, the added entries taken from the next layer",
-        advance=aki_advance,
-    ),
-    "zero": WidthMethod(
-        build=zero,
-        claim=zero_claim,
-        preserving=False,
-        paper="-",
-        summary="old block in the corner, zeros elsewhere, norms rescaled, centred where exact",
-        centres=True,
-    ),
-    "mean-preserving": WidthMethod(
-        build=mean_preserving,
-        claim=mean_preserving_claim,
-        preserving=False,
-        paper="LEMON, arXiv:2310.07999, but for post-norm",
-        summary="as lemon; at uneven post-norm widths new entries carry the mean through the norms",
-        mean_preserving=True,
-    ),
-    "direct": WidthMethod(
-        build=direct,
-        claim=direct_claim,
-        preserving=False,
-        paper="DirectCopy, a baseline of arXiv:2303.00980",
-        summary="old block in the corner, the rest drawn as the library initialises",
-        rescales=False,
-    ),
-    "random": WidthMethod(
-        build=random,
-        claim=random_claim,
-        preserving=False,
-        paper="-",
-        summary="the whole axis drawn as the library initialises",
-        rescales=False,
-    ),
-}
-
-
-def width_axis(name: str, request: WidthRequest) -> Axis:
-    """The maps of one axis under the start `name`; the identity where the axis does not grow."""
-    return identity_axis(request.old) if request.old == request.new else WIDTHS[name].build(request)
-
-
-def width_claim(name: str, request: WidthRequest) -> Claim:
-    """What the start `name` promises for one axis. Raises CannotPreserve."""
-    if request.old == request.new:
-        return Claim(verdict="exact", reason="does not grow")
-    return WIDTHS[name].claim(request)
-
-
-def advance_axis(name: str, request: WidthRequest) -> Axis | None:
-    """The second term's maps, or None for a start that has one term."""
-    build = WIDTHS[name].advance
-    if build is None:
-        return None
-    if request.old == request.new:
-        nothing = Map(index=np.arange(request.old), weight=np.zeros(request.old), tail=np.zeros((0, request.old)))
-        return plain_axis(nothing, identity_axis(request.old).read)
-    return build(request)
+@width_method("random", claim=random_claim, summary="the whole axis drawn as the library initialises", rescales=False)
+def random(request: WidthRequest) -> Axis:
+    """Initialise the whole axis randomly, as the library does it."""
+    nothing = corner(request.old, request.new).scaled(0.0)
+    return plain_axis(nothing, nothing, drawn=np.ones(request.new, dtype=bool))

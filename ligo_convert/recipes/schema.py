@@ -22,13 +22,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ligo_convert.growth.depth_methods import DEPTHS
+from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
 
-WIDTH_STARTS = ("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "mean-preserving", "direct", "random")
-
 SCHEDULES = ("stable", "cosine")
-
-DEPTH_STARTS = ("copy", "stack", "interpolate", "identity", "direct", "random")
 
 SEQUENCE_LENGTH = 128
 
@@ -266,11 +264,11 @@ class OperatorConfig(Section):
 class GrowthConfig(Section):
     """The start: the operator before any learning."""
 
-    width: Annotated[Text, AfterValidator(_one_of(WIDTH_STARTS))] = Field(
-        description="how widths grow", json_schema_extra={"enum": list(WIDTH_STARTS)}
+    width: Annotated[Text, AfterValidator(_one_of(tuple(WIDTHS)))] = Field(
+        description="how widths grow", json_schema_extra={"enum": list(WIDTHS)}
     )
-    depth: Annotated[Text, AfterValidator(_one_of(DEPTH_STARTS))] = Field(
-        description="how layers are added", json_schema_extra={"enum": list(DEPTH_STARTS)}
+    depth: Annotated[Text, AfterValidator(_one_of(tuple(DEPTHS)))] = Field(
+        description="how layers are added", json_schema_extra={"enum": list(DEPTHS)}
     )
     seed: Seed = Field(default=0, description="seed of what is drawn")
     operator: OperatorConfig = Field(default=OperatorConfig(), description="what the learned operator looks like")

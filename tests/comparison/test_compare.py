@@ -239,7 +239,7 @@ def test_something_else_in_its_place_is_refused(place: Path, warm: WarmCli) -> N
         (("--methods", "scratch,lemom"), "did you mean lemon?"),
         (("--methods", "scratch+fit"), "drawn weights have no operator to learn"),
         (("--methods", "lemon+fast"), "no option 'fast'"),
-        (("--methods", "hyperclone"), "no whole multiple"),
+        (("--methods", "hyperclone"), "not a whole multiple"),
         (("--seeds", "one"), "no list of whole numbers"),
         (("--steps", "0"), "--steps"),
         (("--set", "compare.schedules=[linear]"), "linear"),

@@ -97,7 +97,7 @@ def test_every_method_that_applies_takes_part(tmp_path: Path) -> None:
 def test_a_method_that_cannot_apply_is_left_out_with_its_reason(tmp_path: Path) -> None:
     found = contest_of(tmp_path, UNEVEN)
     assert list(found.skipped) == ["hyperclone"]
-    assert "no whole multiple" in found.skipped["hyperclone"]
+    assert "not a whole multiple" in found.skipped["hyperclone"]
     assert "hyperclone" not in found.entries
     assert len(found.entries) == len(METHODS) - 1
 

@@ -13,7 +13,7 @@ from ligo_convert.growth.depth_methods import DEPTHS, depth_map
 from ligo_convert.growth.maps import Axis
 from ligo_convert.growth.verdict import CannotPreserve
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, width_axis, width_claim
-from ligo_convert.recipes.schema import DEPTH_STARTS, WIDTH_STARTS
+from ligo_convert.recipes.schema import GrowthConfig
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(0, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
@@ -28,9 +28,14 @@ def normed(x: np.ndarray, gain: np.ndarray, shift: np.ndarray, epsilon: float, k
     return scaled * gain + (shift if kind == "layernorm" else 0.0)
 
 
-def test_the_recipes_names_are_the_tables() -> None:
-    assert tuple(WIDTHS) == WIDTH_STARTS
-    assert tuple(DEPTHS) == DEPTH_STARTS
+def test_a_recipe_may_name_every_method() -> None:
+    names = GrowthConfig.model_json_schema()["properties"]
+    assert names["width"]["enum"] == [
+        *("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "mean-preserving", "direct", "random")
+    ]
+    assert names["depth"]["enum"] == ["copy", "stack", "interpolate", "identity", "direct", "random"]
+    assert names["width"]["enum"] == list(WIDTHS)
+    assert names["depth"]["enum"] == list(DEPTHS)
 
 
 @pytest.mark.parametrize("name", ["lemon", "hyperclone", "net2net", "zero"])
@@ -60,7 +65,7 @@ def test_the_law_of_a_preserving_width(name: str, kind: str, sizes: tuple[int, i
     assert claim.verdict == "exact"
     rng = np.random.default_rng(seed)
     x, gain, shift = rng.normal(1.0, 2.0, old), rng.normal(1, 0.3, old), rng.normal(0, 0.3, old)
-    if WIDTHS[name].centres and kind == "layernorm":
+    if WIDTHS[name].rewrite == "centre" and kind == "layernorm":
         x -= x.mean()  # what is written loses its mean first (`rewrites`)
     wide = normed(
         axis.write.matrix() @ x,
@@ -102,7 +107,7 @@ def test_copies_are_read_unevenly_so_that_they_learn_apart() -> None:
 
 
 def test_hyperclone_takes_whole_multiples_only() -> None:
-    with pytest.raises(CannotPreserve, match="no whole multiple"):
+    with pytest.raises(CannotPreserve, match="not a whole multiple"):
         width_claim("hyperclone", request(8, 20))
     with pytest.raises(CannotPreserve, match="does not grow"):
         width_claim("copy", request(8, 16))

@@ -803,7 +803,7 @@ def usual_statistics(tensors: Tensors) -> Tensors:
     [
         # Whole tiles are exact but for the rounding of float32.
         ("even", "hyperclone", 1e-4),
-        # Near: the means of what norms put out stay in, or are carried in few entries (docs/reference/exact-starts.md).
+        # Near: the outputs of norms keep their means, or few new entries hold them (docs/reference/exact-starts.md).
         ("uneven", "zero", 5e-3),
         ("uneven", "mean-preserving", 5e-4),
     ],

