@@ -7,12 +7,11 @@ something has changed, never what a file holds: the digests that a run takes its
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ligo_convert.data.corpus import local_paths
 from ligo_convert.errors import LigoError
-from ligo_convert.io.globs import expand
 from ligo_convert.recipes.recipe import Recipe, is_local
 
 
@@ -22,11 +21,7 @@ def recipe_inputs(recipe: Recipe) -> Iterator[Path]:
     if recipe.fit is not None:
         data = recipe.fit.data
         named += [(data.tokenizer, recipe.base)]
-        for pattern in data.text or ():
-            yield from expand(pattern, recipe.base)
-        if data.images is not None:
-            folder = recipe.base / Path(data.images).expanduser()
-            yield from sorted(Path(found) for found, _, _ in os.walk(folder))
+        yield from local_paths(data, base=recipe.base)
     for place, base in named:
         if place is not None and is_local(place, base):
             yield base / Path(place).expanduser()

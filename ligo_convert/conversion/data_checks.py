@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.data.corpus import check_data
-from ligo_convert.data.images import DataFacts, check_classes, class_folders
+from ligo_convert.data.data_source import DataFacts
+from ligo_convert.data.images import check_classes, class_folders
 from ligo_convert.data.tokenizers import check_tokenizer
 from ligo_convert.errors import DataMissing, MissingExtra, RecipeError
 from ligo_convert.families.schema import Family

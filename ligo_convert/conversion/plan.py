@@ -18,7 +18,7 @@ from ligo_convert.checkpoints.writer import ShardPlan, plan_shards
 from ligo_convert.conversion.data_checks import check_data_section
 from ligo_convert.conversion.memory import choose_micro_batch, estimate_memory, physical_memory
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
-from ligo_convert.data.images import DataFacts
+from ligo_convert.data.data_source import DataFacts
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.flops import fit_flops, step_flops

@@ -1,27 +1,31 @@
-"""What a recipe says about its text in, the files behind it and their pieces of text out, in a seeded order.
+"""The data of a recipe as a stream of texts in seeded order.
 
-No name of a folder enters anything, so the same text comes in the same order wherever it lies. Text files and JSON
-Lines are read chunk by chunk, tables and datasets of the Hub row by row: a corpus of any size costs what is taken of it.
+Input: the section `fit.data` of a recipe. It names one entry of `SOURCES`, the table of data sources.
+Output: facts about the data (`check_data`) and its texts (`documents`).
+
+Folder names do not affect the order, so the same content gives the same stream in any location. Every source is read lazily: the cost
+depends on what is taken, not on the size of the corpus.
 """
 
 from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
+from ligo_convert.data.data_source import DataFacts, DataSource, Reads
 from ligo_convert.data.hf_datasets import (
     PARQUET_SUFFIX,
+    HubDatasetSource,
     HubText,
-    hub_rows,
     open_parquet,
     parquet_rows,
     reordered,
     require_datasets,
 )
-from ligo_convert.data.images import DataFacts, check_images
+from ligo_convert.data.images import ImageFolderSource
 from ligo_convert.data.text_files import TextFile, check_head, cut, regular_file, shuffled_chunks
 from ligo_convert.errors import DataMissing, MachineError, RecipeError
 from ligo_convert.io.globs import expand
@@ -29,8 +33,73 @@ from ligo_convert.io.globs import expand
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test"})
 
 
-class TextData(Protocol):
-    """What a recipe says about its data; exactly one of the four is set."""
+class TextFilesSource:
+    """`data.text`: globs of text files, JSON Lines files or Parquet files."""
+
+    reads: Reads = "text"
+
+    def check(self, value: Sequence[str], *, base: Path) -> DataFacts:
+        files = self._find_files(value, base)
+        parquet = _is_parquet(files)
+        for file in files:
+            if parquet:
+                open_parquet(file.path)
+            else:
+                check_head(file)
+        return _facts_of("parquet" if parquet else "text", files)
+
+    def documents(self, value: Sequence[str], *, base: Path, seed: int) -> Iterator[str]:
+        files = self._find_files(value, base)
+        if _is_parquet(files):
+            return reordered(parquet_rows([file.path for file in files], seed), seed)
+        return shuffled_chunks(files, seed)
+
+    def local_paths(self, value: Sequence[str], *, base: Path) -> Iterator[Path]:
+        for pattern in value:
+            yield from expand(pattern, base)
+
+    def _find_files(self, patterns: Sequence[str], base: Path) -> list[TextFile]:
+        """Return the files of `patterns`, at least one of them not empty; either all are Parquet files or none is."""
+        files = _matching_files(patterns, base)
+        if _is_parquet(files):
+            others = [file.path for file in files if file.suffix != PARQUET_SUFFIX]
+            if others:
+                raise RecipeError(
+                    "data.text: parquet cannot be mixed with other files", where=others[0], hint="choose one of the two"
+                )
+            require_datasets("a parquet file")
+        if not sum(file.nbytes for file in files):
+            raise RecipeError("data.text: every file is empty", where=base, found=f"{len(files)} files of 0 bytes")
+        return files
+
+
+class StandardLibrarySource:
+    """`data.stdlib`: the source files of the running Python's standard library; real text on every machine."""
+
+    reads: Reads = "text"
+
+    def check(self, value: bool, *, base: Path) -> DataFacts:
+        return _facts_of("stdlib", _stdlib_files())
+
+    def documents(self, value: bool, *, base: Path, seed: int) -> Iterator[str]:
+        return shuffled_chunks(_stdlib_files(), seed)
+
+    def local_paths(self, value: bool, *, base: Path) -> Iterator[Path]:
+        # The sources change only with Python itself.
+        return iter(())
+
+
+# Key of the recipe's `fit.data` -> the source that reads it. docs/extending/adding-a-data-source.md says how to add one.
+SOURCES: dict[str, DataSource] = {
+    "text": TextFilesSource(),
+    "hub": HubDatasetSource(),
+    "images": ImageFolderSource(),
+    "stdlib": StandardLibrarySource(),
+}
+
+
+class DataSection(Protocol):
+    """The recipe's `fit.data`: one attribute for each key of `SOURCES`, exactly one of them set."""
 
     @property
     def text(self) -> Sequence[str] | None: ...
@@ -42,86 +111,103 @@ class TextData(Protocol):
     def stdlib(self) -> bool | None: ...
 
 
-def check_data(data: TextData, *, base: Path, wants: Literal["text", "images"] = "text") -> DataFacts:
-    """Find the data and look at the head of every file; load no tokenizer, read nothing large, ask no network.
+def check_data(data: DataSection, *, base: Path, wants: Reads = "text") -> DataFacts:
+    """Find the data and read the head of every file. Loads no tokenizer, reads nothing large, uses no network.
 
     Args:
         data: the recipe's `fit.data`.
-        base: the folder that relative globs start from. wants: what the model reads.
+        base: the folder that relative globs start from.
+        wants: the input of the model.
 
     Raises:
-        RecipeError: not exactly one kind of data, images for text or text for images, a glob without a file, a file that
-            is not what its suffix says, no text in any of them.
-        MachineError: a file or folder that may not be read, a Python without its library's sources.
-        MissingExtra: parquet or the Hub without the package `datasets`.
+        RecipeError: not exactly one kind of data, a kind that the model cannot read, or as `DataSource.check`.
+        DataMissing, MachineError, MissingExtra: as `DataSource.check`.
     """
-    if wants == "images":
-        if not data.images:
-            raise RecipeError(
-                "data: an image model needs images", hint="give data.images, a folder with a folder a class"
-            )
-        return check_images(data.images, base=base)
-    kind, files = _find(data, base)
-    if kind != "stdlib":
-        for file in files:
-            if file.suffix == PARQUET_SUFFIX:
-                open_parquet(file.path)
-            else:
-                check_head(file)
-    return DataFacts(kind=kind, files=tuple(file.path for file in files), nbytes=sum(file.nbytes for file in files))
+    source, value = _select_source(data, wants)
+    return source.check(value, base=base)
 
 
-def _find(data: TextData, base: Path) -> tuple[str, list[TextFile]]:
-    """The kind of `data` and its files; at least one of them holds something. None for the Hub."""
-    kind = _kind(data)
-    if kind == "hub":
-        require_datasets("a dataset of the Hub")
-        return kind, []
-    files = _stdlib_files() if kind == "stdlib" else _text_files(data.text or (), base)
-    if any(file.suffix == PARQUET_SUFFIX for file in files):
-        kind = "parquet"
-        others = [file.path for file in files if file.suffix != PARQUET_SUFFIX]
-        if others:
-            raise RecipeError(
-                "data.text: parquet cannot be mixed with other files", where=others[0], hint="choose one of the two"
-            )
-        require_datasets("a parquet file")
-    if not sum(file.nbytes for file in files):
-        raise RecipeError("data.text: every file is empty", where=base, found=f"{len(files)} files of 0 bytes")
-    return kind, files
+def documents(data: DataSection, *, base: Path, seed: int) -> Iterator[str]:
+    """Yield the texts of `data` lazily, in an order that the content and `seed` decide.
+
+    A text is a chunk of a text file (or a whole small file), the `text` of one line of JSON, or one row of a table. None is empty, and
+    none is longer than 64 Ki characters: longer lines and rows are cut.
+
+    Raises:
+        RecipeError: as `check_data`; bytes that are not UTF-8 (with file and offset); a record without text (with file and line or row).
+        SourceChanged: a file that changed size since it was found; a dataset that cannot be reached.
+    """
+    source, value = _select_source(data, "text")
+    for text in source.documents(value, base=base, seed=seed):
+        yield from cut(text)
 
 
-def _kind(data: TextData) -> str:
-    given = [name for name in ("text", "hub", "images", "stdlib") if getattr(data, name)]
-    if given == ["images"]:
-        raise RecipeError("data.images: text families need text", hint="give data.text, data.hub or data.stdlib")
+def local_paths(data: DataSection, *, base: Path) -> Iterator[Path]:
+    """Yield the local files and folders that `data` names, without checking them."""
+    for key, value in _given_values(data).items():
+        yield from SOURCES[key].local_paths(value, base=base)
+
+
+def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Yield texts until `limit` bytes of UTF-8 are reached. Takes no further text from `texts`."""
+    taken = 0
+    for text in texts:
+        yield text
+        taken += len(text.encode())
+        if taken >= limit:
+            return
+
+
+def _given_values(data: DataSection) -> Mapping[str, Any]:
+    """Return the keys of `SOURCES` that the recipe sets, with their values."""
+    return {key: value for key in SOURCES if (value := getattr(data, key, None))}
+
+
+def _select_source(data: DataSection, wants: Reads) -> tuple[DataSource, Any]:
+    """Return the one source that `data` names, with its value. Raises RecipeError unless it is exactly one and fits the model."""
+    given = _given_values(data)
+    keys = [key for key, source in SOURCES.items() if source.reads == wants]
+    if given and not given.keys() & set(keys):
+        models = "text families need text" if wants == "text" else "image models need images"
+        raise RecipeError(
+            f"data.{next(iter(given))}: {models}", hint="give " + " or ".join(f"data.{key}" for key in keys)
+        )
     if len(given) != 1:
         raise RecipeError(
             "data: exactly one kind is needed",
-            expected="one of text, hub, stdlib",
+            expected=f"one of {', '.join(keys)}",
             found=", ".join(given) or "none of them",
         )
-    return given[0]
+    [(key, value)] = given.items()
+    return SOURCES[key], value
 
 
-def _text_files(patterns: Sequence[str], base: Path) -> list[TextFile]:
-    """The regular files behind `patterns`: patterns in their order, names sorted within each, none twice."""
-    found: dict[str, TextFile] = {}
+def _facts_of(kind: str, files: Sequence[TextFile]) -> DataFacts:
+    return DataFacts(kind=kind, files=tuple(file.path for file in files), nbytes=sum(file.nbytes for file in files))
+
+
+def _is_parquet(files: Sequence[TextFile]) -> bool:
+    return any(file.suffix == PARQUET_SUFFIX for file in files)
+
+
+def _matching_files(patterns: Sequence[str], base: Path) -> list[TextFile]:
+    """Return the regular files that match: patterns in their order, names sorted within each pattern, no file twice."""
+    files: dict[str, TextFile] = {}
     for pattern in patterns:
-        files = [file for path in expand(pattern, base) if (file := regular_file(path)) is not None]
-        if not files:
+        matches = [file for path in expand(pattern, base) if (file := regular_file(path)) is not None]
+        if not matches:
             raise DataMissing(
                 f"data.text: {pattern!r} matches no file",
                 where=base,
                 hint="globs are relative to the recipe's folder; to take a folder, name its files: FOLDER/**/*.txt",
             )
-        for file in files:
-            found.setdefault(os.path.normpath(file.path.absolute()), file)
-    return list(found.values())
+        for file in matches:
+            files.setdefault(os.path.normpath(file.path.absolute()), file)
+    return list(files.values())
 
 
 def _stdlib_files() -> list[TextFile]:
-    """The sources of the running Python's library, without what others installed, tests, and what this build wrote.
+    """Return the standard library's source files, without installed packages, tests and files written by the build.
 
     `_sysconfigdata*.py` and `config-*` hold the paths of the machine that built this Python.
     """
@@ -133,33 +219,5 @@ def _stdlib_files() -> list[TextFile]:
         paths = (path for name in names if not (path := Path(folder) / name).is_symlink())
         files += [TextFile(path=path, nbytes=path.stat().st_size) for path in paths]
     if not files:
-        raise MachineError("data.stdlib: this Python comes without its library's sources", where=root)
+        raise MachineError("data.stdlib: this Python was installed without the sources of its library", where=root)
     return sorted(files, key=lambda file: file.path.relative_to(root).as_posix())
-
-
-def documents(data: TextData, *, base: Path, seed: int) -> Iterator[str]:
-    """The pieces of text of `data`, lazily, in the order that the text and `seed` decide.
-
-    A piece is a chunk of a text file (a whole small file), the `text` of one line of JSON, or a row of a table; none is
-    empty. Pieces are at most 64 Ki characters long: longer lines and rows are cut.
-
-    Raises:
-        RecipeError: as `check_data`; bytes that are not UTF-8 (with file and offset); a line or row without text (with
-            file and line or row).
-        SourceChanged: a file that changed size since it was found; a dataset out of reach.
-    """
-    kind, files = _find(data, base)
-    if kind in ("hub", "parquet"):
-        rows = hub_rows(data.hub) if data.hub else parquet_rows([file.path for file in files], seed)
-    for piece in reordered(rows, seed) if kind in ("hub", "parquet") else shuffled_chunks(files, seed):
-        yield from cut(piece)
-
-
-def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """As many of `texts` as it takes for `limit` bytes of UTF-8; no more is asked for."""
-    taken = 0
-    for text in texts:
-        yield text
-        taken += len(text.encode())
-        if taken >= limit:
-            return

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ligo_convert.data.data_source import DataFacts, Reads
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.data.text_files import is_text
 from ligo_convert.errors import LigoError, MissingExtra, RecipeError, SourceChanged
@@ -122,6 +123,23 @@ def hub_rows(hub: HubText) -> Iterator[str]:
             found=f"{type(error).__name__}: {str(error)[:200]}",
             hint="check its name, its access conditions and the network",
         ) from error
+
+
+class HubDatasetSource:
+    """`data.hub`: a dataset of the Hugging Face Hub, streamed."""
+
+    reads: Reads = "text"
+
+    def check(self, value: HubText, *, base: Path) -> DataFacts:
+        require_datasets("a dataset of the Hub")
+        return DataFacts(kind="hub", files=(), nbytes=0)
+
+    def documents(self, value: HubText, *, base: Path, seed: int) -> Iterator[str]:
+        require_datasets("a dataset of the Hub")
+        return reordered(hub_rows(value), seed)
+
+    def local_paths(self, value: HubText, *, base: Path) -> Iterator[Path]:
+        return iter(())
 
 
 def reordered(rows: Iterator[str], seed: int) -> Iterator[str]:

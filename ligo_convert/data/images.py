@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ligo_convert.data.data_source import DataFacts, Reads
 from ligo_convert.data.examples import Batch, DataSplits
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.errors import DataMissing, MachineError, RecipeError
@@ -167,19 +168,6 @@ def _digest(path: Path) -> str:
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """What can be known about the data without reading it.
-
-    `kind` is `text` (plain text and JSON Lines), `parquet`, `stdlib`, `hub` or `images`; a dataset of the Hub has no files and
-    an `nbytes` of 0 until it is read. `files` are places on this machine: not for anything that is shared.
-    """
-
-    kind: str
-    files: tuple[Path, ...]
-    nbytes: int
-
-
 def class_folders(folder: Path) -> dict[str, list[Path]]:
     """Class -> its images, both sorted by name. Hidden files are passed over.
 
@@ -216,19 +204,32 @@ def check_classes(found: dict[str, list[Path]], classes: int, *, where: str) -> 
         )
 
 
-def check_images(name: str, *, base: Path) -> DataFacts:
-    """Find the images of a recipe and look at the head of every file. Raises as `class_folders`, and RecipeError for what is no image."""
-    files = [file for found in class_folders(base / Path(name).expanduser()).values() for file in found]
-    total = 0
-    for file in files:
-        try:
-            with file.open("rb") as handle:
-                head = handle.read(16)
-                total += os.fstat(handle.fileno()).st_size
-        except OSError as error:
-            raise MachineError(f"cannot be read: {error.strerror}", where=file) from None
-        if not head.startswith(_MAGIC):
-            raise RecipeError(
-                "data.images: a file that is no image", where=file, expected="JPEG, PNG, WebP, GIF or BMP"
-            )
-    return DataFacts(kind="images", files=tuple(files), nbytes=total)
+class ImageFolderSource:
+    """`data.images`: a folder with one subfolder of images for each class."""
+
+    reads: Reads = "images"
+
+    def check(self, value: str, *, base: Path) -> DataFacts:
+        files = [file for images in class_folders(base / Path(value).expanduser()).values() for file in images]
+        nbytes = sum(_check_image_head(file) for file in files)
+        # The folder is the class, and the name decides the order.
+        return DataFacts(kind="images", files=tuple(files), nbytes=nbytes, names_matter=True)
+
+    def documents(self, value: str, *, base: Path, seed: int) -> Iterator[str]:
+        raise RecipeError("data.images: an image folder holds no text", where=value)
+
+    def local_paths(self, value: str, *, base: Path) -> Iterator[Path]:
+        yield from sorted(Path(folder) for folder, _, _ in os.walk(base / Path(value).expanduser()))
+
+
+def _check_image_head(file: Path) -> int:
+    """Check that a file begins like an image and return its size in bytes."""
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(16)
+            nbytes = os.fstat(handle.fileno()).st_size
+    except OSError as error:
+        raise MachineError(f"cannot be read: {error.strerror}", where=file) from None
+    if not head.startswith(_MAGIC):
+        raise RecipeError("data.images: not an image file", where=file, expected="JPEG, PNG, WebP, GIF or BMP")
+    return nbytes

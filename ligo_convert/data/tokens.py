@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ligo_convert.data.corpus import TextData, documents, first_bytes
+from ligo_convert.data.corpus import DataSection, documents, first_bytes
+from ligo_convert.data.data_source import DataFacts
 from ligo_convert.data.examples import DataSplits, Examples, TokenExamples
-from ligo_convert.data.images import DataFacts
 from ligo_convert.data.masking import MaskedExamples, Masking
 from ligo_convert.data.tokenizers import encoder, known_files, load_tokenizer
 from ligo_convert.errors import MachineError, RecipeError
@@ -35,9 +35,9 @@ def content_digest(facts: DataFacts, *, tokenizer: Path | None) -> str:
     Raises:
         MachineError: a file that is gone or cannot be read.
     """
-    # Of images the folder is the class, and the name decides the order.
-    named = facts.kind == "images"
-    lines = sorted((f"{path.parent.name}/{path.name} " if named else "") + _file_digest(path) for path in facts.files)
+    lines = sorted(
+        (f"{path.parent.name}/{path.name} " if facts.names_matter else "") + _file_digest(path) for path in facts.files
+    )
     if tokenizer is not None:
         lines += [f"{path.name} {_file_digest(path)}" for path in known_files(tokenizer)]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
@@ -52,7 +52,7 @@ def _file_digest(path: Path) -> str:
 
 
 def token_splits(
-    data: TextData,
+    data: DataSection,
     tokenizer_directory: Path,
     *,
     base: Path,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.data.corpus import TextData, documents, first_bytes
+from ligo_convert.data.corpus import DataSection, documents, first_bytes
 from ligo_convert.data.tokenizers import encoder, load_tokenizer
 from ligo_convert.errors import RecipeError
 
@@ -48,7 +48,7 @@ _CLASSES = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "roberta": "Robert
 
 
 def train_tokenizer(
-    data: TextData,
+    data: DataSection,
     *,
     base: Path,
     vocabulary: int,

@@ -23,8 +23,8 @@ from support.corpora import (
 )
 
 from ligo_convert.data.corpus import check_data
+from ligo_convert.data.data_source import DataFacts
 from ligo_convert.data.examples import DataSplits, TokenExamples, random_slice
-from ligo_convert.data.images import DataFacts
 from ligo_convert.data.tokenizers import load_tokenizer
 from ligo_convert.data.tokens import blocks_digest, content_digest
 from ligo_convert.errors import MachineError, RecipeError
@@ -299,7 +299,7 @@ def test_the_digest_of_images_knows_their_classes(tmp_path: Path) -> None:
     files = (tmp_path / "a" / "0.png", tmp_path / "b" / "0.png")
 
     def digest() -> str:
-        return content_digest(DataFacts(kind="images", files=files, nbytes=18), tokenizer=None)
+        return content_digest(DataFacts(kind="images", files=files, nbytes=18, names_matter=True), tokenizer=None)
 
     before, one, two = digest(), files[0].read_bytes(), files[1].read_bytes()
     files[0].write_bytes(two)
