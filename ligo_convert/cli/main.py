@@ -369,20 +369,20 @@ def publish(
 
     with _showing() as progress:
         from ligo_convert.outputs.bundle import pack
-        from ligo_convert.outputs.publish import PublishTarget, check_account, plan_publish, publish_packed
+        from ligo_convert.outputs.hub_destination import HubDestination
 
-        wanted = PublishTarget(
+        destination = HubDestination(
             repo=repo, public=public, branch=branch, pull_request=pull_request, tag=tag, replace=replace
         )
-        wanted.check()
+        destination.check_options()
         if not dry_run:
-            check_account(repo)
+            destination.check_access()
         packed = pack(directory, license=license, progress=progress)
         if dry_run:
-            foreseen = plan_publish(wanted, packed, progress=progress)
+            foreseen = destination.plan(packed, progress=progress)
         else:
             contents_report(packed, console=message_console())
-            published = publish_packed(wanted, packed, progress=progress)
+            published = destination.put(packed, progress=progress)
     if dry_run:
         _print(foreseen, as_json, lambda: foreseen_report(packed, foreseen))
     else:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ligo_convert.comparison.compare import ComparisonResult
     from ligo_convert.conversion.plan import Plan
     from ligo_convert.conversion.run_record import ConversionResult
-    from ligo_convert.outputs.bundle import Publication
-    from ligo_convert.outputs.publish import PublishResult
+    from ligo_convert.outputs.bundle import Bundle
+    from ligo_convert.outputs.hub_destination import PublishResult
 
 _FILES = 8  # names of files in a line
 
@@ -257,19 +257,19 @@ def verify_report(report: Mapping[str, Any]) -> None:
     make_pairs(_out(), "", pairs)
 
 
-def contents_report(publication: Publication, *, console: Console | None = None) -> None:
+def contents_report(bundle: Bundle, *, console: Console | None = None) -> None:
     """Exactly which files are published, with their sizes."""
     console = console or _out()
-    table = make_table(f"{printable(publication.directory)}, under {publication.license}", "file", "size", right=(1,))
-    for item in publication.items.values():
+    table = make_table(f"{printable(bundle.directory)}, under {bundle.license}", "file", "size", right=(1,))
+    for item in bundle.files.values():
         table.add_row(text_of(item.name), size(item.nbytes))
-    table.add_row(Text("in all", style="dim"), size(publication.nbytes))
+    table.add_row(Text("in all", style="dim"), size(bundle.nbytes))
     console.print(table)
 
 
-def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> None:
+def foreseen_report(bundle: Bundle, foreseen: Mapping[str, Any]) -> None:
     """What would be published, and what would come of it there."""
-    contents_report(publication)
+    contents_report(bundle)
     if foreseen["changed"] is None:
         state = "not known: the Hub was not asked"
     elif not foreseen["exists"]:
@@ -292,15 +292,15 @@ def foreseen_report(publication: Publication, foreseen: Mapping[str, Any]) -> No
 
 def publish_report(published: PublishResult) -> None:
     """Where it is now, and who can see it."""
-    publication = published.publication
+    bundle = published.bundle
     pairs: dict[str, object] = {
         "repository": published.url,
         "pull request": published.pull_request,
         "revision": f"{published.revision} at {published.commit}",
         "tag": published.tag,
         "readable by": "those who were let in" if published.private else "everyone",
-        "licence": publication.license,
-        "files": f"{len(publication.items)}, {size(publication.nbytes)}, every digest as sent",
+        "licence": bundle.license,
+        "files": f"{len(bundle.files)}, {size(bundle.nbytes)}, every digest as sent",
         "taken away": some(published.removed, _FILES) or None,
         "": None if published.changed else "all of it was there already; nothing was sent",
     }

@@ -16,7 +16,7 @@ from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.run_record import ConversionResult
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.outputs.bundle import pack
-from ligo_convert.outputs.publish import PublishResult, PublishTarget, check_beforehand, publish_packed
+from ligo_convert.outputs.hub_destination import HubDestination, PublishResult
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import PublishConfig
@@ -75,8 +75,8 @@ def _delivered(
     progress = progress or Progress()
     told = section.model_dump()
     stated = told.pop("license")
-    wanted = PublishTarget(**told)
-    check_beforehand(wanted, license=stated, progress=progress)
+    destination = HubDestination(**told)
+    destination.check_beforehand(license=stated, progress=progress)
     outcome = work()
     packed = pack(outcome.out, license=stated, progress=progress)
-    return RunResult(outcome=outcome, published=publish_packed(wanted, packed, progress=progress))
+    return RunResult(outcome=outcome, published=destination.put(packed, progress=progress))

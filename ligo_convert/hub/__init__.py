@@ -1,1 +1,1 @@
-"""The Hugging Face Hub as a source: names, client, downloads, licences; a model name in, an open checkpoint out."""
+"""Talk to the Hugging Face Hub: names, client, downloads, licences, and opening a checkpoint by its name."""

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Call the Hub with retries, and only over connections that are safe for the token."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from urllib.parse import urlsplit
 
 from ligo_convert.errors import HubUnreachable, MachineError
 
-# Seconds before each further try of a request that failed for the moment: a try in all more than there are.
+# Seconds to wait before each retry; there is one attempt more than there are delays.
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 
-# What it is called where nothing answers at all: a machine without a network says so every time, and need not be asked so often.
+# Names of the client's exceptions when nothing answers at all. A machine without a network always gets these, so fewer attempts suffice.
 UNCONNECTED, UNCONNECTED_TRIES = ("ConnectError", "ConnectTimeout"), 3
 
 T = TypeVar("T")
 
 
-def with_retries(call: Callable[[], T], *, told: Callable[[HubUnreachable], None] | None = None) -> T:
-    """`call`, and again, some times, where the Hub is busy or out of reach for the moment.
+def with_retries(call: Callable[[], T], *, before_retry: Callable[[HubUnreachable], None] | None = None) -> T:
+    """Return what `call` returns; retry after a delay when it raises a `HubUnreachable` that is marked as passing.
 
     Args:
-        told: called before each further try.
+        before_retry: called with the error before each retry; it may raise to give up early.
+
+    Raises:
+        HubUnreachable: the last attempt failed, or the error is not passing.
     """
     for delay in (*DELAYS, None):
         try:
@@ -30,17 +33,16 @@ def with_retries(call: Callable[[], T], *, told: Callable[[HubUnreachable], None
         except HubUnreachable as error:
             if delay is None or not error.passing:
                 raise
-            if told is not None:
-                told(error)
+            if before_retry is not None:
+                before_retry(error)
             time.sleep(delay)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def check_endpoint() -> None:
-    """Raise MachineError where the client would send its token over a plain connection."""
+    """Raise MachineError if HF_ENDPOINT would make the client send its token over an unencrypted connection."""
     from huggingface_hub import constants
 
     parts = urlsplit(constants.ENDPOINT)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        # The client sends the token to whatever this names.
         raise MachineError("the endpoint of the Hub is not https", where="HF_ENDPOINT", hint="use an https address")

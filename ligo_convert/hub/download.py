@@ -1,7 +1,9 @@
-"""A repository of the Hub in, a folder of checked files at one pinned commit out.
+"""Download the files of a Hub repository at one pinned commit, and check them.
 
-All requests go through the Hub's own client and its cache. What the client raises comes out as one clear line. What may be another in
-a moment is asked again; only where it goes on failing does the cache say what a revision means.
+Input: a repository id and a revision. Output: a folder of checked files in the Hub's cache.
+
+All requests go through the Hub's own client and its cache. Temporary failures are retried. The cache resolves a revision only when the Hub
+keeps failing or is switched off.
 """
 
 from __future__ import annotations
@@ -23,46 +25,47 @@ from ligo_convert.io.strict_json import short
 
 
 def open_repository(model: str, *, revision: str) -> Repository:
-    """The checkpoint `model`, an id of the Hub, at what `revision` means now; its config is fetched.
+    """Resolve `revision` of the Hub repository `model` to a commit and download its config.
 
     Raises:
-        SourceError: no id of the Hub; no config there.
-        RecipeError: no branch, tag or commit can be called `revision`.
-        SourceChanged: out of reach, and not in the cache.
-        MachineError: an endpoint that is not https; a cache that cannot be written.
+        SourceError: `model` is not a Hub id, or the repository has no config.
+        RecipeError: `revision` is not a possible name of a branch, tag or commit.
+        SourceChanged: the Hub cannot be reached, and the cache does not have the revision.
+        MachineError: the endpoint is not https, or the cache cannot be written.
     """
-    repository = _pinned(model, revision)
+    repository = _resolve_commit(model, revision)
     repository.check_checkpoint()
     repository.root = repository.snapshot([CONFIG])
     return repository
 
 
 def fetch_tokenizer(name: str, *, revision: str = "main") -> Path:
-    """Fetch a tokenizer's files, and the config beside them, from the repository `name` of the Hub.
+    """Download the tokenizer files and the config of the Hub repository `name`.
 
-    Returns the folder of the commit in the Hub's cache; each file of a tokenizer in it is checked against the digest that
-    the Hub gives. Other files may lie there too.
+    Returns:
+        The folder of the commit in the Hub's cache. Each tokenizer file in it matches the digest that the Hub lists. The folder may
+        contain other files.
 
     Raises:
-        SourceError: no id of the Hub; a file that is too large.
-        RecipeError: no branch, tag or commit can be called `revision`; a repository without a tokenizer.
-        SourceChanged: out of reach and not in the cache, or damaged.
-        MachineError: as `open_repository`.
+        SourceError: `name` is not a Hub id, or a file is too large.
+        RecipeError: `revision` is not a possible name of a branch, tag or commit, or the repository has no tokenizer.
+        SourceChanged: the Hub cannot be reached and the cache does not have the files, or a file is damaged.
+        MachineError: as for `open_repository`.
     """
-    repository = _pinned(name, revision)
+    repository = _resolve_commit(name, revision)
     files = [file for file in (CONFIG, *TOKENIZER_FILES) if file in repository.names]
     repository.check_tokenizer()
-    # By all their names, not only those found: of a cache, the client then says whether one that belongs there is missing.
+    # Request every possible name, not only the listed ones: offline, the client then reports a file that the cache lacks.
     repository.root = repository.snapshot([CONFIG, *TOKENIZER_FILES])
     for file in files:
         small_file(repository, file)
     return repository.root
 
 
-def _pinned(model: str, revision: str) -> Repository:
+def _resolve_commit(model: str, revision: str) -> Repository:
     if not is_hub_id(model):
         raise SourceError(
-            "no such directory, and no id of the Hub either",
+            "no such directory, and not a Hub id",
             where=short(model),
             expected="a directory, `name` or `org/name`",
         )
@@ -73,7 +76,14 @@ def _pinned(model: str, revision: str) -> Repository:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listing:
-    """What the Hub, or its cache, says of a repository at one commit."""
+    """The files of a repository at one commit, as the Hub or its cache lists them.
+
+    Attributes:
+        commit: the full commit hash.
+        names: every file, or only the cached ones if the listing comes from the cache.
+        sizes: file name -> bytes; empty for a listing from the cache.
+        expected: file name -> SHA-256 (large files) or git blob id (others), in hex; empty for a listing from the cache.
+    """
 
     commit: str
     names: frozenset[str]
@@ -82,7 +92,7 @@ class _Listing:
 
 
 class Repository(Place):
-    """A model repository of the Hub at one commit as a `Place`, read through the Hub's own client and cache."""
+    """A `Place` for a model repository of the Hub at one commit, read through the Hub's own client and cache."""
 
     def __init__(self, model: str, revision: str) -> None:
         self.label = model
@@ -96,7 +106,7 @@ class Repository(Place):
         self._listed = listing.names if self.complete else frozenset()
 
     def check_checkpoint(self) -> None:
-        """Refuse what cannot be a checkpoint, by the names of its files."""
+        """Raise SourceError or SourceChanged if the file names show that the repository has no usable checkpoint."""
         if CONFIG not in self.names:
             raise (SourceError if self.complete else SourceChanged)(
                 f"no {CONFIG}", where=self._at(), hint=self._offline()
@@ -105,11 +115,13 @@ class Repository(Place):
             raise SourceChanged("the weights are not in the cache", where=self._at(), hint=self._offline())
 
     def check_tokenizer(self) -> None:
-        """Refuse what holds no file of a tokenizer."""
+        """Raise RecipeError or SourceChanged if the repository has no tokenizer file."""
         if self.names.isdisjoint(TOKENIZER_FILES):
             if not self.complete:
                 raise SourceChanged("the tokenizer is not in the cache", where=self._at(), hint=self._offline())
-            raise RecipeError("no tokenizer there", where=self._at(), hint="name another in fit.data.tokenizer")
+            raise RecipeError(
+                "the repository has no tokenizer", where=self._at(), hint="name another one in fit.data.tokenizer"
+            )
 
     def fetch(self, names: Iterable[str]) -> None:
         wanted = [name for name in names if not (self.root / name).exists()]
@@ -120,7 +132,7 @@ class Repository(Place):
                 raise SourceChanged("the file is not in the cache", where=f"{self.label}/{name}", hint=self._offline())
 
     def header(self, name: str) -> tuple[Header, int]:
-        """Of a file that is on the Hub only, by two ranged requests at most."""
+        """Read the safetensors header and size of a file with at most two range requests, without downloading the file."""
         label = f"{self.label}/{name}"
         if not self.complete:
             raise SourceChanged("the file is not in the cache", where=label, hint=self._offline())
@@ -137,29 +149,29 @@ class Repository(Place):
         return "" if self.complete else f"{FETCH_FIRST} {self.label} --revision {self.revision}"
 
     def _listing(self, revision: str) -> _Listing:
-        """The repository as the Hub has it now; as the cache has it where the Hub is switched off, or goes on failing."""
+        """List the repository on the Hub; use the cache if the Hub is switched off or keeps failing."""
         from huggingface_hub import constants
 
         if constants.is_offline_mode():
             return self._cached(revision, because=None)
-        tries = 0
+        failures = 0
 
-        def told(error: HubUnreachable) -> None:
-            nonlocal tries
-            tries += 1
-            if error.found in UNCONNECTED and tries >= UNCONNECTED_TRIES:
+        def give_up_without_network(error: HubUnreachable) -> None:
+            nonlocal failures
+            failures += 1
+            if error.found in UNCONNECTED and failures >= UNCONNECTED_TRIES:
                 raise error
 
         try:
-            return with_retries(lambda: self._online(revision), told=told)
+            return with_retries(lambda: self._online(revision), before_retry=give_up_without_network)
         except HubUnreachable as error:
             if not error.passing:
                 raise
-            # Not before: the cache may know an older commit than the one that the Hub would name in a moment.
+            # The cache is the last resort: it may resolve the revision to an older commit than the Hub would.
             return self._cached(revision, because=error)
 
     def _online(self, revision: str) -> _Listing:
-        """The repository as the Hub has it now. Raises HubUnreachable where it is out of reach or fails."""
+        """List the repository on the Hub. Raises HubUnreachable if the Hub cannot be reached or fails."""
         from huggingface_hub import HfApi, constants
 
         with translate_errors(self.label, revision):
@@ -167,8 +179,10 @@ class Repository(Place):
                 self.label, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
         if info.sha is None or not is_commit(info.sha):
-            raise SourceChanged("the Hub did not say which commit this is", where=self.label, found=short(info.sha))
-        self._note(revision, info.sha)
+            raise SourceChanged(
+                "the Hub did not return a commit for the revision", where=self.label, found=short(info.sha)
+            )
+        self._cache_revision(revision, info.sha)
         files = {file.rfilename: file for file in info.siblings or ()}
         expected = {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()}
         return _Listing(
@@ -178,26 +192,26 @@ class Repository(Place):
             expected={name: digest for name, digest in expected.items() if digest is not None},
         )
 
-    def _note(self, revision: str, commit: str) -> None:
-        """Have the cache say what a revision means, so that it is found without the Hub later.
+    def _cache_revision(self, revision: str, commit: str) -> None:
+        """Record in the cache which commit a revision resolves to, so that it can be resolved offline later.
 
-        As the client notes it; the client itself would ask the Hub a second time, which may fail, or name another commit by then.
+        The file has the client's own format. The client itself would send a second request, which may fail or return another commit.
         """
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
         if revision == commit:
             return
-        note = Path(
+        path = Path(
             constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.label, repo_type="model"), "refs", revision
         ).expanduser()
-        # A cache that takes no note, or that another process is writing to, is no reason not to go on.
+        # The record only helps later offline runs, so a cache that cannot be written does not stop this one.
         with suppress(LigoError, OSError):
-            if not note.is_file() or note.read_text() != commit:
-                write_file(note, commit.encode(), replace=True)
+            if not path.is_file() or path.read_text() != commit:
+                write_file(path, commit.encode(), replace=True)
 
     def _cached(self, revision: str, *, because: HubUnreachable | None) -> _Listing:
-        """The repository as the cache has it. `because`: why the Hub does not say it; None where it is switched off."""
+        """List the repository in the cache. `because`: the Hub's failure; None if the Hub is switched off."""
         from huggingface_hub import HfApi
 
         self.complete = False
@@ -207,23 +221,23 @@ class Repository(Place):
             self.revision = commit
             root = self.snapshot([CONFIG]) if is_commit(commit) else None
         except SourceChanged:
-            raise self._nowhere(revision, because) from None
+            raise self._unavailable(revision, because) from None
         if root is None:
-            raise SourceChanged("the cache's note of the revision is damaged", where=self.label, found=short(commit))
+            raise SourceChanged("the cache has a damaged record of the revision", where=self.label, found=short(commit))
         if because is not None:
             self.warnings.append(
-                f"{self.label}: the Hub could not be reached ({because.found}); commit {commit} is read from the cache"
+                f"{self.label}: the Hub cannot be reached ({because.found}); reading commit {commit} from the cache"
             )
         return _Listing(commit=commit, names=frozenset(entry.name for entry in root.iterdir()))
 
-    def _nowhere(self, revision: str, because: HubUnreachable | None) -> SourceChanged:
-        """The error where neither the Hub nor the cache has the revision."""
+    def _unavailable(self, revision: str, because: HubUnreachable | None) -> SourceChanged:
+        """Return the error for a revision that neither the Hub nor the cache provides."""
         fetch = f"{FETCH_FIRST} {self.label}"
         if because is None:
-            what = "the Hub is switched off by HF_HUB_OFFLINE, and the cache does not hold the revision"
+            what = "the Hub is switched off by HF_HUB_OFFLINE, and the cache does not have the revision"
             return SourceChanged(what, where=self.label, found=revision, hint=fetch)
         return HubUnreachable(
-            f"{because.what}, and the cache does not hold the revision {revision}",
+            f"{because.what}, and the cache does not have the revision {revision}",
             where=self.label,
             found=because.found,
             hint=f"{because.hint}; or {fetch}",
@@ -231,7 +245,7 @@ class Repository(Place):
         )
 
     def snapshot(self, names: Iterable[str]) -> Path:
-        """Bring these files into the cache and return the directory of the commit."""
+        """Download these files into the cache and return the directory of the commit."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
@@ -255,7 +269,7 @@ class Repository(Place):
                         tqdm_class=Quiet if side_files else None,
                     )
                 )
-            # Where the Hub fails, the client may give the folder as it is in the cache.
+            # If the Hub fails, the client may return the cached folder although files are missing in it.
             missing = [name for name in names if name in self._listed and not os.path.lexists(root / name)]
             if missing:
                 raise HubUnreachable(
@@ -269,7 +283,7 @@ class Repository(Place):
         return with_retries(download)
 
     def _prefix(self, name: str, count: int) -> tuple[bytes, int]:
-        """The first `count` bytes of a file on the Hub (fewer where it is shorter), and its size."""
+        """Return the first `count` bytes of a file on the Hub, or all of a shorter file, and the size of the file."""
         from huggingface_hub import constants, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils import build_hf_headers, http_stream_backoff  # type: ignore[attr-defined]
 
@@ -288,7 +302,7 @@ class Repository(Place):
                 total = response.headers.get("Content-Length", "")
             for chunk in response.iter_bytes():
                 data += chunk
-                # A server that ignores the range would send the whole file.
+                # A server that ignores the range header sends the whole file.
                 if len(data) >= count:
                     break
         size = self._sizes.get(name, int(total) if total.isascii() and total.isdigit() else -1)

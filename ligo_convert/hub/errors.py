@@ -1,7 +1,8 @@
-"""What the Hub's client raises while something is published, as one clear line.
+"""Translate the exceptions of the Hub's client into errors of this package, by one table for downloads and uploads.
 
-In goes whatever a request raised, out comes an error of ours with its exit code. Of the client's own texts only what the Hub itself said is
-passed on, on one line and cut: they hold addresses, and at times places of this machine.
+Input: any exception that a request raised. Output: a `LigoError` with its exit code; exceptions that have nothing to do with the Hub pass.
+
+The client's own messages contain addresses and sometimes local paths. Only the text that the server sent is passed on, on one line and cut.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from ligo_convert.errors import (
     HubUnreachable,
@@ -23,86 +26,20 @@ from ligo_convert.errors import (
     printable,
 )
 
-# Answers that may be another in a moment.
+# HTTP statuses that a later attempt may not get again.
 BUSY = (408, 429, 500, 502, 503, 504, 520, 522, 524)
 
-FETCH_FIRST = "go online, or fetch it first on a machine that is: hf download"
+FETCH_FIRST = "go online, or download it first on a machine that is online: hf download"
 
+RETRY_UPLOAD = "run the same command again; it resumes from the files that are already uploaded"
 
-@contextmanager
-def translate_errors(label: str, revision: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one clear line. Its own texts are left out: they hold addresses."""
-    try:
-        yield
-    except Exception as error:
-        said = _translated(error, label, revision)
-        if said is None:
-            raise
-        raise said from None
+LOG_IN = "run `hf auth login`, or set HF_TOKEN, and run again"
 
+_NEEDS_WRITE_ACCESS = "use an account that may write there, or open a pull request with --pr"
 
-def _translated(error: BaseException, label: str, revision: str) -> LigoError | None:
-    """What an error of the Hub's client is to its user; None where it is none of the client's."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+_CHECK_NETWORK = "check the network, HF_ENDPOINT and the proxy settings"
 
-    if isinstance(error, errors.GatedRepoError):
-        hint = "accept its conditions on the Hub, log in with `hf auth login`, and run again"
-        return SourceChanged("the repository is gated", where=label, hint=hint)
-    if isinstance(error, errors.RepositoryNotFoundError):
-        hint = "check the id; for a private repository log in with `hf auth login`; a directory begins with ./"
-        return SourceChanged("no such repository on the Hub, or it is private", where=label, hint=hint)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return SourceChanged("no such revision", where=label, found=revision, hint="name a branch, tag or commit")
-    if isinstance(error, errors.DisabledRepoError):
-        return SourceChanged("the Hub disabled the repository", where=label)
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.RevisionResolutionError)):
-        # The client looks into its cache where the Hub fails, and complains of the cache: what the Hub did is the cause.
-        cause = error.__cause__
-        if cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled):
-            return _translated(cause, label, revision)
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.OfflineModeIsEnabled)):
-        hint = f"{FETCH_FIRST} {label}"
-        return SourceChanged("the cache does not hold all of it", where=label, found=revision, hint=hint)
-    if isinstance(error, errors.EntryNotFoundError):
-        return SourceChanged("the Hub lists a file that it does not have", where=label, found=revision)
-    if isinstance(error, errors.HfHubHTTPError):
-        return _status_error(error.response.status_code, label)
-    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
-        return HubUnreachable(
-            "the Hub cannot be reached",
-            where=label,
-            found=type(error).__name__,
-            hint="check the network, HF_ENDPOINT and the proxy settings, and run again",
-            passing=isinstance(error, httpx.TransportError),
-        )
-    if isinstance(error, OSError):
-        machine = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
-        if error.errno in machine:
-            return MachineError(f"the cache of the Hub: {os.strerror(error.errno)}", where=label)
-        return SourceChanged("the download failed", where=label, found=type(error).__name__, hint="run again")
-    if isinstance(error, (ValueError, KeyError, TypeError)):
-        what = "the answer is not one of the Hub"
-        return SourceChanged(what, where=label, found=type(error).__name__, hint="check HF_ENDPOINT")
-    return None
-
-
-def _status_error(status: int, label: str) -> SourceChanged:
-    """The error of an answer that is one: only what may be another in a moment is asked again."""
-    found = f"HTTP status {status}"
-    if status in (401, 403):
-        return SourceChanged("the Hub refuses access", where=label, found=found, hint="log in")
-    if status >= 500 or status in BUSY:
-        what, hint = "the Hub answered with an error", "try again later"
-        return HubUnreachable(what, where=label, found=found, hint=hint, passing=True)
-    return SourceChanged("the Hub refuses the request", where=label, found=found, hint="check HF_ENDPOINT")
-
-
-AGAIN = "run the same command again: it goes on with what is there"
-
-_WRITABLE = "use an account that may write there, or propose it with --pr"
-
-_LOGIN = "run `hf auth login`, or set HF_TOKEN, and run again"
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 _TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}")
 
@@ -111,26 +48,53 @@ _QUERY = re.compile(r"(https?://[^\s?]*)\?\S*")
 _LONGEST = 300
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a request was for. The same exception means different things to somebody who downloads and somebody who uploads.
+
+    Attributes:
+        repo: the repository, for messages.
+        revision: the branch, tag or commit that was requested; empty if none.
+        upload: True for publishing, False for downloading.
+    """
+
+    repo: str
+    revision: str = ""
+    upload: bool = False
+
+
 @contextmanager
-def translate_write_errors(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises in the block into one clear line about `repo`."""
+def translate_errors(repo: str, revision: str = "", *, upload: bool = False) -> Iterator[None]:
+    """Raise a `LigoError` about `repo` in place of whatever the Hub's client raises in the block.
+
+    Args:
+        repo, revision, upload: the attributes of a `Request`.
+    """
+    request = Request(repo=repo, revision=revision, upload=upload)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the Hub thinks of a card: nothing to do with whether it takes it
+        with _without_warnings() if upload else nullcontext():
             yield
     except LigoError:
         raise
     except Exception as error:
-        clear = _clear(error, repo)
-        if clear is None:
+        translated = _translate(error, request)
+        if translated is None:
             raise
-        raise clear from None
+        raise translated from None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence the client's warnings about a model card: the Hub itself decides whether it accepts the card."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def sanitize(text: object) -> str:
-    """What a server said, fit to be shown: on one line, cut, and without what an address or a token would give away.
+    """Make a server's message safe to print: one line, cut, without query strings and tokens.
 
-    >>> plain("Storage limit reached\\nsee https://hub/x?signature=abc")
+    >>> sanitize("Storage limit reached\\nsee https://hub/x?signature=abc")
     'Storage limit reached see https://hub/x?...'
     """
     line = printable(" ".join(str(text).split()))
@@ -139,67 +103,197 @@ def sanitize(text: object) -> str:
 
 
 def unexpected_response(repo: str, found: str) -> HubUnreachable:
-    """Something answers, and not as the Hub does."""
+    """Return the error for a server that answers, but not as the Hub does."""
     return HubUnreachable(
-        "the answer is not one of the Hub",
+        "the response does not come from a Hub",
         where=repo,
         found=found,
-        hint=f"check HF_ENDPOINT, and whether this network asks to log in first; then {AGAIN}",
+        hint="check HF_ENDPOINT, and whether this network requires a login in a browser first; then run the same command again",
     )
 
 
-def _clear(error: BaseException, repo: str) -> LigoError | None:
-    """What an error of the client means; None for one that is no business of the Hub."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+# An error for one kind of exception; None leaves the exception to the rows below.
+_Translation = Callable[[Any, Request], LigoError | None]
 
-    match error:
-        case errors.OfflineModeIsEnabled():
-            return HubUnreachable("publishing needs the Hub, which HF_HUB_OFFLINE switches off", where=repo)
-        case errors.LocalTokenNotFoundError():
-            return PublishRefused("nobody is logged in to the Hub", where=repo, hint=_LOGIN)
-        case errors.HfHubHTTPError():
-            return _refused(error, repo)
-        case httpx.HTTPError() | httpx.InvalidURL() | ConnectionError() | TimeoutError():
-            hint = f"check the network, HF_ENDPOINT and the proxy settings; {AGAIN}"
-            found = type(error).__name__
-            return HubUnreachable("the Hub cannot be reached", where=repo, found=found, hint=hint, passing=True)
-        case FileNotFoundError() | PermissionError() | IsADirectoryError():
-            name = str(error.filename or "").rpartition("/")[2] or repo
-            return VerificationError("the file cannot be read any more", where=name, found=type(error).__name__)
-        case RuntimeError():
-            # So the client wraps what happens in an upload; the storage client (hf_xet) raises nothing more special itself.
-            inner = _clear(error.__cause__, repo) if error.__cause__ is not None else None
-            found = sanitize(error)
-            return inner or HubUnreachable("the upload failed", where=repo, found=found, hint=AGAIN, passing=True)
-        case errors.HFValidationError():
-            return PublishRefused("the Hub's client does not take the name", where=repo)
-        case ValueError() | KeyError() | TypeError() | AttributeError() | IndexError():
-            return unexpected_response(repo, type(error).__name__)
+
+def _translate(error: BaseException, request: Request) -> LigoError | None:
+    """Return the error of the first row of the table that fits; None if no row does."""
+    for kinds, on_download, on_upload in _table():
+        translation = on_upload if request.upload else on_download
+        if translation is not None and isinstance(error, kinds):
+            return translation(error, request)
     return None
 
 
-def _refused(error: BaseException, repo: str) -> LigoError:
-    """What an answer with an error means, by its status and what the Hub says of it."""
+def _table() -> tuple[tuple[tuple[type[BaseException], ...], _Translation | None, _Translation | None], ...]:
+    """Return the translation table: exception types, translation for a download, translation for an upload.
+
+    The first row that fits decides, so subclasses come before their bases. A row without a translation is skipped.
+    """
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    unreadable_file = (FileNotFoundError, PermissionError, IsADirectoryError)
+    return (
+        ((errors.LocalEntryNotFoundError, errors.RevisionResolutionError), _cache_incomplete, None),
+        ((errors.OfflineModeIsEnabled,), _cache_incomplete, _offline_upload),
+        ((errors.LocalTokenNotFoundError,), None, _not_logged_in),
+        ((errors.GatedRepoError,), _gated, _no_access),
+        ((errors.RepositoryNotFoundError,), _no_repository, _no_access),
+        ((errors.RevisionNotFoundError,), _no_revision, _branch_lost),
+        ((errors.DisabledRepoError,), _disabled, None),
+        ((errors.BadRequestError,), None, _bad_request),
+        ((errors.EntryNotFoundError,), _file_lost, None),
+        ((errors.HfHubHTTPError,), _status_on_download, _status_on_upload),
+        ((httpx.HTTPError, httpx.InvalidURL), _unreachable, _unreachable),
+        ((ConnectionError, TimeoutError), None, _unreachable),
+        (unreadable_file, None, _file_unreadable),
+        ((OSError,), _download_failed, None),
+        ((RuntimeError,), None, _upload_failed),
+        ((errors.HFValidationError,), None, _bad_name),
+        ((ValueError, KeyError, TypeError, AttributeError, IndexError), _not_the_hub, _not_the_hub),
+    )
+
+
+def _cache_incomplete(error: BaseException, request: Request) -> LigoError | None:
     from huggingface_hub import errors
 
-    assert isinstance(error, errors.HfHubHTTPError)
-    status, message = error.response.status_code, sanitize(error.server_message or "")
-    found = f"HTTP status {status}" + (f": {message}" if message else "")
-    match error:
-        case errors.GatedRepoError() | errors.RepositoryNotFoundError():
-            return PublishRefused("no such repository, or this account may not see it", where=repo, hint=_WRITABLE)
-        case errors.RevisionNotFoundError():
-            return HubUnreachable("the Hub lost a branch that was there", where=repo, hint=AGAIN)
-        case errors.BadRequestError():
-            return PublishRefused("the Hub refuses the request", where=repo, found=message or found)
+    # When the Hub fails, the client looks in its cache and then reports the cache. The Hub's failure is the cause.
+    cause = None if isinstance(error, errors.OfflineModeIsEnabled) else error.__cause__
+    if cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled):
+        return _translate(cause, request)
+    return SourceChanged(
+        "the cache does not have all files of the repository",
+        where=request.repo,
+        found=request.revision,
+        hint=f"{FETCH_FIRST} {request.repo}",
+    )
+
+
+def _offline_upload(error: BaseException, request: Request) -> LigoError:
+    return offline(request.repo)
+
+
+def offline(repo: str) -> HubUnreachable:
+    """Return the error for publishing while the client is switched to offline mode."""
+    return HubUnreachable(
+        "publishing needs the Hub, but HF_HUB_OFFLINE is set", where=repo, hint="unset HF_HUB_OFFLINE"
+    )
+
+
+def _not_logged_in(error: BaseException, request: Request) -> LigoError:
+    return not_logged_in(request.repo)
+
+
+def not_logged_in(repo: str) -> PublishRefused:
+    """Return the error for publishing without a token."""
+    return PublishRefused("not logged in to the Hub", where=repo, hint=LOG_IN)
+
+
+def _gated(error: BaseException, request: Request) -> LigoError:
+    hint = "accept its conditions on the Hub, log in with `hf auth login`, and run again"
+    return SourceChanged("the repository is gated", where=request.repo, hint=hint)
+
+
+def _no_access(error: BaseException, request: Request) -> LigoError:
+    what = "no such repository, or this account cannot see it"
+    return PublishRefused(what, where=request.repo, hint=_NEEDS_WRITE_ACCESS)
+
+
+def _no_repository(error: BaseException, request: Request) -> LigoError:
+    hint = "check the id; for a private repository log in with `hf auth login`; for a local directory write ./NAME"
+    return SourceChanged("no such repository on the Hub, or it is private", where=request.repo, hint=hint)
+
+
+def _no_revision(error: BaseException, request: Request) -> LigoError:
+    hint = "give a branch, tag or commit of the repository"
+    return SourceChanged("no such revision", where=request.repo, found=request.revision, hint=hint)
+
+
+def _branch_lost(error: BaseException, request: Request) -> LigoError:
+    return HubUnreachable("a branch disappeared from the Hub while publishing", where=request.repo, hint=RETRY_UPLOAD)
+
+
+def _disabled(error: BaseException, request: Request) -> LigoError:
+    return SourceChanged("the Hub disabled the repository", where=request.repo)
+
+
+def _bad_request(error: Any, request: Request) -> LigoError:
+    status, message = _response_of(error)
+    return PublishRefused("the Hub refuses the request", where=request.repo, found=message or status)
+
+
+def _file_lost(error: BaseException, request: Request) -> LigoError:
+    return SourceChanged("the Hub lists a file that it does not have", where=request.repo, found=request.revision)
+
+
+def _response_of(error: Any) -> tuple[str, str]:
+    """Return the HTTP status in words and the server's message, which may be empty."""
+    message = sanitize(error.server_message or "")
+    return f"HTTP status {error.response.status_code}" + (f": {message}" if message else ""), message
+
+
+def _status_on_download(error: Any, request: Request) -> LigoError:
+    status, repo = error.response.status_code, request.repo
+    found = f"HTTP status {status}"
+    if status in (401, 403):
+        return SourceChanged("the Hub refuses access", where=repo, found=found, hint="log in with `hf auth login`")
+    if status >= 500 or status in BUSY:
+        what, hint = "the Hub answered with an error", "try again later"
+        return HubUnreachable(what, where=repo, found=found, hint=hint, passing=True)
+    return SourceChanged("the Hub refuses the request", where=repo, found=found, hint="check HF_ENDPOINT")
+
+
+def _status_on_upload(error: Any, request: Request) -> LigoError:
+    status, repo = error.response.status_code, request.repo
+    found, _ = _response_of(error)
     if status == 401:
-        return PublishRefused("the Hub does not take the token", where=repo, found=found, hint=_LOGIN)
+        return PublishRefused("the Hub does not accept the token", where=repo, found=found, hint=LOG_IN)
     if status == 402:
-        hint = "see what the account's or the organisation's plan has room for, in its settings on the Hub"
+        hint = "check the storage and plan of the account or organisation in its settings on the Hub"
         return PublishRefused("the Hub asks for payment", where=repo, found=found, hint=hint)
     if status == 403:
-        return PublishRefused("the Hub does not let this account do that", where=repo, found=found, hint=_WRITABLE)
+        what = "the Hub does not let this account write there"
+        return PublishRefused(what, where=repo, found=found, hint=_NEEDS_WRITE_ACCESS)
     passing = status in BUSY
-    hint = AGAIN if passing or status >= 500 else "check HF_ENDPOINT, and what the Hub says"
+    hint = RETRY_UPLOAD if passing or status >= 500 else "read the Hub's message, and check HF_ENDPOINT"
     return HubUnreachable("the Hub answered with an error", where=repo, found=found, hint=hint, passing=passing)
+
+
+def _unreachable(error: BaseException, request: Request) -> LigoError:
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    return HubUnreachable(
+        "the Hub cannot be reached",
+        where=request.repo,
+        found=type(error).__name__,
+        hint=f"{_CHECK_NETWORK}; then {RETRY_UPLOAD}" if request.upload else f"{_CHECK_NETWORK}, and run again",
+        passing=request.upload or isinstance(error, httpx.TransportError),
+    )
+
+
+def _file_unreadable(error: Any, request: Request) -> LigoError:
+    name = str(error.filename or "").rpartition("/")[2] or request.repo
+    return VerificationError("the file can no longer be read", where=name, found=type(error).__name__)
+
+
+def _download_failed(error: Any, request: Request) -> LigoError:
+    if error.errno in _MACHINE_ERRORS:
+        return MachineError(f"the Hub's cache: {os.strerror(error.errno)}", where=request.repo)
+    return SourceChanged("the download failed", where=request.repo, found=type(error).__name__, hint="run again")
+
+
+def _upload_failed(error: BaseException, request: Request) -> LigoError:
+    # The client wraps errors of an upload in a RuntimeError; the storage client (hf_xet) raises nothing more specific.
+    cause = _translate(error.__cause__, request) if error.__cause__ is not None else None
+    found = sanitize(error)
+    what = "the upload failed"
+    return cause or HubUnreachable(what, where=request.repo, found=found, hint=RETRY_UPLOAD, passing=True)
+
+
+def _bad_name(error: BaseException, request: Request) -> LigoError:
+    return PublishRefused("the Hub's client does not accept the repository name", where=request.repo)
+
+
+def _not_the_hub(error: BaseException, request: Request) -> LigoError:
+    return unexpected_response(request.repo, type(error).__name__)

@@ -1,7 +1,7 @@
-"""Under which licence a grown model may be shared: the source's, or one that somebody states. None is ever made up.
+"""Decide under which licence a grown model is published: the source's, or one that the publisher states.
 
-What comes in: identifiers as the Hub's cards write them (https://huggingface.co/docs/hub/repositories-licenses). What goes out: the one
-that holds, or a refusal.
+Input: licence identifiers as in the Hub's model cards (https://huggingface.co/docs/hub/repositories-licenses). Output: one identifier, or
+a refusal. No licence is ever invented.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ligo_convert.errors import PublishRefused, RecipeError
 
-# Licences that let whoever takes part in them share what is derived under the same terms, for any use. With any other one a person has to
-# say that its terms were read: they may forbid sharing or some uses (OpenRAIL does), ask for a name, or for an agreement.
+# Licences that allow everyone to share derived works for any use. For any other licence the publisher must state the licence explicitly,
+# because its terms may forbid sharing, restrict uses (OpenRAIL does), or require a certain name or an agreement.
 PERMISSIVE = frozenset(
     (
         *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "zlib", "ncsa", "ms-pl"),
@@ -25,22 +25,23 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 
 
 def license_to_publish(*, stated: str | None, inherited: str | None, where: str | Path) -> str:
-    """The licence that a published model is under, as an identifier in lower case.
+    """Return the licence of a published model, as an identifier in lower case.
 
     Args:
-        stated: by a person: `--license` or `publish.license`. inherited: what the source's card says, or the output's own.
-        where: what is to be published, for messages.
+        stated: the publisher's choice, `--license` or `publish.license`; None if there is none.
+        inherited: the licence in the model card; None if the card states none.
+        where: the published directory or repository, for messages.
 
     Raises:
-        RecipeError: what was stated is no identifier.
-        PublishRefused: none is stated and none is inherited, or the inherited one asks to be read first.
+        RecipeError: `stated` is not an identifier.
+        PublishRefused: no licence is known, or the publisher has to read the inherited licence first.
     """
     if stated is not None:
         if not _IDENTIFIER.fullmatch(stated):
             raise RecipeError(
-                "not an identifier of a licence",
+                "not a licence identifier",
                 where=where,
-                expected="one that the Hub knows, such as apache-2.0, mit or cc-by-4.0",
+                expected="an identifier that the Hub knows, such as apache-2.0, mit or cc-by-4.0",
                 found=stated,
             )
         return stated.lower()
@@ -48,21 +49,21 @@ def license_to_publish(*, stated: str | None, inherited: str | None, where: str 
         raise PublishRefused(
             "no licence is stated, and the source's card states none",
             where=where,
-            hint="weights derived from a source are under its terms: find them, then say --license ID or publish.license",
+            hint="the terms of the source apply to weights derived from it: find them, then pass --license ID or set publish.license",
         )
     if inherited.lower() == "other":
         raise PublishRefused(
-            "the source's licence is one of its own, which its card calls `other`",
+            "the source has a custom licence, which its card calls `other`",
             where=where,
             found="license: other",
-            hint="read its terms (the source's license_name and license_link); where they allow it, say --license other or "
-            "publish.license, and name them on the card once it is there: what is published says `other` alone",
+            hint="read its terms (license_name and license_link of the source); if they allow publishing, pass --license other or set "
+            "publish.license. The published card only says `other`: add the name and link there afterwards",
         )
     if inherited.lower() not in PERMISSIVE:
         raise PublishRefused(
-            "the source's licence is not one that always lets others share what derives from it",
+            "the source's licence may restrict sharing of derived models",
             where=where,
             found=inherited,
-            hint=f"read its terms; where they allow it, say --license {inherited.lower()} or publish.license",
+            hint=f"read its terms; if they allow publishing, pass --license {inherited.lower()} or set publish.license",
         )
     return inherited.lower()

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Open a checkpoint by its name: a local directory or a Hub repository."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def open_source(model: str, *, revision: str = "main", base: Path, weights: bool
     """Open a checkpoint.
 
     Args:
-        model: a directory, where it begins with `.`, `/` or `~` or exists relative to `base`; else a Hub id.
-        revision: branch, tag or commit of the Hub; a directory has none.
+        model: a directory if it begins with `.`, `/` or `~` or exists relative to `base`; otherwise a Hub id.
+        revision: branch, tag or commit on the Hub; ignored for a directory.
         base: the folder that relative directories are relative to.
-        weights: False fetches configs and headers only, for planning; `read` and `digest` then need local files.
+        weights: False fetches only configs and headers, for planning; `read` and `digest` then work for local files only.
 
     Raises:
-        SourceError: no such directory, or a checkpoint that is broken, incomplete, unsupported or unsafe.
-        SourceChanged: the Hub, the repository or the revision is out of reach, or its bytes are not what it says.
-        MachineError: no permission, no space, or an endpoint that is not https.
+        SourceError: the directory does not exist, or the checkpoint is broken, incomplete, unsupported or unsafe.
+        SourceChanged: the Hub, the repository or the revision cannot be reached, or the bytes do not match the Hub's digests.
+        MachineError: permission denied, disk full, or an endpoint that is not https.
     """
-    return CheckpointReader(_place(model, revision=revision, base=base), weights=weights, flatten=flat_config)
+    return CheckpointReader(_locate(model, revision=revision, base=base), weights=weights, flatten=flat_config)
 
 
 def read_config(model: str, *, revision: str = "main", base: Path) -> dict[str, object]:
-    """The config of a model alone, as `open_source` would read it: no weights, no headers. Raises as `open_source` does."""
-    place = _place(model, revision=revision, base=base)
+    """Read only the config of a model, flattened as by `open_source`. Raises as `open_source` does."""
+    place = _locate(model, revision=revision, base=base)
     place.fetch([CONFIG])
     label = f"{place.label}/{CONFIG}"
     return flat_config(check_config(strict_json(small_file(place, CONFIG), label=label), label=label), where=label)
 
 
-def _place(model: str, *, revision: str, base: Path) -> Place:
-    """Where the files of `model` come from: a directory here, or a repository of the Hub."""
+def _locate(model: str, *, revision: str, base: Path) -> Place:
+    """Return where to read the files of `model` from: a local directory or a Hub repository."""
     try:
         local = base / Path(model).expanduser()
     except RuntimeError:
-        raise SourceError("no such directory: the home folder is not known", where=short(model)) from None
-    # lexists() is false, and not an error, for names that no file system takes.
+        raise SourceError("no such directory: the home folder of the user is unknown", where=short(model)) from None
+    # lexists() returns False, and does not raise, for names that no file system accepts.
     if "\0" not in model and (model.startswith((".", "/", "~")) or (model and os.path.lexists(local))):
         return local_directory(model, local)
     return open_repository(model, revision=revision)

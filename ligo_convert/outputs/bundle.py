@@ -1,8 +1,9 @@
-"""What of an output directory is published: every file that its manifest names, byte for byte, and nothing else.
+"""Collect what is published of an output directory: every file that SHA256SUMS lists, byte for byte, and SHA256SUMS itself.
 
-What comes in: a finished output directory. What goes out: a `Publication`: names, sizes and digests, under a licence. Where a licence is
-stated that the card does not have, the card, the provenance and SHA256SUMS are made anew in memory, so that what is published is whole and
-can be verified like any other; the directory itself stays as it is.
+Input: a finished output directory. Output: a `Bundle`: file names, sizes, digests and the licence.
+
+If the publisher states a licence that the card does not have, the card, the provenance and SHA256SUMS are rewritten in memory. The
+published copy then verifies like any other; the directory itself does not change. This module knows no destination.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from ligo_convert.outputs.provenance import read_statement
 from ligo_convert.outputs.verify import verify
 from ligo_convert.progress import Progress
 
-# Text of ours, in which something of this machine could stand; a tokenizer's files are the source's, which are public.
-_OWN_TEXT = (".md", ".json", ".jsonl", ".yaml")
+# Text files that this package writes and that could contain private strings of this machine.
+_WRITTEN_TEXT = (".md", ".json", ".jsonl", ".yaml")
 
-_FOREIGN = (
+# Beginnings of the names of text files that are copied from the source, which is public already.
+_COPIED_TEXT = (
     "tokenizer",
     "vocab",
     "merges",
@@ -43,8 +45,15 @@ _FOREIGN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """One file: its name in the repository, its bytes by a path or in memory, its size and SHA-256."""
+class BundleFile:
+    """One file of a bundle.
+
+    Attributes:
+        name: relative path at the destination, with forward slashes.
+        content: the path of the file, or its bytes if they exist in memory only.
+        nbytes: size in bytes.
+        sha256: digest in hex.
+    """
 
     name: str
     content: Path | bytes
@@ -56,7 +65,7 @@ class Item:
         return self.name.endswith(".safetensors")
 
     def read(self) -> bytes:
-        """The bytes, which are the ones that were verified. Raises VerificationError."""
+        """Return the bytes. Raises VerificationError if they are not the verified ones."""
         if isinstance(self.content, bytes):
             return self.content
         try:
@@ -69,74 +78,90 @@ class Item:
         return data
 
     def blob(self) -> str:
-        """The id that git has for the file's bytes, in hex. Reads them. Raises VerificationError."""
+        """Read the file and return its git blob id, in hex. Raises VerificationError as `read`."""
         data = self.read()
         digest = git_blob(len(data))
         digest.update(data)
         return digest.hexdigest()
 
     def changed(self, found: str) -> VerificationError:
+        """Return the error for bytes with another digest, `found`."""
         return VerificationError(
             "the file changed since it was verified",
             where=self.content if isinstance(self.content, Path) else self.name,
             expected=self.sha256,
             found=found,
-            hint="nothing may write to the directory while it is published",
+            hint="do not write to the directory while it is being published",
         )
 
     def unreadable(self, error: Exception) -> VerificationError:
+        """Return the error for a file that raised `error` when it was read."""
         found = getattr(error, "strerror", None) or type(error).__name__
-        return VerificationError("the file cannot be read any more", where=self.name, found=found)
+        return VerificationError("the file can no longer be read", where=self.name, found=found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Publication:
-    """Everything that goes to the Hub. `items` by name, sorted; `digest` of its SHA256SUMS stands for all of it."""
+class Bundle:
+    """Everything that is published of one output directory.
+
+    Attributes:
+        directory: the output directory.
+        files: name -> file, sorted by name.
+        license: identifier in lower case.
+        family: name of the model family.
+        digest: SHA-256 of SHA256SUMS, in hex; it identifies the bundle, since SHA256SUMS covers every other file.
+    """
 
     directory: Path
-    items: Mapping[str, Item]
+    files: Mapping[str, BundleFile]
     license: str
     family: str
     digest: str
 
     @property
     def nbytes(self) -> int:
-        return sum(item.nbytes for item in self.items.values())
+        """Size of all files together, in bytes."""
+        return sum(file.nbytes for file in self.files.values())
+
+    def contents(self) -> dict[str, Any]:
+        """Return the licence, the size and the list of files as plain data, for `--json`."""
+        return {
+            "license": self.license,
+            "bytes": self.nbytes,
+            "files": [{"name": file.name, "bytes": file.nbytes, "sha256": file.sha256} for file in self.files.values()],
+        }
 
 
-def pack(directory: Path, *, license: str | None = None, progress: Progress | None = None) -> Publication:
-    """Verify a directory and say what of it is published.
+def pack(directory: Path, *, license: str | None = None, progress: Progress | None = None) -> Bundle:
+    """Verify an output directory and collect its files.
 
     Args:
-        license: as stated by a person; default: the one that the card has.
+        license: the licence that the publisher states; default: the one in the card.
 
     Raises:
-        VerificationError: it is not whole, or holds a file that its manifest does not name.
-        PublishRefused: no licence; something private in a file.
-        RecipeError: `license` is none.
+        VerificationError: the directory is incomplete, or contains a file that SHA256SUMS does not list.
+        PublishRefused: no licence is known, or a file contains something private.
+        RecipeError: `license` is not a licence identifier.
     """
     report = verify(directory, progress=progress)
     text = _read(directory, CARD)
     inherited = stated_license(text)
     known = license_to_publish(stated=license, inherited=inherited, where=directory)
-    listed = _listed(directory)
-    changed = {} if inherited is not None and inherited.lower() == known else _amended(directory, text, known, listed)
-    items = {}
+    listed = read_sums(_read(directory, CHECKSUMS))
+    same_license = inherited is not None and inherited.lower() == known
+    rewritten = {} if same_license else _rewrite_license(directory, text, known, listed)
+    files = {}
     for name in sorted([*listed, CHECKSUMS]):
-        content: Path | bytes = changed.get(name, directory / name)
+        content: Path | bytes = rewritten.get(name, directory / name)
         data = content if isinstance(content, bytes) else None
         nbytes = len(data) if data is not None else (directory / name).stat().st_size
         sha256 = hashlib.sha256(data).hexdigest() if data is not None else listed.get(name) or _sha256(directory, name)
-        items[name] = Item(name=name, content=content, nbytes=nbytes, sha256=sha256)
-    publication = Publication(
-        directory=directory, items=items, license=known, family=str(report["family"]), digest=items[CHECKSUMS].sha256
+        files[name] = BundleFile(name=name, content=content, nbytes=nbytes, sha256=sha256)
+    bundle = Bundle(
+        directory=directory, files=files, license=known, family=str(report["family"]), digest=files[CHECKSUMS].sha256
     )
-    _check_private(publication)
-    return publication
-
-
-def _listed(directory: Path) -> dict[str, str]:
-    return read_sums(_read(directory, CHECKSUMS))
+    _check_private(bundle)
+    return bundle
 
 
 def _read(directory: Path, name: str) -> bytes:
@@ -148,8 +173,8 @@ def _sha256(directory: Path, name: str) -> str:
     return hashlib.sha256(_read(directory, name)).hexdigest()
 
 
-def _amended(directory: Path, text: bytes, license: str, listed: Mapping[str, str]) -> dict[str, bytes]:
-    """The three files that a licence stands in, directly or by a digest."""
+def _rewrite_license(directory: Path, text: bytes, license: str, listed: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files that depend on the licence, rewritten: the card, and the provenance and SHA256SUMS with its new digest."""
     card = under_license(text.decode(), license).encode()
     digests = {**listed, CARD: hashlib.sha256(card).hexdigest()}
     label = f"{directory.name}/{PROVENANCE}"
@@ -162,19 +187,19 @@ def _amended(directory: Path, text: bytes, license: str, listed: Mapping[str, st
     return {CARD: card, PROVENANCE: provenance, CHECKSUMS: sums(digests)}
 
 
-def _check_private(publication: Publication) -> None:
-    """Once more where it is published: this may be another machine than the one that wrote it, with other places and secrets.
+def _check_private(bundle: Bundle) -> None:
+    """Raise PublishRefused if a text file contains a private path or secret of this machine.
 
-    Names of an account and a machine are words at times: they were looked for where the text was made, in what came from outside. Here
-    that cannot be told apart any more, and whoever is called like a word of a finished card could never publish it.
+    The files were checked when they were written, but maybe on another machine. Account and host names are not searched for here: they may
+    be ordinary words, and a finished text no longer shows which words came from outside.
     """
-    for name, item in publication.items.items():
+    for name, file in bundle.files.items():
         last = name.rpartition("/")[2]
-        if not name.endswith(_OWN_TEXT) or last.startswith(_FOREIGN):
+        if not name.endswith(_WRITTEN_TEXT) or last.startswith(_COPIED_TEXT):
             continue
-        data = item.content if isinstance(item.content, bytes) else _read(publication.directory, name)
+        data = file.content if isinstance(file.content, bytes) else _read(bundle.directory, name)
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            raise VerificationError("not UTF-8", where=publication.directory / name) from None
+            raise VerificationError("not UTF-8", where=bundle.directory / name) from None
         check_nothing_private(text, where=name, names_in=(), refusing=PublishRefused)

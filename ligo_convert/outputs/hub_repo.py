@@ -1,7 +1,9 @@
-"""A repository of the Hub, and what publishing does to one: looked at, compared, staged, moved, proposed.
+"""Requests to one repository of the Hub, as publishing needs them: inspect, compare, stage, update a branch, open a pull request.
 
-In go a `Publication` and commits; out come commits that hold it. A commit that is relied on is named by its own name, never by its
-branch's: a branch may move between two requests. All of it goes through the Hub's own client, again where that can help.
+Input: a `Bundle` and commits. Output: commits that contain the bundle.
+
+Commits are always addressed by their hash, since a branch may move between two requests. All requests go through the Hub's own client, with
+retries.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ligo_convert.checkpoints.files import CARD
 from ligo_convert.errors import HubUnreachable, PublishRefused, VerificationError, printable, some
 from ligo_convert.hub.client import with_retries
-from ligo_convert.hub.errors import AGAIN, sanitize, translate_write_errors, unexpected_response
+from ligo_convert.hub.errors import RETRY_UPLOAD, sanitize, translate_errors, unexpected_response
 from ligo_convert.io.strict_json import short
-from ligo_convert.outputs.bundle import Item, Publication
+from ligo_convert.outputs.bundle import Bundle, BundleFile
 from ligo_convert.outputs.checksums import HUB_LEFTOVERS, read_sums
 from ligo_convert.outputs.layout import CHECKSUMS
 from ligo_convert.progress import Progress
@@ -31,155 +33,173 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 
-# What a repository holds that nobody has put anything into: nothing is lost with it.
-INITIAL = (".gitattributes", CARD)
+# Files that the Hub creates in a new repository; replacing them loses nothing.
+INITIAL_FILES = (".gitattributes", CARD)
 
-# The Hub keeps what is larger outside git, and takes nothing larger as text.
+# The Hub stores larger files outside git and accepts no larger text file.
 _TEXT_BYTES = 10_000_000
 
-_TOLD = 20
+# File names that a commit message lists at most.
+_MAX_LISTED = 20
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Branches and tags, each with its commit."""
+    """Branches and tags of a repository, name -> commit."""
 
     branches: Mapping[str, str]
     tags: Mapping[str, str]
 
 
 class HubRepo:
-    """A repository by its name. `patient`: requests that fail for the moment are tried again."""
+    """A model repository of the Hub.
 
-    def __init__(self, repo: str, progress: Progress, *, patient: bool = True) -> None:
+    Args:
+        repo: `org/name`.
+        progress: receives messages and progress of uploads.
+        retry: whether to retry requests after temporary failures.
+    """
+
+    def __init__(self, repo: str, progress: Progress, *, retry: bool = True) -> None:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        disable_progress_bars()  # ours are shown
-        self.repo, self.progress, self.patient = repo, progress, patient
+        disable_progress_bars()  # `progress` shows its own
+        self.repo, self.progress, self.retry = repo, progress, retry
         self.api: HfApi = HfApi()
         self._account: Mapping[str, Any] | None = None
         self.url = f"{constants.ENDPOINT}/{repo}"
 
-    # What is there.
+    # --- read the repository
 
     def info(self) -> Any:
-        """The repository as the Hub has it; None where there is none, or none that this account may see."""
+        """Return the Hub's description of the repository; None if it does not exist or this account cannot see it."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        def ask() -> Any:
+        def request() -> Any:
             try:
                 return self.api.model_info(self.repo)
             except RepositoryNotFoundError:
                 return None
 
-        return self._patiently(ask)
+        return self._request(request)
 
     def references(self) -> References:
-        refs = self._patiently(lambda: self.api.list_repo_refs(self.repo))
+        """List the branches and tags."""
+        refs = self._request(lambda: self.api.list_repo_refs(self.repo))
         return References(
             branches={ref.name: ref.target_commit for ref in refs.branches},
             tags={ref.name: ref.target_commit for ref in refs.tags},
         )
 
     def commit_of(self, revision: str) -> str:
-        """What a branch or a pull request means now."""
-        found = self._patiently(lambda: self.api.model_info(self.repo, revision=revision)).sha
+        """Return the current commit of a branch, tag or pull request."""
+        found = self._request(lambda: self.api.model_info(self.repo, revision=revision)).sha
         if not isinstance(found, str):
             raise unexpected_response(self.repo, "no commit")
         return found
 
     def files(self, commit: str) -> dict[str, Any]:
-        """Name -> what the Hub says of the file."""
+        """List the files of a commit: name -> the Hub's description (size, blob id, `lfs`)."""
         from huggingface_hub.hf_api import RepoFile
 
-        entries = self._patiently(
+        entries = self._request(
             lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit, expand=False))
         )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def unclaimed(self, commit: str, files: Mapping[str, Any]) -> list[str]:
-        """Files that neither the Hub nor an earlier publication has put there."""
-        claimed = set(INITIAL)
+    def foreign_files(self, commit: str, files: Mapping[str, Any]) -> list[str]:
+        """List the files that neither the Hub nor an earlier `publish` created.
+
+        An earlier `publish` left a SHA256SUMS, which lists its files.
+        """
+        known = set(INITIAL_FILES)
         if CHECKSUMS in files and files[CHECKSUMS].lfs is None and files[CHECKSUMS].size <= _TEXT_BYTES:
-            with suppress(VerificationError):  # whatever it is, it is none of ours
-                claimed |= {CHECKSUMS, *read_sums(self._read(commit, CHECKSUMS))}
-        return sorted(set(files) - claimed)
+            with suppress(VerificationError):  # somebody else's file of the same name
+                known |= {CHECKSUMS, *read_sums(self._read(commit, CHECKSUMS))}
+        return sorted(set(files) - known)
 
     def _read(self, commit: str, name: str) -> bytes:
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        def ask() -> bytes:
+        def request() -> bytes:
             response = get_session().get(hf_hub_url(self.repo, name, revision=commit), headers=build_hf_headers())
             hf_raise_for_status(response)
             return bytes(response.content)
 
-        return self._patiently(ask)
+        return self._request(request)
 
-    def holds(self, publication: Publication, commit: str) -> bool:
-        return not differences(publication, self.files(commit))
+    def matches(self, bundle: Bundle, commit: str) -> bool:
+        """Return True if a commit contains exactly the bundle."""
+        return not list_differences(bundle, self.files(commit))
 
-    def require(self, publication: Publication, commit: str, *, revision: str, moved: str | None) -> None:
-        """Raise VerificationError where a commit does not hold what was sent, bit for bit."""
+    def require_match(self, bundle: Bundle, commit: str, *, revision: str, visible_as: str | None) -> None:
+        """Raise VerificationError if a commit does not contain exactly the bundle.
+
+        Args:
+            revision: the branch or pull request of the commit, for the message.
+            visible_as: what users see that has already changed; None for a staging branch.
+        """
         with self.progress.task("comparing with the Hub"):
-            found = differences(publication, self.files(commit))
-        if found:
+            differences = list_differences(bundle, self.files(commit))
+        if differences:
+            staged = f"{RETRY_UPLOAD}. Nothing that users load has changed"
             raise VerificationError(
-                "the Hub does not hold what was sent",
+                "the files on the Hub differ from the files sent",
                 where=f"{self.repo} at {revision}",
-                found=some(found, between="; "),
-                hint=f"{AGAIN}; nobody loads from there yet" if moved is None else f"look at {moved} on the Hub",
+                found=some(differences, between="; "),
+                hint=staged if visible_as is None else f"check {visible_as} on the Hub",
             )
 
-    # Who asks.
+    # --- check the account
 
     def account(self) -> Mapping[str, Any]:
-        """The account as the Hub knows it: asked once, since the Hub answers that question seldom."""
+        """Return the Hub's description of the account. It is requested once, because the Hub limits the rate of this request."""
         if self._account is None:
-            found = self._patiently(self.api.whoami)
-            if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+            account = self._request(self.api.whoami)
+            if not isinstance(account, Mapping) or not isinstance(account.get("name"), str):
                 raise unexpected_response(self.repo, "no account")
-            self._account = found
+            self._account = account
         return self._account
 
-    def require_namespace(self) -> None:
-        """Raise PublishRefused where this account can make no repository of that name."""
-        account, where = self.account(), self.repo.partition("/")[0]
+    def require_can_create(self) -> None:
+        """Raise PublishRefused if this account cannot create the repository."""
+        account, namespace = self.account(), self.repo.partition("/")[0]
         role = ((account.get("auth") or {}).get("accessToken") or {}).get("role")
         if role == "read":
-            hint = "log in with a token that may write"
-            raise PublishRefused("the token may only read", where=self.repo, hint=hint)
+            hint = "log in with a token that has write permission"
+            raise PublishRefused("the token has read permission only", where=self.repo, hint=hint)
         orgs = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs") or ()}
-        mine = where.lower() == account["name"].lower() or orgs.get(where, "read") != "read"
-        # What a fine-grained token may do cannot be read from here: the Hub is left to decide.
-        if not mine and role != "fineGrained":
+        can_write = namespace.lower() == account["name"].lower() or orgs.get(namespace, "read") != "read"
+        # The permissions of a fine-grained token are not visible here, so the Hub decides.
+        if not can_write and role != "fineGrained":
             raise PublishRefused(
-                "no such repository, and this account can make none there",
+                "no such repository, and this account cannot create it",
                 where=self.repo,
                 found=f"the account {short(printable(account['name']))}",
-                hint="use an account that may write there; --pr proposes to a repository that is there",
+                hint="use an account that may write there; --pr opens a pull request in an existing repository",
             )
 
-    def require_right(self) -> None:
-        """Raise PublishRefused where this account may not write to the repository."""
+    def require_can_write(self) -> None:
+        """Raise PublishRefused if this account may not write to the repository."""
         if "write" not in signature(self.api.auth_check).parameters:
-            return  # an older client cannot ask; the first request that writes will tell
+            return  # an older client cannot check this; the first write request fails instead
         try:
-            self._patiently(lambda: self.api.auth_check(self.repo, write=True))
+            self._request(lambda: self.api.auth_check(self.repo, write=True))
         except HubUnreachable as error:
-            # Not every Hub answers this question.
+            # Not every Hub supports this request.
             if error.passing or "HTTP status 404" not in str(error.found):
                 raise
 
     def check_card(self, text: str) -> None:
-        """Ask the Hub whether it takes a card's metadata. Raises PublishRefused with what it finds wrong."""
+        """Let the Hub validate the metadata of a card. Raises PublishRefused with the Hub's objections."""
         from huggingface_hub import constants, get_session, hf_raise_for_status
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        def ask() -> None:
+        def request() -> None:
             response = get_session().post(
                 f"{constants.ENDPOINT}/api/validate-yaml",
                 json={"content": text, "repoType": "model"},
@@ -188,158 +208,178 @@ class HubRepo:
             if response.status_code == 400:
                 errors = response.json()["errors"]
                 raise PublishRefused(
-                    "the Hub does not take the card",
+                    "the Hub does not accept the metadata of the model card",
                     where=f"{self.repo}: {CARD}",
                     found=sanitize("; ".join(str(error["message"]) for error in errors)),
-                    hint="where it is the licence, say --license with one that the Hub knows",
+                    hint="if the licence is the problem, pass --license with an identifier that the Hub knows",
                 )
             hf_raise_for_status(response)
 
-        self._patiently(ask)
+        self._request(request)
 
-    # What is done.
+    # --- change the repository
 
     def create(self, *, private: bool) -> None:
-        # Two may do this at once, and an answer may be lost.
-        self._patiently(lambda: self.api.create_repo(self.repo, private=private, exist_ok=True))
+        """Create the repository unless it exists."""
+        # exist_ok: another process may create it at the same time, or the response to an earlier attempt was lost.
+        self._request(lambda: self.api.create_repo(self.repo, private=private, exist_ok=True))
 
-    def make_branch(self, name: str, *, commit: str | None = None) -> None:
-        self._patiently(lambda: self.api.create_branch(self.repo, branch=name, revision=commit, exist_ok=True))
+    def create_branch(self, name: str, *, commit: str | None = None) -> None:
+        """Create a branch at `commit` unless it exists; default: at the head of the main branch."""
+        self._request(lambda: self.api.create_branch(self.repo, branch=name, revision=commit, exist_ok=True))
 
-    def drop_branch(self, name: str) -> None:
-        """Remove a staging branch. What it held is on its way to everyone: that it is left over is no failure."""
+    def delete_branch(self, name: str) -> None:
+        """Delete a staging branch. A failure is only a warning, because the bundle is published already."""
         from huggingface_hub.errors import RevisionNotFoundError
 
-        def drop() -> None:
-            with suppress(RevisionNotFoundError):  # an answer was lost, or another run was faster
+        def delete() -> None:
+            with suppress(
+                RevisionNotFoundError
+            ):  # the response to an earlier attempt was lost, or another run deleted it
                 self.api.delete_branch(self.repo, branch=name)
 
         try:
-            self._patiently(drop)
+            self._request(delete)
         except (HubUnreachable, PublishRefused) as error:
-            self.progress.warn(f"{self.repo}: the branch {name} could not be removed: {error.what}")
+            self.progress.warn(f"{self.repo}: cannot delete the branch {name}: {error.what}")
 
-    def put_tag(self, tag: str, commit: str) -> None:
-        there = self.references().tags
-        if there.get(tag, commit) != commit:
+    def create_tag(self, tag: str, commit: str) -> None:
+        """Tag a commit. Raises PublishRefused if the tag exists on another commit."""
+        tags = self.references().tags
+        if tags.get(tag, commit) != commit:
             raise PublishRefused(
-                "the tag is on another commit, and is not moved", where=f"{self.repo}: {tag}", found=there[tag]
+                "the tag is on another commit; tags are never moved", where=f"{self.repo}: {tag}", found=tags[tag]
             )
-        if tag not in there:
-            self._patiently(lambda: self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=True))
+        if tag not in tags:
+            self._request(lambda: self.api.create_tag(self.repo, tag=tag, revision=commit, exist_ok=True))
 
-    def stage(self, publication: Publication, branch: str) -> None:
-        """Bring every file to the staging branch, in one commit."""
-        additions = self._send(publication, branch)
+    def stage(self, bundle: Bundle, branch: str) -> None:
+        """Upload every file to the staging branch, in one commit."""
+        additions = self._upload(bundle, branch)
         parent = self.commit_of(branch)
-        operations: list[Operation] = [*additions, *_deletions(publication, self.files(parent))]
-        self._commit(publication, branch, operations, f"Grown {publication.family}", parent=parent)
+        operations: list[Operation] = [*additions, *_deletions(bundle, self.files(parent))]
+        self._commit(bundle, branch, operations, f"Grown {bundle.family}", parent=parent)
 
-    def move(self, publication: Publication, branch: str, *, head: str, staged: str) -> None:
-        """One commit after `head` that makes `branch` what the commit `staged` is. The Hub copies what is large by itself.
+    def update_branch(self, bundle: Bundle, branch: str, *, head: str, staged: str) -> None:
+        """Add one commit after `head` that gives `branch` the files of the commit `staged`.
 
-        What is text goes there once more, as bytes whose digest is looked at before: where the client copies text, it sends what it
-        has just been given, and nobody compares.
+        The Hub copies large files itself. Text files are uploaded again after a check of their digests: to copy a text file, the client
+        would download it and send the result unchecked.
         """
         from huggingface_hub import CommitOperationCopy
 
-        there = self.files(staged)
-        copies = [name for name in publication.items if there[name].lfs is not None]
-        additions = [_addition(item) for name, item in publication.items.items() if name not in copies]
+        staged_files = self.files(staged)
+        copies = [name for name in bundle.files if staged_files[name].lfs is not None]
+        additions = [_addition(file) for name, file in bundle.files.items() if name not in copies]
         self._prepare(additions, branch)
         operations: list[Operation] = [
             *(CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=staged) for name in copies),
             *additions,
-            *_deletions(publication, self.files(head)),
+            *_deletions(bundle, self.files(head)),
         ]
-        self._commit(publication, branch, operations, f"Grown {publication.family}", parent=head)
+        self._commit(bundle, branch, operations, f"Grown {bundle.family}", parent=head)
 
-    def propose(self, publication: Publication, title: str, number: int | None, *, removed: Sequence[str]) -> int:
-        """Open a pull request, or go on with one; its number."""
+    def write_pull_request(self, bundle: Bundle, title: str, number: int | None, *, removed: Sequence[str]) -> int:
+        """Open a pull request with the bundle, or complete the open one with this number.
+
+        Args:
+            removed: files that the pull request deletes; listed in its description.
+
+        Returns:
+            The number of the pull request.
+        """
         revision = MAIN if number is None else f"refs/pr/{number}"
-        additions = self._send(publication, revision, create_pr=number is None)
+        additions = self._upload(bundle, revision, create_pr=number is None)
         parent = self.commit_of(revision)
-        operations: list[Operation] = [*additions, *_deletions(publication, self.files(parent))]
+        operations: list[Operation] = [*additions, *_deletions(bundle, self.files(parent))]
         if number is not None:
-            self._commit(publication, revision, operations, title, parent=parent)
+            self._commit(bundle, revision, operations, title, parent=parent)
             return number
 
-        def opened() -> int:
-            again = self.find_proposal(title)  # an answer may have been lost
-            if again is not None:
-                return again
-            made = self.api.create_commit(
+        def open_once() -> int:
+            existing = self.find_pull_request(title)  # the response to an earlier attempt may have been lost
+            if existing is not None:
+                return existing
+            commit = self.api.create_commit(
                 self.repo,
                 operations,
                 commit_message=title,
-                commit_description=_message(publication, removed),
+                commit_description=_commit_description(bundle, removed),
                 create_pr=True,
                 parent_commit=parent,
             )
-            if made.pr_num is None:
-                raise HubUnreachable("the Hub opened no pull request", where=self.repo, hint=AGAIN)
-            return int(made.pr_num)
+            if commit.pr_num is None:
+                raise HubUnreachable("the Hub opened no pull request", where=self.repo, hint=RETRY_UPLOAD)
+            return int(commit.pr_num)
 
-        return int(self._patiently(opened))
+        return int(self._request(open_once))
 
-    def proposal(self, number: int) -> str:
-        """Where a pull request is looked at."""
+    def pull_request_url(self, number: int) -> str:
+        """Return the address of a pull request's page."""
         return f"{self.url}/discussions/{number}"
 
-    def find_proposal(self, title: str) -> int | None:
-        """The number of this account's open pull request with this title; None where there is none."""
+    def find_pull_request(self, title: str) -> int | None:
+        """Return the number of this account's open pull request with this title; None if there is none."""
         author = self.account()["name"]
 
-        def ask() -> list[int]:
-            found = self.api.get_repo_discussions(
+        def request() -> list[int]:
+            discussions = self.api.get_repo_discussions(
                 self.repo,
                 author=author,
                 discussion_type="pull_request",
                 discussion_status="open",
                 repo_type="model",
             )
-            return [one.num for one in found if one.is_pull_request and one.title == title and one.author == author]
+            return [
+                discussion.num
+                for discussion in discussions
+                if discussion.is_pull_request and discussion.title == title and discussion.author == author
+            ]
 
-        numbers: list[int] = self._patiently(ask)
+        numbers: list[int] = self._request(request)
         return min(numbers, default=None)
 
-    def _send(self, publication: Publication, revision: str, *, create_pr: bool = False) -> list[CommitOperationAdd]:
-        """Bring the large files to the Hub's storage, where no branch shows them yet. Returns what makes a commit of all."""
-        sent: list[CommitOperationAdd] = []
-        with self.progress.task("uploading", publication.nbytes, unit="bytes") as task:
-            for name, item in publication.items.items():
+    def _upload(self, bundle: Bundle, revision: str, *, create_pr: bool = False) -> list[CommitOperationAdd]:
+        """Upload the large files to the Hub's storage, where no branch shows them yet.
+
+        Returns:
+            The operations that add all files in a commit.
+        """
+        additions: list[CommitOperationAdd] = []
+        with self.progress.task("uploading", bundle.nbytes, unit="bytes") as task:
+            for name, file in bundle.files.items():
                 task.note(name)
-                addition = _addition(item)
+                addition = _addition(file)
                 self._prepare([addition], revision, create_pr=create_pr)
-                sent.append(addition)
-                task.advance(item.nbytes)
-        return sent
+                additions.append(addition)
+                task.advance(file.nbytes)
+        return additions
 
     def _prepare(self, additions: list[CommitOperationAdd], revision: str, *, create_pr: bool = False) -> None:
-        """What a commit needs done before: large files are sent, and the Hub says what it would leave out. Raises PublishRefused."""
+        """Upload large files before a commit. Raises PublishRefused if the Hub would leave a file out of the commit."""
         if not additions:
             return
-        send = partial(self.api.preupload_lfs_files, self.repo, revision=revision, create_pr=create_pr)
-        self._patiently(partial(send, additions, free_memory=False))
+        upload = partial(self.api.preupload_lfs_files, self.repo, revision=revision, create_pr=create_pr)
+        self._request(partial(upload, additions, free_memory=False))
         for addition in additions:
-            # The client drops such a file from the commit, and says nothing.
+            # The client silently drops such a file from the commit.
             if addition._should_ignore:
                 where = f"{self.repo} at {revision}: {addition.path_in_repo}"
-                raise PublishRefused("the repository's .gitignore leaves the file out", where=where)
+                raise PublishRefused("the repository's .gitignore excludes the file", where=where)
 
     def _commit(
-        self, publication: Publication, revision: str, operations: Sequence[Operation], message: str, *, parent: str
+        self, bundle: Bundle, revision: str, operations: Sequence[Operation], message: str, *, parent: str
     ) -> None:
-        """One commit after `parent`; done where `revision` holds the publication, whether or not its answer came through."""
+        """Add one commit after `parent`, unless `revision` contains the bundle already because an earlier response was lost."""
         from huggingface_hub.errors import HfHubHTTPError
 
         overtaken = PublishRefused(
-            "somebody else moved the branch meanwhile", where=f"{self.repo} at {revision}", hint=AGAIN
+            "somebody else changed the branch at the same time", where=f"{self.repo} at {revision}", hint=RETRY_UPLOAD
         )
 
         def send() -> None:
             head = self.commit_of(revision)
-            if self.holds(publication, head):
+            if self.matches(bundle, head):
                 return
             if head != parent:
                 raise overtaken
@@ -348,99 +388,100 @@ class HubRepo:
                     self.repo,
                     operations,
                     commit_message=message,
-                    commit_description=_message(publication, ()),
+                    commit_description=_commit_description(bundle, ()),
                     revision=revision,
                     parent_commit=parent,
                 )
             except HfHubHTTPError as error:
                 if error.response.status_code not in (409, 412):
                     raise
-                if not self.holds(publication, self.commit_of(revision)):
+                if not self.matches(bundle, self.commit_of(revision)):
                     raise overtaken from None
 
-        self._patiently(send)
+        self._request(send)
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """`call`, again where the Hub is busy or out of reach for the moment."""
+    def _request(self, call: Callable[[], T]) -> T:
+        """Send a request with translated errors; retry it after temporary failures if `retry` is set."""
 
         def once() -> T:
-            with translate_write_errors(self.repo):
+            with translate_errors(self.repo, upload=True):
                 return call()
 
-        def told(error: HubUnreachable) -> None:
+        def announce(error: HubUnreachable) -> None:
             found = f" ({error.found})" if error.found else ""
             self.progress.say(f"{self.repo}: {error.what}{found}; trying again")
 
-        return with_retries(once, told=told) if self.patient else once()
+        return with_retries(once, before_retry=announce) if self.retry else once()
 
 
-def differences(publication: Publication, files: Mapping[str, Any]) -> list[str]:
-    """How files of the Hub are not the publication: a line a file."""
-    there = {name: entry for name, entry in files.items() if name not in HUB_LEFTOVERS}
-    found = []
-    for name in sorted({*there, *publication.items}):
-        entry, item = there.get(name), publication.items.get(name)
-        if item is None:
-            found.append(f"{name}: not part of it")
+def list_differences(bundle: Bundle, files: Mapping[str, Any]) -> list[str]:
+    """List how the files of a commit differ from the bundle, one line a file."""
+    remote = {name: entry for name, entry in files.items() if name not in HUB_LEFTOVERS}
+    differences = []
+    for name in sorted({*remote, *bundle.files}):
+        entry, file = remote.get(name), bundle.files.get(name)
+        if file is None:
+            differences.append(f"{name}: not part of the model")
         elif entry is None:
-            found.append(f"{name}: not there")
-        elif not _same(entry, item):
-            found.append(f"{name}: other bytes")
-    return found
+            differences.append(f"{name}: missing")
+        elif not _same_bytes(entry, file):
+            differences.append(f"{name}: other bytes")
+    return differences
 
 
-def stale(publication: Publication, files: Mapping[str, Any]) -> list[str]:
-    """Files that are taken away with what was there: a library that finds two models may load the wrong one."""
-    return sorted(name for name in files if name not in publication.items and name not in HUB_LEFTOVERS)
+def files_to_delete(bundle: Bundle, files: Mapping[str, Any]) -> list[str]:
+    """List the files of a commit that are not in the bundle: a library that finds two models may load the wrong one."""
+    return sorted(name for name in files if name not in bundle.files and name not in HUB_LEFTOVERS)
 
 
-def _deletions(publication: Publication, files: Mapping[str, Any]) -> list[CommitOperationDelete]:
+def _deletions(bundle: Bundle, files: Mapping[str, Any]) -> list[CommitOperationDelete]:
     from huggingface_hub import CommitOperationDelete
 
-    return [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale(publication, files)]
+    return [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in files_to_delete(bundle, files)]
 
 
-def _addition(item: Item) -> CommitOperationAdd:
-    """What brings a file there, if it is still the one that was verified. Raises VerificationError.
+def _addition(file: BundleFile) -> CommitOperationAdd:
+    """Return the operation that adds a file to a commit. Raises VerificationError if the file changed since it was verified.
 
-    Text is held in memory from here on, as it was hashed; of what is larger the Hub's storage takes only what has its digest.
+    Small files are kept in memory from here on, exactly as hashed. For large files the Hub's storage itself checks the digest.
     """
     from huggingface_hub import CommitOperationAdd
 
-    in_memory = isinstance(item.content, bytes) or (item.nbytes <= _TEXT_BYTES and not item.is_weights)
-    given = item.read() if in_memory else str(item.content)
-    with _reading(item):
-        addition = CommitOperationAdd(path_in_repo=item.name, path_or_fileobj=given)
+    in_memory = isinstance(file.content, bytes) or (file.nbytes <= _TEXT_BYTES and not file.is_weights)
+    content = file.read() if in_memory else str(file.content)
+    with _reading(file):
+        addition = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content)
     found = addition.upload_info.sha256.hex()
-    if found != item.sha256:
-        raise item.changed(found)
+    if found != file.sha256:
+        raise file.changed(found)
     return addition
 
 
-def _same(entry: Any, item: Item) -> bool:
-    """Whether a file of the Hub has the item's bytes, by the digest that the Hub keeps for its kind."""
-    if entry.size != item.nbytes:
+def _same_bytes(entry: Any, file: BundleFile) -> bool:
+    """Return True if a file of the Hub has the same bytes: by SHA-256 for large files, by git blob id for others."""
+    if entry.size != file.nbytes:
         return False
     if entry.lfs is not None:
-        return bool(entry.lfs.sha256 == item.sha256)
-    return bool(entry.blob_id == item.blob())
+        return bool(entry.lfs.sha256 == file.sha256)
+    return bool(entry.blob_id == file.blob())
 
 
-def _message(publication: Publication, removed: Sequence[str]) -> str:
+def _commit_description(bundle: Bundle, removed: Sequence[str]) -> str:
     text = (
-        f"{len(publication.items)} files, {publication.nbytes} bytes; SHA-256 of {CHECKSUMS}: {publication.digest}.\n\n"
+        f"{len(bundle.files)} files, {bundle.nbytes} bytes; SHA-256 of {CHECKSUMS}: {bundle.digest}.\n\n"
         "`ligo-convert verify DIR` checks a downloaded copy."
     )
     if removed:
-        names = [f"- `{printable(name).replace('`', '_')}`" for name in removed[:_TOLD]]
-        names += [f"- and {len(removed) - _TOLD} more"] if len(removed) > _TOLD else []
-        text += "\n\nTaken away, since it is not part of this model:\n" + "\n".join(names)
+        names = [f"- `{printable(name).replace('`', '_')}`" for name in removed[:_MAX_LISTED]]
+        names += [f"- and {len(removed) - _MAX_LISTED} more"] if len(removed) > _MAX_LISTED else []
+        text += "\n\nDeleted, because it is not part of this model:\n" + "\n".join(names)
     return text
 
 
 @contextmanager
-def _reading(item: Item) -> Iterator[None]:
+def _reading(file: BundleFile) -> Iterator[None]:
+    """Raise VerificationError if the block cannot read the file."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise item.unreadable(error) from None
+        raise file.unreadable(error) from None

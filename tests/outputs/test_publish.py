@@ -37,13 +37,14 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from ligo_convert.hub import client as hub
-from ligo_convert.outputs import publish
+from ligo_convert.outputs.publish import publish
 from ligo_convert.errors import LigoError
 hub.DELAYS = (0.01,) * len(hub.DELAYS)
 said = []
 for call in json.loads(sys.argv[1]):
     try:
-        said.append(publish.publish(Path(call.pop("directory")), call.pop("repo"), **call).json())
+        directory, license = Path(call.pop("directory")), call.pop("license", None)
+        said.append(publish(directory, "hub", license=license, **call).json())
     except LigoError as error:
         said.append({"error": type(error).__name__, "text": str(error), "code": error.exit_code})
 print(json.dumps(said))
@@ -437,7 +438,7 @@ def test_a_file_that_is_gone_is_said_to_be(copy: Path, send: Send) -> None:
             hub.meanwhile = spoil
             (said,) = send(hub, {"directory": copy, "repo": REPO})
             assert said["code"] == 7, said
-            assert "cannot be read any more" in said["text"]
+            assert "can no longer be read" in said["text"]
             assert published(hub) == {}
         (copy / name).write_bytes(before[name])
 
@@ -500,9 +501,9 @@ def test_a_branch_that_was_left_over_is_removed_by_the_next_run(grown: Path, sen
 
 
 ANSWERS = {
-    "a page": (Fault(method="GET", path="/api/", kind="page", body=b"<html>Log in</html>", times=99), 4, "not one of the Hub"),
-    "nothing": (Fault(method="GET", path="/refs", kind="page", body=b"{}", times=99), 4, "not one of the Hub"),
-    "a list": (Fault(method="GET", path="/api/models", kind="page", body=b"[]", times=99), 4, "not one of the Hub"),
+    "a page": (Fault(method="GET", path="/api/", kind="page", body=b"<html>Log in</html>", times=99), 4, "does not come from a Hub"),
+    "nothing": (Fault(method="GET", path="/refs", kind="page", body=b"{}", times=99), 4, "does not come from a Hub"),
+    "a list": (Fault(method="GET", path="/api/models", kind="page", body=b"[]", times=99), 4, "does not come from a Hub"),
     "no storage left": (
         Fault(method="POST", path="/objects/batch", kind="status", status=403, message="Private storage limit\x1b[2J", times=99),
         8,
@@ -779,7 +780,7 @@ def test_what_is_known_to_be_refused_is_refused_before_any_work(tmp_path: Path) 
     theirs = loopback.one_commit({"README.md": b"x"}, commit="d" * 40)
     full = loopback.one_commit({"thesis.pdf": b"x"}, commit="d" * 40)
     cases: tuple[tuple[dict[str, object], dict[str, str], str], ...] = (
-        ({"repo": "nobody/grown"}, {}, "can make none there"),
+        ({"repo": "nobody/grown"}, {}, "cannot create it"),
         ({"repo": "somebody/theirs"}, {}, "--public"),
         ({"repo": "somebody/theirs", "public": True}, {}, "let this account"),
         ({"repo": "team/full", "public": True}, {}, "thesis.pdf"),
