@@ -39,10 +39,16 @@ class _ShownTask(Task):
 
 
 class ShownProgress(Progress):
-    """Bars on a terminal; without one, messages alone."""
+    """Progress bars on a terminal; without one, messages only.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to draw.
+        announce: without a terminal, print the name of every task when it starts.
+    """
+
+    def __init__(self, console: Console, *, announce: bool = False) -> None:
         self.console = console
+        self.announce = announce and not console.is_terminal
         self.bars = RichProgress(
             SpinnerColumn(finished_text="[green]v"),
             TextColumn("{task.description}", markup=False),
@@ -57,6 +63,8 @@ class ShownProgress(Progress):
     @contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
         number = self.bars.add_task(f"{name:<24}", total=total, note="")
+        if self.announce:
+            self.say(name if total is None else f"{name}: {total:g} {unit}".rstrip())
         try:
             yield _ShownTask(self.bars, number, unit)
         except BaseException:
@@ -80,9 +88,10 @@ def message_console() -> Console:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
+def shown_progress(*, announce: bool = False) -> Iterator[Progress]:
+    """Show progress on stderr while the block runs. `announce`: as of `ShownProgress`."""
     console = Console(stderr=True)
-    progress = ShownProgress(console)
+    progress = ShownProgress(console, announce=announce)
     with progress.bars:
         yield progress
 

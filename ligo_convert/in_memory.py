@@ -1,0 +1,582 @@
+"""Grow a model in memory: a model of transformers or timm in, a larger model of the same class out.
+
+Input: a model, the config keys to change, and, to fit the operator, data.
+Output: the grown model, with a `GrowthReport` as its attribute `ligo`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.checkpoints.torch_io import TORCH_DTYPES, tensor_from_bytes, tensor_to_bytes
+from ligo_convert.cli.progress_bars import shown_progress
+from ligo_convert.conversion.plan import DEFAULT_KEYING
+from ligo_convert.data.batches import BatchFormat, read_batches
+from ligo_convert.data.examples import ArrayExamples, Batch, Examples
+from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.registry import FAMILIES, find_family
+from ligo_convert.families.schema import Family, Inventory
+from ligo_convert.growth.apply import Grower
+from ligo_convert.growth.depth_methods import DEPTHS
+from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
+from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.new_parameters import added_parts, new_parameters
+from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.stream import compute_dtype, target_specs
+from ligo_convert.growth.stream import grow as grow_stream
+from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.progress import Progress
+from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
+from ligo_convert.training.functional_model import LibraryModel, library_config, mean_loss
+from ligo_convert.training.objectives import objective_of
+from ligo_convert.training.preservation import MeasuredModel, certificate
+from ligo_convert.training.tasks import random_batch
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+WHERE = "changes"
+
+# Learning rates of the fit: of width maps, and of depth weights.
+LEARNING_RATES = {"width": 3e-5, "depth": 1e-2}
+
+# Of the batches, one in twelve chooses the operator, and as many report its loss.
+_HELD_OUT = 12
+
+_RANDOM_EXAMPLES = 4
+
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthReport:
+    """Figures of one growth. `grow` sets it as the attribute `ligo` of the model that it returns.
+
+    Attributes:
+        family: name of the family.
+        parameters: `source` and `target`: number of parameters.
+        preservation: `verdict` (`exact`, `near` or `lossy`), `max_logit_difference`, `loss_difference` and more, for the
+            operator before the fit, as `ligo-convert run --json` prints them. Null where only whole tensors were copied
+            and no data was given.
+        loss: mean loss of the `source`, of the target with the `initial` operator, and with the `fitted` one, in nats, on
+            batches that neither trained nor chose the operator. None without data.
+        fit: `steps`, `best_step` (0: the initial operator stayed the best) and `best_validation_loss`; None without data.
+        log: one mapping a step of the fit.
+        operator: the operator that was applied.
+        new_parameters: which parameters growth added, as `ligo/new_parameters.json` has it.
+    """
+
+    family: str
+    parameters: Mapping[str, int]
+    preservation: Mapping[str, Any]
+    loss: Mapping[str, float | None]
+    fit: Mapping[str, Any] | None
+    log: tuple[Mapping[str, Any], ...]
+    operator: Operator
+    new_parameters: Mapping[str, Any]
+
+    def new_parameter_masks(self) -> dict[str, torch.Tensor]:
+        """Return for every parameter name of the grown model a boolean tensor of its shape: True where an entry is new."""
+        family = _family_of(self.operator)
+        return {
+            family.written(name): torch.from_numpy(part.mask())
+            for name, part in added_parts(family, self.operator).items()
+        }
+
+
+def grow(
+    model: Model,
+    changes: Mapping[str, object],
+    *,
+    data: object = None,
+    tokenizer: Any = None,
+    sequence_length: int | None = None,
+    batch_size: int = 8,
+    width: str = "lemon",
+    depth: str = "identity",
+    steps: int = 100,
+    learning_rate: Mapping[str, float] | None = None,
+    keying: str = DEFAULT_KEYING,
+    tie: str | None = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
+) -> Model:
+    """Grow a model of transformers or timm into a larger one of the same class.
+
+    Args:
+        model: of a supported family, with its head. It is not changed.
+        changes: config keys over the model's own, such as `{"n_layer": 24, "n_embd": 1024, "n_head": 16}`.
+        data: what the operator is fitted on; None: no fit. An iterable of batches (token ids `[batch, sequence]`, mappings
+            with `input_ids` and, for a masked language model, `labels`; pairs of images and labels for timm), a torch
+            `DataLoader`, a `datasets` dataset, or texts with `tokenizer`. Each batch is one step; batches are used again
+            in turn where there are fewer than `steps`. One batch in twelve chooses the best operator, and as many report
+            its loss. Three batches are the minimum.
+        tokenizer: the model's tokenizer, for texts.
+        sequence_length: tokens in a sequence cut from texts. Default: 128, or what the model can read.
+        batch_size: examples in a batch made from texts or single examples.
+        width: width method; `ligo-convert methods` lists them.
+        depth: depth method.
+        steps: steps of the fit.
+        learning_rate: `width` (default 3e-5) and `depth` (default 1e-2) of the fit.
+        keying: how layers share width maps: `shared`, `source` or `target`.
+        tie: `paper` ties the maps as the LiGO paper does; None: each map is learned on its own.
+        seed: of everything random.
+        progress: True shows progress on stderr, None does so on a terminal, False never.
+
+    Returns:
+        A model of the same class, dtype and device, in evaluation mode. Its attribute `ligo` is a `GrowthReport`.
+
+    Raises:
+        RecipeError: the target cannot be grown into, a method cannot keep its promise, or the data does not fit the model.
+        SourceError: the model is not supported.
+    """
+    settings = _settings(width=width, depth=depth, keying=keying, tie=tie, seed=seed)
+    rates = _rates(learning_rate)
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise RecipeError(f"{name} is not a positive whole number", where=name, found=repr(value))
+    source = _SourceModel.of(model)
+    if not isinstance(changes, Mapping):
+        raise RecipeError("changes is not a mapping of config keys", where=WHERE, found=type(changes).__name__)
+    family, config = source.inventory.family, source.config
+    target = family.resize(config, changes, where=WHERE)
+    plan = plan_growth(family, settings, config, target, asked=changes, where=WHERE)
+    splits = None
+    if data is not None:
+        format_ = _batch_format(family, config, sequence_length=sequence_length, batch_size=batch_size, seed=seed)
+        splits = _split(read_batches(data, format_, tokenizer=tokenizer, limit=steps + 2 * -(-steps // _HELD_OUT)))
+    with _shown(progress) as shown:
+        fitted = _fitted(source, plan, splits, steps=steps, rates=rates, seed=seed, progress=shown)
+        with shown.task("growing the weights"):
+            grown = _grown_model(model, source, plan, fitted.operator)
+    grown.ligo = GrowthReport(  # type: ignore[assignment]  # any attribute may hang on a module
+        family=family.name,
+        parameters={
+            "source": family.parameters(source.inventory.rows, config),
+            "target": family.parameters(family.rows_for(plan.target), plan.target),
+        },
+        preservation=fitted.preservation,
+        loss=fitted.loss,
+        fit=fitted.fit,
+        log=tuple(fitted.log),
+        operator=fitted.operator,
+        new_parameters=new_parameters(_family_of(fitted.operator), fitted.operator),
+    )
+    return grown
+
+
+# Arguments.
+
+
+def _settings(*, width: str, depth: str, keying: str, tie: str | None, seed: int) -> GrowthSettings:
+    for name, value, known in (
+        ("width", width, list(WIDTHS)),
+        ("depth", depth, list(DEPTHS)),
+        ("keying", keying, ["shared", "source", "target"]),
+        ("tie", tie, [None, "paper"]),
+    ):
+        if value not in known:
+            near = difflib.get_close_matches(str(value), [str(other) for other in known], n=1)
+            raise RecipeError(
+                f"unknown {name} {value!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+                where=name,
+                expected=", ".join(map(str, known)),
+            )
+    if not isinstance(seed, int):
+        raise RecipeError("seed is not a whole number", where="seed", found=repr(seed))
+    keyed = "source" if tie else keying
+    return GrowthSettings(width=width, depth=depth, keying=keyed, tie=tie, seed=seed)  # type: ignore[arg-type]  # checked above
+
+
+def _rates(given: Mapping[str, float] | None) -> dict[str, float]:
+    if given is not None and not isinstance(given, Mapping):
+        raise RecipeError(
+            "learning_rate is not a mapping", where="learning_rate", expected="{'width': ..., 'depth': ...}"
+        )
+    rates = {**LEARNING_RATES, **(given or {})}
+    wrong = [name for name, value in rates.items() if name not in LEARNING_RATES or not _is_positive(value)]
+    if wrong:
+        raise RecipeError(
+            "learning_rate has a wrong entry",
+            where=f"learning_rate[{wrong[0]!r}]",
+            expected="positive numbers for 'width' and 'depth'",
+            found=rates[wrong[0]],
+        )
+    return rates
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
+    if isinstance(progress, Progress):
+        return nullcontext(progress)
+    if progress is False:
+        return nullcontext(Progress())
+    return shown_progress(announce=progress is True)
+
+
+# The source.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SourceModel:
+    """A model as growth reads it.
+
+    Attributes:
+        config: flat config. tensors: parameters by their names in the model, on the CPU. device: where models run.
+    """
+
+    config: Mapping[str, object]
+    inventory: Inventory
+    tensors: Mapping[str, torch.Tensor]
+    device: str
+
+    @classmethod
+    def of(cls, model: object) -> _SourceModel:
+        """Read a model. Raises SourceError where it is not supported."""
+        name = type(model).__name__
+        if not isinstance(model, torch.nn.Module):
+            raise SourceError(
+                f"{name} is not a model",
+                where="model",
+                expected="a model of transformers or timm",
+                hint="to grow a checkpoint by its name, write a recipe: docs/guide/recipe.md",
+            )
+        config = _config_of(model)
+        family = find_family(config, where=name)
+        names = dict.fromkeys(head.architecture for head in family.heads)
+        if family.library == "transformers" and name not in names:
+            raise SourceError(f"{name} is not supported", where="model", expected=" or ".join(names))
+        tensors = {key: tensor.detach() for key, tensor in model.named_parameters()}
+        for key, tensor in tensors.items():
+            if tensor.dtype not in _DTYPE_NAMES or tensor.is_meta:
+                raise SourceError(
+                    "a parameter without floating-point values",
+                    where=key,
+                    expected="float64, float32, float16 or bfloat16",
+                    found="no values (meta device)" if tensor.is_meta else tensor.dtype,
+                )
+        specs = {
+            key: TensorSpec(name=key, dtype=_DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape))
+            for key, tensor in tensors.items()
+        }
+        device = next(iter(tensors.values())).device.type if tensors else "cpu"
+        return cls(
+            config=config,
+            inventory=family.check(config, specs, label=name),
+            tensors={key: tensor.cpu() for key, tensor in tensors.items()},
+            # Models run where their kernels are exact enough to measure with.
+            device=device if device == "cuda" else "cpu",
+        )
+
+    def read(self, name: str) -> bytearray:
+        """Return the bytes of a parameter."""
+        tensor = self.tensors[name]
+        spec = TensorSpec(name=name, dtype=_DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape))
+        return bytearray(tensor_to_bytes(tensor, spec))
+
+
+def _config_of(model: torch.nn.Module) -> dict[str, object]:
+    """Return the flat config of a model. Raises SourceError for a model that has none."""
+    name = type(model).__name__
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if callable(to_dict):
+        config = {**to_dict(), "architectures": [name]}
+        family = find_family(config, where=name)
+        if family.library == "timm":
+            raise SourceError(
+                f"{name} of transformers is not supported",
+                where="model",
+                expected=f"a {family.architecture} of timm",
+                hint="load the checkpoint that timm has of it: timm.create_model(...)",
+            )
+        return config
+    pretrained = getattr(model, "pretrained_cfg", None)
+    if isinstance(pretrained, Mapping) and isinstance(pretrained.get("architecture"), str):
+        return _timm_config(model, dict(pretrained))
+    raise SourceError(
+        f"{name} has no config that describes it",
+        where="model",
+        expected="a model of transformers or timm, with its head",
+    )
+
+
+def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]:
+    """Read the sizes of a timm model off its modules: timm keeps no config of the arguments that built it."""
+    named = {"architecture": pretrained["architecture"]}
+    flat = flat_config(named, where="model")
+    family = next(family for family in FAMILIES.values() if family.model_type == flat["model_type"])
+    try:
+        block = model.blocks[0]
+        arguments: dict[str, object] = {
+            "img_size": model.patch_embed.img_size[0],
+            "patch_size": model.patch_embed.patch_size[0],
+            "embed_dim": model.embed_dim,
+            "depth": len(model.blocks),
+            "num_heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
+            "qkv_bias": block.attn.qkv.bias is not None,
+        }
+        if hasattr(model, "blocks_token_only"):
+            last = model.blocks_token_only[0]
+            arguments["depth_token_only"] = len(model.blocks_token_only)
+            arguments["mlp_ratio_token_only"] = last.mlp.fc1.out_features / model.embed_dim
+        elif not hasattr(block.ls1, "gamma"):
+            arguments["init_values"] = None
+        elif not flat.get("init_values"):
+            arguments["init_values"] = 1e-5  # it only decides how new entries are drawn
+        channels = model.patch_embed.proj.in_channels
+    except (AttributeError, IndexError) as error:
+        raise SourceError(
+            f"{type(model).__name__} is not built as timm builds a {family.name}: {error}", where="model"
+        ) from None
+    kept = {key: value for key, value in pretrained.items() if key not in ("input_size", "num_classes")}
+    return flat_config(
+        {
+            **named,
+            "num_classes": model.num_classes,
+            "global_pool": getattr(model, "global_pool", "token"),
+            "model_args": {**arguments, "in_chans": channels},
+            "pretrained_cfg": {**kept, "input_size": (channels, arguments["img_size"], arguments["img_size"])},
+        },
+        where="model",
+    )
+
+
+# Data.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Splits:
+    """Batches to train on, and examples that choose the operator (`validation`) and report its loss (`test`)."""
+
+    batches: tuple[Batch, ...]
+    validation: Examples
+    test: Examples
+
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
+        return self.batches[step % len(self.batches)]
+
+    @property
+    def largest(self) -> int:
+        return max(len(next(iter(batch.values()))) for batch in self.batches)
+
+
+def _split(batches: list[Batch]) -> _Splits:
+    if len(batches) < 3:
+        raise RecipeError(
+            "too few batches",
+            where="data",
+            expected="at least three: one to train on, one to choose the operator, one to report its loss",
+            found=len(batches),
+        )
+    held = max(1, len(batches) // _HELD_OUT)
+    names = batches[0].keys()
+
+    def examples(chosen: list[Batch]) -> Examples:
+        return ArrayExamples(arrays={name: np.concatenate([batch[name] for batch in chosen]) for name in names})
+
+    return _Splits(
+        batches=tuple(batches[: -2 * held]),
+        validation=examples(batches[-2 * held : -held]),
+        test=examples(batches[-held:]),
+    )
+
+
+def _batch_format(
+    family: Family, config: Mapping[str, object], *, sequence_length: int | None, batch_size: int, seed: int
+) -> BatchFormat:
+    sizes = family.sizes(config)
+    if family.reads == "images":
+        side = int(cast("int", family.complete(config)["img_size"]))
+        image, labels, longest = (sizes["rgb"], side, side), sizes[family.labels], None
+    else:
+        image, labels, longest = None, sizes[family.vocabulary], family.longest(config)
+    return BatchFormat(
+        reads=family.reads,
+        task=family.task,
+        labels=labels,
+        image=image,
+        longest=longest,
+        sequence_length=sequence_length or min(128, longest or 128),
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+# The operator.
+
+
+@dataclass(kw_only=True)
+class _Fitted:
+    """The operator to apply, with its figures; the fields are those of `GrowthReport`."""
+
+    operator: Operator
+    preservation: Mapping[str, Any]
+    loss: dict[str, float | None]
+    fit: Mapping[str, Any] | None
+    log: list[dict[str, Any]]
+
+
+_UNMEASURED = dict.fromkeys(
+    ("verdict", "max_logit_difference", "mean_logit_difference", "loss_difference", "departs_at")
+)
+
+
+def _fitted(
+    source: _SourceModel,
+    plan: GrowthPlan,
+    splits: _Splits | None,
+    *,
+    steps: int,
+    rates: Mapping[str, float],
+    seed: int,
+    progress: Progress,
+) -> _Fitted:
+    """Make the initial operator, measure what it preserves, and fit it where there is data."""
+    family, inventory, device = plan.family, source.inventory, source.device
+    wide = compute_dtype(inventory) == "F64"
+    dtype = torch.float64 if wide else torch.float32
+    initial = initial_operator(plan, dtype=np.float64 if wide else np.float32)
+    losses: dict[str, float | None] = dict.fromkeys(("source", "initial", "fitted"))
+    result = _Fitted(operator=initial, preservation=dict(_UNMEASURED), loss=losses, fit=None, log=[])
+    if splits is None and plan.copies_only:
+        return result
+    rows = family.rows_for(plan.target)
+    stacked = stacked_source(source.read, family, inventory, rows, device=device, dtype=dtype)
+    old = MeasuredModel(
+        library=LibraryModel(inventory.family, plan.source, device=device), parameters=named_source(inventory, stacked)
+    )
+    try:
+        library = LibraryModel(family, plan.target, device=device)
+    except SourceError as error:
+        # The source's own config has just been built, so the changes are at fault.
+        raise RecipeError(error.what, where=WHERE) from None
+    library.check_table(rows)
+    objective = objective_of(library, old, initial, dtype=dtype)
+
+    def grown(operator: Operator) -> MeasuredModel:
+        grower = Grower(operator, family, device=device, dtype=dtype, fetch=fetch_from(stacked))
+        return MeasuredModel(library=library, parameters=GrownTarget(grower, rows, stacked).tensors())
+
+    test = splits.test if splits is not None else _random_examples(inventory.family, plan.source)
+    batch_size = splits.largest if splits is not None else _RANDOM_EXAMPLES
+    with progress.task("measuring the initial operator"):
+        new = grown(initial)
+        depths = {axis: found.source for axis, found in plan.depths.items()}
+        result.preservation = certificate(old, new, initial, depths, test, batch_size=batch_size, dtype=dtype)
+        if splits is None:
+            return result
+
+        def loss(model: MeasuredModel, measured: Callable[..., torch.Tensor]) -> float:
+            return mean_loss(measured, model.parameters, test, batch_size=batch_size, device=device, dtype=dtype)
+
+        if not plan.drawn_rows:
+            losses["source"] = 0.0 if old.library.task.loss is None else loss(old, old.library.loss)
+        losses["initial"] = loss(new, objective)
+        del new
+    with progress.task("fitting the operator", steps, unit="steps") as task:
+
+        def on_step(step: int, line: Mapping[str, Any]) -> None:
+            task.reach(step)
+            task.note(f"loss {line['loss']:.3f}")
+
+        operator, outcome = fit(
+            initial,
+            family,
+            inventory,
+            stacked,
+            splits,
+            _fit_settings(splits, family, plan, steps=steps, rates=rates, seed=seed),
+            objective=objective,
+            device=device,
+            on_step=on_step,
+        )
+    # Where no step beat the initial operator, that one is kept as it was.
+    result.operator = operator if outcome.best_step else initial
+    losses["fitted"] = loss(grown(result.operator), objective)
+    result.log = outcome.log
+    result.fit = {"steps": steps, "best_step": outcome.best_step, "best_validation_loss": outcome.best_loss}
+    return result
+
+
+def _random_examples(family: Family, config: Mapping[str, object]) -> Examples:
+    return ArrayExamples(arrays=random_batch(family, config, count=_RANDOM_EXAMPLES))
+
+
+def _fit_settings(
+    splits: _Splits, family: Family, plan: GrowthPlan, *, steps: int, rates: Mapping[str, float], seed: int
+) -> FitSettings:
+    first = splits.batches[0]
+    if "input_ids" in first:
+        tokens = int(first["input_ids"].size)
+    else:
+        tokens = len(first["labels"]) * family.sequence(plan.target, 0)
+    return FitSettings(
+        steps=steps,
+        batch_size=splits.largest,
+        micro_batch_size=splits.largest,
+        tokens_a_step=tokens,
+        width_rate=rates["width"],
+        depth_rate=rates["depth"],
+        weight_decay=0.0,
+        warmup_steps=min(10, steps // 10),
+        seed=seed,
+        evaluate_every=10,
+        autocast=False,
+    )
+
+
+# The target.
+
+
+def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator: Operator) -> Model:
+    """Build a model of the same class and fill it with the grown tensors."""
+    family, device = plan.family, next(model.parameters()).device
+    made = _empty_like(model, family, plan.target)
+    planned = target_specs(family, source.inventory, plan.target, dtype=None)
+    by_name = {spec.name: spec for spec in planned}
+    parameters = dict(made.named_parameters())
+    with torch.no_grad():
+        for name, content in grow_stream(source.read, family, source.inventory, operator, planned):
+            parameters[name].data = tensor_from_bytes(content, by_name[name]).to(device=device).clone()
+    if hasattr(made, "tie_weights"):
+        made.tie_weights()
+    if getattr(model, "generation_config", None) is not None:
+        made.generation_config = copy.deepcopy(model.generation_config)
+    return made.to(device).eval()
+
+
+def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> Model:
+    """Build a model of the same class for a config, with weights that are about to be replaced."""
+    if family.library == "transformers":
+        return type(model)(library_config(family, config), **family.chosen.options)
+    import timm
+
+    written = written_config(family, config, {})
+    arguments = {
+        **written["model_args"],
+        "num_classes": written["num_classes"],
+        "in_chans": family.sizes(config)["rgb"],
+    }
+    made = timm.create_model(written["architecture"], pretrained=False, **arguments)
+    if type(made) is not type(model):
+        raise SourceError(
+            f"timm builds a {type(made).__name__} for this model", where="model", found=type(model).__name__
+        )
+    return made
+
+
+def _family_of(operator: Operator) -> Family:
+    return FAMILIES[operator.family].for_architecture(operator.head)
