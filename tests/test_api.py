@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import itertools
 import subprocess
 import sys
@@ -303,3 +304,14 @@ def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() ->
     for message, data in cases.items():
         with pytest.raises(RecipeError, match=message):
             ligo_convert.grow(model, TARGETS["bert"]["depth"], data=data)
+
+
+def test_every_public_name_is_documented_with_its_signature() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
+    for name in ligo_convert.__all__:
+        _, heading, text = page.partition(f"### `{name}`\n")
+        assert heading, name
+        value = getattr(ligo_convert, name)
+        if inspect.isfunction(value):
+            signature = text.partition("\n\n\n")[0].partition("->")[0]
+            assert all(f"    {parameter}: " in signature for parameter in inspect.signature(value).parameters), name

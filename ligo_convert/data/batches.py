@@ -308,7 +308,7 @@ def _sequences(texts: Sequence[str], wanted: BatchFormat, tokenizer: Any, number
             special=tuple(sorted(set(tokenizer.all_special_ids))),
             vocabulary=min(wanted.labels, len(tokenizer)),
         )
-        arrays = masked.take(range(len(blocks)))
+        arrays: Batch = masked.take(range(len(blocks)))
     else:
         arrays = {"input_ids": blocks.astype(np.int64)}
     for row in range(len(blocks)):

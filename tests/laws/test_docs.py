@@ -19,6 +19,7 @@ import click
 import pytest
 from laws.test_layering import FILES, LAYERS, ROOT_MODULES, ROOT_SENTENCES, sentence_of
 
+import ligo_convert
 from ligo_convert import errors
 from ligo_convert.batch.manifest_schema import EntrySection, ManifestSection
 from ligo_convert.cli.inspect import families_list, starts_list
@@ -381,6 +382,42 @@ def commands() -> str:
     return text
 
 
+def python_api() -> str:
+    """Every public name with its signature and docstring; functions first."""
+    import inspect
+
+    parts = []
+    for name in sorted(
+        ligo_convert.__all__, key=lambda name: (not inspect.isfunction(getattr(ligo_convert, name)), name)
+    ):
+        value = getattr(ligo_convert, name)
+        if inspect.isfunction(value):
+            arguments = ",\n".join(f"    {parameter}" for parameter in _parameters(value))
+            head = f"{name}(\n{arguments},\n) -> {inspect.signature(value).return_annotation}"
+        elif inspect.isclass(value):
+            bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
+            head = f"class {name}({bases})" if bases else f"class {name}"
+        else:
+            head = f"{name}: a mapping of name -> {type(next(iter(value.values()))).__name__}, {len(value)} entries"
+        text = inspect.getdoc(value) if inspect.isfunction(value) or inspect.isclass(value) else None
+        body = f"{head}\n\n{text}" if text else head
+        parts.append(f"### `{name}`\n\n```text\n{body}\n```\n")
+    return "\n".join(parts)
+
+
+def _parameters(function: Callable[..., object]) -> Iterator[str]:
+    """The parameters of a function as its source writes them, with a `*` before the first that is keyword-only."""
+    import inspect
+
+    star = False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not star:
+            star = True
+            yield "*"
+        default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
+        yield f"{parameter.name}: {parameter.annotation}{default}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "packages": packages,
     "families": family_table,
@@ -397,6 +434,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "entry keys": lambda: section_keys(EntrySection),
     "exit codes": exit_codes,
     "commands": commands,
+    "python api": python_api,
 }
 
 
