@@ -1,4 +1,4 @@
-"""What the machine brings to a run: versions, peak memory, the device. Nothing that names a person or a place."""
+"""Facts about the machine that a run uses: package versions, memory, cores, device. No user, host or path names."""
 
 from __future__ import annotations
 
@@ -14,66 +14,85 @@ PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenize
 
 
 def versions() -> dict[str, str]:
-    """Package -> installed version, with Python's own."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    """Return package name -> installed version, Python included."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **installed}
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident size that this process has had."""
+    """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process and its children may use: the machine's, or what its control groups allow.
+    """Return the memory that this process and its children may use, in bytes: the machine's, or less where a cgroup limits it.
 
-    `root`: of the file system that says so.
+    Args:
+        root: root of the file system that holds `proc` and `sys`.
     """
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = [*_limits(root, "memory.max", controller=""), *_limits(root, "memory.limit_in_bytes", controller="memory")]
-    return min([installed, *(int(text) for text in found if text.isdigit())])
+    limits = [
+        *_cgroup_values(root, "memory.max", controller=""),
+        *_cgroup_values(root, "memory.limit_in_bytes", controller="memory"),
+    ]
+    return min([installed, *(int(text) for text in limits if text.isdigit())])
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many threads can compute at a time: the cores that this process may run on, or as many as its control groups give time for."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Microseconds in each so many microseconds. Threads beyond the quota would all be stopped for the rest of each period.
-    shares = [text.split() for text in _limits(root, "cpu.max", controller="")]
-    quotas = _limits(root, "cpu.cfs_quota_us", controller="cpu")
-    shares += [list(pair) for pair in zip(quotas, _limits(root, "cpu.cfs_period_us", controller="cpu"), strict=False)]
-    for share in shares:
-        if len(share) == 2 and all(part.isdigit() for part in share) and int(share[1]):  # not `max`, nor -1
-            found = min(found, int(share[0]) // int(share[1]))
-    return max(1, found)
+    """Return the number of threads that can run at once: the cores of this process, or fewer where a cgroup limits CPU time.
+
+    Args:
+        root: root of the file system that holds `proc` and `sys`.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Quota and period, both in microseconds. With more threads than quota / period, all are paused for the rest of each period.
+    quotas = [text.split() for text in _cgroup_values(root, "cpu.max", controller="")]
+    old_quotas = _cgroup_values(root, "cpu.cfs_quota_us", controller="cpu")
+    old_periods = _cgroup_values(root, "cpu.cfs_period_us", controller="cpu")
+    quotas += [list(pair) for pair in zip(old_quotas, old_periods, strict=False)]
+    for quota in quotas:
+        if (
+            len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1])
+        ):  # neither `max` nor -1: no limit
+            count = min(count, int(quota[0]) // int(quota[1]))
+    return max(1, count)
 
 
-def _limits(root: Path, name: str, *, controller: str) -> list[str]:
-    """What a file says in the control group of this process and in all that hold it, as each of them sets a limit.
+def _cgroup_values(root: Path, name: str, *, controller: str) -> list[str]:
+    """Read one file of this process's cgroup and of every parent cgroup, since each of them can set a limit.
 
-    `controller`: of version 1, which has a tree for each; empty for the one tree of version 2.
+    Args:
+        root: root of the file system that holds `proc` and `sys`.
+        name: the file, such as `memory.max`.
+        controller: the controller of cgroup v1, which has one tree each; empty for the single tree of v2.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    found = []
+    values = []
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controller not in controllers.split(","):
             continue
-        # A container sees its own group as the root of the tree, whatever path it is told; then none of the others are there.
+        # A container sees its own cgroup as the root of the tree, whatever path `proc` shows. Missing files are skipped.
         group = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part != ".."))
         for tree in (controllers, controller, "unified") if controller else ("", "unified"):
-            for one in (group, *group.parents):
+            for ancestor in (group, *group.parents):
                 with contextlib.suppress(OSError):
-                    found.append((root / "sys/fs/cgroup" / tree / one.relative_to("/") / name).read_text().strip())
-    return found
+                    path_in_tree = ancestor.relative_to("/") / name
+                    values.append((root / "sys/fs/cgroup" / tree / path_in_tree).read_text().strip())
+    return values
 
 
-def choose_device(asked: str) -> str:
-    """`cpu` or `cuda`: as asked, or for `auto` what is there. Raises MachineError where CUDA is asked for and is not there."""
-    if asked == "cpu":
+def choose_device(requested: str) -> str:
+    """Return `cpu` or `cuda` for the option `--device`; `auto` selects CUDA where it is available.
+
+    Raises:
+        MachineError: CUDA is requested and not available.
+    """
+    if requested == "cpu":
         return "cpu"
     import torch
 
@@ -81,24 +100,24 @@ def choose_device(asked: str) -> str:
 
     if torch.cuda.is_available():
         return "cuda"
-    if asked == "cuda":
-        raise MachineError("no CUDA device can be used here", where="--device cuda", hint="leave --device out")
+    if requested == "cuda":
+        raise MachineError("no CUDA device is available", where="--device cuda", hint="leave --device out")
     return "cpu"
 
 
 def processor() -> str:
-    """What decides the order in which this processor sums: a short digest of the instructions that torch finds on it. Imports torch."""
+    """Return a short digest of the CPU instructions that torch uses; they decide the order of sums, so the last bits. Imports torch."""
     import hashlib
     import json
 
     import torch
 
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    known = {"capability": torch.backends.cpu.get_cpu_capability(), **capabilities}
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    features = {"capability": torch.backends.cpu.get_cpu_capability(), **capabilities}
+    return hashlib.sha256(json.dumps(features, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def thread_limits(count: int) -> dict[str, str]:
-    """The variables by which libraries are told how many threads a process may have."""
+    """Return the environment variables that limit the threads of numerical libraries to `count`."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(count))

@@ -1,20 +1,20 @@
-"""The exception tree: what went wrong, where, what was expected and found, and what to do.
+"""The exceptions of this package and their exit codes.
 
-    LigoError                      70  a bug of ours unless a subclass says otherwise
-    |-- RecipeError                 2  the recipe or the command line
-    |   `-- DataMissing             2  files that it names are not there
-    |-- SourceError                 3  a source checkpoint that cannot be used
-    |-- SourceChanged               4  a source out of reach, or changed while it was read
-    |   `-- HubUnreachable          4  the Hub out of reach, or failing
+    LigoError                      70  base class; an internal error unless a subclass has its own code
+    |-- RecipeError                 2  invalid recipe, manifest or command line
+    |   `-- DataMissing             2  training data not found
+    |-- SourceError                 3  unusable source checkpoint
+    |-- SourceChanged               4  source unreachable, or changed during the run
+    |   `-- HubUnreachable          4  Hub unreachable or failing
     |-- MachineError                5  disk, memory, permission
-    |   `-- MissingExtra            5  an optional dependency, with the line that installs it
-    |-- OutputBusy                  6  an output directory that is taken
-    |   `-- OutputLocked            6  or that another run is writing
-    |-- VerificationError           7  what was written is not what was meant
-    |-- PublishRefused              8  something that must not be shared
+    |   `-- MissingExtra            5  optional dependency not installed
+    |-- OutputBusy                  6  output directory in use
+    |   `-- OutputLocked            6  another run holds its lock
+    |-- VerificationError           7  written file not as expected
+    |-- PublishRefused              8  publishing refused
     `-- Interrupted           130/143  SIGINT or SIGTERM
 
-Low-level code raises with what it knows; `cli.py` alone prints, and turns the class into the exit code.
+Each error says what is wrong, where, what was expected and found, and what to do next. Only `cli/main.py` prints errors and exits.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import Any
 
 
 def printable(text: object) -> str:
-    r"""`text` on one line with every control, format and bidirectional character shown as an escape.
+    r"""Return `text` on one line, with control, format and bidirectional characters escaped.
 
-    Names come from files that others wrote: nothing in them may steer a terminal or a model card.
+    Names come from untrusted files. They must not control a terminal or the layout of a model card.
 
     >>> printable("a\x1b[2Jb\u202e")
     'a\\x1b[2Jb\\u202e'
@@ -43,7 +43,7 @@ def printable(text: object) -> str:
 
 
 def some(names: Sequence[str], most: int = 4, *, between: str = ", ") -> str:
-    """The first of many names, and how many more there are.
+    """Join the first `most` names and append the number of the remaining ones.
 
     >>> some(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -52,12 +52,13 @@ def some(names: Sequence[str], most: int = 4, *, between: str = ", ") -> str:
 
 
 class LigoError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base class of all errors that this package raises on purpose.
 
     Args:
-        what: one line saying what is wrong.
-        where: `file:line:column`, a file, a tensor, or several joined by the caller; empty where it says nothing.
-        expected, found: the two sides of a failed comparison.
+        what: one line that describes the problem.
+        where: location of the problem: `file:line:column`, a file or a tensor; empty if unknown.
+        expected: the expected side of a failed comparison.
+        found: the actual side of a failed comparison.
         hint: what the user can do next.
     """
 
@@ -82,16 +83,16 @@ class LigoError(Exception):
             lines.append(f"  expected: {printable(self.expected)}")
         if self.found is not None:
             lines.append(f"  found:    {printable(self.found)}")
-        # A hint is ours and may hold several lines (a list of names, a command to copy).
+        # Hints are written by this package, so they may span several lines (a list of names, a command to copy).
         lines += [f"  {printable(line)}" for line in self.hint.splitlines()]
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Constructors differ; what an error says is in its attributes.
-        return _again, (type(self), self.args, dict(self.__dict__))
+        # Subclasses have different constructors, so unpickling restores the attributes instead.
+        return _restore, (type(self), self.args, dict(self.__dict__))
 
 
-def _again(kind: type[LigoError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LigoError:
+def _restore(kind: type[LigoError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LigoError:
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(attributes)
@@ -99,13 +100,13 @@ def _again(kind: type[LigoError], args: tuple[Any, ...], attributes: dict[str, A
 
 
 class RecipeError(LigoError):
-    """The recipe, the manifest or the command line asks for something that cannot be."""
+    """The recipe, the manifest or the command line is invalid."""
 
     exit_code = 2
 
 
 class DataMissing(RecipeError):
-    """The data that a recipe names is not there: a run cannot do without, a plan can."""
+    """Training data named in the recipe was not found. `plan` continues with a warning; `run` stops."""
 
 
 class SourceError(LigoError):
@@ -115,24 +116,26 @@ class SourceError(LigoError):
 
 
 class SourceChanged(LigoError):
-    """The source cannot be reached, or its bytes are not the bytes that were digested."""
+    """The source cannot be reached, or its files changed during the run."""
 
     exit_code = 4
 
 
 class HubUnreachable(SourceChanged):
-    """The Hub cannot be reached, or goes on failing.
+    """The Hub cannot be reached, or keeps failing.
 
-    `passing`: whether trying again may help.
+    Args:
+        what: as in `LigoError`; so are the other keyword arguments.
+        passing: True if the failure may be temporary, so that a retry can succeed.
     """
 
-    def __init__(self, what: str, *, passing: bool = False, **said: Any) -> None:
-        super().__init__(what, **said)
+    def __init__(self, what: str, *, passing: bool = False, **details: Any) -> None:
+        super().__init__(what, **details)
         self.passing = passing
 
 
 class MachineError(LigoError):
-    """The machine does not give what is needed: disk, memory, permission."""
+    """The machine lacks disk space, memory or a permission."""
 
     exit_code = 5
 
@@ -145,35 +148,35 @@ class MissingExtra(MachineError):
 
 
 class OutputBusy(LigoError):
-    """The output directory is occupied, or another run is writing it."""
+    """The output directory already holds something else."""
 
     exit_code = 6
 
 
 class OutputLocked(OutputBusy):
-    """Another run is writing it."""
+    """Another run is writing the output directory."""
 
     SAYS = "another run is writing here"
 
     def __init__(self, where: str | Path) -> None:
-        super().__init__(self.SAYS, where=where, hint="wait for it, or choose another output")
+        super().__init__(self.SAYS, where=where, hint="wait until it ends, or choose another output")
 
 
 class VerificationError(LigoError):
-    """A written file does not hold what was meant."""
+    """A written file does not have the expected content."""
 
     exit_code = 7
 
 
 class PublishRefused(LigoError):
-    """Publishing would share what must not be shared."""
+    """Publishing was refused because the output holds something that must stay private."""
 
     exit_code = 8
 
 
 class Interrupted(LigoError):
-    """A signal asked us to stop; staged work stays and the same command goes on from it."""
+    """A signal stopped the run. The same command resumes from the finished work."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}", hint="run the same command again to go on")
+        super().__init__(f"stopped by {signal.Signals(number).name}", hint="run the same command again to resume")
         self.exit_code = 128 + number

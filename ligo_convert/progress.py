@@ -1,6 +1,6 @@
-"""Progress: what the pipeline tells of itself while it works.
+"""The progress interface of the pipeline.
 
-The pipeline talks to `Progress`; the command line shows it with rich on stderr, everything else stays quiet.
+The pipeline reports to `Progress`. The command line subclasses it to show progress bars on stderr; the base class shows nothing.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ from contextlib import contextmanager
 
 
 class Task:
-    """One stretch of work. `advance` by units done, `note` what a person would like to read beside the bar."""
+    """One task with a progress bar."""
 
-    def advance(self, amount: float = 1) -> None: ...
+    def advance(self, amount: float = 1) -> None:
+        """Add `amount` finished units."""
 
-    def reach(self, completed: float) -> None: ...
+    def reach(self, completed: float) -> None:
+        """Set the number of finished units."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Show a short text beside the bar."""
 
 
 class Progress:
-    """Says nothing. Subclasses show tasks as they run, and messages."""
+    """Shows nothing. Subclasses show running tasks and messages."""
 
     @contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
-        """A stretch of work of `total` units (None: unknown)."""
+        """Start a task of `total` units; None if unknown."""
         yield Task()
 
     def say(self, text: str) -> None:
-        """A line worth keeping."""
+        """Show one line of information."""
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed."""
+        """Show one line of warning."""

@@ -484,7 +484,7 @@ def test_a_signal_during_a_long_call_into_a_library(place: Path) -> None:
             running.kill()
         assert running.returncode == 128 + signal.SIGTERM
         assert time.monotonic() - began < 5
-    assert err == "error: stopped by SIGTERM\n  run the same command again to go on\n"
+    assert err == "error: stopped by SIGTERM\n  run the same command again to resume\n"
 
 
 def test_too_little_memory_is_no_bug(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def stopped(done: Ended, number: int) -> None:
     assert done.seconds < 5
     assert done.out == ""
     assert f"stopped by {signal.Signals(number).name}" in done.err
-    assert "run the same command again to go on" in done.err
+    assert "run the same command again to resume" in done.err
     assert "Traceback" not in done.err
 
 
