@@ -12,7 +12,7 @@ from ligo_convert.conversion.plan import Plan, plan_recipe
 from ligo_convert.conversion.run_record import ConversionResult
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import read_operator
-from ligo_convert.outputs.publish import PublishResult
+from ligo_convert.outputs.publish import Report
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.recipe import load_recipe as read_recipe
@@ -132,8 +132,8 @@ def publish(
     replace: bool = False,
     license: str | None = None,
     progress: Progress | None = None,
-) -> PublishResult:
-    """Publish an output directory to the Hugging Face Hub, completely or not at all.
+) -> Report:
+    """Publish an output directory to the Hugging Face Hub, completely or not at all. Returns a report with `json()`.
 
     Args:
         directory: the output directory.
@@ -155,7 +155,8 @@ def publish(
 
     return run(
         Path(directory),
-        repo,
+        "hub",
+        repo=repo,
         public=public,
         branch=branch,
         pull_request=pull_request,

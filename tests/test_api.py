@@ -315,3 +315,8 @@ def test_every_public_name_is_documented_with_its_signature() -> None:
         if inspect.isfunction(value):
             signature = text.partition("\n\n\n")[0].partition("->")[0]
             assert all(f"    {parameter}: " in signature for parameter in inspect.signature(value).parameters), name
+
+
+def test_publishing_under_an_impossible_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not the name of a repository"):
+        ligo_convert.publish(tmp_path, "no name")
