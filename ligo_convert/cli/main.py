@@ -83,6 +83,25 @@ def _recipe_options(command: Command) -> Command:
     return command
 
 
+def _load_families(context: click.Context, parameter: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files and not context.resilient_parsing:
+        from ligo_convert.families.registry import load_family_file
+
+        for file in files:
+            load_family_file(file)
+
+
+_family_files = click.option(
+    "--family",
+    "family_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    expose_value=False,
+    callback=_load_families,
+    metavar="FILE",
+    help="Run this Python file and use the families it defines; repeatable.",
+)
+
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 _device = click.option(
@@ -99,6 +118,7 @@ def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str
 @cli.command()
 @_recipe_options
 @_device
+@_family_files
 @_as_json
 def run(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
@@ -119,6 +139,7 @@ def run(
 @cli.command()
 @_recipe_options
 @_device
+@_family_files
 @_as_json
 def plan(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
@@ -135,6 +156,7 @@ def plan(
 @_recipe_options
 @click.option("--operator", "file", type=click.Path(path_type=Path), required=True, help="Where to write the operator.")
 @_device
+@_family_files
 @_as_json
 def fit(
     recipe: Path,
@@ -161,6 +183,7 @@ def fit(
 @click.argument("operator", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
+@_family_files
 @_as_json
 def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
     """Stream SOURCE, or any sibling of its shape, through a learned OPERATOR into OUT."""
@@ -229,6 +252,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@_family_files
 @_as_json
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a checkpoint, an operator or an output directory holds."""
@@ -243,6 +267,7 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--source", metavar="MODEL", help="Derive every tensor again from this source and compare.")
 @click.option("--load", is_flag=True, help="Load it in the real library, too.")
+@_family_files
 @_as_json
 def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> None:
     """Check every digest of an output directory, its tensors against its family's table, and more if asked."""
@@ -268,6 +293,7 @@ def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> No
 )
 @click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or one of its own here.")
 @_device
+@_family_files
 @_as_json
 def batch(
     manifest: Path, engine: str, jobs: int, shard: str | None, address: str | None, device: str, as_json: bool
@@ -278,6 +304,12 @@ def batch(
 
     share = _share(shard)
     from ligo_convert.batch.manifest import load_manifest
+    from ligo_convert.families.registry import files_loaded
+
+    if files_loaded() and (engine != "local" or jobs > 1):
+        raise click.BadParameter(
+            "worker processes do not load family files; use --engine local --jobs 1", param_hint="--family"
+        )
 
     loaded = load_manifest(manifest)
     from ligo_convert.batch.scheduler import run_batch, shares
@@ -417,6 +449,7 @@ def methods(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("family")
+@_family_files
 @_as_json
 def describe(family: str, as_json: bool) -> None:
     """Print a family's table with its sizes filled in."""

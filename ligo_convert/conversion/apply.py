@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import plan_shards, rehash, safetensors_pieces
+from ligo_convert.conversion.identity import with_family
 from ligo_convert.conversion.plan import check_apart, shard_bytes
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
-from ligo_convert.conversion.run_record import ConversionResult, operator_record, source_record
+from ligo_convert.conversion.run_record import ConversionResult, family_source_json, operator_record, source_record
 from ligo_convert.conversion.source_checks import check_copies, check_finite
 from ligo_convert.conversion.write import Clock, WriteJob, digest_source, now, write_job
 from ligo_convert.environment import peak_rss_bytes, versions
@@ -82,7 +83,7 @@ def apply_operator(
         check_copies(source, inventory)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
-        key = sha256_of({"apply": recipe, "versions": versions()})
+        key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)
         if finished is not None:
             return reuse_finished(out, finished, key, family=family.name, label=source.label, progress=progress)
         staging = stack.enter_context(Staging.open(out, key=key))
@@ -103,8 +104,9 @@ def apply_operator(
         }
         record = Record(
             family=family.name,
+            family_source=family_source_json(family.name),
             recipe=recipe,
-            recipe_digest=sha256_of(recipe),
+            recipe_digest=with_family(sha256_of(recipe), family.name),
             key=key,
             source=source_record(source, digests, pretrained=False),
             data=None,

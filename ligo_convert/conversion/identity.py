@@ -10,6 +10,7 @@ from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.splits import tokenizer_directory
 from ligo_convert.conversion.target import target_model_config
 from ligo_convert.data.tokens import content_digest
+from ligo_convert.families.registry import family_source
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.schema import OutputConfig
@@ -52,7 +53,13 @@ def compute_digests(
         )
         trained |= {"pretrain": recipe.source.pretrain.model_dump(mode="json"), "held": held}
     return Identity(
-        whole=recipe.digest(source=digests, data=data, target=target),
-        learned=learning.digest(source=digests, data=data, target=target),
-        trained=sha256_of(trained),
+        whole=with_family(recipe.digest(source=digests, data=data, target=target), plan.family.name),
+        learned=with_family(learning.digest(source=digests, data=data, target=target), plan.family.name),
+        trained=with_family(sha256_of(trained), plan.family.name),
     )
+
+
+def with_family(digest: str, family: str) -> str:
+    """Combine a digest with that of the file that defines the family; a built-in family leaves it unchanged."""
+    source = family_source(family)
+    return digest if source is None else sha256_of({"digest": digest, "family": source.sha256})

@@ -17,6 +17,7 @@ from ligo_convert.conversion.learn import Learned, warmup_steps
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.write import Clock, now
 from ligo_convert.environment import versions
+from ligo_convert.families.registry import family_source
 from ligo_convert.growth.growth_plan import GrowthPlan, drawn_names
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
@@ -104,6 +105,12 @@ def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> 
     }
 
 
+def family_source_json(family: str) -> dict[str, str] | None:
+    """The record's entry for a family that is not built in; None for a built-in one."""
+    source = family_source(family)
+    return None if source is None else source.json()
+
+
 def run_record(
     plan: Plan,
     source: CheckpointReader,
@@ -119,6 +126,7 @@ def run_record(
     pretrained = recipe.source.pretrain is not None
     return Record(
         family=plan.family.name,
+        family_source=family_source_json(plan.family.name),
         recipe=filled_recipe(plan),
         recipe_digest=recipe_digest,
         key=run_key(recipe_digest),

@@ -37,7 +37,12 @@ def read_operator(path: Path) -> Operator:
         operator = restore(header.metadata, specs, read, label=path.name)
         if operator.family not in FAMILIES:
             known = ", ".join(FAMILIES)
-            raise SourceError(f"an operator of the unknown family {operator.family!r}", where=path.name, expected=known)
+            raise SourceError(
+                f"an operator of the unknown family {operator.family!r}",
+                where=path.name,
+                expected=known,
+                hint="load its table with --family FILE",
+            )
         family = FAMILIES[operator.family]
         if operator.head not in [head.name for head in family.heads]:
             raise SourceError(f"an operator of the unknown class {operator.head!r}", where=path.name)

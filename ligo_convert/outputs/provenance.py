@@ -53,6 +53,7 @@ class Record:
         source_config, target_config: configs. metrics: as `run --json` prints them. versions: package -> version.
         drawn: what was drawn as the library initialises. nonfinite_allowed: whether NaN and infinity were let through.
         started, finished: UTC, ISO 8601, whole seconds.
+        family_source: of a family that is not built in: `kind` (`file` or `plugin`) and `sha256` of the file that defines it.
     """
 
     family: str
@@ -70,6 +71,7 @@ class Record:
     nonfinite_allowed: bool
     started: str
     finished: str
+    family_source: Mapping[str, str] | None = None
 
     @property
     def hub_id(self) -> str | None:
@@ -133,6 +135,7 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
                 "internalParameters": {
                     "key": record.key,
                     "family": record.family,
+                    **_family_source(record),
                     "config": record.config_changes(),
                     "operator": {**record.operator, "digest": {"sha256": record.operator["digest"]}},
                     "drawn": record.drawn,
@@ -157,6 +160,14 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
     plain = _plain(found)
     assert isinstance(plain, dict)
     return plain
+
+
+def _family_source(record: Record) -> dict[str, Any]:
+    """The parameter `familySource` of a family that is not built in."""
+    if record.family_source is None:
+        return {}
+    source = record.family_source
+    return {"familySource": {"kind": source["kind"], "digest": {"sha256": source["sha256"]}}}
 
 
 def statement_bytes(record: Record, outputs: Mapping[str, str]) -> bytes:

@@ -13,7 +13,7 @@ from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError, VerificationError
-from ligo_convert.families.registry import find_family
+from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import family_of, read_operator
@@ -135,6 +135,7 @@ def verify(
     check_subjects(statement, digests)
     operator = read_operator(directory / OPERATOR)
     family = family_of(operator)
+    _check_family_source(statement, family)
     specs = _table_specs(directory, family)
     report["family"] = family.name
     report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
@@ -143,6 +144,21 @@ def verify(
     if load:
         report["loaded"] = check_loads(directory, family)
     return report
+
+
+def _check_family_source(statement: Mapping[str, Any], family: Family) -> None:
+    """Require the family to be defined by the same file as when the output was made. Raises VerificationError."""
+    recorded = statement["predicate"]["buildDefinition"]["internalParameters"].get("familySource")
+    expected = recorded["digest"]["sha256"] if recorded else None
+    source = family_source(family.name)
+    found = source.sha256 if source else None
+    if expected != found:
+        raise VerificationError(
+            f"the table of the family {family.name} is not the one that the output was made with",
+            where=PROVENANCE,
+            expected=f"a file with SHA-256 {expected}" if expected else "the built-in family",
+            found=f"a file with SHA-256 {found}" if found else "the built-in family",
+        )
 
 
 def _allows_nonfinite(statement: Mapping[str, Any]) -> bool:
