@@ -26,7 +26,7 @@ import click
 
 from ligo_convert.comparison.methods import METHODS
 from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
-from ligo_convert.comparison.results import first_at
+from ligo_convert.comparison.results import first_point_at
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
 from ligo_convert.outputs.markdown import code, prose, table
@@ -34,7 +34,7 @@ from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.recipes.schema import CompareConfig
 
 RECORD, FIGURES, PAGE, PICTURES = "compare.json", "results.json", "results.md", "pictures"
-READS, FORMAT = "ligo-comparison/1", "ligo-results/1"
+READS, FORMAT = "ligo-comparison/2", "ligo-results/2"
 RECIPES = Path(__file__).parent.parent / "recipes"
 VERSIONS = ("torch", "transformers", "timm")
 POINTS = 45  # of a curve, about
@@ -85,7 +85,7 @@ scratch ends with. `paper` counts training and, where an operator is learned, it
 [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does; `net` charges the source's training to every method that begins from the
 source or is taught by it. Neither counts the search for rates, in which every method tries the same ones: each in a short run of its
 own, judged on the validation slice. Scratch's schedule is chosen in the same way, and all others take it. A method is trained to the
-shortest of a few horizons at which its curve reaches scratch's final loss, and what it saved is read there, on a test slice by which
+shortest of a few budget_fractions at which its curve reaches scratch's final loss, and what it saved is read there, on a test slice by which
 no rate, schedule or operator was chosen.
 
 **What they do not mean.**
@@ -100,8 +100,8 @@ no rate, schedule or operator was chosen.
 - Where scratch's best rate is marked as the grid's lowest (BERT, CaiT), a lower one was tried apart, and is worse; beyond GPT-2's highest
   none was ([log.md](../development/log.md)).
 - Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
-  last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a horizon h. A method that just
-  misses a horizon looks far worse than one that just makes it.
+  last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a budget_fraction h. A method that just
+  misses a budget_fraction looks far worse than one that just makes it.
 - Final losses are of runs of different length: a method that reaches scratch's loss early is not trained on. The column *FLOPs* says
   how much it had.
 - *Saved* is about reaching one loss. It says nothing of seconds, of memory, or of what a method would reach with the whole budget.
@@ -135,11 +135,11 @@ def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[s
         **{key: record[key] for key in ("recipe", "family", "architecture", "task", "parameters")},
         "budget": {**budget, "flops": _whole(budget["flops"])},
         # Its label may be a place on a machine.
-        "source": {key: source.get(key) for key in ("flops", "share", "loss", "accuracy")},
+        "source": {key: source.get(key) for key in ("flops", "fraction_of_scratch", "loss", "accuracy")},
         **{key: record[key] for key in ("schedule", "grid", "seeds")},
         "data": {unit: data[unit] for unit in ("tokens", "images") if unit in data},
         "methods": {name: _method(record, method) for name, method in record["methods"].items()},
-        **{key: record[key] for key in ("skipped", "breaches", "convention")},
+        **{key: record[key] for key in ("skipped", "fairness_warnings", "flops_convention")},
         "versions": {name: record["versions"][name] for name in VERSIONS if name in record["versions"]},
     }
 
@@ -149,14 +149,14 @@ def _method(record: Data, method: Data) -> dict[str, Any]:
     goals = [run["final"]["loss"] for run in record["methods"][SCRATCH]["seeds"].values()]
     kept = _kept([run["curve"] for run in runs.values()], [*goals, scratch_loss(record)])
     return {
-        **{key: method[key] for key in ("start", "strategy", "options", "source", "learning_rate", "flops")},
+        **{key: method[key] for key in ("start", "strategy", "options", "needs_source", "learning_rate", "flops")},
         "savings": method["savings"],
-        "spread": method["spread"],
+        "std": method["std"],
         "seeds": {
             seed: {
                 "final": {
                     "flops": _whole(run["final"]["flops"]),
-                    **{key: run["final"].get(key) for key in ("loss", "accuracy", "horizon")},
+                    **{key: run["final"].get(key) for key in ("loss", "accuracy", "budget_fraction")},
                 },
                 "savings": run["savings"],
                 "curve": [
@@ -176,7 +176,7 @@ def _kept(curves: Sequence[Sequence[Data]], goals: Sequence[float | None]) -> se
     kept = {0, *(len(curve) - 1 for curve in curves)}
     for curve in curves:
         for goal in goals:
-            there = None if goal is None else first_at(curve, goal)
+            there = None if goal is None else first_point_at(curve, goal)
             if there is not None:
                 at = curve.index(there)
                 kept |= {at, max(0, at - 1)}
@@ -223,8 +223,8 @@ def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
         ("batch_size", budget["batch_size"], settings.batch_size or recipe.fit.batch_size),
         ("learning_rates", grid["learning_rates"], settings.learning_rates),
         ("schedules", grid["schedules"], settings.schedules),
-        ("tuning", grid["share"], settings.tuning),
-        ("horizons", grid["horizons"], sorted({*settings.horizons, 1.0})),
+        ("tuning_fraction", grid["tuning_fraction"], settings.tuning_fraction),
+        ("budget_fractions", grid["budget_fractions"], sorted({*settings.budget_fractions, 1.0})),
     )
     for key, value, planned in pairs:
         if value != planned:
@@ -263,7 +263,7 @@ def page(results: Data) -> str:
         lines += [*_summary(kinds), ""]
     for kind, figures in kinds.items():
         lines += [*_section(kind, figures), ""]
-    conventions = dict.fromkeys(figures["convention"] for figures in kinds.values())
+    conventions = dict.fromkeys(figures["flops_convention"] for figures in kinds.values())
     if conventions:
         lines += [
             "## How FLOPs are counted",
@@ -350,14 +350,14 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
         yield ""
         yield from (f"- {code(name)}: {prose(reason)}" for name, reason in figures["skipped"].items())
     yield ""
-    if not figures["breaches"]:
+    if not figures["fairness_warnings"]:
         yield "Nothing was found that makes this comparison unfair."
         return
     yield "Not fair in every respect:"
     yield ""
-    for breach in figures["breaches"]:
-        about = f" ({', '.join(map(code, breach['methods']))})" if breach["methods"] else ""
-        yield f"- {code(breach['rule'])}: {prose(breach['text'])}{about}"
+    for warning in figures["fairness_warnings"]:
+        about = f" ({', '.join(map(code, warning['methods']))})" if warning["methods"] else ""
+        yield f"- {code(warning['rule'])}: {prose(warning['text'])}{about}"
 
 
 def _scale(figures: Data) -> Iterator[str]:
@@ -372,20 +372,22 @@ def _scale(figures: Data) -> Iterator[str]:
     batch = "images" if images else f"x {budget['sequence_length']:,} tokens"
     yield (
         f"Training from scratch takes {budget['steps']:,} steps of {budget['batch_size']:,} {batch}:"
-        f" {budget['examples']:,} {prose(budget['unit'])}, {budget['per_parameter']:.3g} {'patches' if images else 'tokens'} a parameter,"
+        f" {budget['examples']:,} {prose(budget['unit'])}, {budget['tokens_per_parameter']:.3g} {'patches' if images else 'tokens'} a parameter,"
         f" {budget['flops']:.3g} FLOPs."
     )
-    if source["share"] is None:
+    if source["fraction_of_scratch"] is None:
         cost = "What training the source has cost is not known"
     else:
-        cost = f"Training the source took {100 * source['share']:.1f} % of that"
+        cost = f"Training the source took {100 * source['fraction_of_scratch']:.1f} % of that"
     yield f"{cost}." if source["loss"] is None else f"{cost}; its loss is {source['loss']:.4f}."
     held = [f", on {slices['test']:,} held-out {unit}" for unit, slices in figures["data"].items()]
     yield f"Losses are {LOSS_UNITS.get(figures['task'], 'nats')}{''.join(held)}."
     shapes = [code(shape) for shape in grid["schedules"] if shape != figures["schedule"]]
     yield f"Scratch's schedule is {code(figures['schedule'])}{', chosen over ' + ', '.join(shapes) if shapes else ''}."
-    rates, horizons = (", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "horizons"))
-    yield f"Peak rates of {rates} were tried, each for {grid['share']:g} of the budget; horizons are {horizons} of it."
+    rates, budget_fractions = (
+        ", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "budget_fractions")
+    )
+    yield f"Peak rates of {rates} were tried, each for {grid['tuning_fraction']:g} of the budget; budget_fractions are {budget_fractions} of it."
     yield f"With {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
 
 
@@ -427,7 +429,7 @@ def _saved(name: str, method: Data, way: str, charged: bool) -> str:
         return f"{_percent(saved)}{_deviation(method, way)}"
     runs = _runs(method)
     there = sum(run["savings"]["paper"] is not None for run in runs)
-    if there == len(runs) and method["source"] and not charged:
+    if there == len(runs) and method["needs_source"] and not charged:
         return "not known"
     return f"{there} of {len(runs)} seeds" if there else "not reached"
 
@@ -458,7 +460,7 @@ def _percent(value: float) -> str:
 
 
 def _deviation(method: Data, key: str) -> str:
-    found = method["spread"][key]
+    found = method["std"][key]
     return "" if found is None else f" +- {found:.{4 if key == 'loss' else 1}f}"
 
 

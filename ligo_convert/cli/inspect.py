@@ -47,7 +47,7 @@ def _growing(family: Family) -> list[str]:
 
 def methods_list() -> list[dict[str, str]]:
     """Every start, every training strategy and option, and every method that `compare` knows: paper, what it keeps, what it costs."""
-    return [*starts_list(), *_strategies_list(), *_contenders_list()]
+    return [*starts_list(), *_strategies_list(), *_comparison_methods()]
 
 
 def starts_list() -> list[dict[str, str]]:
@@ -73,21 +73,21 @@ def _strategies_list() -> list[dict[str, str]]:
     return strategies + options
 
 
-def _contenders_list() -> list[dict[str, str]]:
+def _comparison_methods() -> list[dict[str, str]]:
     return [
-        _method("compare", name, found.keeps, _contender_line(found), found.paper, _contender_cost(found))
+        _method("compare", name, found.preserves, _comparison_summary(found), found.paper, _comparison_cost(found))
         for name, found in METHODS.items()
     ]
 
 
-def _contender_line(found: Method) -> str:
-    start = "" if found.drawn else f" ({found.width} + {found.depth})"
+def _comparison_summary(found: Method) -> str:
+    start = "" if found.random_init else f" ({found.width} + {found.depth})"
     return found.summary + start
 
 
-def _contender_cost(found: Method) -> str:
+def _comparison_cost(found: Method) -> str:
     parts = ["the source's training"] if found.needs_source else []
-    parts += ["the fit"] if found.fits else []
+    parts += ["the fit"] if found.learns_operator else []
     return ", ".join([*parts, f"{found.strategy} training"])
 
 

@@ -181,17 +181,17 @@ def compare_report(outcome: ComparisonResult) -> None:
     seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
     title = (
         f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(record['budget']['examples'])} {unit},"
-        f" {record['budget']['per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
+        f" {record['budget']['tokens_per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
     )
     table = make_table(
         title, "method", "rate", "loss", "FLOPs", "saved, source free", "saved, net", right=(1, 2, 3, 4, 5)
     )
     for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):
-        saved = [_percent(found["savings"][way], found["spread"][way]) for way in ("paper", "net")]
+        saved = [_percent(found["savings"][way], found["std"][way]) for way in ("paper", "net")]
         table.add_row(
             text_of(name),
             f"{found['learning_rate']:g}",
-            text_of(_with_spread(found["final"]["loss"], found["spread"]["loss"])),
+            text_of(_with_spread(found["final"]["loss"], found["std"]["loss"])),
             amount(found["final"]["flops"]),
             *saved,
         )
@@ -199,14 +199,14 @@ def compare_report(outcome: ComparisonResult) -> None:
     console.print()
     pairs: dict[str, object] = {"output": outcome.out, "report": f"{outcome.out}/report.html"}
     source = record["source"]
-    if source["share"] is not None:
-        pairs["source"] = f"{source['share']:.1%} of scratch's FLOPs, loss {source['loss']:.4f}"
+    if source["fraction_of_scratch"] is not None:
+        pairs["source"] = f"{source['fraction_of_scratch']:.1%} of scratch's FLOPs, loss {source['loss']:.4f}"
     for name, reason in record["skipped"].items():
         pairs[f"without {name}"] = reason
     make_pairs(console, "", pairs)
-    for breach in record["breaches"]:
-        about = f" ({', '.join(breach['methods'])})" if breach["methods"] else ""
-        Console(stderr=True).print(Text(f"not fair: {printable(breach['text'])}{printable(about)}", style="yellow"))
+    for warning in record["fairness_warnings"]:
+        about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
+        Console(stderr=True).print(Text(f"not fair: {printable(warning['text'])}{printable(about)}", style="yellow"))
 
 
 def _rank(found: Mapping[str, Any]) -> tuple[float, float]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.methods import SCRATCH
-from ligo_convert.comparison.results import FORMAT, comparison_record, first_at, grid_edge_warnings
-from ligo_convert.comparison.scheduler import Scheduler, TrainingJob, trunk_name
+from ligo_convert.comparison.results import FORMAT, comparison_record, first_point_at, grid_edge_warnings
+from ligo_convert.comparison.scheduler import Scheduler, TrainingJob, shared_state_name
 from ligo_convert.conversion.identity import digest_recipe
 from ligo_convert.conversion.memory import physical_memory
 from ligo_convert.conversion.plan import Plan, check_apart, make_plan, open_planned
@@ -79,53 +79,53 @@ def compare(
         LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
     """
     progress = progress or Progress()
-    before = _record_in(out)
+    before = _finished_record(out)
     with contextlib.ExitStack() as stack:
         source = enter_or_none(stack, open_planned(recipe, weights=True))
         if source is not None:
             check_apart(out, source, where="--out")
         plan = make_plan(recipe, source, check_disk=False)
-        contest = make_experiment(plan, methods=methods, steps=steps, seeds=seeds)
+        experiment = make_experiment(plan, methods=methods, steps=steps, seeds=seeds)
         digests = scan_source(source, plan, progress) if source is not None else {}
         chosen = choose_device(device)
-        key = _key(contest, digest_recipe(plan, source, digests, progress), device=chosen)
+        key = _comparison_key(experiment, digest_recipe(plan, source, digests, progress), device=chosen)
         if before is not None and before["key"] == key:
             return ComparisonResult(out=out, record=before, changed=False)
         if before is not None:
             raise OutputBusy("the output directory holds another comparison", where=out, hint="choose another")
-        _check_room(contest, out)
+        _check_room(experiment, out)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
             progress.say("going on with what an earlier run has staged")
-        for breach in contest.breaches():
-            progress.warn(f"not fair: {breach['text']}")
-        for name, reason in contest.skipped.items():
+        for warning in experiment.fairness_warnings():
+            progress.warn(f"not fair: {warning['text']}")
+        for name, reason in experiment.skipped.items():
             progress.say(f"{name} is left out: {reason}")
-        progress.say(_cost(contest))
+        progress.say(_cost_message(experiment))
         if source is None:
-            source, _, plan = train_source(stack, plan, staging, chosen, progress, examples=contest.examples)
-            contest = replace(contest, plan=plan)
+            source, _, plan = train_source(stack, plan, staging, chosen, progress, examples=experiment.examples)
+            experiment = replace(experiment, plan=plan)
         tokenizer = tokenizer_directory(plan, source) if plan.family.reads == "text" else None
-        slices = load_splits(plan, tokenizer, progress=progress, examples=contest.examples)
+        slices = load_splits(plan, tokenizer, progress=progress, examples=experiment.examples)
         same_data(staging, slices.digest)
         arguments = {
-            "contest": contest,
+            "experiment": experiment,
             "slices": slices,
             "source": source.root,
             "work": staging.work,
             "device": chosen,
         }
-        work = _Work(contest, staging, progress, jobs=jobs or workers(plan, device=chosen))
+        work = _JobLoop(experiment, staging, progress, jobs=jobs or workers(plan, device=chosen))
         work.carry_out(arguments)
-        agenda = work.agenda
+        scheduler = work.scheduler
         record = comparison_record(
-            contest,
-            agenda.records(),
+            experiment,
+            scheduler.records(),
             key=key,
-            source={"label": "trained here" if recipe.source.pretrain else plan.label, **agenda.results["source"]},
+            source={"label": "trained here" if recipe.source.pretrain else plan.label, **scheduler.results["source"]},
             data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
             versions=versions(),
-            breaches=[*contest.breaches(), *grid_edge_warnings(contest, agenda.chosen())],
+            fairness_warnings=[*experiment.fairness_warnings(), *grid_edge_warnings(experiment, scheduler.chosen())],
         )
         _write(record, staging)
         staging.commit()
@@ -139,28 +139,28 @@ def workers(plan: Plan, *, device: str) -> int:
     return max(1, min(cores(), physical_memory() // max(1, plan.memory)))
 
 
-def _check_room(contest: Experiment, out: Path) -> None:
-    """Require disk for states: of a run its weights and two moments, and those of the stretches that longer runs go on from."""
-    one, rates = 12 * contest.plan.parameters["target"], len(contest.settings.learning_rates)
-    check_room(out, one * (len(contest.entries) * rates + (os.cpu_count() or 1)) + 64_000_000)
+def _check_room(experiment: Experiment, out: Path) -> None:
+    """Require disk for states: of a run its weights and two moments, and those of the depends_on_run_length that longer runs go on from."""
+    one, rates = 12 * experiment.plan.parameters["target"], len(experiment.settings.learning_rates)
+    check_room(out, one * (len(experiment.entries) * rates + (os.cpu_count() or 1)) + 64_000_000)
 
 
-def _key(contest: Experiment, recipe_digest: str, *, device: str) -> str:
+def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) -> str:
     """What makes two comparisons the same."""
     return sha256_of(
         {
             "recipe": recipe_digest,
-            "compare": contest.settings.model_dump(mode="json"),
-            "methods": list(contest.entries),
-            "steps": contest.steps,
-            "seeds": contest.seeds,
+            "compare": experiment.settings.model_dump(mode="json"),
+            "methods": list(experiment.entries),
+            "steps": experiment.steps,
+            "seeds": experiment.seeds,
             "device": device,
             "versions": versions(),
         }
     )
 
 
-def _record_in(out: Path) -> dict[str, Any] | None:
+def _finished_record(out: Path) -> dict[str, Any] | None:
     """The record of a finished comparison in the output's place; None where nothing is there. OutputBusy where something else is."""
     if not os.path.lexists(out / RECORD):
         check_place(out)
@@ -174,13 +174,13 @@ def _record_in(out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _cost(contest: Experiment) -> str:
+def _cost_message(experiment: Experiment) -> str:
     """What a comparison costs, before anything is trained."""
-    most = sum(map(contest.most_flops, contest.entries)) + (contest.source_flops or 0.0)
+    most = sum(map(experiment.most_flops, experiment.entries)) + (experiment.source_flops or 0.0)
     return (
-        f"{len(contest.entries)} methods, {len(contest.seeds)} seed(s); scratch: {contest.steps} steps,"
-        f" {contest.scratch_flops:.3g} FLOPs, {contest.per_parameter:.1f} tokens a parameter; all of it at most {most:.3g} FLOPs,"
-        f" {most / contest.scratch_flops:.1f} times scratch"
+        f"{len(experiment.entries)} methods, {len(experiment.seeds)} seed(s); scratch: {experiment.steps} steps,"
+        f" {experiment.scratch_flops:.3g} FLOPs, {experiment.tokens_per_parameter:.1f} tokens a parameter; all of it at most {most:.3g} FLOPs,"
+        f" {most / experiment.scratch_flops:.1f} times scratch"
     )
 
 
@@ -194,19 +194,19 @@ def _write(record: Mapping[str, Any], staging: Staging) -> None:
     staging.write_bytes(REPORT, comparison_html(plain).encode())
 
 
-def open_workshop(**arguments: Any) -> JobRunner:
+def open_job_runner(**arguments: Any) -> JobRunner:
     """A worker's tool. Heavy modules are imported where they are needed, in the worker."""
     from ligo_convert.comparison.worker import JobRunner
 
     return JobRunner(**arguments)
 
 
-class _Work:
-    """Everything that is to be done, done by a crew; every result is staged as it comes, and told."""
+class _JobLoop:
+    """Everything that is to be done, done by a pool; every result is staged as it comes, and told."""
 
-    def __init__(self, contest: Experiment, staging: Staging, progress: Progress, *, jobs: int) -> None:
-        self.contest, self.staging, self.progress, self.jobs = contest, staging, progress, jobs
-        self.agenda = Scheduler(contest, staged_results(staging).get("jobs", {}))
+    def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, jobs: int) -> None:
+        self.experiment, self.staging, self.progress, self.jobs = experiment, staging, progress, jobs
+        self.scheduler = Scheduler(experiment, staged_results(staging).get("jobs", {}))
         self._bars: dict[str, Task] = {}
         self._spent: dict[str, float] = {}
         self._stack = contextlib.ExitStack()
@@ -216,47 +216,47 @@ class _Work:
         from ligo_convert.workers import WorkerPool
 
         threads = max(1, cores() // self.jobs) if self.jobs > 1 else 0
-        if "probe" in self.agenda.results:
-            self._say_time()
+        if "probe" in self.scheduler.results:
+            self._announce_time()
         with (
             self._stack,
-            WorkerPool[TrainingJob](open_workshop, {**arguments, "threads": threads}, count=self.jobs) as crew,
+            WorkerPool[TrainingJob](open_job_runner, {**arguments, "threads": threads}, count=self.jobs) as pool,
         ):
-            crew.run(self.agenda.following, done=self._done, told=self._told)
+            pool.run(self.scheduler.next_job, done=self._done, told=self._report_progress)
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
-        self.agenda.done(job, result)
+        self.scheduler.done(job, result)
         if job.kind == "probe":
-            self._say_time()
-        keep_result(self.staging, "jobs", self.agenda.results)
-        self._forget(job)
+            self._announce_time()
+        keep_result(self.staging, "jobs", self.scheduler.results)
+        self._delete_states(job)
         self._spent[job.method] = self._spent.get(job.method, 0.0) + job.flops
         if job.kind == "train":
-            self._say_end(job, result)
+            self._announce_result(job, result)
 
-    def _forget(self, job: TrainingJob) -> None:
+    def _delete_states(self, job: TrainingJob) -> None:
         """Remove the states that nobody needs any more, once the result is staged."""
         names = [f"{job.name}.*"]
         if job.kind == "train":
-            names += [f"{trunk_name(job, job.before)}.*"] if job.before else []
-            names += [f"{trunk_name(job, job.horizon)}.*"] if self.agenda.reached(job) else []
+            names += [f"{shared_state_name(job, job.resume_from)}.*"] if job.resume_from else []
+            names += [f"{shared_state_name(job, job.budget_fraction)}.*"] if self.scheduler.reached(job) else []
         for name in names:
             for path in (self.staging.work / "states").glob(name):
                 path.unlink()
 
-    def _say_time(self) -> None:
-        contest, speed = self.contest, self.agenda.results["probe"]["flops_a_second"]
-        most = sum(map(contest.most_flops, contest.entries))
-        hours = most * (1 + contest.measuring) / speed / self.jobs / 3600
+    def _announce_time(self) -> None:
+        experiment, speed = self.experiment, self.scheduler.results["probe"]["flops_a_second"]
+        most = sum(map(experiment.most_flops, experiment.entries))
+        hours = most * (1 + experiment.measuring) / speed / self.jobs / 3600
         self.progress.say(
             f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self.jobs} worker(s) here"
         )
 
-    def _say_end(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
+    def _announce_result(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
         final, loss = result["final"], result["final"]["loss"]
-        scratch = self.agenda.final(SCRATCH, job.seed)
+        scratch = self.scheduler.final(SCRATCH, job.seed)
         told = "no number" if loss is None else f"{loss:.4f}"
-        there = first_at(result["curve"], scratch["loss"]) if scratch is not None else None
+        there = first_point_at(result["curve"], scratch["loss"]) if scratch is not None else None
         if job.method != SCRATCH and scratch is not None:
             told += (
                 f", not at scratch's {scratch['loss']:.4f}"
@@ -265,15 +265,15 @@ class _Work:
             )
         how = f"seed {job.seed}, rate {job.learning_rate:g}, {job.shape}"
         self.progress.say(f"{job.method} ({how}): {final['step']} steps end at {told}")
-        horizons = self.contest.horizons_of(job.method)
-        if job.method in self._bars and (job.horizon == horizons[-1] or there is not None):
-            self._bars[job.method].reach(self.contest.most_flops(job.method))
+        budget_fractions = self.experiment.budget_fractions_of(job.method)
+        if job.method in self._bars and (job.budget_fraction == budget_fractions[-1] or there is not None):
+            self._bars[job.method].reach(self.experiment.most_flops(job.method))
 
-    def _told(self, job: TrainingJob, part: float, note: str) -> None:
+    def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
         if not job.method:
             return
         if job.method not in self._bars:
-            task = self.progress.task(job.method, self.contest.most_flops(job.method), unit="FLOPs")
+            task = self.progress.task(job.method, self.experiment.most_flops(job.method), unit="FLOPs")
             self._bars[job.method] = self._stack.enter_context(task)
         self._bars[job.method].reach(self._spent.get(job.method, 0.0) + part * job.flops)
         self._bars[job.method].note(note)

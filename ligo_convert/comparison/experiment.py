@@ -1,7 +1,7 @@
-"""A comparison as it is planned and as it is judged: who takes part and why not, what it costs, what is fair, who saved how much.
+"""Plan a comparison: which methods take part, what each run costs, and which conditions make the comparison unfair.
 
-What comes in: a plan, the recipe's `compare`, names of methods; later the curves of their runs. What goes out: a `Experiment` of plain values,
-and what `compare.json` holds. No torch: the cost is known before anything is trained.
+Input: a conversion plan, the recipe's `compare` section, method names.
+Output: an `Experiment` of plain values. This module does not import torch: costs are known before anything is trained.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, methods_named
-from ligo_convert.comparison.step_costs import Step, shortened
-from ligo_convert.comparison.strategies import STRATEGIES, Dropping, Stage, stretches
+from ligo_convert.comparison.step_costs import Step, with_layers
+from ligo_convert.comparison.strategies import STRATEGIES, Dropping, Stage, depends_on_run_length
 from ligo_convert.conversion.plan import Plan, another_start
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops, step_flops
@@ -27,14 +27,14 @@ SOURCE_SHARE = 0.2  # of scratch's operations that a source may have cost; 18.7 
 
 LEAST_STEPS = 8  # of any run: a strategy has up to five stages
 
-PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
+TOKENS_PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentEntry:
     """A method that takes part. `added`: names of the tensors with added parts, where those alone learn."""
 
-    contender: Method
+    method: Method
     start: GrowthPlan
     stages: tuple[Stage, ...]
     added: frozenset[str]
@@ -71,36 +71,36 @@ class Experiment:
         return self.batch_size * self.length
 
     @property
-    def per_parameter(self) -> float:
+    def tokens_per_parameter(self) -> float:
         return self.steps * self.tokens / self.plan.parameters["target"]
 
     @property
     def warmup(self) -> int:
-        """Steps to the peak rate, of every run to a horizon: a fifth of the shortest at most."""
-        shortest = self.steps_of(min(self.settings.tuning, self.horizons[0]))
-        return max(1, min(round(self.settings.warmup * self.steps), shortest // 5))
+        """Steps to the peak rate, the same for every run: at most a fifth of the shortest run."""
+        shortest = self.steps_of(min(self.settings.tuning_fraction, self.budget_fractions[0]))
+        return max(1, min(round(self.settings.warmup_fraction * self.steps), shortest // 5))
 
     @property
     def evaluate_every(self) -> int:
-        return max(1, self.steps // self.settings.points)
+        return max(1, self.steps // self.settings.eval_points)
 
     @property
-    def horizons(self) -> tuple[float, ...]:
+    def budget_fractions(self) -> tuple[float, ...]:
         """Ascending; the last is the whole budget."""
-        return tuple(sorted({*self.settings.horizons, 1.0}))
+        return tuple(sorted({*self.settings.budget_fractions, 1.0}))
 
-    def horizons_of(self, name: str) -> tuple[float, ...]:
+    def budget_fractions_of(self, name: str) -> tuple[float, ...]:
         """For how long a method is trained, until it reaches scratch's loss: what begins from nothing is not tried for short."""
-        entry = self.entries[name].contender
+        entry = self.entries[name].method
         if name == SCRATCH:
             return (1.0,)
-        return self.horizons[-2:] if entry.drawn else self.horizons
+        return self.budget_fractions[-2:] if entry.random_init else self.budget_fractions
 
-    def steps_of(self, horizon: float) -> int:
-        return max(LEAST_STEPS, round(horizon * self.steps))
+    def steps_of(self, budget_fraction: float) -> int:
+        return max(LEAST_STEPS, round(budget_fraction * self.steps))
 
     def dropping(self, name: str) -> Dropping:
-        entry = self.entries[name].contender
+        entry = self.entries[name].method
         return Dropping(
             layers=self.settings.layer_drop if entry.drops_layers else 0.0,
             tokens=self.settings.token_drop if entry.drops_tokens else 0.0,
@@ -123,7 +123,7 @@ class Experiment:
     def _step(self, entry: ExperimentEntry, stage: Stage) -> Step:
         return Step(
             family=self.plan.family,
-            config=shortened(self.plan.family, entry.start.target, stage.layers),
+            config=with_layers(self.plan.family, entry.start.target, stage.layers),
             stage=stage,
             tokens=self.tokens,
             length=self.length,
@@ -135,7 +135,7 @@ class Experiment:
         """Operations of learning a method's operator; 0 where it learns none."""
         entry, fit = self.entries[name], self.plan.recipe.fit
         assert fit is not None
-        if not entry.contender.fits:
+        if not entry.method.learns_operator:
             return 0
         family, target = self.plan.family, entry.start.target
         learning = fit_flops(
@@ -168,57 +168,62 @@ class Experiment:
         return self.run_flops(SCRATCH, self.steps)
 
     def most_flops(self, name: str) -> float:
-        """Operations of everything a method may be run for: its fit, every rate, every horizon."""
-        tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning))
-        if self.settings.tuning in self.horizons_of(name):
-            tuning -= self.run_flops(name, self.steps_of(self.settings.tuning))
-        horizons = [self.run_flops(name, self.steps_of(horizon)) for horizon in self.horizons_of(name)]
-        if not stretches(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
+        """Operations of everything a method may be run for: its fit, every tuning run, every budget fraction."""
+        tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
+        if self.settings.tuning_fraction in self.budget_fractions_of(name):
+            tuning -= self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
+        budget_fractions = [
+            self.run_flops(name, self.steps_of(budget_fraction)) for budget_fraction in self.budget_fractions_of(name)
+        ]
+        if not depends_on_run_length(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
             # Longer runs go on from where the rate of shorter ones began to fall.
-            horizons = [flops - STABLE_PART * before for flops, before in zip(horizons, [0.0, *horizons], strict=False)]
+            budget_fractions = [
+                flops - STABLE_PART * before
+                for flops, before in zip(budget_fractions, [0.0, *budget_fractions], strict=False)
+            ]
         if name == SCRATCH:
             # At its best rate and the one below it.
             tuning += self.run_flops(name, self.steps)
-        return len(self.seeds) * (self.fit_flops(name) + sum(horizons)) + tuning
+        return len(self.seeds) * (self.fit_flops(name) + sum(budget_fractions)) + tuning
 
     # Fairness.
 
-    def breaches(self) -> list[dict[str, Any]]:
+    def fairness_warnings(self) -> list[dict[str, Any]]:
         """What is not fair in this comparison, known before it is run."""
-        with_source = [name for name, entry in self.entries.items() if entry.contender.needs_source]
+        with_source = [name for name, entry in self.entries.items() if entry.method.needs_source]
         found: list[dict[str, Any]] = []
 
-        def breach(rule: str, text: str, methods: list[str] | None = None) -> None:
+        def warning(rule: str, text: str, methods: list[str] | None = None) -> None:
             found.append({"rule": rule, "text": text, "methods": methods})
 
         if self.source_flops is None:
-            breach(
-                "source-cost",
+            warning(
+                "source-cost-unknown",
                 "what training the source has cost is not known (compare.source_flops), so nothing is said net of it",
                 with_source,
             )
         elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
-            breach(
-                "source-share",
+            warning(
+                "source-cost-high",
                 f"training the source took {self.source_flops / self.scratch_flops:.1%} of what training from scratch takes; at most"
                 f" {SOURCE_SHARE:.0%} is fair",
                 with_source,
             )
         if self.plan.recipe.source.pretrain is None:
-            breach(
-                "source-data",
+            warning(
+                "source-data-unknown",
                 "what the source was trained on is not known: not on the same data, or on what is held out here",
                 with_source,
             )
-        if self.per_parameter < PER_PARAMETER:
-            breach(
-                "scratch-budget",
-                f"training from scratch sees {self.per_parameter:.1f} tokens a parameter; from {PER_PARAMETER:.0f} on it is trained",
+        if self.tokens_per_parameter < TOKENS_PER_PARAMETER:
+            warning(
+                "scratch-undertrained",
+                f"training from scratch sees {self.tokens_per_parameter:.1f} tokens a parameter; from {TOKENS_PER_PARAMETER:.0f} on it is trained",
             )
         if len(set(self.settings.learning_rates)) < 3:
-            breach("scratch-rate", "scratch's peak rate is chosen from fewer than three")
+            warning("few-learning-rates", "scratch's peak rate is chosen from fewer than three")
         if len(set(self.settings.schedules)) < 2:
-            breach("scratch-schedule", "scratch's schedule is not chosen: there is one")
+            warning("single-schedule", "scratch's schedule is not chosen: there is one")
         return found
 
 
@@ -303,7 +308,7 @@ def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
         added = frozenset(name for name, part in parts.items() if part.kind != "old")
         if not added:
             raise RecipeError(f"{method.name}: nothing is added, so that nothing would learn", where="compare")
-    return ExperimentEntry(contender=method, start=start, stages=stages, added=added)
+    return ExperimentEntry(method=method, start=start, stages=stages, added=added)
 
 
 def _source_flops(plan: Plan, settings: CompareConfig) -> float | None:

@@ -18,8 +18,8 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
-    """How a contender learns its operator, where not as the recipe's `fit` says."""
+class FitRates:
+    """How a method learns its operator, where not as the recipe's `fit` says."""
 
     width_rate: float
     depth_rate: float
@@ -31,7 +31,7 @@ class Method:
 
     Attributes:
         width, depth: its start; `random` both: drawn as the library initialises, with nothing of the source.
-        strategy: name in STRATEGIES. fits: whether the operator is learned first; fitting: by rates of its own.
+        strategy: name in STRATEGIES. fits: whether the operator is learned first; fit_rates: by rates of its own.
         tie: `paper` for the operator as the paper prints it.
         paper, summary: as in `ligo-convert methods`.
         drops_layers, drops_tokens: what training leaves out.
@@ -41,8 +41,8 @@ class Method:
     width: str
     depth: str
     strategy: str = "plain"
-    fits: bool = False
-    fitting: Fitting | None = None
+    learns_operator: bool = False
+    fit_rates: FitRates | None = None
     tie: str | None = None
     paper: str
     summary: str
@@ -51,21 +51,21 @@ class Method:
     drops_tokens: bool = False
 
     @property
-    def drawn(self) -> bool:
+    def random_init(self) -> bool:
         """Whether it begins with nothing of the source."""
         return self.width == self.depth == "random"
 
     @property
     def needs_source(self) -> bool:
         """Whether it begins from the source or is taught by it, so that the source's training is charged in `net`."""
-        return not self.drawn or self.strategy == "inherit"
+        return not self.random_init or self.strategy == "inherit"
 
     @property
-    def keeps(self) -> str:
+    def preserves(self) -> str:
         """Whether the start keeps the source's function, in a word."""
-        if self.drawn:
+        if self.random_init:
             return "no source"
-        if self.fits:
+        if self.learns_operator:
             return "until it is learned" if self._preserving else "no"
         return "yes" if self._preserving else "no"
 
@@ -76,7 +76,7 @@ class Method:
         return (method.preserving or method.rewrite == "mean-preserving") and DEPTHS[self.depth].verdict == "exact"
 
 
-def _contender(name: str, width: str, depth: str, paper: str, summary: str, **more: object) -> Method:
+def _define(name: str, width: str, depth: str, paper: str, summary: str, **more: object) -> Method:
     return Method(name=name, width=width, depth=depth, paper=paper, summary=summary, **more)  # type: ignore[arg-type]
 
 
@@ -87,8 +87,8 @@ _BERT2BERT = "bert2BERT, arXiv:2110.07143"
 METHODS: dict[str, Method] = {
     found.name: found
     for found in (
-        _contender(SCRATCH, "random", "random", "-", "drawn weights, trained for the whole budget"),
-        _contender(
+        _define(SCRATCH, "random", "random", "-", "drawn weights, trained for the whole budget"),
+        _define(
             "stackbert",
             "random",
             "random",
@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
             "from scratch, the stack doubled twice on the way",
             strategy="stacking",
         ),
-        _contender(
+        _define(
             "mslt",
             "random",
             "random",
@@ -104,7 +104,7 @@ METHODS: dict[str, Method] = {
             "from scratch, layers added on top, which alone learn",
             strategy="layerwise",
         ),
-        _contender(
+        _define(
             "ki",
             "random",
             "random",
@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
             "from scratch, taught by the source for half of the steps",
             strategy="inherit",
         ),
-        _contender(
+        _define(
             "bert2bert",
             "aki",
             "stack",
@@ -120,9 +120,9 @@ METHODS: dict[str, Method] = {
             "AKI, the stack again, then two-stage training",
             strategy="two-stage",
         ),
-        _contender("bert2bert-aki", "aki", "stack", _BERT2BERT, "AKI and the stack again"),
-        _contender("bert2bert-fpi", "net2net", "stack", _BERT2BERT, "FPI and the stack again"),
-        _contender(
+        _define("bert2bert-aki", "aki", "stack", _BERT2BERT, "AKI and the stack again"),
+        _define("bert2bert-fpi", "net2net", "stack", _BERT2BERT, "FPI and the stack again"),
+        _define(
             "freeze",
             "mean-preserving",
             "identity",
@@ -130,30 +130,28 @@ METHODS: dict[str, Method] = {
             "the nearest start, whose added parts alone learn",
             strategy="added-only",
         ),
-        _contender("direct", "direct", "direct", _LIGO, "DirectCopy: the source in the corner, the rest drawn"),
-        _contender("interpolate", "net2net", "interpolate", _LIGO, "Interpolation: every layer again in place"),
-        _contender(
-            "net2net", "net2net", "identity", "Net2Net, arXiv:1511.05641", "wider by copies, deeper by identity"
-        ),
-        _contender("lemon", "lemon", "identity", "LEMON, arXiv:2310.07999", "exact at any ratio, new layers silent"),
-        _contender("hyperclone", "hyperclone", "identity", "HyperCloning, arXiv:2409.12903", "whole tiles"),
-        _contender(
+        _define("direct", "direct", "direct", _LIGO, "DirectCopy: the source in the corner, the rest drawn"),
+        _define("interpolate", "net2net", "interpolate", _LIGO, "Interpolation: every layer again in place"),
+        _define("net2net", "net2net", "identity", "Net2Net, arXiv:1511.05641", "wider by copies, deeper by identity"),
+        _define("lemon", "lemon", "identity", "LEMON, arXiv:2310.07999", "exact at any ratio, new layers silent"),
+        _define("hyperclone", "hyperclone", "identity", "HyperCloning, arXiv:2409.12903", "whole tiles"),
+        _define(
             "ligo-paper",
             "net2net",
             "stack",
             _LIGO,
             "LiGO as the paper prints it: read maps tied to write maps, maps by source layer",
-            fits=True,
-            fitting=Fitting(width_rate=1e-3, depth_rate=3e-2),
+            learns_operator=True,
+            fit_rates=FitRates(width_rate=1e-3, depth_rate=3e-2),
             tie="paper",
         ),
-        _contender(
+        _define(
             "ligo",
             "mean-preserving",
             "identity",
             _LIGO,
             "LiGO as measured best here: untied, learned from the nearest start",
-            fits=True,
+            learns_operator=True,
         ),
     )
 }
@@ -167,7 +165,7 @@ def method_named(name: str) -> Method:
         width, slash, depth = base.partition("/")
         if not slash or width not in WIDTHS or depth not in DEPTHS:
             raise ValueError(_unknown(base))
-        found = _contender(base, width, depth, "-", f"width by {width}, depth by {depth}")
+        found = _define(base, width, depth, "-", f"width by {width}, depth by {depth}")
     for option in options:
         if option not in OPTIONS:
             raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
@@ -177,11 +175,11 @@ def method_named(name: str) -> Method:
         found = replace(
             found,
             strategy=chosen.strategy or found.strategy,
-            fits=found.fits or chosen.fits,
+            learns_operator=found.learns_operator or chosen.learns_operator,
             drops_layers=found.drops_layers or chosen.drops_layers,
             drops_tokens=found.drops_tokens or chosen.drops_tokens,
         )
-    if found.fits and found.drawn:
+    if found.learns_operator and found.random_init:
         raise ValueError(f"{name}: drawn weights have no operator to learn")
     assert found.strategy in STRATEGIES
     return replace(found, name=name, options=tuple(options))

@@ -208,7 +208,7 @@ def _lines(data: Mapping[str, Any]) -> list[_Line]:
             dashes = _DASHES[(number + number // len(_COLOURS)) % len(_DASHES)]
         runs = tuple(_curve(run["curve"]) for run in (method.get("seeds") or {}).values())
         cost = finite(method["flops"].get("source"))
-        if method["source"] and cost is None:
+        if method["needs_source"] and cost is None:
             cost = finite(data["source"].get("flops"))
         lines.append(
             _Line(
@@ -219,7 +219,7 @@ def _lines(data: Mapping[str, Any]) -> list[_Line]:
                 order=order,
                 runs=runs,
                 mean=_mean(runs) if len(runs) > 1 else _curve(method["curve"]),
-                source=(cost or 0.0) if method["source"] else 0.0,
+                source=(cost or 0.0) if method["needs_source"] else 0.0,
                 saved={panel: finite(method["savings"].get(panel)) for panel in _PANELS},
             )
         )
@@ -402,7 +402,7 @@ def passing(budget: Mapping[str, Any]) -> str:
 def _title(data: Mapping[str, Any]) -> str:
     budget = data["budget"]
     parts = [f"{data['architecture']} of {data['parameters']['target']:,} parameters"]
-    per = finite(budget.get("per_parameter"))
+    per = finite(budget.get("tokens_per_parameter"))
     if per is not None:
         parts.append(f"{per:.3g} {passing(budget)} a parameter")
     return _plain(", ".join(parts), 100)

@@ -41,10 +41,10 @@ p { margin: 0.5rem 0; }
 .soft, small, figcaption, caption { color: var(--soft); }
 a { color: var(--link); }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-.breaches { border: 2px solid var(--warn-line); border-left-width: 0.6rem; border-radius: 4px; background: var(--warn-page);
+.fairness_warnings { border: 2px solid var(--warn-line); border-left-width: 0.6rem; border-radius: 4px; background: var(--warn-page);
   padding: 0.6rem 1rem 0.8rem; margin: 0 0 1.25rem; }
-.breaches h2 { margin: 0.1rem 0 0.4rem; color: var(--warn-line); }
-.breaches ul { margin: 0; padding-left: 1.2rem; max-width: none; }
+.fairness_warnings h2 { margin: 0.1rem 0 0.4rem; color: var(--warn-line); }
+.fairness_warnings ul { margin: 0; padding-left: 1.2rem; max-width: none; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 figure { margin: 1.25rem 0; }
 figure .scroll { background: #ffffff; padding: 0.5rem; }
@@ -75,7 +75,7 @@ details table { margin: 0.4rem 0 0.2rem; }
 @media print { @page { size: landscape; margin: 12mm; } :root { color-scheme: light; --page: #ffffff; --ink: #000000; --soft: #444444;
   --line: #bbbbbb; --band: #f0f0f0; --link: #000000; --warn-page: #ffffff; --warn-line: #8f3900; --best: #e8f2f8; }
   body { font-size: 9.5pt; } main { max-width: none; padding: 0; } .scroll { overflow: visible; border: 0; } figure svg { min-width: 0; }
-  table { font-size: 8pt; } th, td { padding: 0.2rem 0.4rem; } tr, article, figure, .breaches { break-inside: avoid; }
+  table { font-size: 8pt; } th, td { padding: 0.2rem 0.4rem; } tr, article, figure, .fairness_warnings { break-inside: avoid; }
   .scroll th[scope="row"] { position: static; } details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
@@ -83,7 +83,7 @@ details table { margin: 0.4rem 0 0.2rem; }
 def comparison_html(data: Mapping[str, Any]) -> str:
     """The page as text, to be written as UTF-8."""
     title = f"{data['architecture']}: starts compared with training from scratch"
-    sections = (_breaches, _lead, _picture, _results, _skipped, _methods, _counting, _settings, _versions)
+    sections = (_fairness_warnings, _lead, _picture, _results, _skipped, _methods, _counting, _settings, _versions)
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -109,16 +109,16 @@ def comparison_html(data: Mapping[str, Any]) -> str:
     )
 
 
-def _breaches(data: Mapping[str, Any]) -> Iterator[str]:
-    if not data["breaches"]:
+def _fairness_warnings(data: Mapping[str, Any]) -> Iterator[str]:
+    if not data["fairness_warnings"]:
         return
-    yield '<section class="breaches" role="note" aria-labelledby="breaches">'
-    yield '<h2 id="breaches">Not a fair comparison in every respect</h2>'
+    yield '<section class="fairness_warnings" role="note" aria-labelledby="fairness_warnings">'
+    yield '<h2 id="fairness_warnings">Not a fair comparison in every respect</h2>'
     yield "<ul>"
-    for breach in data["breaches"]:
-        methods = breach.get("methods")
+    for warning in data["fairness_warnings"]:
+        methods = warning.get("methods")
         concerned = f" Concerns {_names(methods)}." if methods else ""
-        yield f"<li><strong>{_text(breach['rule'])}</strong>: {_text(breach['text'].removesuffix('.'))}.{concerned}</li>"
+        yield f"<li><strong>{_text(warning['rule'])}</strong>: {_text(warning['text'].removesuffix('.'))}.{concerned}</li>"
     yield "</ul>"
     yield "</section>"
 
@@ -127,7 +127,7 @@ def _lead(data: Mapping[str, Any]) -> Iterator[str]:
     budget, parameters = data["budget"], data["parameters"]
     others = len(data["methods"]) - 1
     seeds = len(data["seeds"])
-    per = finite(budget.get("per_parameter"))
+    per = finite(budget.get("tokens_per_parameter"))
     scale = [f"{budget['steps']:,} steps on {_count(budget['examples'])} {_text(budget['unit'])}"]
     scale += [f"{per:.3g} {_text(passing(budget))} a parameter"] if per is not None else []
     what = _TASKS.get(str(data["task"]))
@@ -232,20 +232,20 @@ def _results(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cells(data: Mapping[str, Any], name: str, method: Mapping[str, Any], accuracy: bool) -> Iterator[str]:
-    final, flops, spread = method["final"], method["flops"], method.get("spread") or {}
+    final, flops, spread = method["final"], method["flops"], method.get("std") or {}
     options = method["options"]
     for kind in ("net", "paper"):
         yield _figure(_saving(name, method, kind, data))
-    loss, horizon = finite(final.get("loss")), finite(final.get("horizon"))
+    loss, budget_fraction = finite(final.get("loss")), finite(final.get("budget_fraction"))
     yield _figure(
         "diverged" if loss is None else f"{loss:.3f}{_deviation(spread.get('loss'), '.3f')}",
-        f"after {horizon:.0%} of the steps" if horizon is not None and horizon < 1 else "",
+        f"after {budget_fraction:.0%} of the steps" if budget_fraction is not None and budget_fraction < 1 else "",
     )
     if accuracy:
         found = finite(final.get("accuracy"))
         yield _figure("" if found is None else f"{100 * found:.1f} %")
     costs = [f"fit {_power(fit)}" for fit in [finite(flops.get("fit"))] if fit]
-    if method["source"]:
+    if method["needs_source"]:
         source = finite(flops.get("source"))
         costs.append("source not known" if source is None else f"source {_power(source)} more")
     yield _figure(_power(finite(final.get("flops"))), "<br>".join(costs))
@@ -259,8 +259,8 @@ def _saving(name: str, method: Mapping[str, Any], kind: str, data: Mapping[str, 
     if name == SCRATCH:
         return "\u2013"
     if saved is not None:
-        return f"{_signed(saved)} %{_deviation((method.get('spread') or {}).get(kind), '.1f')}"
-    known = not method["source"] or _charged(data)
+        return f"{_signed(saved)} %{_deviation((method.get('std') or {}).get(kind), '.1f')}"
+    known = not method["needs_source"] or _charged(data)
     return "never" if known or finite(method["savings"].get("paper")) is None else "not known"
 
 
@@ -285,7 +285,7 @@ def _methods(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"<h3>{_text(name)}</h3>"
         yield f"<p>{_text(method['summary'])}</p>"
         facts = [_text(method["paper"])] if method.get("paper") not in (None, "", "-") else []
-        facts += [f"keeps the source's function: {_text(method['preserving'])}"] if method["source"] else []
+        facts += [f"keeps the source's function: {_text(method['preserving'])}"] if method["needs_source"] else []
         if facts:
             yield f'<p class="soft">{"; ".join(facts)}</p>'
         yield from _tuning(method)
@@ -293,7 +293,7 @@ def _methods(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tuning(method: Mapping[str, Any]) -> Iterator[str]:
-    runs = method["tuning"]
+    runs = method["tuning_runs"]
     if not runs:
         yield f'<p class="soft">Not tuned: learning rate {_rate(method["learning_rate"])}.</p>'
         return
@@ -312,12 +312,12 @@ def _tuning(method: Mapping[str, Any]) -> Iterator[str]:
 
 def _counting(data: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>How FLOPs are counted</h2>"
-    yield f"<p>{_text(data['convention'])}</p>"
+    yield f"<p>{_text(data['flops_convention'])}</p>"
 
 
 def _settings(data: Mapping[str, Any]) -> Iterator[str]:
     budget, source, grid = data["budget"], data["source"], data["grid"]
-    share, loss = finite(source.get("share")), finite(source.get("loss"))
+    share, loss = finite(source.get("fraction_of_scratch")), finite(source.get("loss"))
     yield "<h2>Settings</h2>"
     yield from _list(
         [
@@ -338,8 +338,8 @@ def _settings(data: Mapping[str, Any]) -> Iterator[str]:
             ("Seeds", _names(data["seeds"])),
             ("Learning rates tried", ", ".join(_rate(rate) for rate in grid["learning_rates"])),
             ("Schedules tried", _names(grid["schedules"])),
-            ("Length of a tuning run", _share(grid["share"])),
-            ("Ends measured at", ", ".join(_share(part) for part in grid["horizons"])),
+            ("Length of a tuning run", _share(grid["tuning_fraction"])),
+            ("Ends measured at", ", ".join(_share(part) for part in grid["budget_fractions"])),
         ]
     )  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""TODO: one sentence."""
+"""Judge finished runs and assemble compare.json: savings, means and deviations over seeds, and the full record.
+
+Input: an `Experiment` and the curves of its runs.
+Output: plain values in the format `FORMAT`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ from ligo_convert.comparison.experiment import Experiment
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.families.flops import CONVENTION
 
-FORMAT = "ligo-comparison/1"
+FORMAT = "ligo-comparison/2"
 
 
 # Judging.
 
 
-def first_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[str, Any] | None:
+def first_point_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[str, Any] | None:
     """The first point of a curve at or below a loss; None where it never gets there."""
     if loss is None:
         return None
@@ -25,7 +29,7 @@ def first_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[
 
 
 def savings(
-    contest: Experiment, name: str, curve: Sequence[Mapping[str, Any]], *, scratch: Mapping[str, Any]
+    experiment: Experiment, name: str, curve: Sequence[Mapping[str, Any]], *, scratch: Mapping[str, Any]
 ) -> dict[str, float | None]:
     """Per cent of scratch's operations that a method needs less to reach scratch's final loss, by both ways of counting.
 
@@ -34,16 +38,16 @@ def savings(
     """
     if name == SCRATCH:
         return {"paper": 0.0, "net": 0.0}
-    there = first_at(curve, scratch["loss"])
+    there = first_point_at(curve, scratch["loss"])
     if there is None:
         return {"paper": None, "net": None}
-    source = contest.source_flops if contest.entries[name].contender.needs_source else 0.0
+    source = experiment.source_flops if experiment.entries[name].method.needs_source else 0.0
     paper = 100 * (1 - there["flops"] / scratch["flops"])
     net = None if source is None else 100 * (1 - (there["flops"] + source) / scratch["flops"])
     return {"paper": round(paper, 2), "net": None if net is None else round(net, 2)}
 
 
-def spread(values: Sequence[float | None]) -> float | None:
+def std(values: Sequence[float | None]) -> float | None:
     """The standard deviation over seeds; None for one seed, or where a figure is missing."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return round(statistics.stdev(known), 4) if len(known) == len(values) and len(known) > 1 else None
@@ -55,9 +59,9 @@ def mean(values: Sequence[float | None]) -> float | None:
     return round(statistics.fmean(known), 6) if known and len(known) == len(values) else None
 
 
-def grid_edge_warnings(contest: Experiment, tuned: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def grid_edge_warnings(experiment: Experiment, tuned: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Methods whose best rate is the highest or the lowest that was tried: a better one may lie beyond."""
-    rates = sorted(set(contest.settings.learning_rates))
+    rates = sorted(set(experiment.settings.learning_rates))
     if len(rates) < 2:
         return []
     found = []
@@ -66,7 +70,7 @@ def grid_edge_warnings(contest: Experiment, tuned: Mapping[str, Mapping[str, Any
         if at:
             found.append(
                 {
-                    "rule": "rate-edge",
+                    "rule": "learning-rate-at-grid-edge",
                     "text": f"the best peak rate is the {text} that was tried, {rate:g}",
                     "methods": at,
                 }
@@ -75,68 +79,68 @@ def grid_edge_warnings(contest: Experiment, tuned: Mapping[str, Mapping[str, Any
 
 
 def method_record(
-    contest: Experiment,
+    experiment: Experiment,
     name: str,
     *,
     tuned: Mapping[str, Any],
-    tuning: Sequence[Mapping[str, Any]],
+    tuning_runs: Sequence[Mapping[str, Any]],
     runs: Mapping[int, Mapping[str, Any]],
     scratch: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """One method of compare.json.
 
     Args:
-        tuned: the rate and shape that were chosen. tuning: every rate with its loss. runs: seed -> curve, final, horizons.
+        tuned: the rate and shape that were chosen. tuning_runs: every rate with its loss. runs: seed -> curve, final, finals.
         scratch: seed -> the last point of scratch's curve.
     """
-    entry = contest.entries[name]
-    method = entry.contender
+    entry = experiment.entries[name]
+    method = entry.method
     by_seed = {
-        str(seed): {**run, "savings": savings(contest, name, run["curve"], scratch=scratch[seed])}
+        str(seed): {**run, "savings": savings(experiment, name, run["curve"], scratch=scratch[seed])}
         for seed, run in runs.items()
     }
     first = next(iter(by_seed.values()))
-    source = contest.source_flops if method.needs_source else 0
+    source = experiment.source_flops if method.needs_source else 0
     saved = {way: [run["savings"][way] for run in by_seed.values()] for way in ("paper", "net")}
     losses = [run["final"]["loss"] for run in by_seed.values()]
     return {
         "summary": method.summary,
         "paper": method.paper,
-        "preserving": method.keeps,
-        "verdict": None if method.drawn else entry.start.verdict,
-        "start": None if method.drawn else {"width": method.width, "depth": method.depth},
+        "preserving": method.preserves,
+        "verdict": None if method.random_init else entry.start.verdict,
+        "start": None if method.random_init else {"width": method.width, "depth": method.depth},
         "strategy": method.strategy,
         "options": list(method.options),
-        "source": method.needs_source,
+        "needs_source": method.needs_source,
         "learning_rate": tuned["learning_rate"],
         "schedule": tuned["schedule"],
-        "tuning": list(tuning),
+        "tuning_runs": list(tuning_runs),
         "flops": {
-            "fit": contest.fit_flops(name),
-            "step": round((first["final"]["flops"] - contest.fit_flops(name)) / first["final"]["step"]),
+            "fit": experiment.fit_flops(name),
+            "step": round((first["final"]["flops"] - experiment.fit_flops(name)) / first["final"]["step"]),
             "source": source,
         },
         "curve": first["curve"],
         "final": {**first["final"], "loss": mean(losses)},
         "savings": {way: mean(values) for way, values in saved.items()},
         "seeds": by_seed,
-        "spread": {"loss": spread(losses), **{way: spread(values) for way, values in saved.items()}},
+        "std": {"loss": std(losses), **{way: std(values) for way, values in saved.items()}},
     }
 
 
 def comparison_record(
-    contest: Experiment,
+    experiment: Experiment,
     methods: Mapping[str, Mapping[str, Any]],
     *,
     key: str,
     source: Mapping[str, Any],
     data: Mapping[str, Any],
     versions: Mapping[str, str],
-    breaches: Sequence[Mapping[str, Any]],
+    fairness_warnings: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What compare.json holds."""
-    plan, images = contest.plan, contest.plan.family.reads == "images"
-    flops, scratch = contest.source_flops, contest.scratch_flops
+    plan, images = experiment.plan, experiment.plan.family.reads == "images"
+    flops, scratch = experiment.source_flops, experiment.scratch_flops
     return {
         "format": FORMAT,
         "recipe": plan.recipe.path.name,
@@ -146,28 +150,32 @@ def comparison_record(
         "task": plan.family.task,
         "parameters": plan.parameters,
         "budget": {
-            "steps": contest.steps,
-            "batch_size": contest.batch_size,
-            "sequence_length": contest.length,
-            "examples": contest.examples if images else contest.steps * contest.tokens,
+            "steps": experiment.steps,
+            "batch_size": experiment.batch_size,
+            "sequence_length": experiment.length,
+            "examples": experiment.examples if images else experiment.steps * experiment.tokens,
             "unit": "images" if images else "tokens",
-            "per_parameter": round(contest.per_parameter, 2),
+            "tokens_per_parameter": round(experiment.tokens_per_parameter, 2),
             "flops": scratch,
         },
-        "source": {**source, "flops": flops, "share": None if flops is None else round(flops / scratch, 4)},
+        "source": {
+            **source,
+            "flops": flops,
+            "fraction_of_scratch": None if flops is None else round(flops / scratch, 4),
+        },
         "schedule": methods[SCRATCH]["schedule"],
         "grid": {
-            "learning_rates": list(contest.settings.learning_rates),
-            "schedules": list(contest.settings.schedules),
-            "share": contest.settings.tuning,
-            "horizons": list(contest.horizons),
+            "learning_rates": list(experiment.settings.learning_rates),
+            "schedules": list(experiment.settings.schedules),
+            "tuning_fraction": experiment.settings.tuning_fraction,
+            "budget_fractions": list(experiment.budget_fractions),
         },
-        "warmup": contest.warmup,
-        "seeds": list(contest.seeds),
+        "warmup_steps": experiment.warmup,
+        "seeds": list(experiment.seeds),
         "data": dict(data),
         "methods": dict(methods),
-        "skipped": dict(contest.skipped),
-        "breaches": list(breaches),
-        "convention": CONVENTION,
+        "skipped": dict(experiment.skipped),
+        "fairness_warnings": list(fairness_warnings),
+        "flops_convention": CONVENTION,
         "versions": dict(versions),
     }

@@ -1,7 +1,7 @@
-"""The agenda of a comparison: from the results that are there, which job comes next, and what they all come to.
+"""Schedule the jobs of a comparison: choose the next job from the results so far and collect the final records.
 
-What comes in: a contest, results by name of job as they come. What goes out: jobs whose needs are met, the most urgent first; the rate that
-each method is trained with; every method's record. Nothing is trained or kept here.
+Input: an `Experiment`, and job results by job name as they arrive.
+Output: jobs with all dependencies met, most urgent first; each method's learning rate and schedule; each method's record.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from ligo_convert.comparison.experiment import Experiment
 from ligo_convert.comparison.methods import SCRATCH, Method
-from ligo_convert.comparison.results import first_at, method_record
-from ligo_convert.comparison.strategies import stretches
+from ligo_convert.comparison.results import first_point_at, method_record
+from ligo_convert.comparison.strategies import depends_on_run_length
 from ligo_convert.errors import RecipeError
 from ligo_convert.training.schedules import STABLE_PART
 
@@ -25,75 +25,75 @@ class Scheduler:
         results: name of a job -> what it gave; grows by `done`.
     """
 
-    def __init__(self, contest: Experiment, results: Mapping[str, dict[str, Any]]) -> None:
-        self.contest, self.results = contest, dict(results)
+    def __init__(self, experiment: Experiment, results: Mapping[str, dict[str, Any]]) -> None:
+        self.experiment, self.results = experiment, dict(results)
         self._running: set[str] = set()
 
     def done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         self._running.discard(job.name)
         self.results[job.name] = result
 
-    def following(self) -> TrainingJob | None:
+    def next_job(self) -> TrainingJob | None:
         """The next job that can be begun; None where there is none, or all that are left wait for one that is running."""
-        for job in self._open():
+        for job in self._runnable_jobs():
             if job.name not in self.results and job.name not in self._running:
                 self._running.add(job.name)
                 return job
         return None
 
-    def _open(self) -> Iterator[TrainingJob]:
+    def _runnable_jobs(self) -> Iterator[TrainingJob]:
         """All jobs whose needs are met, the most urgent first; those that are done among them."""
-        contest = self.contest
+        experiment = self.experiment
         yield TrainingJob(kind="probe")
         yield TrainingJob(kind="source")
-        yield from self._tunes(SCRATCH)
-        yield from self._fits()
-        if self._tuned(SCRATCH) is None:
+        yield from self._tuning_jobs(SCRATCH)
+        yield from self._fit_jobs()
+        if self._best_tuning(SCRATCH) is None:
             return
         yield from self._scratch_runs()
-        for seed in contest.seeds[1:] if self._chosen(SCRATCH) is not None else ():
-            yield from self._trains(SCRATCH, seed)
-        others = [name for name in contest.entries if name != SCRATCH]
+        for seed in experiment.seeds[1:] if self._chosen_settings(SCRATCH) is not None else ():
+            yield from self._training_jobs(SCRATCH, seed)
+        others = [name for name in experiment.entries if name != SCRATCH]
         for name in others:
-            if self._ready(name, contest.seeds[0]):
-                yield from self._tunes(name)
-        for seed in contest.seeds:
+            if self._ready(name, experiment.seeds[0]):
+                yield from self._tuning_jobs(name)
+        for seed in experiment.seeds:
             if self.final(SCRATCH, seed) is None:
                 continue
             for name in others:
-                if self._tuned(name) is not None and self._ready(name, seed):
-                    yield from self._trains(name, seed)
+                if self._best_tuning(name) is not None and self._ready(name, seed):
+                    yield from self._training_jobs(name, seed)
 
-    def _fits(self) -> Iterator[TrainingJob]:
+    def _fit_jobs(self) -> Iterator[TrainingJob]:
         """One for every operator that is learned."""
         seen = set()
-        for seed in self.contest.seeds:
-            for name, entry in self.contest.entries.items():
-                key = operator_name(entry.contender, seed)
-                if entry.contender.fits and key not in seen:
+        for seed in self.experiment.seeds:
+            for name, entry in self.experiment.entries.items():
+                key = operator_name(entry.method, seed)
+                if entry.method.learns_operator and key not in seen:
                     seen.add(key)
-                    yield TrainingJob(kind="fit", method=name, seed=seed, flops=self.contest.fit_flops(name))
+                    yield TrainingJob(kind="fit", method=name, seed=seed, flops=self.experiment.fit_flops(name))
 
     def _ready(self, name: str, seed: int) -> bool:
         """Whether a method's operator is there."""
-        method = self.contest.entries[name].contender
-        if not method.fits:
+        method = self.experiment.entries[name].method
+        if not method.learns_operator:
             return True
         key = operator_name(method, seed)
         return any(
             job.name in self.results
-            for job in self._fits()
-            if operator_name(self.contest.entries[job.method].contender, job.seed) == key
+            for job in self._fit_jobs()
+            if operator_name(self.experiment.entries[job.method].method, job.seed) == key
         )
 
-    def _tunes(self, name: str) -> Iterator[TrainingJob]:
+    def _tuning_jobs(self, name: str) -> Iterator[TrainingJob]:
         """One for every rate, by the first seed; scratch by every shape, the others by the one that was best there."""
-        contest, best = self.contest, self._tuned(SCRATCH) if name != SCRATCH else None
-        for rate, shape in contest.rates(name):
+        experiment, best = self.experiment, self._best_tuning(SCRATCH) if name != SCRATCH else None
+        for rate, shape in experiment.rates(name):
             chosen = {"learning_rate": rate, "schedule": shape or (best or {})["schedule"]}
-            yield self._run(name, contest.seeds[0], chosen, contest.settings.tuning)
+            yield self._training_job(name, experiment.seeds[0], chosen, experiment.settings.tuning_fraction)
 
-    def _trials(self, name: str) -> list[dict[str, Any]]:
+    def _tuning_results(self, name: str) -> list[dict[str, Any]]:
         """Every rate that was tried, with its loss."""
         return [
             {
@@ -101,35 +101,35 @@ class Scheduler:
                 "schedule": job.shape,
                 "validation_loss": self.results[job.name]["validation_loss"],
             }
-            for job in self._tunes(name)
+            for job in self._tuning_jobs(name)
             if job.name in self.results
         ]
 
-    def _tuned(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that were best; None before all are tried."""
-        if name != SCRATCH and self._tuned(SCRATCH) is None:
+    def _best_tuning(self, name: str) -> dict[str, Any] | None:
+        """The rate and the shape that were best; None resume_from all are tried."""
+        if name != SCRATCH and self._best_tuning(SCRATCH) is None:
             return None
-        trials = self._trials(name)
-        if len(trials) < len(self.contest.rates(name)):
+        trials = self._tuning_results(name)
+        if len(trials) < len(self.experiment.rates(name)):
             return None
         best = min(trials, key=_loss_of)
         if best["validation_loss"] is None and name == SCRATCH:
             rates = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
             raise RecipeError(
                 f"{name}: training ends at no number at every peak rate that was tried ({rates})",
-                where=self.contest.plan.recipe.where("compare", "learning_rates"),
+                where=self.experiment.plan.recipe.where("compare", "learning_rates"),
                 hint="give lower ones",
             )
         return {"learning_rate": best["learning_rate"], "schedule": best["schedule"]}
 
-    def _chosen(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that a method is trained with; None before they are known.
+    def _chosen_settings(self, name: str) -> dict[str, Any] | None:
+        """The rate and the shape that a method is trained with; None resume_from they are known.
 
         A short run favours a high rate, and scratch alone is always trained for the whole budget: it has its best rate and the one below
         it tried for that long, on the validation slice.
         """
         if name != SCRATCH:
-            return self._tuned(name)
+            return self._best_tuning(name)
         runs = [self.results.get(job.name) for job in self._scratch_runs()]
         if not runs or any(run is None for run in runs):
             return None
@@ -138,81 +138,83 @@ class Scheduler:
         if run["validation_loss"] is None:
             raise RecipeError(
                 f"training from scratch ends at no number at a peak rate of {job.learning_rate:g}",
-                where=self.contest.plan.recipe.where("compare", "learning_rates"),
+                where=self.experiment.plan.recipe.where("compare", "learning_rates"),
                 hint="give lower ones",
             )
         return {"learning_rate": job.learning_rate, "schedule": job.shape}
 
     def _scratch_runs(self) -> Iterator[TrainingJob]:
         """Scratch by the first seed for the whole budget, at its best rate of the short runs and the one below it."""
-        best = self._tuned(SCRATCH)
+        best = self._best_tuning(SCRATCH)
         if best is None:
             return
-        lower = [rate for rate in self.contest.settings.learning_rates if rate < best["learning_rate"]]
+        lower = [rate for rate in self.experiment.settings.learning_rates if rate < best["learning_rate"]]
         for rate in (best["learning_rate"], *([max(lower)] if lower else [])):
             chosen = {**best, "learning_rate": rate}
-            seed = self.contest.seeds[0]
-            yield self._run(SCRATCH, seed, chosen, 1.0, before=self._common(SCRATCH, seed, chosen, 1.0))
+            seed = self.experiment.seeds[0]
+            yield self._training_job(
+                SCRATCH, seed, chosen, 1.0, resume_from=self._resume_fraction(SCRATCH, seed, chosen, 1.0)
+            )
 
-    def _trains(self, name: str, seed: int) -> Iterator[TrainingJob]:
-        """A run to each horizon, until one reaches scratch's loss; each when the one before is done."""
-        contest, chosen = self.contest, self._chosen(name)
+    def _training_jobs(self, name: str, seed: int) -> Iterator[TrainingJob]:
+        """Yield one run per budget fraction, shortest first, until one reaches scratch's final loss."""
+        experiment, chosen = self.experiment, self._chosen_settings(name)
         assert chosen is not None
-        before = self._common(name, seed, chosen, contest.horizons_of(name)[0])
-        for horizon in contest.horizons_of(name):
-            job = self._run(name, seed, chosen, horizon, before=before)
+        resume_from = self._resume_fraction(name, seed, chosen, experiment.budget_fractions_of(name)[0])
+        for budget_fraction in experiment.budget_fractions_of(name):
+            job = self._training_job(name, seed, chosen, budget_fraction, resume_from=resume_from)
             yield job
             if job.name not in self.results or self.reached(job):
                 return
-            if self._shares(name, chosen):
-                before = horizon
+            if self._shares_prefix(name, chosen):
+                resume_from = budget_fraction
 
-    def _shares(self, name: str, chosen: Mapping[str, Any]) -> bool:
-        """Whether runs of a method to several horizons have a common stretch."""
-        return not stretches(self.contest.entries[name].stages) and chosen["schedule"] == "stable"
+    def _shares_prefix(self, name: str, chosen: Mapping[str, Any]) -> bool:
+        """Return whether runs of a method to different budget fractions begin with the same steps."""
+        return not depends_on_run_length(self.experiment.entries[name].stages) and chosen["schedule"] == "stable"
 
-    def _common(self, name: str, seed: int, chosen: Mapping[str, Any], horizon: float) -> float:
-        """The horizon of the run in which a rate was tried, where one to `horizon` goes on from it; else 0."""
-        tried = self.contest.settings.tuning
-        goes_on = self._shares(name, chosen) and seed == self.contest.seeds[0] and tried < horizon
+    def _resume_fraction(self, name: str, seed: int, chosen: Mapping[str, Any], budget_fraction: float) -> float:
+        """Return the budget fraction of the tuning run that a run to `budget_fraction` can resume from, or 0."""
+        tried = self.experiment.settings.tuning_fraction
+        goes_on = self._shares_prefix(name, chosen) and seed == self.experiment.seeds[0] and tried < budget_fraction
         return tried if goes_on else 0.0
 
-    def _run(
+    def _training_job(
         self,
         name: str,
         seed: int,
         chosen: Mapping[str, Any],
-        horizon: float,
+        budget_fraction: float,
         *,
-        before: float = 0.0,
+        resume_from: float = 0.0,
     ) -> TrainingJob:
-        contest = self.contest
+        experiment = self.experiment
         return TrainingJob(
             kind="train",
             method=name,
             seed=seed,
             learning_rate=chosen["learning_rate"],
             shape=chosen["schedule"],
-            horizon=horizon,
-            before=before,
-            flops=contest.run_flops(name, contest.steps_of(horizon))
-            - (STABLE_PART * contest.run_flops(name, contest.steps_of(before)) if before else 0.0),
+            budget_fraction=budget_fraction,
+            resume_from=resume_from,
+            flops=experiment.run_flops(name, experiment.steps_of(budget_fraction))
+            - (STABLE_PART * experiment.run_flops(name, experiment.steps_of(resume_from)) if resume_from else 0.0),
         )
 
     def _runs(self, name: str, seed: int) -> list[dict[str, Any]]:
-        return [self.results[job.name] for job in self._trains(name, seed) if job.name in self.results]
+        return [self.results[job.name] for job in self._training_jobs(name, seed) if job.name in self.results]
 
     def reached(self, job: TrainingJob) -> bool:
         """Whether a run has reached scratch's final loss, or was stopped short by a loss that is no number: longer ones are not run."""
         found = self.results[job.name]
         goal = self.final(SCRATCH, job.seed) if job.method != SCRATCH else None
         return found["final"]["loss"] is None or (
-            goal is not None and first_at(found["curve"], goal["loss"]) is not None
+            goal is not None and first_point_at(found["curve"], goal["loss"]) is not None
         )
 
     def final(self, name: str, seed: int) -> dict[str, Any] | None:
         """The end of a method's longest run."""
-        if self._chosen(name) is None:
+        if self._chosen_settings(name) is None:
             return None
         runs = self._runs(name, seed)
         return runs[-1]["final"] if runs else None
@@ -221,30 +223,30 @@ class Scheduler:
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """Method -> the rate and the shape that it was trained with."""
-        return {name: found for name in self.contest.entries if (found := self._chosen(name)) is not None}
+        return {name: found for name in self.experiment.entries if (found := self._chosen_settings(name)) is not None}
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Every method of compare.json."""
-        contest = self.contest
+        experiment = self.experiment
         scratch = {}
-        for seed in contest.seeds:
+        for seed in experiment.seeds:
             final = self.final(SCRATCH, seed)
             assert final is not None
             scratch[seed] = final
         found = {}
-        for name in contest.entries:
+        for name in experiment.entries:
             runs = {}
-            for seed in contest.seeds:
+            for seed in experiment.seeds:
                 done = self._runs(name, seed)
                 runs[seed] = {
                     "curve": done[-1]["curve"],
                     "final": done[-1]["final"],
-                    "horizons": [run["final"] for run in done],
+                    "finals": [run["final"] for run in done],
                 }
-            chosen = self._chosen(name)
+            chosen = self._chosen_settings(name)
             assert chosen is not None
             found[name] = method_record(
-                contest, name, tuned=chosen, tuning=self._trials(name), runs=runs, scratch=scratch
+                experiment, name, tuned=chosen, tuning_runs=self._tuning_results(name), runs=runs, scratch=scratch
             )
         return found
 
@@ -260,8 +262,8 @@ class TrainingJob:
     """One piece of work.
 
     Attributes:
-        kind: `probe` how fast it goes here; measure the `source`; learn an operator (`fit`); `train` to a horizon.
-        before: the horizon of the run whose common stretch this one goes on from; 0 for none.
+        kind: `probe` measures training speed, `source` the source's loss, `fit` learns an operator, `train` trains a model.
+        resume_from: budget fraction of the shorter run whose saved state this run resumes from; 0 for none.
         flops: about what it costs, for progress.
     """
 
@@ -270,23 +272,30 @@ class TrainingJob:
     seed: int = 0
     learning_rate: float = 0.0
     shape: str = ""
-    horizon: float = 0.0
-    before: float = 0.0
+    budget_fraction: float = 0.0
+    resume_from: float = 0.0
     flops: float = 0.0
 
     @property
     def name(self) -> str:
         """What its result and its state are called."""
-        parts = [self.kind, self.method, f"{self.seed}", f"{self.learning_rate:g}", self.shape, f"{self.horizon:g}"]
+        parts = [
+            self.kind,
+            self.method,
+            f"{self.seed}",
+            f"{self.learning_rate:g}",
+            self.shape,
+            f"{self.budget_fraction:g}",
+        ]
         return "-".join(part.replace("/", "_") for part in parts if part) if self.method else self.kind
 
 
 def operator_name(method: Method, seed: int) -> str:
     """Methods with the same name here learn the same operator."""
-    rates = f"{method.fitting.width_rate:g}-{method.fitting.depth_rate:g}" if method.fitting else "recipe"
+    rates = f"{method.fit_rates.width_rate:g}-{method.fit_rates.depth_rate:g}" if method.fit_rates else "recipe"
     return f"{method.width}-{method.depth}-{method.tie or 'untied'}-{rates}-{seed}"
 
 
-def trunk_name(job: TrainingJob, horizon: float) -> str:
-    """Of the state that a run to `horizon` leaves to longer ones of its method."""
-    return f"trunk-{job.method.replace('/', '_')}-{job.seed}-{job.learning_rate:g}-{horizon:g}"
+def shared_state_name(job: TrainingJob, budget_fraction: float) -> str:
+    """Return the name of the state that a run to `budget_fraction` saves for longer runs of its method."""
+    return f"shared-{job.method.replace('/', '_')}-{job.seed}-{job.learning_rate:g}-{budget_fraction:g}"

@@ -17,7 +17,7 @@ from ligo_convert.families.schema import Family, Row
 Config = Mapping[str, object]
 
 
-def shortened(family: Family, config: Config, layers: int) -> dict[str, object]:
+def with_layers(family: Family, config: Config, layers: int) -> dict[str, object]:
     """The config of the same model with so many layers along its first depth axis; 0 for all of them."""
     axis = family.depth_axes[0]
     if not layers:
@@ -67,7 +67,7 @@ class Step:
     def flops(self, height: int, dropped: Collection[int] = (), *, late: bool = False) -> int:
         """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after the stage's `until`."""
         family, axis = self.family, self.family.depth_axes[0]
-        config = shortened(family, self.config, height)
+        config = with_layers(family, self.config, height)
         kept = kept_tokens(self.dropping, self.length) / self.length
         skipping = skipped_layers(height) if self.dropping.tokens else range(0)
         owners = {row.pattern: row for row in family.rows}
@@ -95,6 +95,6 @@ class Step:
 
     def mean_flops(self) -> float:
         """Operations of a step in the mean over sub-models, nothing being dropped."""
-        heights, until = self.stage.exits or (self.layers,), self.stage.until
+        heights, until = self.stage.submodels or (self.layers,), self.stage.until_fraction
         early = sum(self.flops(height) for height in heights) / len(heights)
         return until * early + ((1 - until) * self.flops(self.layers, late=True) if until < 1 else 0.0)

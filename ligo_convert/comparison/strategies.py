@@ -34,7 +34,7 @@ class Stage:
 
     Attributes:
         share: of the run's steps. layers: how many layers the model has (of its first depth axis); 0 for all of the target's.
-        comes: where layers that the stage before did not have take their weights: the whole stack again, or its top layers.
+        layers_from: where layers that the stage before did not have take their weights: the whole stack again, or its top layers.
         trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
         top: how many layers are the top. exits: heights of sub-models, of which each step draws one. teacher: whether the source teaches,
             with a weight that falls from one to zero. until: the part of the stage for which exits, teacher and `trains` hold; after it
@@ -43,12 +43,12 @@ class Stage:
 
     share: float
     layers: int = 0
-    comes: Literal["stack", "top"] = "stack"
+    layers_from: Literal["stack", "top"] = "stack"
     trains: Literal["all", "top", "added"] = "all"
     top: int = 0
-    exits: tuple[int, ...] = ()
+    submodels: tuple[int, ...] = ()
     teacher: bool = False
-    until: float = 1.0
+    until_fraction: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,9 @@ class Strategy:
     cost: str
 
 
-def stretches(stages: tuple[Stage, ...]) -> bool:
+def depends_on_run_length(stages: tuple[Stage, ...]) -> bool:
     """Whether what happens at a step depends on how many there are in all, so that runs of different length share nothing."""
-    return len(stages) > 1 or stages[0].until < 1
+    return len(stages) > 1 or stages[0].until_fraction < 1
 
 
 def plain(layers: int) -> tuple[Stage, ...]:
@@ -86,9 +86,9 @@ def layerwise(layers: int) -> tuple[Stage, ...]:
     """MSLT: a quarter of the layers more each time, copied from the top; they alone learn, and in the end all together."""
     heights = sorted({math.ceil(layers * part / 4) for part in (1, 2, 3, 4)})
     share = (1 - JOINT) / len(heights)
-    first = Stage(share=share, layers=heights[0], comes="top")
+    first = Stage(share=share, layers=heights[0], layers_from="top")
     grown = [
-        Stage(share=share, layers=height, comes="top", trains="top", top=height - before)
+        Stage(share=share, layers=height, layers_from="top", trains="top", top=height - before)
         for before, height in itertools.pairwise(heights)
     ]
     return (first, *grown, Stage(share=JOINT, layers=layers))
@@ -97,12 +97,12 @@ def layerwise(layers: int) -> tuple[Stage, ...]:
 def two_stage(layers: int) -> tuple[Stage, ...]:
     """bert2BERT: first sub-models of the lowest layers, one drawn a step, of which the top layers and the head learn; then all."""
     block = math.ceil(layers / 4)
-    exits = tuple(sorted({min(layers, block * number) for number in range(1, 5)}))
-    return (Stage(share=1.0, trains="top", top=block, exits=exits, until=SUBMODELS),)
+    depths = tuple(sorted({min(layers, block * number) for number in range(1, 5)}))
+    return (Stage(share=1.0, trains="top", top=block, submodels=depths, until_fraction=SUBMODELS),)
 
 
 def inherit(layers: int) -> tuple[Stage, ...]:
-    return (Stage(share=1.0, teacher=True, until=INHERITED),)
+    return (Stage(share=1.0, teacher=True, until_fraction=INHERITED),)
 
 
 def added_only(layers: int) -> tuple[Stage, ...]:
@@ -162,7 +162,7 @@ class Option:
     summary: str
     cost: str
     strategy: str | None = None
-    fits: bool = False
+    learns_operator: bool = False
     drops_layers: bool = False
     drops_tokens: bool = False
 
@@ -172,7 +172,7 @@ OPTIONS: dict[str, Option] = {
         paper="LiGO, arXiv:2303.00980",
         summary="the operator is learned first, from the method's start",
         cost="the fit's steps, each a target's and four growths",
-        fits=True,
+        learns_operator=True,
     ),
     "layer-drop": Option(
         paper="Zhang and He, arXiv:2010.13369",

@@ -1,7 +1,8 @@
-"""One run of a comparison: a target trained from its start by its strategy, its held-out loss against what it has cost so far.
+"""Train one run of a comparison: a target from its initial weights, stage by stage, with its held-out loss against FLOPs.
 
-What comes in: what all runs share (`TrainSetup`), what this one is (`StageRun`), its first tensors. What goes out: points of a curve and the trained
-tensors. A run goes through its strategy's stages; each is one call of `training.train`, so a stopped run goes on in the stage in which it
+Input: settings that all runs share (`TrainSetup`), the run (`RunSpec`).
+Output: the points of the loss curve and the trained tensors.
+ A run goes through its strategy's stages; each is one call of `training.train`, so a stopped run goes on in the stage in which it
 was, and a run of more steps may begin where a shorter one left the common stretch.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Config, Step, shortened
+from ligo_convert.comparison.step_costs import Config, Step, with_layers
 from ligo_convert.comparison.strategies import TEMPERATURE, Dropping, Stage, dropped_layers
 from ligo_convert.data.examples import Examples
 from ligo_convert.families.schema import Family
@@ -66,7 +67,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageRun:
+class RunSpec:
     """One run: what is trained, from where, how.
 
     Attributes:
@@ -102,13 +103,13 @@ class StageRun:
         return tuple(range(first, last) for first, last in itertools.pairwise(ends))
 
 
-def deepened(family: Family, tensors: Tensors, config: Config, old: int, new: int, comes: str) -> Tensors:
+def add_layers(family: Family, tensors: Tensors, config: Config, old: int, new: int, layers_from: str) -> Tensors:
     """The tensors of a model that had `old` layers with `new` of them: the stack again, or its top layers on top."""
     added = new - old
     sources = {
         "stack": [layer % old for layer in range(new)],
         "top": [layer if layer < old else max(0, layer - added) % old for layer in range(new)],
-    }[comes]
+    }[layers_from]
     found = {}
     axis = family.depth_axes[0]
     for row in family.rows_for(config):
@@ -118,15 +119,15 @@ def deepened(family: Family, tensors: Tensors, config: Config, old: int, new: in
     return found
 
 
-def schedule_of(run: StageRun) -> Schedule:
+def schedule_of(run: RunSpec) -> Schedule:
     """One schedule over all stages; after each change of the model the rate rises anew, in a fifth of the stage at most."""
     begins = {span.start: max(1, min(run.warmup, len(span) // 5)) for span in run.spans[1:]}
     return Schedule(steps=run.steps, warmup=run.warmup, shape=run.shape, begins=begins)
 
 
 def train_run(
-    arena: TrainSetup,
-    run: StageRun,
+    setup: TrainSetup,
+    run: RunSpec,
     *,
     teacher: Teacher | None,
     store: Callable[[int], StateStore | None],
@@ -143,31 +144,31 @@ def train_run(
     Returns:
         The curve: `step`, `flops` (of training alone), `loss`; and the tensors in the end.
     """
-    family, schedule = arena.family, schedule_of(run)
+    family, schedule = setup.family, schedule_of(run)
     points: list[dict[str, float]] = []
     whole = family.sizes(run.config)[family.depth_axes[0]]
     layers, tensors = 0, run.start
     for number, (stage, span) in enumerate(zip(run.stages, run.spans, strict=True)):
         height = stage.layers or whole
-        config = shortened(family, run.config, height)
+        config = with_layers(family, run.config, height)
         if tensors is None:
             drawn = drawn_model(family, config, seed=run.seed)
-            tensors = {name: torch.tensor(values, device=arena.device) for name, values in drawn.items()}
+            tensors = {name: torch.tensor(values, device=setup.device) for name, values in drawn.items()}
         elif layers and height != layers:
-            tensors = deepened(family, tensors, config, layers, height, stage.comes)
+            tensors = add_layers(family, tensors, config, layers, height, stage.layers_from)
         layers = height
-        lesson = _TrainingRun(
-            arena=arena, run=run, stage=stage, span=span, config=config, teacher=teacher, start=tensors
+        trainer = _StageTrainer(
+            setup=setup, run=run, stage=stage, span=span, config=config, teacher=teacher, start=tensors
         )
         begun = points[-1]["flops"] if points else 0.0
-        log = lesson.train(
+        log = trainer.train(
             schedule,
             flops=begun,
             store=store(number),
             milestones={milestone[0]: milestone[1]} if milestone is not None else None,
             on_step=on_step,
         )
-        tensors = lesson.tensors()
+        tensors = trainer.tensors()
         for line in log:
             if "validation_loss" in line and (line["step"] > span.start or not points):
                 flops = line.get("flops", begun)
@@ -176,22 +177,22 @@ def train_run(
     return points, tensors
 
 
-class _TrainingRun:
+class _StageTrainer:
     """One stage while it is trained."""
 
     def __init__(
         self,
         *,
-        arena: TrainSetup,
-        run: StageRun,
+        setup: TrainSetup,
+        run: RunSpec,
         stage: Stage,
         span: range,
         config: Config,
         teacher: Teacher | None,
         start: Tensors,
     ) -> None:
-        self.arena, self.run, self.stage, self.span, self.config = arena, run, stage, span, config
-        self.family = arena.family
+        self.setup, self.run, self.stage, self.span, self.config = setup, run, stage, span, config
+        self.family = setup.family
         self.axis = self.family.depth_axes[0]
         self.layers = self.family.sizes(config)[self.axis]
         self.teacher = teacher if stage.teacher else None
@@ -206,8 +207,8 @@ class _TrainingRun:
             family=self.family,
             config=config,
             stage=stage,
-            tokens=arena.tokens,
-            length=arena.sequence_length,
+            tokens=setup.tokens,
+            length=setup.sequence_length,
             added={name for name, mask in (run.added or {}).items() if mask.any()},
             dropping=run.dropping,
             teacher=teacher.config if teacher is not None else None,
@@ -216,18 +217,19 @@ class _TrainingRun:
             name
             for name, (row, layer) in self.rows.items()
             if any(
-                self.step.learns(row, layer, height, late=stage.until < 1) for height in stage.exits or (self.layers,)
+                self.step.learns(row, layer, height, late=stage.until_fraction < 1)
+                for height in stage.submodels or (self.layers,)
             )
         }
         self.parameters = {name: torch.nn.Parameter(self.start[name].clone()) for name in sorted(learns)}
         self.masks = {
-            name: torch.from_numpy(run.added[name]).to(arena.device)
+            name: torch.from_numpy(run.added[name]).to(setup.device)
             for name in self.parameters
             if stage.trains == "added" and run.added is not None
         }
         self.models = {
-            height: LibraryModel(self.family, shortened(self.family, config, height), device=arena.device)
-            for height in dict.fromkeys((self.layers, *stage.exits))
+            height: LibraryModel(self.family, with_layers(self.family, config, height), device=setup.device)
+            for height in dict.fromkeys((self.layers, *stage.submodels))
         }
         self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
 
@@ -262,7 +264,7 @@ class _TrainingRun:
         milestones: Mapping[int, StateStore] | None,
         on_step: Callable[[int, float], None] | None,
     ) -> list[dict[str, Any]]:
-        arena, run = self.arena, self.run
+        setup, run = self.setup, self.run
         matrices = {name: parameter for name, parameter in self.parameters.items() if parameter.ndim > 1}
         vectors = {name: parameter for name, parameter in self.parameters.items() if parameter.ndim == 1}
         groups = [
@@ -275,7 +277,7 @@ class _TrainingRun:
             """Operations up to and with this step."""
             done = max(at for at in spent if at <= step + 1)
             for at in range(done, step + 1):
-                spent[at + 1] = spent.pop(at) + self._cost(at)
+                spent[at + 1] = spent.pop(at) + self._step_flops(at)
             return spent[step + 1]
 
         def measured() -> float:
@@ -283,10 +285,10 @@ class _TrainingRun:
                 self.models[self.layers].loss,
                 self.tensors(),
                 run.examples,
-                batch_size=arena.micro_batch_size,
-                device=arena.device,
+                batch_size=setup.micro_batch_size,
+                device=setup.device,
                 dtype=torch.float32,
-                autocast=arena.autocast,
+                autocast=setup.autocast,
             )
 
         def told(step: int, line: dict[str, Any]) -> None:
@@ -297,9 +299,9 @@ class _TrainingRun:
             [group for group in groups if group.parameters],
             self._gradients,
             schedule=schedule,
-            tokens_a_step=arena.tokens,
+            tokens_a_step=setup.tokens,
             validate=measured,
-            validate_every=arena.evaluate_every,
+            validate_every=setup.evaluate_every,
             chooses=False,
             steps=self.span,
             partial=True,
@@ -311,7 +313,7 @@ class _TrainingRun:
         )
         return outcome.log
 
-    def _cost(self, step: int) -> int:
+    def _step_flops(self, step: int) -> int:
         """Operations of one step, exactly as it was: its sub-model, what was left out, what learned, the teacher."""
         height, dropped, late = key = (self._height(step), self._dropped(step), self._late(step))
         if key not in self._flops:
@@ -320,16 +322,16 @@ class _TrainingRun:
 
     def _early_steps(self) -> int:
         """Steps of this stage in which its exits, teacher and frozen tensors hold."""
-        return round(self.stage.until * len(self.span))
+        return round(self.stage.until_fraction * len(self.span))
 
     def _late(self, step: int) -> bool:
         return step - self.span.start >= self._early_steps()
 
     def _height(self, step: int) -> int:
-        exits = self.stage.exits
-        if not exits or self._late(step):
+        submodels = self.stage.submodels
+        if not submodels or self._late(step):
             return self.layers
-        return exits[int(generator(self.run.seed, "exit", str(step)).integers(len(exits)))]
+        return submodels[int(generator(self.run.seed, "exit", str(step)).integers(len(submodels)))]
 
     def _dropped(self, step: int) -> tuple[int, ...]:
         if not self.run.dropping.layers:
@@ -339,17 +341,17 @@ class _TrainingRun:
         )
 
     def _gradients(self, step: int) -> float:
-        arena, height = self.arena, self._height(step)
+        setup, height = self.setup, self._height(step)
         late = self._late(step)
         model, tensors = self.models[height], self._given(height, late=late)
-        drawn = arena.slices.batch(step, batch_size=arena.batch_size, seed=self.run.seed)
-        batch = on_device(drawn, arena.device, torch.float32)
+        drawn = setup.slices.batch(step, batch_size=setup.batch_size, seed=self.run.seed)
+        batch = on_device(drawn, setup.device, torch.float32)
         if self.run.dropping.tokens:
             # Drawn for the whole batch, whatever the micro batches: no model asks for this.
             draws = generator(self.run.seed, "tokens dropped", str(step)).random(
-                (arena.batch_size, arena.sequence_length)
+                (setup.batch_size, setup.sequence_length)
             )
-            batch = {**batch, DRAWS: torch.from_numpy(draws).to(arena.device)}
+            batch = {**batch, DRAWS: torch.from_numpy(draws).to(setup.device)}
 
         def objective(given: Mapping[str, torch.Tensor], part: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with ExitStack() as stack:
@@ -364,19 +366,19 @@ class _TrainingRun:
             if self.teacher is None or late:
                 return own
             weight = 1 - (step - self.span.start) / self._early_steps()
-            return (1 - weight) * own + weight * _taught(self.teacher, logits, part)
+            return (1 - weight) * own + weight * _distillation_loss(self.teacher, logits, part)
 
         return backward_in_parts(
             objective,
             tensors,
             batch,
-            micro_batch_size=arena.micro_batch_size,
-            device=arena.device,
-            autocast=arena.autocast,
+            micro_batch_size=setup.micro_batch_size,
+            device=setup.device,
+            autocast=setup.autocast,
         )
 
 
-def _taught(teacher: Teacher, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _distillation_loss(teacher: Teacher, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """tau^2 KL(teacher || student) at temperature tau, a mean over what the task asks for (arXiv:2105.13880, section 3)."""
     with torch.no_grad():
         given = teacher.model(teacher.parameters, batch)

@@ -1,7 +1,8 @@
-"""Where the jobs of a comparison are done: an operator learned, a target trained to a horizon.
+"""Run the jobs of a comparison: learn an operator, or train a target for a fraction of the budget.
 
-What comes in: a contest, its data, where the source lies, a folder for states. What goes out: plain figures for every job. A job depends on
-nothing but what it says, so jobs run in any order and in any process, and one that was stopped goes on from its state.
+Input: an `Experiment`, its data splits, the source's folder, a folder for training states.
+Output: a dictionary of plain values per job. A job's result depends only on the job, so jobs run in any order and in any process.
+A stopped job resumes from its saved state.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.comparison.dropping import DRAWS, token_drop
 from ligo_convert.comparison.experiment import Experiment, start_of
-from ligo_convert.comparison.methods import SCRATCH, Fitting, Method
-from ligo_convert.comparison.scheduler import TrainingJob, operator_name, trunk_name
-from ligo_convert.comparison.strategies import stretches
-from ligo_convert.comparison.trainer import StageRun, Teacher, Tensors, TrainSetup, schedule_of, train_run
+from ligo_convert.comparison.methods import SCRATCH, FitRates, Method
+from ligo_convert.comparison.scheduler import TrainingJob, operator_name, shared_state_name
+from ligo_convert.comparison.strategies import depends_on_run_length
+from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, schedule_of, train_run
 from ligo_convert.conversion.learn import warmup_steps
 from ligo_convert.data.examples import DataSplits, Examples
 from ligo_convert.families.flops import step_flops
@@ -53,7 +54,7 @@ PROBE_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Branch:
+class _BranchedState:
     """A state that begins where another run left the common stretch."""
 
     own: FolderState
@@ -74,23 +75,23 @@ class JobRunner:
     """
 
     def __init__(
-        self, *, contest: Experiment, slices: DataSplits, source: Path, work: Path, device: str, threads: int = 0
+        self, *, experiment: Experiment, slices: DataSplits, source: Path, work: Path, device: str, threads: int = 0
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.contest, self.slices, self.source, self.work, self.device = contest, slices, source, work, device
-        self.plan, self.family = contest.plan, contest.plan.family
+        self.experiment, self.slices, self.source, self.work, self.device = experiment, slices, source, work, device
+        self.plan, self.family = experiment.plan, experiment.plan.family
         fit_settings = self.plan.recipe.fit
         assert fit_settings is not None
         self.settings = fit_settings
         width = self.family.sizes(self.plan.start.target)[self.family.norm.stream]
-        self.arena = TrainSetup(
+        self.setup = TrainSetup(
             family=self.family,
             slices=slices,
-            batch_size=contest.batch_size,
-            micro_batch_size=min(self.plan.micro_batch, contest.batch_size),
-            sequence_length=contest.length,
-            evaluate_every=contest.evaluate_every,
+            batch_size=experiment.batch_size,
+            micro_batch_size=min(self.plan.micro_batch, experiment.batch_size),
+            sequence_length=experiment.length,
+            evaluate_every=experiment.evaluate_every,
             device=device,
             autocast=autocast_pays(device, fit_settings.precision, width=width),
         )
@@ -122,19 +123,19 @@ class JobRunner:
 
     def operator(self, method: Method, seed: int) -> Operator:
         """A method's operator: learned where it learns one (its job has been done before), else its start's."""
-        if method.fits:
+        if method.learns_operator:
             return read_operator(self._operator_file(method, seed))
         return initial_operator(start_of(self.plan, method, seed))
 
     def _operator_file(self, method: Method, seed: int) -> Path:
         return self.work / "operators" / f"{operator_name(method, seed)}.safetensors"
 
-    def run_of(self, job: TrainingJob, steps: int) -> StageRun:
-        entry = self.contest.entries[job.method]
-        method = entry.contender
+    def run_of(self, job: TrainingJob, steps: int) -> RunSpec:
+        entry = self.experiment.entries[job.method]
+        method = entry.method
         config = start_of(self.plan, method, job.seed).target
         start, added = None, None
-        if not method.drawn:
+        if not method.random_init:
             operator = self.operator(method, job.seed)
             grower = Grower(
                 operator, self.family, device=self.device, dtype=torch.float32, fetch=fetch_from(self.stacked)
@@ -142,18 +143,18 @@ class JobRunner:
             start = GrownTarget(grower, self.family.rows_for(config), self.stacked).tensors()
             if entry.added:
                 added = {name: part.mask() for name, part in added_parts(self.family, operator).items()}
-        return StageRun(
+        return RunSpec(
             config=config,
             start=start,
             added=added,
             stages=entry.stages,
             steps=steps,
-            warmup=self.contest.warmup,
-            budget=self.contest.steps,
+            warmup=self.experiment.warmup,
+            budget=self.experiment.steps,
             learning_rate=job.learning_rate,
             shape=job.shape,
             seed=job.seed,
-            dropping=self.contest.dropping(job.method),
+            dropping=self.experiment.dropping(job.method),
             examples=self.slices.test,
         )
 
@@ -166,10 +167,10 @@ class JobRunner:
             what,
             parameters,
             examples,
-            batch_size=self.arena.micro_batch_size,
+            batch_size=self.setup.micro_batch_size,
             device=self.device,
             dtype=torch.float32,
-            autocast=self.arena.autocast,
+            autocast=self.setup.autocast,
         )
 
     def accuracy(self, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> float | None:
@@ -183,127 +184,131 @@ class JobRunner:
 
 # Kinds of jobs.
 
-Told = Callable[[float, str], None]
+ReportProgress = Callable[[float, str], None]
 
 
-def _probe(shop: JobRunner, job: TrainingJob, told: Told) -> dict[str, Any]:
+def _probe(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
     """Operations a second of training the target here, by a few steps."""
-    contest, family = shop.contest, shop.family
-    config = contest.entries[SCRATCH].start.target
-    model = LibraryModel(family, config, device=shop.device)
+    experiment, family = runner.experiment, runner.family
+    config = experiment.entries[SCRATCH].start.target
+    model = LibraryModel(family, config, device=runner.device)
     parameters = {
-        name: torch.nn.Parameter(torch.tensor(values, device=shop.device))
+        name: torch.nn.Parameter(torch.tensor(values, device=runner.device))
         for name, values in drawn_model(family, config, seed=0).items()
     }
     seconds = []
     for step in range(PROBE_STEPS):
-        batch = on_device(shop.slices.batch(step, batch_size=contest.batch_size, seed=0), shop.device, torch.float32)
+        batch = on_device(
+            runner.slices.batch(step, batch_size=experiment.batch_size, seed=0), runner.device, torch.float32
+        )
         began = time.monotonic()
         backward_in_parts(
             model.loss,
             parameters,
             batch,
-            micro_batch_size=shop.arena.micro_batch_size,
-            device=shop.device,
-            autocast=shop.arena.autocast,
+            micro_batch_size=runner.setup.micro_batch_size,
+            device=runner.device,
+            autocast=runner.setup.autocast,
         )
         seconds.append(time.monotonic() - began)
         told((step + 1) / PROBE_STEPS, "")
-    _try_dropping(shop, model, parameters)
-    flops = step_flops(family, config, tokens=contest.tokens, sequence_length=contest.length)
+    _try_dropping(runner, model, parameters)
+    flops = step_flops(family, config, tokens=experiment.tokens, sequence_length=experiment.length)
     return {"flops_a_second": flops / min(seconds)}
 
 
-def _try_dropping(shop: JobRunner, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:
+def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:
     """Leave out tokens once where a method will: a model that cannot is told now, not after hours. Raises RecipeError."""
-    for name in shop.contest.entries:
-        dropping = shop.contest.dropping(name)
+    for name in runner.experiment.entries:
+        dropping = runner.experiment.dropping(name)
         if dropping.tokens:
-            batch = on_device(shop.slices.batch(0, batch_size=1, seed=0), shop.device, torch.float32)
-            batch[DRAWS] = torch.rand((1, shop.contest.length), dtype=torch.float64, device=shop.device)
-            with torch.no_grad(), token_drop(model, shop.family.depth_axes[0], dropping, batch):
+            batch = on_device(runner.slices.batch(0, batch_size=1, seed=0), runner.device, torch.float32)
+            batch[DRAWS] = torch.rand((1, runner.experiment.length), dtype=torch.float64, device=runner.device)
+            with torch.no_grad(), token_drop(model, runner.family.depth_axes[0], dropping, batch):
                 model(parameters, batch)
             return
 
 
-def _source(shop: JobRunner, job: TrainingJob, told: Told) -> dict[str, Any]:
+def _source(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
     """The source's loss on the slice that curves are read on."""
-    teacher = shop.teacher
+    teacher = runner.teacher
     return {
-        "loss": _finite(round(shop.measured(teacher.parameters, teacher.model.loss, shop.slices.test), 6)),
-        "accuracy": shop.accuracy(teacher.model, teacher.parameters),
+        "loss": _finite(round(runner.measured(teacher.parameters, teacher.model.loss, runner.slices.test), 6)),
+        "accuracy": runner.accuracy(teacher.model, teacher.parameters),
     }
 
 
-def _fit(shop: JobRunner, job: TrainingJob, told: Told) -> dict[str, Any]:
+def _fit(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
     """Learn a method's operator, choosing on the validation slice."""
-    method, settings, plan = shop.contest.entries[job.method].contender, shop.settings, shop.plan
+    method, settings, plan = runner.experiment.entries[job.method].method, runner.settings, runner.plan
     start = start_of(plan, method, job.seed)
     initial = initial_operator(start)
-    rates = method.fitting or Fitting(width_rate=settings.learning_rate.width, depth_rate=settings.learning_rate.depth)
+    rates = method.fit_rates or FitRates(
+        width_rate=settings.learning_rate.width, depth_rate=settings.learning_rate.depth
+    )
 
     def on_step(step: int, line: Mapping[str, Any]) -> None:
         told(step / settings.steps, f"fit, loss {line['loss']:.3f}")
 
     operator, outcome = fit(
         initial,
-        shop.family,
+        runner.family,
         plan.inventory,
-        shop.stacked,
-        shop.slices,
+        runner.stacked,
+        runner.slices,
         FitSettings(
             steps=settings.steps,
             batch_size=settings.batch_size,
             micro_batch_size=min(plan.micro_batch, settings.batch_size),
-            tokens_a_step=settings.batch_size * shop.contest.length,
+            tokens_a_step=settings.batch_size * runner.experiment.length,
             width_rate=rates.width_rate,
             depth_rate=rates.depth_rate,
             weight_decay=settings.weight_decay,
             warmup_steps=warmup_steps(settings),
             seed=job.seed,
             evaluate_every=settings.evaluate_every,
-            autocast=shop.arena.autocast,
+            autocast=runner.setup.autocast,
         ),
-        device=shop.device,
-        store=shop.state(f"{job.name}.fit"),
+        device=runner.device,
+        store=runner.state(f"{job.name}.fit"),
         on_step=on_step,
     )
     learned = operator if outcome.best_step else initial
     write_file(
-        shop._operator_file(method, job.seed),
+        runner._operator_file(method, job.seed),
         safetensors_pieces(stored_arrays(learned), describe(learned)),
         replace=True,
     )
     return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": settings.steps}
 
 
-def _train(shop: JobRunner, job: TrainingJob, told: Told) -> dict[str, Any]:
-    """Train to a horizon, from the common stretch of a shorter run where there is one; read on the test slice."""
-    contest = shop.contest
-    steps = contest.steps_of(job.horizon)
-    run = shop.run_of(job, steps)
-    single = not stretches(run.stages)
-    own = shop.state(f"{job.name}.0")
+def _train(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
+    """Train for a fraction of the budget, resuming from a shorter run where possible; evaluate on the test split."""
+    experiment = runner.experiment
+    steps = experiment.steps_of(job.budget_fraction)
+    run = runner.run_of(job, steps)
+    single = not depends_on_run_length(run.stages)
+    own = runner.state(f"{job.name}.0")
 
     def store(stage: int) -> StateStore:
-        if stage or not single or not job.before:
-            return shop.state(f"{job.name}.{stage}")
-        return _Branch(own=own, trunk=shop.state(trunk_name(job, job.before)))
+        if stage or not single or not job.resume_from:
+            return runner.state(f"{job.name}.{stage}")
+        return _BranchedState(own=own, trunk=runner.state(shared_state_name(job, job.resume_from)))
 
     milestone = None
-    if single and job.shape == "stable" and job.horizon < 1:
+    if single and job.shape == "stable" and job.budget_fraction < 1:
         turn = schedule_of(run).turn
-        milestone = (turn, shop.state(trunk_name(job, job.horizon)))
+        milestone = (turn, runner.state(shared_state_name(job, job.budget_fraction)))
     points, tensors = train_run(
-        shop.arena,
+        runner.setup,
         run,
-        teacher=shop.teacher if _is_taught(run) else None,
+        teacher=runner.teacher if _is_taught(run) else None,
         store=store,
         milestone=milestone,
         on_step=lambda step, flops: told(step / steps, f"step {step} of {steps}"),
     )
-    model = LibraryModel(shop.family, run.config, device=shop.device)
-    fitted = contest.fit_flops(job.method)
+    model = LibraryModel(runner.family, run.config, device=runner.device)
+    fitted = experiment.fit_flops(job.method)
     curve = [
         {"step": point["step"], "flops": point["flops"] + fitted, "loss": _finite(point["loss"])} for point in points
     ]
@@ -313,11 +318,11 @@ def _train(shop: JobRunner, job: TrainingJob, told: Told) -> dict[str, Any]:
             "step": steps,
             "flops": curve[-1]["flops"],
             "loss": curve[-1]["loss"],
-            "accuracy": shop.accuracy(model, tensors),
-            "horizon": job.horizon,
+            "accuracy": runner.accuracy(model, tensors),
+            "budget_fraction": job.budget_fraction,
         },
         # By which rates are chosen: the curve is read on another slice.
-        "validation_loss": _finite(shop.measured(tensors, model.loss, shop.slices.validation)),
+        "validation_loss": _finite(runner.measured(tensors, model.loss, runner.slices.validation)),
     }
 
 
@@ -325,11 +330,11 @@ def _finite(loss: float | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
-def _is_taught(run: StageRun) -> bool:
+def _is_taught(run: RunSpec) -> bool:
     return any(stage.teacher for stage in run.stages)
 
 
-_KINDS: dict[str, Callable[[JobRunner, TrainingJob, Told], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[JobRunner, TrainingJob, ReportProgress], dict[str, Any]]] = {
     "probe": _probe,
     "source": _source,
     "fit": _fit,

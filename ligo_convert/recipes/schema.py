@@ -329,42 +329,47 @@ class FitConfig(Section):
 
 
 class CompareConfig(Section):
-    """Training the target from several starting points, for `ligo-convert compare`; nothing of it goes into a conversion."""
+    """Settings of `ligo-convert compare`. A conversion does not use them."""
 
     methods: list[Text] | None = Field(
-        default=None, min_length=1, description="names from `ligo-convert methods`; default: all that apply"
+        default=None,
+        min_length=1,
+        description="names from `ligo-convert methods`; default: all that apply to this source and target",
     )
-    steps: Count | None = Field(default=None, description="steps of training from scratch: the whole budget")
-    batch_size: Count | None = Field(default=None, description="sequences or images a step; default: the fit's")
+    steps: Count | None = Field(default=None, description="the budget: steps of training from scratch")
+    batch_size: Count | None = Field(
+        default=None, description="sequences or images per step; default: `fit.batch_size`"
+    )
     learning_rates: list[Rate] = Field(
-        default=[1e-3, 2e-3, 4e-3], min_length=1, description="peak rates of which each method takes its best"
+        default=[1e-3, 2e-3, 4e-3], min_length=1, description="peak learning rates; each method uses its best one"
     )
     schedules: list[Annotated[Text, AfterValidator(_one_of(SCHEDULES))]] = Field(
         default=list(SCHEDULES),
         min_length=1,
-        description="shapes of which training from scratch takes its best, and all others that one",
+        description="learning rate schedules; the best one for scratch is used by all methods",
     )
-    tuning: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.2, description="the part of the budget that each rate is tried for; a horizon saves most"
+    tuning_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="fraction of the budget for a tuning run; a value from `budget_fractions` lets later runs reuse it",
     )
-    horizons: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    budget_fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.2, 0.4, 0.6, 0.8, 1.0],
         min_length=1,
-        description="parts of the budget, ascending, that a method is trained for until it reaches scratch's loss",
+        description="fractions of the budget, ascending, to train a method for until it reaches scratch's final loss",
     )
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.02, description="the part of the budget in which the rate rises to its peak"
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.02, description="fraction of the budget in which the learning rate rises to its peak"
     )
-    points: Count = Field(default=40, description="how often a curve of the whole budget is read")
-    seeds: list[Seed] = Field(default=[0], min_length=1, description="every method is trained once for each")
+    eval_points: Count = Field(default=40, description="number of evaluations in a run of the whole budget")
+    seeds: list[Seed] = Field(default=[0], min_length=1, description="each method is trained once per seed")
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="+layer-drop: the largest part of a layer's steps that is left out"
+        default=0.1, description="+layer-drop: the largest probability of skipping a layer in a step"
     )
     token_drop: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.15, description="+token-drop: the part of the tokens that skip the middle layers"
+        default=0.15, description="+token-drop: fraction of the tokens that skip the middle layers"
     )
     source_flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="what training the source has cost, where it is not trained here"
+        default=None, description="FLOPs spent on training the source, where `compare` does not train it"
     )
 
 

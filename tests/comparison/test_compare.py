@@ -49,7 +49,7 @@ RECIPE: Mapping[str, Any] = {
         "methods": METHODS,
         "learning_rates": [2e-3, 8e-3],
         "schedules": ["stable"],
-        "horizons": [0.5, 1.0],
+        "budget_fractions": [0.5, 1.0],
         "points": 6,
     },
     "output": {"dir": "out/grown"},
@@ -143,7 +143,7 @@ def test_the_layout_is_as_documented(record: dict[str, Any]) -> None:
         assert method["final"]["step"] == steps[-1] in (12, 24)
         assert (method["final"]["flops"], method["final"]["loss"]) == (flops[-1], method["curve"][-1]["loss"])
         assert method["learning_rate"] in (2e-3, 8e-3)
-        assert {trial["learning_rate"] for trial in method["tuning"]} == {2e-3, 8e-3}
+        assert {trial["learning_rate"] for trial in method["tuning_runs"]} == {2e-3, 8e-3}
         assert method["seeds"].keys() == {"0"}
     assert record["budget"]["steps"] == 24
     assert record["budget"]["examples"] == 24 * 4 * 16
@@ -164,7 +164,7 @@ def test_savings_are_those_of_the_curves(record: dict[str, Any]) -> None:
             continue
         charged = record["source"]["flops"] if name != "stackbert" else 0
         total = scratch["final"]["flops"]
-        # Told to two digits.
+        # ReportProgress to two digits.
         assert method["savings"]["paper"] == pytest.approx(100 * (1 - there[0] / total), abs=5.1e-3)
         assert method["savings"]["net"] == pytest.approx(100 * (1 - (there[0] + charged) / total), abs=5.1e-3)
 
@@ -183,9 +183,9 @@ def test_curves_begin_where_their_starts_are(record: dict[str, Any]) -> None:
 
 
 def test_what_is_unfair_is_told(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:
-    rules = [breach["rule"] for breach in record["breaches"]]
-    assert [rule for rule in rules if rule != "rate-edge"] == ["source-share", "scratch-budget", "scratch-rate", "scratch-schedule"]  # fmt: skip  # noqa: E501
-    assert rules.count("rate-edge") >= 1, "of two rates each is an edge"
+    rules = [warning["rule"] for warning in record["fairness_warnings"]]
+    assert [rule for rule in rules if rule != "learning-rate-at-grid-edge"] == ["source-cost-high", "scratch-undertrained", "few-learning-rates", "single-schedule"]  # fmt: skip  # noqa: E501
+    assert rules.count("learning-rate-at-grid-edge") >= 1, "of two rates each is an edge"
     assert whole[1].err.count("not fair:") == 4, "what is known beforehand is told beforehand"
 
 
@@ -203,7 +203,7 @@ def test_again_changes_nothing(whole: tuple[Path, Ended], warm: WarmCli) -> None
 
 
 @pytest.mark.parametrize(
-    "change", [("--steps", "25"), ("--seeds", "1"), ("--methods", "lemon"), ("--set", "compare.points=7")]
+    "change", [("--steps", "25"), ("--seeds", "1"), ("--methods", "lemon"), ("--set", "compare.eval_points=7")]
 )
 def test_another_comparison_in_its_place_is_refused(
     change: tuple[str, ...], whole: tuple[Path, Ended], warm: WarmCli
@@ -256,12 +256,12 @@ def test_what_cannot_be_compared_is_refused(arguments: tuple[str, ...], told: st
 
 def test_a_rate_at_which_training_comes_to_nothing_is_the_worst(place: Path, warm: WarmCli) -> None:
     """Wherever it stands in the list."""
-    rates = ("--set", "compare.learning_rates=[1e30, 2e-3]", "--set", "compare.horizons=[1.0]")
+    rates = ("--set", "compare.learning_rates=[1e30, 2e-3]", "--set", "compare.budget_fractions=[1.0]")
     done = warm.run(*COMMAND, *rates, "--methods", "lemon", "--steps", "8", "--jobs", "1", cwd=place)
     assert done.code == 0, done.err
     for method in json.loads(done.out)["methods"].values():
         assert method["learning_rate"] == 2e-3
-        assert [trial["validation_loss"] is None for trial in method["tuning"]] == [True, False]
+        assert [trial["validation_loss"] is None for trial in method["tuning_runs"]] == [True, False]
 
 
 def test_training_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(place: Path, warm: WarmCli) -> None:
@@ -272,7 +272,7 @@ def test_training_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(place
     assert not (place / "out").exists()
 
 
-# --- horizons ---------------------------------------------------------------------------------------------------------
+# --- budget fractions -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["lemon+token-drop", "freeze+layer-drop", "bert2bert"])
@@ -297,21 +297,26 @@ def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(me
     assert source is not None
     with source:
         plan = make_plan(load_recipe(tmp_path / "recipe.yaml"), source, check_disk=False)
-        contest = make_experiment(plan, methods=[method], steps=None)
-        slices = load_splits(plan, source.root, progress=Progress(), examples=contest.examples)
+        experiment = make_experiment(plan, methods=[method], steps=None)
+        slices = load_splits(plan, source.root, progress=Progress(), examples=experiment.examples)
 
-    def done(work: str, *horizons: float) -> Any:
-        shop = JobRunner(contest=contest, slices=slices, source=model, work=tmp_path / work, device="cpu")
-        before, result = 0.0, {}
-        for horizon in horizons:
+    def done(work: str, *budget_fractions: float) -> Any:
+        runner = JobRunner(experiment=experiment, slices=slices, source=model, work=tmp_path / work, device="cpu")
+        resume_from, result = 0.0, {}
+        for budget_fraction in budget_fractions:
             job = TrainingJob(
-                kind="train", method=method, learning_rate=2e-3, shape="stable", horizon=horizon, before=before
+                kind="train",
+                method=method,
+                learning_rate=2e-3,
+                shape="stable",
+                budget_fraction=budget_fraction,
+                resume_from=resume_from,
             )
-            result, before = shop.do(job), horizon
+            result, resume_from = runner.do(job), budget_fraction
         return result
 
     assert done("branched", 0.25, 0.5, 1.0) == done("alone", 1.0)
-    left = [path.name for path in (tmp_path / "branched" / "states").glob("trunk-*")]
+    left = [path.name for path in (tmp_path / "branched" / "states").glob("shared-*")]
     assert len(left) == (0 if method == "bert2bert" else 2)
 
 

@@ -154,7 +154,7 @@ def test_the_mark_stands_where_the_curve_gets_there() -> None:
         after = next(point for point in method["curve"] if point["flops"] >= flops - 1)
         assert all(point["loss"] > level for point in before), name
         assert after["loss"] <= level + 1e-9
-        assert charged - flops == pytest.approx(SOURCE_FLOPS if method["source"] else 0.0)
+        assert charged - flops == pytest.approx(SOURCE_FLOPS if method["needs_source"] else 0.0)
 
 
 def test_a_curve_that_never_gets_there_has_no_mark() -> None:

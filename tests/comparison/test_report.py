@@ -21,9 +21,9 @@ from ligo_convert.comparison.report import POLICY, comparison_html
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"></svg></style><script>document.title='owned'</script>\x1b[2J\u202e&"
 )
-BREACHES = [
+WARNINGS = [
     {
-        "rule": "source-share",
+        "rule": "source-cost-high",
         "text": "the source took 31 % of scratch's FLOPs; at most 20 % is fair",
         "methods": ["ligo"],
     },
@@ -86,7 +86,7 @@ def hostile() -> dict[str, Any]:
             return [poison(item) for item in value]
         return HOSTILE if isinstance(value, str) else value
 
-    data: dict[str, Any] = poison(comparison(breaches=BREACHES))
+    data: dict[str, Any] = poison(comparison(fairness_warnings=WARNINGS))
     data["methods"][HOSTILE] = data["methods"].pop("stack")
     data["skipped"] = {HOSTILE: HOSTILE}
     data["versions"] = {HOSTILE: HOSTILE}
@@ -100,7 +100,7 @@ def test_the_same_numbers_give_the_same_page() -> None:
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize("charged", [True, False])
 def test_every_method_reason_and_breach_is_there(seeds: tuple[int, ...], charged: bool) -> None:
-    data = comparison(MANY, seeds=seeds, charged=charged, breaches=BREACHES)
+    data = comparison(MANY, seeds=seeds, charged=charged, fairness_warnings=WARNINGS)
     page = Page(comparison_html(data))
     results = page.tables[0]
     assert {row[0] for row in results[1:]} == set(MANY)
@@ -109,9 +109,9 @@ def test_every_method_reason_and_breach_is_there(seeds: tuple[int, ...], charged
     for name, reason in data["skipped"].items():
         assert name in page.text
         assert reason in page.text
-    for breach in BREACHES:
-        assert str(breach["text"]) in page.text
-    assert data["convention"] in page.text
+    for warning in WARNINGS:
+        assert str(warning["text"]) in page.text
+    assert data["flops_convention"] in page.text
     for name, version in data["versions"].items():
         assert f"{name} {version}" in page.text
     assert ("\u00b1" in page.text) == (len(seeds) > 1)
@@ -120,9 +120,9 @@ def test_every_method_reason_and_breach_is_there(seeds: tuple[int, ...], charged
 
 
 def test_breaches_come_first_and_only_where_there_are_some() -> None:
-    with_some, without = comparison_html(comparison(breaches=BREACHES)), comparison_html(comparison())
-    assert with_some.index('class="breaches"') < with_some.index('class="lead"')
-    assert 'class="breaches"' not in without
+    with_some, without = comparison_html(comparison(fairness_warnings=WARNINGS)), comparison_html(comparison())
+    assert with_some.index('class="fairness_warnings"') < with_some.index('class="lead"')
+    assert 'class="fairness_warnings"' not in without
     assert "Concerns ligo." in Page(with_some).text
 
 
@@ -169,7 +169,7 @@ def test_the_lead_says_that_nothing_was_saved() -> None:
 
 def test_images_are_spoken_of_as_images() -> None:
     data = comparison(task="image-classification")
-    data["budget"] |= {"unit": "images", "examples": 60160, "sequence_length": None, "per_parameter": 0.078}
+    data["budget"] |= {"unit": "images", "examples": 60160, "sequence_length": None, "tokens_per_parameter": 0.078}
     data["methods"]["ligo"]["final"]["accuracy"] = 0.614
     page = Page(comparison_html(data))
     assert "60,160 images" in page.text
@@ -290,7 +290,7 @@ def test_a_browser_paints_the_page(dark: bool, browse: Callable[..., str], tmp_p
     from PIL import Image
 
     page, shot = tmp_path / "report.html", tmp_path / "shot.png"
-    page.write_text(comparison_html(comparison(seeds=(0, 1, 2), breaches=BREACHES)), encoding="utf-8")
+    page.write_text(comparison_html(comparison(seeds=(0, 1, 2), fairness_warnings=WARNINGS)), encoding="utf-8")
     browse(page, f"--screenshot={shot}", "--window-size=1280,1600", *(["--force-dark-mode"] if dark else []))
     with Image.open(shot) as image:
         assert image.format == "PNG"
@@ -306,7 +306,7 @@ def test_a_browser_paints_the_page(dark: bool, browse: Callable[..., str], tmp_p
 
 def test_the_page_never_scrolls_sideways(browse: Callable[..., str], tmp_path: Path) -> None:
     """In frames of a phone's and a wide screen's width, whose scripts stay off: the page around them measures."""
-    long = comparison(MANY, seeds=(0, 1, 2), breaches=BREACHES)
+    long = comparison(MANY, seeds=(0, 1, 2), fairness_warnings=WARNINGS)
     long["methods"]["W" * 300] = long["methods"].pop("stack")
     long["skipped"]["M" * 300] = "i" * 500
     frames = [

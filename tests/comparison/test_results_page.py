@@ -100,7 +100,7 @@ def test_every_method_and_figure_is_on_the_page(tmp_path: Path) -> None:
     assert "source took 14.5 % of that; its loss is 3.9000." in page
     assert "- `aki`: it needs a width that is a multiple of the source's" in page
     assert "Nothing was found that makes this comparison unfair." in page
-    assert data["convention"] in page
+    assert data["flops_convention"] in page
     (picture,) = pictures_in(page)
     assert (tmp_path / "docs" / picture).exists()
 
@@ -211,9 +211,9 @@ def test_curves_are_thinned_where_it_does_not_matter(tmp_path: Path) -> None:
     for method in data["methods"].values():
         for seed, run in method["seeds"].items():
             points = curve(7.0, run["final"]["loss"], seed=int(seed), points=400)
-            # Seeds may end at different horizons.
+            # Seeds may end at different budget_fractions.
             run["curve"] = points[: 400 - 100 * int(seed)]
-            run["final"] = {**run["curve"][-1], "accuracy": None, "horizon": 1.0}
+            run["final"] = {**run["curve"][-1], "accuracy": None, "budget_fraction": 1.0}
         method["curve"] = method["seeds"]["0"]["curve"]
     figures = script.figures_of(data, "gpt2")
     for name, method in figures["methods"].items():
@@ -256,8 +256,8 @@ def test_the_command_says_what_was_not_as_the_recipe_has_it(kind: str) -> None:
         grid={
             "learning_rates": settings.learning_rates,
             "schedules": settings.schedules,
-            "share": settings.tuning,
-            "horizons": sorted({*settings.horizons, 1.0}),
+            "tuning_fraction": settings.tuning_fraction,
+            "budget_fractions": sorted({*settings.budget_fractions, 1.0}),
         },
     )
     data["budget"] |= {"steps": settings.steps, "batch_size": settings.batch_size or fit.batch_size}
@@ -269,11 +269,11 @@ def test_the_command_says_what_was_not_as_the_recipe_has_it(kind: str) -> None:
     assert plain in (ROOT / "recipes" / f"compare_{kind}.yaml").read_text(encoding="utf-8")
 
     del data["methods"]["stackbert"]
-    data |= {"seeds": [5, 6], "grid": {**data["grid"], "share": 0.25}}
+    data |= {"seeds": [5, 6], "grid": {**data["grid"], "tuning_fraction": 0.25}}
     data["budget"]["steps"] += 1
     other = script.command_of(data, f"{kind}-seeds")
     assert f"--methods {','.join(data['methods'])} --steps {data['budget']['steps']} --seeds 5,6" in other
-    assert "--set compare.tuning=0.25" in other
+    assert "--set compare.tuning_fraction=0.25" in other
     assert other.endswith(f"--out out/compare-{kind}-seeds")
 
 
@@ -295,9 +295,9 @@ def test_foreign_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
         "family": HOSTILE,
         "task": HOSTILE,
         "schedule": HOSTILE,
-        "convention": f"```\n{HOSTILE}",
+        "flops_convention": f"```\n{HOSTILE}",
         "skipped": {HOSTILE: HOSTILE},
-        "breaches": [{"rule": HOSTILE, "text": HOSTILE, "methods": [HOSTILE]}],
+        "fairness_warnings": [{"rule": HOSTILE, "text": HOSTILE, "methods": [HOSTILE]}],
         "versions": {"torch": HOSTILE, HOSTILE: "1"},
     }
     data["grid"]["schedules"] = [HOSTILE, "stable"]

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Step, shortened
+from ligo_convert.comparison.step_costs import Step, with_layers
 from ligo_convert.comparison.strategies import Dropping, Stage, kept_tokens, skipped_layers
 from ligo_convert.families.flops import forward_flops, is_below, partial_step_flops, products, step_flops
 from ligo_convert.families.schema import Family
@@ -163,7 +163,7 @@ def learning(step: Step, height: int) -> Callable[[str], bool]:
 
 def counted(step: Step, height: int, dropped: tuple[int, ...] = ()) -> int:
     """Operations of one step as torch counts them while the library's model takes it."""
-    family, config = step.family, shortened(step.family, step.config, height)
+    family, config = step.family, with_layers(step.family, step.config, height)
     axis, batch = family.depth_axes[0], batch_of(family, config)
     model = LibraryModel(family, config)
     with counting() as counter, ExitStack() as stack:
@@ -194,8 +194,8 @@ def test_a_step_of_the_top_layers_costs_what_torch_counts(name: str, height: int
     """As in the grown stages of MSLT, and in the sub-models of bert2BERT."""
     config = config_of(name, **TARGETS[name]["depth"])
     family = family_of(config)
-    step = step_of(family, config, Stage(share=1, trains="top", top=2, exits=(2, 4)))
-    smaller = shortened(family, config, height)
+    step = step_of(family, config, Stage(share=1, trains="top", top=2, submodels=(2, 4)))
+    smaller = with_layers(family, config, height)
 
     def times(axis: str | None, layer: int | None) -> int:
         if axis is None:
@@ -251,7 +251,7 @@ def test_a_step_of_added_layers_costs_what_torch_counts(name: str) -> None:
 
 def unheard(step: Step, height: int, dropped: tuple[int, ...]) -> int:
     """The forward pass of layers that are left out: the library runs them, nobody listens, and no cost of the method's is counted."""
-    family, config = step.family, shortened(step.family, step.config, height)
+    family, config = step.family, with_layers(step.family, step.config, height)
     share = kept_tokens(step.dropping, step.length) / step.length
     skipping = skipped_layers(height)
     return round(
@@ -297,9 +297,9 @@ def test_layers_and_tokens_may_be_dropped_at_once() -> None:
 
 def test_dropping_goes_with_sub_models_of_which_the_top_learns() -> None:
     config = config_of("gpt2", n_layer=6)
-    stage = Stage(share=1, trains="top", top=2, exits=(4, 6))
+    stage = Stage(share=1, trains="top", top=2, submodels=(4, 6))
     step = step_of(family_of(config), config, stage, dropping=Dropping(tokens=0.25))
-    for height in stage.exits:
+    for height in stage.submodels:
         for dropped in ((), (1,), (height - 1,)):
             assert counted(step, height, dropped) == step.flops(height, dropped) + unheard(step, height, dropped)
 
@@ -319,12 +319,12 @@ def test_a_teacher_costs_a_forward_pass_of_its_own() -> None:
 def test_the_mean_is_over_the_sub_models() -> None:
     config = config_of("gpt2", n_layer=4)
     family = family_of(config)
-    stage = Stage(share=1, trains="top", top=1, exits=(1, 2, 4))
+    stage = Stage(share=1, trains="top", top=1, submodels=(1, 2, 4))
     step = step_of(family, config, stage)
     assert step.mean_flops() == sum(step.flops(height) for height in (1, 2, 4)) / 3
     plain = step_of(family, config, Stage(share=1))
     assert plain.mean_flops() == plain.flops(4)
-    until = step_of(family, config, Stage(share=1, trains="top", top=1, exits=(1, 2, 4), until=0.25))
+    until = step_of(family, config, Stage(share=1, trains="top", top=1, submodels=(1, 2, 4), until_fraction=0.25))
     assert until.mean_flops() == 0.25 * step.mean_flops() + 0.75 * plain.flops(4)
 
 
@@ -334,8 +334,8 @@ def test_late_in_a_stage_everything_learns_alone() -> None:
     family = family_of(config)
     plain = step_of(family, config, Stage(share=1)).flops(4)
     for stage in (
-        Stage(share=1, trains="top", top=1, exits=(2, 4), until=0.5),
-        Stage(share=1, teacher=True, until=0.5),
+        Stage(share=1, trains="top", top=1, submodels=(2, 4), until_fraction=0.5),
+        Stage(share=1, teacher=True, until_fraction=0.5),
     ):
         step = step_of(family, config, stage, teacher=config_of("gpt2"))
         assert step.flops(4, late=True) == plain != step.flops(4)

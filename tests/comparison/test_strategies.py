@@ -21,7 +21,7 @@ from ligo_convert.comparison.strategies import (
     dropped_layers,
     kept_tokens,
     skipped_layers,
-    stretches,
+    depends_on_run_length,
 )
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
@@ -69,10 +69,10 @@ def test_the_top_and_the_sub_models_lie_in_the_model(name: str) -> None:
             height = stage.layers or layers
             assert (stage.trains == "top") == (stage.top >= 1)
             assert stage.top <= height
-            if stage.exits:
-                assert list(stage.exits) == sorted(set(stage.exits))
-                assert stage.exits[-1] == height, "the highest sub-model is the model itself"
-                assert stage.exits[0] >= stage.top, "the lowest sub-model has as many layers as learn"
+            if stage.submodels:
+                assert list(stage.submodels) == sorted(set(stage.submodels))
+                assert stage.submodels[-1] == height, "the highest sub-model is the model itself"
+                assert stage.submodels[0] >= stage.top, "the lowest sub-model has as many layers as learn"
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -81,12 +81,12 @@ def test_in_the_end_everything_has_learned(name: str) -> None:
     for layers in LAYERS:
         stages = STRATEGIES[name].stages(layers)
         last = stages[-1]
-        assert 0 < last.until <= 1
-        if last.until == 1:
+        assert 0 < last.until_fraction <= 1
+        if last.until_fraction == 1:
             assert last.trains == ("added" if name == "added-only" else "all")
-            assert not last.exits
+            assert not last.submodels
             assert not last.teacher
-        assert all(stage.until == 1 for stage in stages[:-1])
+        assert all(stage.until_fraction == 1 for stage in stages[:-1])
 
 
 def test_stacking_is_as_on_bert_base() -> None:
@@ -102,16 +102,16 @@ def test_layerwise_trains_what_has_come() -> None:
         assert grown[0].trains == joint.trains == "all"
         for before, stage in itertools.pairwise(grown):
             assert stage.top == stage.layers - before.layers
-            assert stage.comes == "top"
+            assert stage.layers_from == "top"
 
 
 def test_two_stages_are_for_an_eighth_and_the_rest() -> None:
     (stage,) = STRATEGIES["two-stage"].stages(12)
-    assert (stage.exits, stage.top, stage.until) == ((3, 6, 9, 12), 3, 1 / 8)
+    assert (stage.submodels, stage.top, stage.until_fraction) == ((3, 6, 9, 12), 3, 1 / 8)
 
 
 def test_runs_share_a_stretch_where_no_step_depends_on_how_many_there_are() -> None:
-    shared = {name for name, strategy in STRATEGIES.items() if not stretches(strategy.stages(12))}
+    shared = {name for name, strategy in STRATEGIES.items() if not depends_on_run_length(strategy.stages(12))}
     assert shared == {"plain", "added-only"}
 
 
@@ -129,15 +129,15 @@ def test_a_method_is_a_start_and_a_strategy_that_exist(name: str) -> None:
     found = method_named(name)
     assert found == METHODS[name]
     assert found.strategy in STRATEGIES
-    assert found.drawn or (found.width in WIDTHS and found.depth in DEPTHS)
-    assert found.drawn == (name in ("scratch", "stackbert", "mslt", "ki"))
-    assert found.needs_source == (not found.drawn or name == "ki")
+    assert found.random_init or (found.width in WIDTHS and found.depth in DEPTHS)
+    assert found.random_init == (name in ("scratch", "stackbert", "mslt", "ki"))
+    assert found.needs_source == (not found.random_init or name == "ki")
     assert found.summary
     assert found.paper
 
 
 def test_what_a_start_keeps() -> None:
-    keeps = {name: method_named(name).keeps for name in NAMES}
+    keeps = {name: method_named(name).preserves for name in NAMES}
     assert {name for name, kept in keeps.items() if kept == "no source"} == {"scratch", "stackbert", "mslt", "ki"}
     # Net2Net's copies do not at every ratio; and deeper by the stack again is another function.
     assert {name for name, kept in keeps.items() if kept == "yes"} == {"freeze", "lemon", "hyperclone"}
@@ -154,13 +154,13 @@ def test_any_two_starts_are_a_method() -> None:
     for width in WIDTHS:
         for depth in DEPTHS:
             found = method_named(f"{width}/{depth}")
-            assert (found.width, found.depth, found.strategy, found.fits) == (width, depth, "plain", False)
+            assert (found.width, found.depth, found.strategy, found.learns_operator) == (width, depth, "plain", False)
             assert found.name == f"{width}/{depth}"
     found = method_named("lemon/stack+fit+staged")
-    assert (found.width, found.depth, found.strategy, found.fits) == ("lemon", "stack", "two-stage", True)
+    assert (found.width, found.depth, found.strategy, found.learns_operator) == ("lemon", "stack", "two-stage", True)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not method_named(name).drawn])
+@pytest.mark.parametrize("name", [name for name in NAMES if not method_named(name).random_init])
 def test_options_combine(name: str) -> None:
     base = method_named(name)
     for count in range(len(OPTIONS) + 1):
@@ -174,18 +174,18 @@ def test_options_combine(name: str) -> None:
             assert (found.name, found.options) == (whole, chosen)
             assert found.drops_layers == ("layer-drop" in chosen)
             assert found.drops_tokens == ("token-drop" in chosen)
-            assert found.fits == (base.fits or "fit" in chosen)
+            assert found.learns_operator == (base.learns_operator or "fit" in chosen)
             assert found.strategy == ("two-stage" if "staged" in chosen else base.strategy)
-            kept = ("width", "depth", "tie", "fitting", "paper", "summary")
+            kept = ("width", "depth", "tie", "fit_rates", "paper", "summary")
             assert all(getattr(found, field) == getattr(base, field) for field in kept)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if method_named(name).drawn])
+@pytest.mark.parametrize("name", [name for name in NAMES if method_named(name).random_init])
 def test_drawn_weights_have_nothing_to_learn_an_operator_of(name: str) -> None:
     with pytest.raises(ValueError, match="drawn weights have no operator to learn"):
         method_named(f"{name}+fit")
     for option in ("layer-drop", "token-drop"):
-        assert method_named(f"{name}+{option}").drawn
+        assert method_named(f"{name}+{option}").random_init
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Step, shortened
+from ligo_convert.comparison.step_costs import Step, with_layers
 from ligo_convert.comparison.strategies import (
     NOTHING,
     STRATEGIES,
@@ -26,8 +26,8 @@ from ligo_convert.comparison.strategies import (
     kept_tokens,
     skipped_layers,
 )
-from ligo_convert.comparison.trainer import StageRun, Teacher, Tensors, TrainSetup, deepened, schedule_of, train_run
-from ligo_convert.comparison.worker import _Branch
+from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, add_layers, schedule_of, train_run
+from ligo_convert.comparison.worker import _BranchedState
 from ligo_convert.data.examples import ArrayExamples, DataSplits, Examples
 from ligo_convert.data.masking import MaskedExamples, Masking
 from ligo_convert.errors import RecipeError
@@ -85,7 +85,7 @@ def slices_of(name: str) -> DataSplits:
     return DataSplits(**parts, digest="", sizes={}, unit="tokens")
 
 
-def arena_of(name: str, **changes: Any) -> TrainSetup:
+def setup_of(name: str, **changes: Any) -> TrainSetup:
     family = family_of(config_of(name))
     settings: dict[str, Any] = {
         "family": family,
@@ -100,7 +100,7 @@ def arena_of(name: str, **changes: Any) -> TrainSetup:
     return TrainSetup(**{**settings, **changes})
 
 
-def run_of(name: str = "gpt2", strategy: str = "plain", **changes: Any) -> StageRun:
+def run_of(name: str = "gpt2", strategy: str = "plain", **changes: Any) -> RunSpec:
     config = config_of(name, **DEEP[name])
     layers = family_of(config).sizes(config)[family_of(config).depth_axes[0]]
     settings: dict[str, Any] = {
@@ -117,7 +117,7 @@ def run_of(name: str = "gpt2", strategy: str = "plain", **changes: Any) -> Stage
         "dropping": NOTHING,
         "examples": slices_of(name).test,
     }
-    return StageRun(**{**settings, **changes})
+    return RunSpec(**{**settings, **changes})
 
 
 def teacher_of(name: str = "gpt2") -> Teacher:
@@ -141,7 +141,7 @@ def grown(**changes: object) -> dict[str, Any]:
     }
 
 
-def strategy_run(strategy: str, **changes: Any) -> StageRun:
+def strategy_run(strategy: str, **changes: Any) -> RunSpec:
     return run_of(strategy=strategy, **{**(grown() if strategy == "added-only" else {}), **changes})
 
 
@@ -152,9 +152,9 @@ def nowhere(stage: int) -> None:
     return None
 
 
-def trained(run: StageRun, arena: TrainSetup | None = None, store: Stores = nowhere, **more: Any):
+def trained(run: RunSpec, setup: TrainSetup | None = None, store: Stores = nowhere, **more: Any):
     teacher = teacher_of() if any(stage.teacher for stage in run.stages) else None
-    return train_run(arena or arena_of("gpt2"), run, teacher=teacher, store=store, **more)
+    return train_run(setup or setup_of("gpt2"), run, teacher=teacher, store=store, **more)
 
 
 def same(found: Tensors, wanted: Tensors) -> None:
@@ -223,10 +223,10 @@ def library_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> t
 @pytest.mark.parametrize("shape", ["stable", "cosine"])
 def test_plain_training_is_what_anyone_would_write(name: str, shape: str) -> None:
     """The library's model built the ordinary way, its own loss, torch's AdamW and clipping, a rate written out by hand."""
-    run, arena = run_of(name, shape=shape), arena_of(name)
-    points, tensors = trained(run, arena)
+    run, setup = run_of(name, shape=shape), setup_of(name)
+    points, tensors = trained(run, setup)
     model = empty_model(run.config)
-    drawn = drawn_model(arena.family, run.config, seed=0)
+    drawn = drawn_model(setup.family, run.config, seed=0)
     own = dict(model.named_parameters())
     assert set(own) == set(drawn)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_plain_training_is_what_anyone_would_write(name: str, shape: str) -> Non
         rate = 3e-3 * ((step + 1) / 2 if step < 2 else falling)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = on_device(arena.slices.batch(step, batch_size=BATCH, seed=0), "cpu", torch.float32)
+        batch = on_device(setup.slices.batch(step, batch_size=BATCH, seed=0), "cpu", torch.float32)
         optimizer.zero_grad()
         library_loss(model, batch).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -334,23 +334,23 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     same(resumed, tensors)
 
 
-# --- horizons ---------------------------------------------------------------------------------------------------------
+# --- budget_fractions ---------------------------------------------------------------------------------------------------------
 
 
-def branched(run: StageRun, shorter: int, path: Path, arena: TrainSetup) -> tuple[Any, Any]:
+def branched(run: RunSpec, shorter: int, path: Path, setup: TrainSetup) -> tuple[Any, Any]:
     """The run done from its beginning, and gone on from the milestone of a run of `shorter` steps, as jobs are."""
     short = replace(run, steps=shorter)
     trunk = FolderState(path / "trunk.safetensors")
-    trained(short, arena, milestone=(schedule_of(short).turn, trunk))
+    trained(short, setup, milestone=(schedule_of(short).turn, trunk))
     steps: list[int] = []
     found = trained(
         run,
-        arena,
-        store=lambda stage: _Branch(own=FolderState(path / "own.safetensors"), trunk=trunk),
+        setup,
+        store=lambda stage: _BranchedState(own=FolderState(path / "own.safetensors"), trunk=trunk),
         on_step=lambda step, flops: steps.append(step),
     )
     assert steps == list(range(schedule_of(short).turn + 1, run.steps + 1)), "it goes on from where the rate fell"
-    return trained(run, arena), found
+    return trained(run, setup), found
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_a_longer_run_gone_on_from_a_shorter_one_is_the_same(
 ) -> None:
     """Layers are dropped by the budget, not by the run's own steps: by ten they would be others, with this seed."""
     run = strategy_run(strategy, steps=20, warmup=1, budget=20, dropping=dropping, seed=8)
-    (points, tensors), (again, resumed) = branched(run, shorter, tmp_path, arena_of("gpt2"))
+    (points, tensors), (again, resumed) = branched(run, shorter, tmp_path, setup_of("gpt2"))
     assert again == points
     same(resumed, tensors)
 
@@ -376,7 +376,7 @@ def test_a_longer_run_gone_on_from_a_shorter_one_is_the_same(
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def after(run: StageRun, number: int, store: Stores) -> Tensors:
+def after(run: RunSpec, number: int, store: Stores) -> Tensors:
     """The tensors that stage `number` of a finished run ended with: the run cut there, which takes no further step."""
     ends = run.spans[number].stop
     stages = tuple(
@@ -409,15 +409,15 @@ def test_layers_that_are_frozen_do_not_change(tmp_path: Path) -> None:
     ends = [after(run, number, store) for number in range(len(run.stages))]
     assert [stage.layers for stage in run.stages] == [1, 2, 3, 4, 4]
     for number, stage in enumerate(run.stages[1:-1], start=1):
-        before = deepened(
+        before = add_layers(
             family,
             ends[number - 1],
-            shortened(family, run.config, stage.layers),
+            with_layers(family, run.config, stage.layers),
             run.stages[number - 1].layers,
             stage.layers,
             "top",
         )
-        for name, layer in layer_of(family, shortened(family, run.config, stage.layers)).items():
+        for name, layer in layer_of(family, with_layers(family, run.config, stage.layers)).items():
             learns = layer == stage.layers - 1 or name.startswith("transformer.ln_f")
             assert torch.equal(ends[number][name], before[name]) != learns, (number, name)
     assert not any(torch.equal(ends[-1][name], ends[-2][name]) for name in ends[-1])
@@ -434,8 +434,8 @@ def test_new_layers_are_copies(name: str, strategy: str, taken: list[int]) -> No
     config = config_of(name, **{key: 6})
     family = family_of(config)
     run = run_of(name, config=config, stages=STRATEGIES[strategy].stages(6), learning_rate=0.0)
-    _, tensors = trained(run, arena_of(name))
-    drawn = drawn_model(family, shortened(family, config, 2), seed=0)
+    _, tensors = trained(run, setup_of(name))
+    drawn = drawn_model(family, with_layers(family, config, 2), seed=0)
     for row in family.rows_for(config):
         for layer in family.layers(row, config):
             old = taken[layer] if row.depth == family.depth_axes[0] and layer is not None else layer
@@ -453,14 +453,14 @@ def test_new_layers_are_copies(name: str, strategy: str, taken: list[int]) -> No
         ("top", 1, 4, [0, 0, 0, 0]),
     ],
 )
-def test_the_layers_that_come(comes: str, old: int, new: int, taken: list[int]) -> None:
+def test_the_layers_that_come(layers_from: str, old: int, new: int, taken: list[int]) -> None:
     config = config_of("gpt2", n_layer=new)
     family = family_of(config)
     tensors = {
         name: torch.tensor(values)
         for name, values in drawn_model(family, config_of("gpt2", n_layer=old), seed=1).items()
     }
-    found = deepened(family, tensors, config, old, new, comes)
+    found = add_layers(family, tensors, config, old, new, comes)
     assert found.keys() == layer_of(family, config).keys()
     for name, layer in layer_of(family, config).items():
         before = name if layer is None else name.replace(f".{layer}.", f".{taken[layer]}.")
@@ -473,7 +473,7 @@ def test_in_the_first_of_two_stages_the_top_of_a_drawn_sub_model_learns(save_oft
     with pytest.raises(Stop):
         trained(run, store=lambda stage: store, on_step=until(22, flops))
     family, (stage,) = family_of(run.config), run.stages
-    assert stage.until * run.steps == 20
+    assert stage.until_fraction * run.steps == 20
     layers = layer_of(family, run.config)
     learning = {name for name, layer in layers.items() if layer is not None or name.startswith("transformer.ln_f")}
     assert store.parameters(1).keys() == layers.keys()
@@ -532,7 +532,7 @@ def divergence(student: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return 4 * (chance * (chance.log() - log)).sum(-1).mean()
 
 
-def losses_at(name: str, run: StageRun, parameters: Mapping[str, torch.Tensor], step: int):
+def losses_at(name: str, run: RunSpec, parameters: Mapping[str, torch.Tensor], step: int):
     """Own loss and divergence of a model of the library at these parameters, on the batch of a step."""
     model, teacher = empty_model(run.config), model_of(config_of(name), dtype=torch.float32)
     with torch.no_grad():
@@ -556,7 +556,7 @@ def losses_at(name: str, run: StageRun, parameters: Mapping[str, torch.Tensor], 
 def test_a_wholly_taught_step_learns_from_the_teacher_alone(name: str, save_often: None) -> None:
     """The gradient of the first step is that of the divergence: Adam's first moment is a tenth of it after one step."""
     run, store = run_of(name, "inherit"), Every()
-    train_run(arena_of(name), run, teacher=teacher_of(name), store=lambda stage: store)
+    train_run(setup_of(name), run, teacher=teacher_of(name), store=lambda stage: store)
     drawn = {
         found: torch.tensor(values) for found, values in drawn_model(family_of(run.config), run.config, seed=0).items()
     }
@@ -576,8 +576,8 @@ def test_a_wholly_taught_step_learns_from_the_teacher_alone(name: str, save_ofte
 def test_the_teachers_weight_falls_from_one_to_zero(name: str, save_often: None) -> None:
     """The loss that each step tells is (1 - w) own + w taught at that step's parameters, w = 1, 7/8, ..., 1/8, and then 0."""
     run, store = run_of(name, "inherit", steps=16), Every()
-    arena = arena_of(name, evaluate_every=1)
-    train_run(arena, run, teacher=teacher_of(name), store=lambda stage: store)
+    setup = setup_of(name, evaluate_every=1)
+    train_run(setup, run, teacher=teacher_of(name), store=lambda stage: store)
     assert run.stages[0].until * run.steps == 8
     log = {line["step"]: line for line in store.states[16][1]["log"]}
     for step in range(1, 16):
@@ -659,7 +659,7 @@ def test_a_layer_that_is_dropped_does_not_learn(save_often: None) -> None:
     assert len(seen) > 3
 
 
-def drawn(batch: Mapping[str, torch.Tensor], length: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_init(batch: Mapping[str, torch.Tensor], length: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """A batch with the draws by which its tokens leave."""
     count = len(next(iter(batch.values())))
     return {
@@ -790,7 +790,7 @@ def test_tokens_that_are_asked_for_never_leave(share: float) -> None:
 )
 def test_what_is_learned_does_not_depend_on_micro_batches(strategy: str, dropping: Dropping) -> None:
     run = run_of(strategy=strategy, dropping=dropping, steps=8)
-    found = [trained(run, arena_of("gpt2", micro_batch_size=size))[0][-1]["loss"] for size in (BATCH, 3, 1)]
+    found = [trained(run, setup_of("gpt2", micro_batch_size=size))[0][-1]["loss"] for size in (BATCH, 3, 1)]
     # Gradients are summed in another order: float32's last bits, through Adam.
     assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-5)
 
@@ -808,14 +808,14 @@ def test_tokens_cannot_leave_a_mask() -> None:
 
 def test_nothing_is_left_out_where_losses_are_read() -> None:
     run = run_of(dropping=Dropping(layers=0.9, tokens=0.5))
-    arena = arena_of("gpt2")
-    points, tensors = trained(run, arena)
-    model = LibraryModel(arena.family, run.config)
+    setup = setup_of("gpt2")
+    points, tensors = trained(run, setup)
+    model = LibraryModel(setup.family, run.config)
 
     def loss(parameters: Mapping[str, torch.Tensor]) -> float:
         return mean_loss(model.loss, parameters, run.examples, batch_size=BATCH, device="cpu", dtype=torch.float32)
 
-    start = {name: torch.tensor(values) for name, values in drawn_model(arena.family, run.config, seed=0).items()}
+    start = {name: torch.tensor(values) for name, values in drawn_model(setup.family, run.config, seed=0).items()}
     # Losses are told to six digits behind the point.
     assert points[0]["loss"] == pytest.approx(loss(start), abs=1e-6)
     assert points[-1]["loss"] == pytest.approx(loss(tensors), abs=1e-6)
@@ -830,16 +830,16 @@ def test_nothing_is_left_out_where_losses_are_read() -> None:
 )
 def test_a_curve_costs_what_torch_counts(strategy: str, dropping: Dropping) -> None:
     """All operations of a run, less those of its measurements, which do not count: to the last one."""
-    run, arena = strategy_run(strategy, dropping=dropping), arena_of("gpt2")
+    run, setup = strategy_run(strategy, dropping=dropping), setup_of("gpt2")
     told = dict[int, float]()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        points, _ = trained(run, arena, on_step=lambda step, spent: told.update({step: spent}))
+        points, _ = trained(run, setup, on_step=lambda step, spent: told.update({step: spent}))
     measured = 0
     for stage, span in zip(run.stages, run.spans, strict=True):
-        config = shortened(arena.family, run.config, stage.layers)
+        config = with_layers(setup.family, run.config, stage.layers)
         tokens = len(run.examples) * LENGTH
         reads = 1 + sum(1 for done in range(span.start + 1, span.stop + 1) if done % 4 == 0 or done == span.stop)
-        measured += reads * forward_flops(arena.family, config, tokens=tokens, sequence_length=LENGTH)
+        measured += reads * forward_flops(setup.family, config, tokens=tokens, sequence_length=LENGTH)
     assert told[STEPS] == counter.get_total_flops() - measured
     assert [point["flops"] for point in points] == [told.get(int(point["step"]), 0.0) for point in points]
     assert list(told.values()) == sorted(set(told.values())), "every step costs something"
@@ -850,7 +850,7 @@ def test_a_curve_costs_the_sum_of_its_steps(strategy: str) -> None:
     """Where layers are dropped, step by step: which were, is told by what moved. See `test_a_layer_that_is_dropped_does_not_learn`."""
     run, told = run_of(strategy=strategy, dropping=Dropping(layers=0.9), steps=24), {0: 0.0}
     points, _ = trained(run, on_step=lambda step, spent: told.update({step: spent}))
-    config = {height: shortened(family_of(run.config), run.config, height) for height in (1, 2, 3, 4)}
+    config = {height: with_layers(family_of(run.config), run.config, height) for height in (1, 2, 3, 4)}
     total = 0.0
     for stage, span in zip(run.stages, run.spans, strict=True):
         height = stage.layers or 4
@@ -862,9 +862,11 @@ def test_a_curve_costs_the_sum_of_its_steps(strategy: str) -> None:
             length=LENGTH,
         )
         for at in span:
-            late = at - span.start >= round(stage.until * len(span))
+            late = at - span.start >= round(stage.until_fraction * len(span))
             dropped = dropped_layers(run.dropping, layers=height, step=at, steps=run.budget, seed=run.seed)
-            possible = {step.flops(one, dropped, late=late) for one in (stage.exits if not late else ()) or (height,)}
+            possible = {
+                step.flops(one, dropped, late=late) for one in (stage.submodels if not late else ()) or (height,)
+            }
             assert told[at + 1] - told[at] in possible
             total += told[at + 1] - told[at]
     assert points[-1]["flops"] == total

@@ -77,7 +77,7 @@ def comparison(
                 saved["net"] = None
             runs[str(seed)] = {
                 "curve": points,
-                "final": {**points[-1], "accuracy": None, "horizon": 1.0},
+                "final": {**points[-1], "accuracy": None, "budget_fraction": 1.0},
                 "savings": saved,
             }
         one = runs[str(seeds[0])]
@@ -89,10 +89,10 @@ def comparison(
             "start": {"width": "net2net", "depth": "stack"} if source else None,
             "strategy": "plain",
             "options": name.split("+")[1:],
-            "source": source,
+            "needs_source": source,
             "learning_rate": 2e-3,
             "schedule": "stable",
-            "tuning": [
+            "tuning_runs": [
                 {"learning_rate": 1e-3, "schedule": "stable", "validation_loss": 4.1},
                 {"learning_rate": 2e-3, "schedule": "stable", "validation_loss": 3.9},
                 {"learning_rate": 4e-3, "schedule": "stable", "validation_loss": None},
@@ -100,10 +100,10 @@ def comparison(
             "flops": {"fit": fit, "step": STEP_FLOPS, "source": cost},
             **one,
             "seeds": runs,
-            "spread": {"loss": 0.004 if several else None, "paper": 1.2 if several else None, "net": 1.2 if several else None},
+            "std": {"loss": 0.004 if several else None, "paper": 1.2 if several else None, "net": 1.2 if several else None},
         }  # fmt: skip
     return {
-        "format": "ligo-comparison/1",
+        "format": "ligo-comparison/2",
         "recipe": "gpt2.yaml",
         "family": "gpt2",
         "architecture": "GPT2LMHeadModel",
@@ -115,27 +115,27 @@ def comparison(
             "sequence_length": 128,
             "examples": 7700000,
             "unit": "tokens",
-            "per_parameter": 10.0,
+            "tokens_per_parameter": 10.0,
             "flops": scratch,
         },
         "source": {
             "label": "gpt2-small",
             "flops": SOURCE_FLOPS if charged else None,
-            "share": SOURCE_FLOPS / scratch if charged else None,
+            "fraction_of_scratch": SOURCE_FLOPS / scratch if charged else None,
             "loss": 3.9,
         },
         "schedule": "stable",
         "grid": {
             "learning_rates": [1e-3, 2e-3, 4e-3],
             "schedules": ["stable", "cosine"],
-            "share": 0.1,
-            "horizons": [0.25, 0.5, 0.75, 1.0],
+            "tuning_fraction": 0.1,
+            "budget_fractions": [0.25, 0.5, 0.75, 1.0],
         },
         "seeds": list(seeds),
         "methods": found,
         "skipped": {"aki": "it needs a width that is a multiple of the source's"},
-        "breaches": [],
-        "convention": "A multiplication and an addition are two operations; a backward pass costs two forward ones.",
+        "fairness_warnings": [],
+        "flops_convention": "A multiplication and an addition are two operations; a backward pass costs two forward ones.",
         "versions": {"torch": "2.8.0", "transformers": "5.0.0"},
     } | more  # fmt: skip
 
