@@ -77,34 +77,38 @@ BASELINES = (
 )
 
 INTRODUCTION = """\
-What growing a small model saves in training a larger one, measured by `ligo-convert compare`. Every table below comes from the
-command beside it. [comparing.md](../guide/comparing.md) says how such a comparison is run, counted and kept fair, and how each method is defined.
+This page shows how much training compute is saved by growing a small model into a larger one. All figures come from
+`ligo-convert compare`; the command for each table is printed with it. [comparing.md](../guide/comparing.md) explains how a comparison is
+run, how FLOPs are counted, and how each method is defined.
 
-**What the figures mean.** *Saved* is the part of scratch's FLOPs that a method needs less to reach the loss that training from
-scratch ends with. `paper` counts training and, where an operator is learned, its fit, and leaves the source's training out, as
-[arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does; `net` charges the source's training to every method that begins from the
-source or is taught by it. Neither counts the search for rates, in which every method tries the same ones: each in a short run of its
-own, judged on the validation slice. Scratch's schedule is chosen in the same way, and all others take it. A method is trained to the
-shortest of a few budget_fractions at which its curve reaches scratch's final loss, and what it saved is read there, on a test slice by which
-no rate, schedule or operator was chosen.
+**How to read the figures**
 
-**What they do not mean.**
+- *Scratch* is the baseline: the target trained from random weights for the whole budget.
+- *Saved* is measured at scratch's final loss: how many fewer FLOPs a method needs to reach that loss, in per cent of scratch's FLOPs.
+- `paper` counts training and the fit of the operator, but not the training of the source, as
+  [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does. `net` also charges the source's training to every method that uses the source.
+- The learning rate search is not counted. Every method tries the same learning rates in short tuning runs and uses the one with the
+  lowest validation loss. The schedule is chosen the same way for scratch, and all methods use it.
+- Each method is trained for increasing fractions of the budget and stops at the first run that reaches scratch's final loss. Its saving
+  is read from that run, on a test split that was not used to choose a learning rate, schedule or operator.
 
-- One machine, and models of two to six hundred thousand parameters trained for one to three thousand steps. Nothing here says that
-  the order is the same at real size. The paper's own savings (BERT-Small to Base 44.7 %, GPT2-Base to Medium 22.5 %, CaiT-XS to S
-  52.6 %; source left out) are of models a hundred to a thousand times larger, and against scratch under one schedule.
-- One seed, unless said otherwise. Differences of a point or two of FLOPs, or of a few thousandths of loss, say nothing; and the best
-  of many methods is partly the luckiest.
-- Scratch has two rates tried for the whole budget, the others theirs for a fifth of it. One that was trained to the end at a rate that
-  had lost there ended a hundredth of a nat lower, and saved the same ([log.md](../development/log.md)).
-- Where scratch's best rate is marked as the grid's lowest (BERT, CaiT), a lower one was tried apart, and is worse; beyond GPT-2's highest
-  none was ([log.md](../development/log.md)).
-- Savings are coarse. A curve is read some forty times in a whole budget. Where the schedule holds its rate and lets it fall in the
-  last fifth, the loss drops there, so that what is saved mostly lies between 1 - h and 1 - 0.8 h for a budget_fraction h. A method that just
-  misses a budget_fraction looks far worse than one that just makes it.
-- Final losses are of runs of different length: a method that reaches scratch's loss early is not trained on. The column *FLOPs* says
-  how much it had.
-- *Saved* is about reaching one loss. It says nothing of seconds, of memory, or of what a method would reach with the whole budget.
+**Limitations**
+
+- Scale: one machine, models of 0.2 to 0.6 million parameters, 1,000 to 3,000 training steps. The order of the methods may differ at real
+  size. The LiGO paper reports savings of 44.7 % (BERT-Small to Base), 22.5 % (GPT2-Base to Medium) and 52.6 % (CaiT-XS to S), without the
+  source, for models 100 to 1,000 times larger, compared with scratch under a single schedule.
+- One seed, unless stated otherwise. Differences of one or two per cent of FLOPs, or of a few thousandths of loss, are not significant.
+  The best of many methods is partly the luckiest.
+- Scratch tries two learning rates over the whole budget; the other methods try theirs in tuning runs only. One method was also trained to
+  the end at a learning rate that had lost in tuning: its final loss was 0.01 nats lower, and its saving was the same
+  ([log.md](../development/log.md)).
+- For BERT and CaiT, scratch's best learning rate is the lowest one of the grid. A lower one was tried separately and is worse. For GPT-2
+  it is the highest one, and no higher one was tried ([log.md](../development/log.md)).
+- Savings are coarse. A loss curve has about 40 points over the whole budget. The `stable` schedule lowers the learning rate in the last
+  fifth of a run, and the loss drops there. A run for a fraction f of the budget therefore mostly yields a saving between 1 - f and
+  1 - 0.8 f. A method that just misses a budget fraction looks much worse than one that just reaches it.
+- Final losses belong to runs of different length, because a method stops once it reaches scratch's loss. Column *FLOPs* shows the length.
+- *Saved* refers to one loss value. It does not measure time, memory, or the loss after the whole budget.
 """
 
 
@@ -253,7 +257,7 @@ def page(results: Data) -> str:
     lines = [
         "# Results",
         "",
-        "<!-- Written by scripts/make_results.py from results.json: what is changed by hand is lost. -->",
+        "<!-- Written by scripts/make_results.py from results.json: edits made here are overwritten. -->",
         "",
         INTRODUCTION,
     ]
@@ -268,7 +272,7 @@ def page(results: Data) -> str:
         lines += [
             "## How FLOPs are counted",
             "",
-            "In words; [comparing.md](../guide/comparing.md#flops) has the formulas.",
+            "[comparing.md](../guide/comparing.md#flops) has the formulas.",
             "",
         ]
     for convention in conventions:
@@ -292,7 +296,7 @@ def _anchor(title: str) -> str:
 def _summary(kinds: Data) -> Iterator[str]:
     yield "## In short"
     yield ""
-    yield "Saved net, and in brackets with the source left out. *Without learning*: begins from the source, and no operator is learned."
+    yield "Savings are `net`, with `paper` in brackets. *Most without learning*: methods that use the source and learn no operator."
     yield f"*Baselines*: {', '.join(map(code, BASELINES))}."
     yield ""
     head = ("what", "scratch's loss", "most saved", "most without learning", "`ligo`", "`ligo-paper`", "best baseline")
@@ -346,14 +350,14 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
     yield from _table(figures)
     if figures["skipped"]:
         yield ""
-        yield "Left out:"
+        yield "Methods that do not apply here:"
         yield ""
         yield from (f"- {code(name)}: {prose(reason)}" for name, reason in figures["skipped"].items())
     yield ""
     if not figures["fairness_warnings"]:
-        yield "Nothing was found that makes this comparison unfair."
+        yield "No fairness warnings."
         return
-    yield "Not fair in every respect:"
+    yield "Fairness warnings:"
     yield ""
     for warning in figures["fairness_warnings"]:
         about = f" ({', '.join(map(code, warning['methods']))})" if warning["methods"] else ""
@@ -361,7 +365,7 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
 
 
 def _scale(figures: Data) -> Iterator[str]:
-    """What was trained, from what, how long, and what was chosen: a line a sentence, each begun by a word of ours."""
+    """Yield the setup, one sentence per line: models, budget, source, loss, schedule, learning rates, versions."""
     budget, source, grid, sizes = figures["budget"], figures["source"], figures["grid"], figures["parameters"]
     images = budget["unit"] == "images"
     where = f", on {figures['trained_on']}" if figures["trained_on"] else ""
@@ -372,23 +376,23 @@ def _scale(figures: Data) -> Iterator[str]:
     batch = "images" if images else f"x {budget['sequence_length']:,} tokens"
     yield (
         f"Training from scratch takes {budget['steps']:,} steps of {budget['batch_size']:,} {batch}:"
-        f" {budget['examples']:,} {prose(budget['unit'])}, {budget['tokens_per_parameter']:.3g} {'patches' if images else 'tokens'} a parameter,"
-        f" {budget['flops']:.3g} FLOPs."
+        f" {budget['examples']:,} {prose(budget['unit'])}, {budget['tokens_per_parameter']:.3g} {'patches' if images else 'tokens'}"
+        f" per parameter, {budget['flops']:.3g} FLOPs."
     )
     if source["fraction_of_scratch"] is None:
-        cost = "What training the source has cost is not known"
+        cost = "The cost of training the source is not known"
     else:
-        cost = f"Training the source took {100 * source['fraction_of_scratch']:.1f} % of that"
+        cost = f"Training the source took {100 * source['fraction_of_scratch']:.1f} % of these FLOPs"
     yield f"{cost}." if source["loss"] is None else f"{cost}; its loss is {source['loss']:.4f}."
     held = [f", on {slices['test']:,} held-out {unit}" for unit, slices in figures["data"].items()]
     yield f"Losses are {LOSS_UNITS.get(figures['task'], 'nats')}{''.join(held)}."
     shapes = [code(shape) for shape in grid["schedules"] if shape != figures["schedule"]]
     yield f"Scratch's schedule is {code(figures['schedule'])}{', chosen over ' + ', '.join(shapes) if shapes else ''}."
-    rates, budget_fractions = (
+    rates, fractions = (
         ", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "budget_fractions")
     )
-    yield f"Peak rates of {rates} were tried, each for {grid['tuning_fraction']:g} of the budget; budget_fractions are {budget_fractions} of it."
-    yield f"With {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
+    yield f"Learning rates tried: {rates}, each for {grid['tuning_fraction']:g} of the budget. Budget fractions: {fractions}."
+    yield f"Versions: {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
 
 
 def _table(figures: Data) -> Iterator[str]:
@@ -415,9 +419,9 @@ def _table(figures: Data) -> Iterator[str]:
         )
     yield from table(head, rows)
     yield ""
-    note = "*FLOPs*: of the run that is shown, with its fit and without the source."
+    note = "*FLOPs*: cost of the run shown, with the fit, without the source."
     if len(figures["seeds"]) > 1:
-        note += " Means over the seeds; after +-, the standard deviation."
+        note += " Values are means over the seeds, +- the standard deviation."
     yield note
 
 
@@ -472,9 +476,9 @@ def _alternative(figures: Data) -> str:
     """The picture for those who cannot see it: no foreign words, as nothing is escaped here."""
     loss = scratch_loss(full(figures))
     end = "" if loss is None else f"; scratch ends at {loss:.3f}"
-    right = "with it charged" if _charged(figures) else "nothing, as its cost is not known"
+    right = "with it" if _charged(figures) else "nothing, because that cost is not known"
     return (
-        f"Loss against FLOPs of {len(figures['methods'])} methods: left with the source left out, right {right}{end}."
+        f"Loss against FLOPs of {len(figures['methods'])} methods: on the left without the cost of the source, on the right {right}{end}."
         " The table below has the figures."
     )
 

@@ -206,7 +206,7 @@ def compare_report(outcome: ComparisonResult) -> None:
     make_pairs(console, "", pairs)
     for warning in record["fairness_warnings"]:
         about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
-        Console(stderr=True).print(Text(f"not fair: {printable(warning['text'])}{printable(about)}", style="yellow"))
+        Console(stderr=True).print(Text(f"fairness: {printable(warning['text'])}{printable(about)}", style="yellow"))
 
 
 def _rank(found: Mapping[str, Any]) -> tuple[float, float]:

@@ -92,15 +92,15 @@ def compare(
         if before is not None and before["key"] == key:
             return ComparisonResult(out=out, record=before, changed=False)
         if before is not None:
-            raise OutputBusy("the output directory holds another comparison", where=out, hint="choose another")
+            raise OutputBusy("the output directory contains a different comparison", where=out, hint="choose another")
         _check_room(experiment, out)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
             progress.say("going on with what an earlier run has staged")
         for warning in experiment.fairness_warnings():
-            progress.warn(f"not fair: {warning['text']}")
+            progress.warn(f"fairness: {warning['text']}")
         for name, reason in experiment.skipped.items():
-            progress.say(f"{name} is left out: {reason}")
+            progress.say(f"skipping {name}: {reason}")
         progress.say(_cost_message(experiment))
         if source is None:
             source, _, plan = train_source(stack, plan, staging, chosen, progress, examples=experiment.examples)
@@ -170,17 +170,17 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     except (OSError, LigoError):
         record = {}
     if record.get("format") != FORMAT or "key" not in record:
-        raise OutputBusy("the output directory holds something else", where=out, hint="choose another")
+        raise OutputBusy("the output directory does not contain a comparison", where=out, hint="choose another")
     return record
 
 
 def _cost_message(experiment: Experiment) -> str:
-    """What a comparison costs, before anything is trained."""
+    """Describe the number of runs and the maximal cost, before anything is trained."""
     most = sum(map(experiment.most_flops, experiment.entries)) + (experiment.source_flops or 0.0)
+    scratch = experiment.scratch_flops
     return (
-        f"{len(experiment.entries)} methods, {len(experiment.seeds)} seed(s); scratch: {experiment.steps} steps,"
-        f" {experiment.scratch_flops:.3g} FLOPs, {experiment.tokens_per_parameter:.1f} tokens a parameter; all of it at most {most:.3g} FLOPs,"
-        f" {most / experiment.scratch_flops:.1f} times scratch"
+        f"{len(experiment.entries)} methods, {len(experiment.seeds)} seed(s); scratch: {experiment.steps} steps, {scratch:.3g} FLOPs,"
+        f" {experiment.tokens_per_parameter:.1f} tokens per parameter; total: at most {most:.3g} FLOPs, {most / scratch:.1f} times scratch"
     )
 
 
@@ -249,7 +249,7 @@ class _JobLoop:
         most = sum(map(experiment.most_flops, experiment.entries))
         hours = most * (1 + experiment.measuring) / speed / self.jobs / 3600
         self.progress.say(
-            f"about {hours:.1f} h at most in all, at the {speed / 1e9:.0f} GFLOP/s of each of {self.jobs} worker(s) here"
+            f"at most about {hours:.1f} h in total: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each"
         )
 
     def _announce_result(self, job: TrainingJob, result: Mapping[str, Any]) -> None:

@@ -189,7 +189,7 @@ class Experiment:
     # Fairness.
 
     def fairness_warnings(self) -> list[dict[str, Any]]:
-        """What is not fair in this comparison, known before it is run."""
+        """Return the conditions, known before training, that make the comparison unfair."""
         with_source = [name for name, entry in self.entries.items() if entry.method.needs_source]
         found: list[dict[str, Any]] = []
 
@@ -199,38 +199,38 @@ class Experiment:
         if self.source_flops is None:
             warning(
                 "source-cost-unknown",
-                "what training the source has cost is not known (compare.source_flops), so nothing is said net of it",
+                "the cost of training the source is unknown, so net savings are not given; set compare.source_flops",
                 with_source,
             )
         elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
             warning(
                 "source-cost-high",
-                f"training the source took {self.source_flops / self.scratch_flops:.1%} of what training from scratch takes; at most"
-                f" {SOURCE_SHARE:.0%} is fair",
+                f"training the source took {self.source_flops / self.scratch_flops:.1%} of the FLOPs of training from scratch; above"
+                f" {SOURCE_SHARE:.0%} the comparison favours methods that use the source",
                 with_source,
             )
         if self.plan.recipe.source.pretrain is None:
             warning(
                 "source-data-unknown",
-                "what the source was trained on is not known: not on the same data, or on what is held out here",
+                "the training data of the source is unknown: it may differ from fit.data or contain the held-out data",
                 with_source,
             )
         if self.tokens_per_parameter < TOKENS_PER_PARAMETER:
             warning(
                 "scratch-undertrained",
-                f"training from scratch sees {self.tokens_per_parameter:.1f} tokens a parameter; from {TOKENS_PER_PARAMETER:.0f} on it is trained",
+                f"scratch is undertrained: {self.tokens_per_parameter:.1f} tokens per parameter, fewer than {TOKENS_PER_PARAMETER:.0f}",
             )
         if len(set(self.settings.learning_rates)) < 3:
-            warning("few-learning-rates", "scratch's peak rate is chosen from fewer than three")
+            warning("few-learning-rates", "scratch's learning rate is chosen from fewer than three")
         if len(set(self.settings.schedules)) < 2:
-            warning("single-schedule", "scratch's schedule is not chosen: there is one")
+            warning("single-schedule", "scratch's schedule is not tuned: only one is given")
         return found
 
 
 def make_experiment(
     plan: Plan, *, methods: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None = None
 ) -> Experiment:
-    """Decide who takes part.
+    """Decide which methods take part.
 
     Args:
         methods: names; None for the recipe's, else for all of the table that apply here.
@@ -242,18 +242,18 @@ def make_experiment(
     settings = recipe.compare or CompareConfig()
     where = recipe.where("compare")
     if recipe.fit is None:
-        raise RecipeError("compare trains on fit.data, and there is no `fit` in this recipe", where=recipe.path.name)
+        raise RecipeError("compare trains on fit.data, but the recipe has no `fit` section", where=recipe.path.name)
     if plan.family.task in WITHOUT_LOSS:
-        raise RecipeError(f"{plan.family.architecture} has no loss to be trained by", where=recipe.path.name)
+        raise RecipeError(f"{plan.family.architecture} has no training loss", where=recipe.path.name)
     if plan.start.drawn_rows:
         raise RecipeError(
-            "the target has another head than the source, so that their losses are not of the same task", where=where
+            "the target's head differs from the source's, so their losses are not comparable", where=where
         )
     pretrain = recipe.source.pretrain
     if pretrain and plan.family.task == "masked-lm" and pretrain.sequence_length != recipe.fit.sequence_length:
         # Blocks are framed, so that slices of other lengths are cut elsewhere: held-out text would not stay so.
         raise RecipeError(
-            "compare trains the source on sequences as long as the target's",
+            "compare requires the source to be trained on the same sequence length as the target",
             where=recipe.where("source", "pretrain", "sequence_length"),
             expected=recipe.fit.sequence_length,
             found=pretrain.sequence_length,
@@ -261,7 +261,9 @@ def make_experiment(
     steps = steps or settings.steps
     if steps is None:
         raise RecipeError(
-            "how long is training from scratch?", where=where, hint="set compare.steps, or give --steps N"
+            "the number of steps of training from scratch is not set",
+            where=where,
+            hint="set compare.steps, or pass --steps N",
         )
     named = list(methods or settings.methods or ())
     try:
@@ -307,7 +309,9 @@ def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
         parts = added_parts(plan.family, initial_operator(start))
         added = frozenset(name for name, part in parts.items() if part.kind != "old")
         if not added:
-            raise RecipeError(f"{method.name}: nothing is added, so that nothing would learn", where="compare")
+            raise RecipeError(
+                f"{method.name}: growth adds no parameters, so no parameter would be trained", where="compare"
+            )
     return ExperimentEntry(method=method, start=start, stages=stages, added=added)
 
 

@@ -71,7 +71,7 @@ def grid_edge_warnings(experiment: Experiment, tuned: Mapping[str, Mapping[str, 
             found.append(
                 {
                     "rule": "learning-rate-at-grid-edge",
-                    "text": f"the best peak rate is the {text} that was tried, {rate:g}",
+                    "text": f"the best learning rate is the {text} one tried, {rate:g}: a better one may lie outside the grid",
                     "methods": at,
                 }
             )

@@ -97,9 +97,9 @@ def test_every_method_and_figure_is_on_the_page(tmp_path: Path) -> None:
             never = f"{reached} of 3 seeds" if reached else "not reached"
             assert cell == ("-" if name == "scratch" else never if saved is None else f"{saved:.1f} % +- 1.2"), name
     assert "## Text decoder: GPT-2, several seeds" in page
-    assert "source took 14.5 % of that; its loss is 3.9000." in page
+    assert "source took 14.5 % of these FLOPs; its loss is 3.9000." in page
     assert "- `aki`: it needs a width that is a multiple of the source's" in page
-    assert "Nothing was found that makes this comparison unfair." in page
+    assert "No fairness warnings." in page
     assert data["flops_convention"] in page
     (picture,) = pictures_in(page)
     assert (tmp_path / "docs" / picture).exists()
@@ -185,7 +185,7 @@ def test_what_is_not_known_is_said(tmp_path: Path, data: dict[str, Any]) -> None
     assert "None" not in page
     assert "nan" not in page.casefold().split()
     if data["source"]["flops"] is None:
-        assert "What training the source has cost is not known; its loss is 3.9000." in page
+        assert "The cost of training the source is not known; its loss is 3.9000." in page
         assert rows_of(page, "ligo")[0][-1] == "not known"
     if data["methods"].get("ligo", {}).get("final", {"loss": 0})["loss"] is None:
         assert "diverged" in rows_of(page, "ligo")[0]
@@ -197,7 +197,7 @@ def test_images_are_counted_by_patches_and_accuracy_is_shown(tmp_path: Path) -> 
     data["budget"] |= {"unit": "images", "examples": 60160}
     data["methods"]["ligo"]["seeds"]["0"]["final"]["accuracy"] = 0.4321
     page = made(tmp_path / "docs", f"cait={finished(tmp_path / 'run', data)}")
-    assert "60,160 images, 10 patches a parameter" in page
+    assert "60,160 images, 10 patches per parameter" in page
     assert "Losses are nats an image, on 512 held-out images." in page
     assert rows_of(page, "ligo")[0][5] == "43.2 %"
     assert rows_of(page, "lemon")[0][5] == ""

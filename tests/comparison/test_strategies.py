@@ -1,4 +1,4 @@
-"""Strategies, contenders and schedules as data: stages that make a whole, names that are known, steps that are left out by the formula."""
+"""Strategies, methods and schedules as data: stage shares sum to one, names are known, layers are dropped by the formula."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ligo_convert.comparison.strategies import (
     STEEPNESS,
     STRATEGIES,
     Dropping,
+    depends_on_run_length,
     dropped_layers,
     kept_tokens,
     skipped_layers,
-    depends_on_run_length,
 )
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS

@@ -443,7 +443,7 @@ def test_new_layers_are_copies(name: str, strategy: str, taken: list[int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("comes", "old", "new", "taken"),
+    ("layers_from", "old", "new", "taken"),
     [
         ("stack", 3, 6, [0, 1, 2, 0, 1, 2]),
         ("stack", 2, 5, [0, 1, 0, 1, 0]),
@@ -460,7 +460,7 @@ def test_the_layers_that_come(layers_from: str, old: int, new: int, taken: list[
         name: torch.tensor(values)
         for name, values in drawn_model(family, config_of("gpt2", n_layer=old), seed=1).items()
     }
-    found = add_layers(family, tensors, config, old, new, comes)
+    found = add_layers(family, tensors, config, old, new, layers_from)
     assert found.keys() == layer_of(family, config).keys()
     for name, layer in layer_of(family, config).items():
         before = name if layer is None else name.replace(f".{layer}.", f".{taken[layer]}.")
@@ -659,7 +659,7 @@ def test_a_layer_that_is_dropped_does_not_learn(save_often: None) -> None:
     assert len(seen) > 3
 
 
-def random_init(batch: Mapping[str, torch.Tensor], length: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+def drawn(batch: Mapping[str, torch.Tensor], length: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """A batch with the draws by which its tokens leave."""
     count = len(next(iter(batch.values())))
     return {
