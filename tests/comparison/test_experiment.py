@@ -577,7 +577,7 @@ def test_a_best_rate_at_the_edge_is_told(experiment: Experiment) -> None:
     high, low = grid_edge_warnings(experiment, tuned(scratch=4e-3, lemon=1e-3, ligo=4e-3, ki=2e-3))
     assert (high["rule"], high["methods"]) == ("learning-rate-at-grid-edge", ["scratch", "ligo"])
     assert (low["rule"], low["methods"]) == ("learning-rate-at-grid-edge", ["lemon"])
-    assert "highest that was tried, 0.004" in high["text"]
+    assert "highest one tried, 0.004" in high["text"]
     assert "lowest that was tried, 0.001" in low["text"]
 
 
