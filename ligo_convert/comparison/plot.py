@@ -17,6 +17,17 @@ from statistics import fmean
 from typing import Any
 
 from ligo_convert.errors import printable
+from ligo_convert.outputs.plotting import (
+    DARK,
+    GREY,
+    limit_height,
+    new_figure,
+    plain_text,
+    png_bytes,
+    shrink_to_fit,
+    spread_labels,
+    style_axes,
+)
 
 SCRATCH = "scratch"
 
@@ -42,8 +53,6 @@ _END = 0.1  # between a name and what follows
 _FONT, _LONGEST = 8.5, 36
 
 _GAP = 0.04  # between two labels, as a part of the height
-
-_DARK, _GREY = "#262626", "#6b6b6b"
 
 # The two lines that every reader looks for; the options of a method keep its colour.
 _STRONG = {"scratch": ("#000000", 2.0, 6), "ligo": ("#0072b2", 2.8, 7)}
@@ -98,13 +107,8 @@ class _Line:
 
 def comparison_png(data: Mapping[str, Any]) -> bytes:
     """The picture as a PNG without metadata."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = _figure(data)
-    canvas: Any = FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    _, canvas = _draw_figure(data)
+    return png_bytes(canvas)
 
 
 def comparison_svg(data: Mapping[str, Any]) -> str:
@@ -112,7 +116,7 @@ def comparison_svg(data: Mapping[str, Any]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    figure = _figure(data)
+    figure, _ = _draw_figure(data)
     canvas: Any = FigureCanvasSVG(figure)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "ligo-convert", "svg.fonttype": "path"}):
@@ -156,21 +160,21 @@ def reached(curve: Curve, level: float) -> float | None:
     return None
 
 
-def _figure(data: Mapping[str, Any]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
+def _draw_figure(data: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Draw the figure; return it with its Agg canvas."""
+    figure, canvas = new_figure(_WIDTH, _HEIGHT, _DPI)
+    renderer = canvas.get_renderer()
     lines, level = _lines(data), scratch_loss(data)
     charged = finite(data["source"].get("flops")) is not None
     furthest = max((flops + (line.source if charged else 0) for line in lines for flops, _ in line.mean), default=0.0)
     exponent = math.floor(math.log10(furthest)) if furthest > 0 else 0
     unit = 10.0**exponent
     low, high = _limits(lines, level)
-    size, room = _names(figure, lines)
+    size, room = _names(figure, renderer, lines)
     width = (_LEFT["net"] - _LEFT["paper"] - 0.55 - _NAME - room - _END) / _WIDTH
     for panel, heading in _PANELS.items():
         axes = figure.add_axes((_LEFT[panel] / _WIDTH, _BOTTOM, width, _TOP - _BOTTOM))
-        axes.set_title(heading, loc="left", fontsize=10.5, color=_DARK)
+        axes.set_title(heading, loc="left", fontsize=10.5, color=DARK)
         if panel == "net" and not charged:
             _draw_reason(axes)
             continue
@@ -179,14 +183,12 @@ def _figure(data: Mapping[str, Any]) -> Any:
         _draw_curves(axes, lines, level, panel, unit)
         _draw_labels(axes, lines, panel, unit, inch=1 / (width * _WIDTH), size=size)
         axes.set_xlabel(f"FLOPs, $10^{{{exponent}}}$", fontsize=9.5)
-        axes.grid(color="#e6e6e6", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+        style_axes(axes)
     figure.axes[0].set_ylabel(f"held-out loss, {LOSS_UNITS.get(str(data['task']), 'nats')}", fontsize=9.5)
-    _draw_text(figure, _title(data), 0.012, 0.955, 12, room=0.976)
-    _draw_text(figure, _legend(data, lines), 0.012, 0.913, 8.5, room=0.976, colour=_GREY)
-    return figure
+    for text, up, size, colour in ((_title(data), 0.955, 12, DARK), (_legend(data, lines), 0.913, 8.5, GREY)):
+        drawn = figure.text(0.012, up, text, fontsize=size, color=colour, ha="left", va="baseline", parse_math=False)
+        shrink_to_fit(drawn, renderer, 0.976 * _WIDTH * _DPI)
+    return figure, canvas
 
 
 def _lines(data: Mapping[str, Any]) -> list[_Line]:
@@ -256,9 +258,9 @@ def _limits(lines: Sequence[_Line], level: float | None) -> tuple[float, float]:
     spread = max(abs(end - base) for end in ends if end <= max(early, base))
     high = max(late, base, min(early, low + _SPREAD * spread))
     for loss in sorted(ends):
-        if loss <= high + _SQUASH * max(high - low, 0.02):
+        if loss <= high + _SQUASH * limit_height(low, high):
             high = max(high, loss)
-    height = max(high - low, 0.02)
+    height = limit_height(low, high)
     return low - 0.05 * height, low + 1.03 * height
 
 
@@ -312,7 +314,7 @@ def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, unit: float, *, 
     heights = {name: math.inf if end is None else (end[1] - low) / (high - low) for name, end in ends.items()}
     ranked = sorted(lines, key=lambda line: (heights[line.name], line.name))
     gap = min(_GAP, 1.0 / max(len(lines), 1))
-    places = _spread([min(max(heights[line.name], 0.0), 1.0) for line in ranked], gap=gap)
+    places = spread_labels([min(max(heights[line.name], 0.0), 1.0) for line in ranked], gap=gap, low=0.0, high=1.0)
     sample, saved, name = [1 + at * inch for at in _SAMPLE], 1 + _SAVED * inch, 1 + _NAME * inch
     beside = {"transform": axes.transAxes, "clip_on": False}
     for line, place in zip(ranked, places, strict=True):
@@ -328,23 +330,22 @@ def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, unit: float, *, 
             )  # fmt: skip
         shown = {
             "va": "center",
-            "color": _DARK,
+            "color": DARK,
             "fontsize": size * gap / _GAP,
             "fontweight": _weight(line),
             "parse_math": False,
         }
         axes.text(saved, place, _saved(line, panel), ha="right", **shown, **beside)
         axes.text(name, place, _name(line, beyond=1.0 < height < math.inf), ha="left", **shown, **beside)
-    axes.text(saved, max(places) + 0.7 * gap, "saved", ha="right", va="bottom", fontsize=7.5, color=_GREY, **beside)
+    axes.text(saved, max(places) + 0.7 * gap, "saved", ha="right", va="bottom", fontsize=7.5, color=GREY, **beside)
 
 
-def _names(figure: Any, lines: Sequence[_Line]) -> tuple[float, float]:
+def _names(figure: Any, renderer: Any, lines: Sequence[_Line]) -> tuple[float, float]:
     """The size of the names' letters, small enough for the longest, and the inches that it takes."""
     texts = [
         figure.text(0, 0, _name(line, beyond=True), fontsize=_FONT, fontweight=_weight(line), parse_math=False)
         for line in lines
     ]
-    renderer = _renderer(figure)
     widest = max(text.get_window_extent(renderer).width for text in texts) / _DPI
     for text in texts:
         text.remove()
@@ -353,7 +354,7 @@ def _names(figure: Any, lines: Sequence[_Line]) -> tuple[float, float]:
 
 def _name(line: _Line, *, beyond: bool) -> str:
     note = " (no loss)" if line.last() is None else " (diverged)" if line.diverged else " \u2191" if beyond else ""
-    return f"{_plain(line.name, _LONGEST)}{note}"
+    return f"{plain_text(line.name, _LONGEST)}{note}"
 
 
 def _weight(line: _Line) -> str:
@@ -367,30 +368,13 @@ def _saved(line: _Line, panel: str) -> str:
     return f"{saved:.0f} %".replace("-", "\u2212")
 
 
-def _renderer(figure: Any) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    return canvas.get_renderer()
-
-
 def _draw_reason(axes: Any) -> None:
     """In place of a panel: why it cannot be drawn."""
     axes.set_axis_off()
     axes.text(
         0.0, 0.9, "Not drawn: what the source's own training cost is not known,\nso that it cannot be charged.",
-        transform=axes.transAxes, ha="left", va="top", fontsize=10, color=_GREY,
+        transform=axes.transAxes, ha="left", va="top", fontsize=10, color=GREY,
     )  # fmt: skip
-
-
-def _draw_text(
-    figure: Any, text: str, across: float, up: float, size: float, *, room: float, colour: str = _DARK
-) -> None:
-    """One line across the figure, made small enough to fit."""
-    drawn = figure.text(across, up, text, fontsize=size, color=colour, ha="left", va="baseline", parse_math=False)
-    width = drawn.get_window_extent(_renderer(figure)).width
-    if width > room * _WIDTH * _DPI:
-        drawn.set_fontsize(size * room * _WIDTH * _DPI / width)
 
 
 def passing(budget: Mapping[str, Any]) -> str:
@@ -405,7 +389,7 @@ def _title(data: Mapping[str, Any]) -> str:
     per = finite(budget.get("tokens_per_parameter"))
     if per is not None:
         parts.append(f"{per:.3g} {passing(budget)} a parameter")
-    return _plain(", ".join(parts), 100)
+    return plain_text(", ".join(parts), 100)
 
 
 def _legend(data: Mapping[str, Any], lines: Sequence[_Line]) -> str:
@@ -423,29 +407,3 @@ def _description(data: Mapping[str, Any]) -> str:
     level = scratch_loss(data)
     end = "" if level is None else f" Scratch ends at {level:.3f}."
     return f"Line chart of held-out loss against FLOPs, with the source left out and charged, for {names}.{end}"
-
-
-def _plain(text: object, longest: int) -> str:
-    """One line that any font can show: what it may lack, as its code."""
-    shown = "".join(
-        character if character < "\u0250" else character.encode("unicode_escape").decode("ascii")
-        for character in printable(text)
-    )
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
-
-
-def _spread(places: Sequence[float], *, gap: float) -> list[float]:
-    """Ascending places within 0 and 1 moved apart until neighbours are `gap` apart, as little as may be and without leaving."""
-    groups: list[tuple[float, list[float]]] = []  # where a group begins, and the places its members wanted
-    for place in places:
-        groups.append(_settled([place], gap))
-        while len(groups) > 1 and groups[-1][0] - (groups[-2][0] + gap * (len(groups[-2][1]) - 1)) < gap - 1e-12:
-            _, above = groups.pop()
-            _, below = groups.pop()
-            groups.append(_settled([*below, *above], gap))
-    return [first + number * gap for first, members in groups for number in range(len(members))]
-
-
-def _settled(members: list[float], gap: float) -> tuple[float, list[float]]:
-    extent = gap * (len(members) - 1)
-    return max(min(fmean(members) - extent / 2, 1.0 - extent), 0.0), members

@@ -18,16 +18,16 @@ import pytest
 from support.comparisons import MANY, SOURCE_FLOPS, broken, comparison
 
 from ligo_convert.comparison.plot import (
-    _figure,
+    _draw_figure,
     _limits,
     _lines,
     _mean,
-    _spread,
     comparison_png,
     comparison_svg,
     reached,
     scratch_loss,
 )
+from ligo_convert.outputs.plotting import spread_labels
 
 HOSTILE = "</svg><script>alert(1)</script>-->$\\frac{1$ \x1b[2J\u202e\u6a21"
 
@@ -57,7 +57,7 @@ def drawn_texts(monkeypatch: pytest.MonkeyPatch, data: dict[str, Any]) -> list[s
 def marks(data: dict[str, Any]) -> list[list[tuple[float, float]]]:
     """The circles of each panel, in FLOPs and loss."""
     found = []
-    for axes in _figure(data).axes:
+    for axes in _draw_figure(data)[0].axes:
         label = axes.get_xlabel()
         unit = 10.0 ** int(re.findall(r"\{(-?\d+)\}", label)[0]) if label else 1.0
         circles = [line for line in axes.lines if line.get_marker() == "o"]
@@ -135,7 +135,7 @@ def test_what_was_saved_stands_beside_the_names(monkeypatch: pytest.MonkeyPatch)
 def test_labels_do_not_overlap() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = _figure(comparison(MANY))
+    figure, _ = _draw_figure(comparison(MANY))
     canvas: Any = FigureCanvasAgg(figure)
     boxes = [text.get_window_extent(canvas.get_renderer()) for axes in figure.axes for text in axes.texts]
     assert len(boxes) > 2 * 2 * len(MANY)
@@ -182,7 +182,7 @@ def test_reaching_is_the_first_time_and_between_points() -> None:
 
 def test_without_the_cost_of_the_source_one_panel_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     data = comparison(charged=False)
-    left, right = _figure(data).axes
+    left, right = _draw_figure(data)[0].axes
     assert left.lines
     assert not right.lines
     assert [text for text in drawn_texts(monkeypatch, data) if "is not known" in text]
@@ -277,11 +277,11 @@ def test_any_name_is_drawn_as_text(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_labels_keep_apart_and_within() -> None:
     for places in ([0.5] * 4, [0.0, 0.0, 0.01], [0.98, 1.0, 1.0], [0.1, 0.11, 0.8, 0.81], [0.0] * 20, [1.0] * 25):
-        spread = _spread(places, gap=0.04)
+        spread = spread_labels(places, gap=0.04, low=0.0, high=1.0)
         assert all(after - before >= 0.04 - 1e-9 for before, after in itertools.pairwise(spread))
         assert min(spread) >= 0
         assert max(spread) <= 1 + 1e-9
-    assert _spread([0.2, 0.9], gap=0.04) == [0.2, 0.9]
+    assert spread_labels([0.2, 0.9], gap=0.04) == [0.2, 0.9]
 
 
 def test_the_picture_opens_in_another_program(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ligo_convert.outputs.fit_plot import _GAP, _limits, _spread, fit_picture
+from ligo_convert.outputs.fit_plot import _GAP, _limits, fit_picture
+from ligo_convert.outputs.plotting import spread_labels
 
 LOSSES = {"source": 3.28, "initial": 3.342, "fitted": 3.243, "random_target": 10.95}
 
@@ -160,10 +161,10 @@ def test_a_wild_batch_does_not_squash_the_curve() -> None:
 
 def test_labels_keep_apart_and_move_no_more_than_they_must() -> None:
     for places in ([0.5, 0.5, 0.5, 0.5], [0.1, 0.11, 0.8, 0.81], [0.0, 0.04, 0.08, 0.12], [0.2, 0.9]):
-        spread = _spread(places)
+        spread = spread_labels(places, gap=_GAP)
         assert all(after - before >= _GAP - 1e-9 for before, after in itertools.pairwise(spread))
         assert sum(spread) == pytest.approx(sum(places))
-    assert _spread([0.2, 0.9]) == [0.2, 0.9]
+    assert spread_labels([0.2, 0.9], gap=_GAP) == [0.2, 0.9]
 
 
 def test_the_picture_opens_in_another_program() -> None:
