@@ -1,7 +1,7 @@
-"""The files of a checkpoint: their names, the folder they lie in, and their bytes, read without trusting either.
+"""The files of a checkpoint: their names, their folder and the bytes of the small ones. Neither names nor bytes are trusted.
 
-A `Place` says which files there are and brings them into a folder; `open_inside` opens one of them without following a
-link out of it; `small_file` reads one whole, checked against what its origin says of it.
+A `Place` lists the files and brings them into a folder. `open_inside` opens one file and follows no link out of that folder. `small_file`
+reads a whole file and checks it against the digest that its origin lists.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import hashlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from ligo_convert.checkpoints.digests import check_expected, git_blob
 from ligo_convert.checkpoints.headers import Header, read_at
-from ligo_convert.errors import MachineError, SourceError
+from ligo_convert.errors import MachineError, SourceChanged, SourceError
 
 CONFIG = "config.json"
 
@@ -28,7 +29,7 @@ WEIGHTS = "model.safetensors"
 
 INDEX = "model.safetensors.index.json"
 
-# What a tokenizer is loaded from: all the files of one of these.
+# A tokenizer can be loaded if all files of one of these groups exist.
 VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -55,32 +56,92 @@ _MIB = 1 << 20
 
 _LIMITS = {CONFIG: 4 * _MIB, GENERATION_CONFIG: 4 * _MIB, CARD: 16 * _MIB, INDEX: 64 * _MIB}
 
-_LIMIT = 128 * _MIB  # bytes of any other side file
+_LIMIT = 128 * _MIB  # bytes of any other small file
+
+# Hint of every error about a file that changed during a run.
+KEEP_UNCHANGED = "nothing may write to the source while it is converted; restore it and run again"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 class Place:
-    """Where a source's files come from. As it stands: a local directory, in which everything lies already."""
+    """Origin of a checkpoint's files. This base class is a local directory, where no file needs to be fetched.
+
+    Attributes:
+        label: name of the checkpoint in messages.
+        revision: commit on the Hub; None for a directory.
+        root: directory that the files are in, or are fetched to.
+        names: names of the files.
+        complete: False if `names` lists only the files that a cache holds.
+        expected: file name -> SHA-256 or git blob id that the origin lists.
+        warnings: oddities that do not prevent the use of the checkpoint.
+    """
 
     label: str
     revision: str | None = None
     root: Path
     names: frozenset[str]
-    complete: bool = True  # whether `names` is all there is, or only what a cache happens to hold
+    complete: bool = True
     expected: Mapping[str, str] = MappingProxyType({})
     warnings: list[str]
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Make these files lie under `root`, or raise."""
+        """Bring these files into `root`, or raise."""
 
     def header(self, name: str) -> tuple[Header, int]:
-        """The header and the size of a weight file that does not lie under `root`."""
-        raise SourceError("the file vanished", where=f"{self.label}/{name}")
+        """Return the header and the size of a weight file that is not in `root`."""
+        raise SourceError("the file was removed", where=f"{self.label}/{name}")
+
+
+class SmallFiles:
+    """Reads the small files of a checkpoint and refuses bytes that differ from an earlier read."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._lock = threading.Lock()
+        self._sha256: dict[str, str] = {}
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a small file.
+
+        Raises:
+            SourceError: no such file, too large, not a regular file, or a link that leaves the directory.
+            SourceChanged: the bytes differ from those that the origin lists, or from an earlier read.
+        """
+        where = f"{self._place.label}/{name}"
+        if name not in self._place.names:
+            raise SourceError("no such file", where=where)
+        data = small_file(self._place, name)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            before = self._sha256.setdefault(name, sha256)
+        if before != sha256:
+            raise SourceChanged(
+                "the file changed since it was first read",
+                where=where,
+                expected=before,
+                found=sha256,
+                hint=KEEP_UNCHANGED,
+            )
+        return data
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file that `read` has returned, in hex."""
+        with self._lock:
+            return self._sha256[name]
 
 
 def local_directory(given: str, root: Path) -> Place:
-    """The directory `root`, which the user calls `given`. SourceError if it is none, or has no config."""
+    """Open the directory `root` as a `Place`.
+
+    Args:
+        given: the directory as the user wrote it, for messages.
+        root: the directory.
+
+    Raises:
+        SourceError: not a directory, or a directory without a config.
+        MachineError: no permission to read the directory.
+    """
     try:
         names = frozenset(entry.name for entry in root.iterdir())
     except PermissionError:
@@ -97,19 +158,24 @@ def local_directory(given: str, root: Path) -> Place:
 
 
 def open_inside(root: Path, name: str, *, label: str) -> int:
-    """A descriptor of a regular file under `root`. Links may not leave it, but for those of the Hub's cache."""
+    """Open a regular file under `root` and return its descriptor. Only links of the Hub's cache may leave `root`.
+
+    Raises:
+        SourceError: no such file, not a regular file, or a link that leaves `root`.
+        MachineError: no permission to read the file.
+    """
     path = root / name
     real = Path(os.path.realpath(path))
     inside = [Path(os.path.realpath(root)), *blob_folders(root)]
     if not any(real.is_relative_to(folder) for folder in inside):
         raise SourceError("a symbolic link that leaves the directory", where=label, hint="put the file itself there")
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever. O_NOFOLLOW: `real` is no link any more.
+        # O_NONBLOCK: opening a FIFO without a writer would block. O_NOFOLLOW: `real` has no links left.
         fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         broken = path.is_symlink()
         raise SourceError(
-            "a symbolic link that leads nowhere" if broken else "no such file",
+            "a broken symbolic link" if broken else "no such file",
             where=label,
             hint="run `git annex get`, or fetch the file" if broken else "",
         ) from None
@@ -124,7 +190,7 @@ def open_inside(root: Path, name: str, *, label: str) -> int:
 
 
 def blob_digest(path: Path) -> str | None:
-    """What the Hub's cache names a file's blob by: the SHA-256 of a large one, git's id of any other; None outside such a cache."""
+    """Return the digest in a blob's name in the Hub's cache: SHA-256 of a large file, git blob id of others. None outside such a cache."""
     if not path.is_symlink():
         return None
     target = path.parent / path.readlink()
@@ -133,7 +199,7 @@ def blob_digest(path: Path) -> str | None:
 
 
 def small_file(place: Place, name: str) -> bytes:
-    """All bytes of a side file, checked against its origin's digest."""
+    """Return all bytes of a small file, checked against the digest that its origin lists."""
     label = f"{place.label}/{name}"
     fd = open_inside(place.root, name, label=label)
     try:
@@ -152,7 +218,7 @@ def small_file(place: Place, name: str) -> bytes:
 
 
 def check_size(size: int, name: str, *, label: str) -> None:
-    """Raise SourceError if no honest side file called `name` has so many bytes."""
+    """Raise SourceError if `size`, in bytes, is above the limit for a small file of this name."""
     limit = _LIMITS.get(name, _LIMIT)
     if size > limit:
         raise SourceError(
@@ -161,7 +227,7 @@ def check_size(size: int, name: str, *, label: str) -> None:
 
 
 def blob_folders(root: Path) -> tuple[Path, ...]:
-    """Where links of a snapshot in the client's cache lead: its repository's blobs, and those repositories share. Elsewhere nowhere."""
+    """Return the blob folders that links of a snapshot in the Hub's cache may lead to: the repository's, and the shared one. Else empty."""
     real = Path(os.path.realpath(root))
     repository = real.parent.parent
     if real.parent.name != "snapshots" or not repository.name.startswith("models--"):

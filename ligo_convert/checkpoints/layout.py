@@ -1,10 +1,13 @@
-"""What a checkpoint must look like: names, headers, an index and a config in, one table of tensors or a refusal out."""
+"""Rules for the layout of a checkpoint.
+
+Input: file names, headers, an index, a config. Output: one checked table of tensors, or a SourceError.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ligo_convert.checkpoints.files import INDEX, WEIGHTS, Place
@@ -21,27 +24,36 @@ _INTERNALS = re.compile(rb"__(class|base|bases|mro|subclasses|globals|builtins|i
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A weight file. `path` is None where it was opened for planning and lies on the Hub only."""
+    """A weight file with its header.
+
+    Attributes:
+        name: the file name.
+        path: None if the file was opened for planning and exists only on the Hub.
+        size: size in bytes.
+        expected: SHA-256 or git blob id that the origin lists; None for a plain directory.
+        header: the checked safetensors header.
+    """
 
     name: str
     path: Path | None
     size: int
-    expected: str | None  # the SHA-256 or git blob id its origin gives, None for a plain directory
+    expected: str | None
+    header: Header = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTensor(StoredTensor):
-    """A tensor, where its bytes lie, and the weight file they lie in."""
+    """A tensor, its byte range, and the weight file that holds it."""
 
     file: SourceFile
 
 
 def is_sharded(place: Place) -> bool:
-    """Whether the weights are shards with an index or a single file. Anything else that is there is refused."""
+    """Return True for shards with an index, False for a single weight file. Raises SourceError for both, neither or another format."""
     single, sharded = WEIGHTS in place.names, INDEX in place.names
     if single and sharded:
         raise SourceError(
-            f"both {WEIGHTS} and {INDEX} are there, and tools disagree on which one counts",
+            f"both {WEIGHTS} and {INDEX} exist, and tools disagree on which one to load",
             where=place.label,
             hint="remove the one that is stale (of a repository: download it, remove one, and name the directory)",
         )
@@ -52,30 +64,29 @@ def is_sharded(place: Place) -> bool:
         "no safetensors weights, only " + short(", ".join(other)) if other else "no weights",
         where=place.label,
         expected=f"{WEIGHTS}, or {INDEX} and its shards",
-        hint="convert first: load it where untrusted pickles can do no harm, and save it as safetensors"
+        hint="convert it first: load it in a sandbox, because pickles can run code, and save it as safetensors"
         if other
         else "",
     )
 
 
 def check_shards(place: Place, index: Index | None, shards: list[str]) -> None:
+    """Raise SourceError if the index names a file that does not exist."""
     missing = [name for name in shards if name not in place.names]
     if index is not None and missing and place.complete:
         raise SourceError(
-            f"the index names {missing[0]}, which is not there"
+            f"the index names {missing[0]}, which does not exist"
             + (f" (+{len(missing) - 1} more)" if missing[1:] else ""),
             where=f"{place.label}/{INDEX}",
             hint="fetch the missing files",
         )
 
 
-def join_tables(
-    headers: Mapping[str, tuple[SourceFile, Header]], index: Index | None, *, label: str
-) -> dict[str, SourceTensor]:
-    """One table of all files' tensors, which must be exactly what the index says."""
+def join_tables(files: Sequence[SourceFile], index: Index | None, *, label: str) -> dict[str, SourceTensor]:
+    """Join the tensors of all files into one table. Raises SourceError unless it agrees with the index."""
     tensors: dict[str, SourceTensor] = {}
-    for file, header in headers.values():
-        for name, stored in header.tensors.items():
+    for file in files:
+        for name, stored in file.header.tensors.items():
             if name in tensors:
                 raise SourceError(
                     f"the tensor is in two files, {tensors[name].file.name} and {file.name}",
@@ -86,12 +97,12 @@ def join_tables(
         return tensors
     for name, shard in index.weight_map.items():
         if name not in tensors or tensors[name].file.name != shard:
-            found = f"in {tensors[name].file.name}" if name in tensors else "in no file"
+            actual = f"in {tensors[name].file.name}" if name in tensors else "in no file"
             raise SourceError(
                 f"the index has the tensor in {shard}",
                 where=f"{label}/{shard}: {short(name)}",
                 expected=shard,
-                found=found,
+                found=actual,
             )
     for name, tensor in tensors.items():
         if name not in index.weight_map:
@@ -100,38 +111,38 @@ def join_tables(
 
 
 def check_config(config: dict[str, object], *, label: str) -> dict[str, object]:
-    """The config, after refusing every key, at any depth, that makes a library run code from elsewhere."""
-    waiting: list[tuple[str, object]] = [("", config)]
-    while waiting:
-        path, value = waiting.pop()
+    """Return `config`. Raises SourceError for a key, at any depth, that makes a library run code from the checkpoint or the Hub."""
+    pending: list[tuple[str, object]] = [("", config)]
+    while pending:
+        path, value = pending.pop()
         if isinstance(value, list):
-            waiting += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
+            pending += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
         if not isinstance(value, dict):
             continue
         for key, item in value.items():
-            # A slash in the name of an attention implementation makes transformers fetch and run a kernel of the Hub.
+            # For an attention implementation with a slash in its name, transformers fetches a kernel from the Hub and runs it.
             kernel = key.endswith("_implementation") and isinstance(item, str) and ("/" in item or "|" in item)
-            place = f"{path}.{key}" if path else key
+            key_path = f"{path}.{key}" if path else key
             runs_code = key in ("auto_map", "trust_remote_code", "custom_pipelines", "custom_code")
             if kernel or runs_code or "_implementation_internal" in key:
                 raise SourceError(
-                    f"the config has {short(place)!r}, which makes libraries run code that is not theirs",
+                    f"the config has {short(key_path)!r}, which makes libraries run foreign code",
                     where=label,
-                    hint="only architectures that the library implements itself are converted",
+                    hint="only architectures that the library itself implements can be converted",
                 )
-            waiting.append((place, item))
+            pending.append((key_path, item))
     return config
 
 
 def stated_license(card: bytes) -> str | None:
-    """`license` of a card's YAML front matter, if that is one plain scalar. The card is never rendered."""
+    """Return `license` of a model card's YAML front matter if it is one plain scalar, else None."""
     lines = card[: 64 << 10].decode("utf-8", "replace").removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return None
     stated: list[str | None] = []
     for line in lines[1:]:
         if line.rstrip() in ("---", "..."):
-            # Two statements contradict or repeat each other: neither is trusted.
+            # Two licence lines contradict or repeat each other: trust neither.
             return stated[0] if len(stated) == 1 else None
         if line.startswith("license:"):
             match = re.fullmatch(r"""license:\s+(["']?)([A-Za-z0-9][A-Za-z0-9.+-]{0,63})\1\s*(#.*)?""", line)
@@ -140,10 +151,10 @@ def stated_license(card: bytes) -> str | None:
 
 
 def template_warnings(data: bytes, *, where: str) -> list[str]:
-    """What a file of `TEMPLATED` may do to those who load it; here its bytes are only copied."""
+    """Return warnings about code in a file of `TEMPLATED`. This package copies the file and never runs it."""
     warnings = []
     if b'"auto_map"' in data:
-        warnings.append(f"{where}: names code of its own (auto_map), which is never run here")
+        warnings.append(f"{where}: names custom code (auto_map); it is never run here")
     if _INTERNALS.search(data):
-        warnings.append(f"{where}: a chat template reaches for Python's internals; it is copied only")
+        warnings.append(f"{where}: a chat template accesses Python internals; it is copied and never run here")
     return warnings

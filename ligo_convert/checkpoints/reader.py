@@ -1,10 +1,12 @@
-"""A source checkpoint, from a directory or the Hub: headers when it is opened, one tensor at a time later.
+"""Read a source checkpoint from a directory or the Hub, one tensor at a time.
 
-`open_source` takes what a recipe names and returns a `CheckpointReader`: config, tensor table and side files, all checked, on a
-pinned revision. `CheckpointReader.read` gives one tensor's bytes by `pread` on descriptors that were opened once (a file that is
-cut meanwhile is an error, never a SIGBUS). `CheckpointReader.digest` hashes every file that is used; all bytes handed out before
-or after that pass are compared with it by CRC-32, and `CheckpointReader.recheck` ends a conversion by asking whether anything
-changed. No code, pickle or template of a checkpoint is ever run.
+`hub.resolve.open_source` opens a `CheckpointReader`: config, tensor table and small files, all checked, at a pinned revision.
+
+- `read` returns the bytes of one tensor by `pread` on an open descriptor. A file truncated meanwhile raises an error, never a SIGBUS.
+- `digest` hashes every file that is used. Bytes read before or after it are compared by CRC-32 with those it hashed.
+- `recheck` verifies at the end of a conversion that no file changed.
+
+No code, pickle or template of a checkpoint is ever run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -27,120 +28,57 @@ from ligo_convert.checkpoints.digests import (
     git_blob,
     sha256_of,
 )
-from ligo_convert.checkpoints.files import (
-    CARD,
-    CONFIG,
-    GENERATION_CONFIG,
-    INDEX,
-    TOKENIZER_FILES,
-    WEIGHTS,
-    Place,
-    blob_digest,
-    open_inside,
-    small_file,
-)
-from ligo_convert.checkpoints.headers import Header, Index, parse_index, read_at, read_header
-from ligo_convert.checkpoints.layout import (
-    TEMPLATED,
-    SourceFile,
-    SourceTensor,
-    check_config,
-    check_shards,
-    is_sharded,
-    join_tables,
-    stated_license,
-    template_warnings,
-)
+from ligo_convert.checkpoints.files import KEEP_UNCHANGED, Place, open_inside
+from ligo_convert.checkpoints.headers import read_at
+from ligo_convert.checkpoints.layout import SourceFile, SourceTensor
+from ligo_convert.checkpoints.opening import Flatten, open_checkpoint
 from ligo_convert.checkpoints.tensors import count_elements
 from ligo_convert.errors import LigoError, SourceChanged, SourceError
-from ligo_convert.io.strict_json import short, strict_json
-
-_KEEP_STILL = "nothing may write to the source while it is converted; restore it and run again"
+from ligo_convert.io.strict_json import short
 
 
 class DigestMemo(Protocol):
-    """Small results by kind and key (`io.cache.ResultCache`)."""
+    """A store of small results by kind and key, such as `io.cache.ResultCache`."""
 
     def get_json(self, kind: str, key: str) -> dict[str, Any] | None: ...
 
     def set_json(self, kind: str, key: str, value: Mapping[str, Any]) -> None: ...
 
 
-class Flatten(Protocol):
-    """One form of config.json for all libraries. Raises SourceError for an architecture that nobody knows."""
-
-    def __call__(self, config: Mapping[str, object], *, where: str) -> dict[str, object]: ...
-
-
 class CheckpointReader:
-    """A checkpoint: config, tensors, side files. Opened by `open_source`, closed as a context manager.
+    """Reads one checkpoint. Use it as a context manager: leaving it closes the weight files.
 
     Attributes:
-        label: the Hub id, or the name of the local directory alone.
-        revision: the Hub's commit; None for a directory.
-        root: the directory the files are read from.
-        stored_config: config.json as plain data, without anything that would run code. config: the same as families read it.
-        tensors: every tensor of every weight file, by name.
+        label: the Hub id, or the name of the local directory without its parents.
+        revision: the commit on the Hub; None for a directory.
+        root: the directory that the files are read from.
+        stored_config: config.json as plain data; holds no key that makes a library run code.
+        config: the same config in the flat form that families read.
+        tensors: all tensors of all weight files by name.
         files: the weight files.
-        tokenizer_files: the names of the tokenizer's (and image processor's) files that are there.
-        license: the licence that the card's front matter states; None where it states none.
-        warnings: what is odd but no reason to stop.
+        side_files: names of the small files that belong to the model, tokenizer files included.
+        tokenizer_files: names of the tokenizer and image processor files.
+        license: licence in the front matter of the model card; None if it states none.
+        warnings: oddities that do not prevent the use of the checkpoint.
     """
 
     def __init__(self, place: Place, *, flatten: Flatten, weights: bool) -> None:
-        self.label, self.revision, self.root, self.warnings = place.label, place.revision, place.root, place.warnings
-        self._place = place
+        opened = open_checkpoint(place, flatten=flatten, weights=weights)
+        self.label, self.revision, self.root, self.warnings = (
+            opened.label,
+            opened.revision,
+            opened.root,
+            opened.warnings,
+        )
+        self.stored_config, self.config, self.license = opened.stored_config, opened.config, opened.license
+        self.side_files, self.tokenizer_files = opened.side_files, opened.tokenizer_files
+        self.tensors, self.files = opened.tensors, tuple(opened.files.values())
+        self._small_files = opened.small_files
+        self._descriptors = opened.descriptors
+        self._resources = opened.resources
         self._lock = threading.Lock()
         self._crc32: dict[str, int] = {}
-        self._served: dict[str, str] = {}
         self._digested: dict[str, Digested] = {}
-        self._descriptors: dict[str, int] = {}
-        index = self._index() if is_sharded(place) else None
-        side = (CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES)
-        self._side_files = tuple(name for name in side if name in place.names and (name != INDEX or index is not None))
-        place.fetch([*self._side_files, *({CARD} & place.names)])
-        where = f"{self.label}/{CONFIG}"
-        self.stored_config = check_config(strict_json(self.file_bytes(CONFIG), label=where), label=where)
-        self.config = flatten(self.stored_config, where=where)
-        self.tokenizer_files = tuple(name for name in TOKENIZER_FILES if name in place.names)
-        for name in self.tokenizer_files:
-            if name in TEMPLATED:
-                self.warnings += template_warnings(self.file_bytes(name), where=self._where(name))
-        self.license = stated_license(self.file_bytes(CARD)) if CARD in place.names else None
-        shards = sorted(set(index.weight_map.values())) if index else [WEIGHTS]
-        check_shards(place, index, shards)
-        if weights:
-            place.fetch(shards)
-        with ExitStack() as stack:
-            self._headers = {name: self._open(name, stack) for name in shards}
-            self.files = tuple(file for file, _ in self._headers.values())
-            self.tensors = join_tables(self._headers, index, label=self.label)
-            self._check_total(index)
-            self._stack = stack.pop_all()
-
-    def _index(self) -> Index:
-        self._place.fetch([INDEX])
-        return parse_index(self.file_bytes(INDEX), label=self._where(INDEX))
-
-    def _open(self, name: str, stack: ExitStack) -> tuple[SourceFile, Header]:
-        label = f"{self.label}/{name}"
-        path = self.root / name
-        if not os.path.lexists(path):
-            header, size = self._place.header(name)
-            return SourceFile(name=name, path=None, size=size, expected=self._place.expected.get(name)), header
-        fd = open_inside(self.root, name, label=label)
-        stack.callback(os.close, fd)
-        self._descriptors[name] = fd
-        expected = self._place.expected.get(name) or blob_digest(path)
-        header = read_header(fd, label=label)
-        return SourceFile(name=name, path=path, size=os.fstat(fd).st_size, expected=expected), header
-
-    def _check_total(self, index: Index | None) -> None:
-        total = sum(tensor.spec.nbytes for tensor in self.tensors.values())
-        if index is not None and index.total_size is not None and index.total_size != total:
-            self.warnings.append(
-                f"{self.label}/{INDEX}: total_size is {index.total_size}, the tensors take {total} bytes"
-            )
 
     def __enter__(self) -> Self:
         return self
@@ -150,26 +88,21 @@ class CheckpointReader:
     ) -> None:
         self.close()
 
-    @property
-    def side_files(self) -> tuple[str, ...]:
-        """The names of the small files beside the weights that belong to the model, those of the tokenizer included."""
-        return self._side_files
-
     def close(self) -> None:
         """Close the weight files."""
-        self._stack.close()
+        self._resources.close()
         self._descriptors.clear()
 
     def read(self, name: str, out: bytearray | memoryview | None = None) -> memoryview:
-        """The bytes of one tensor, little-endian, row by row.
+        """Return the bytes of one tensor, little-endian, in row-major order.
 
         Args:
             name: a key of `tensors`.
-            out: a writable buffer of exactly the tensor's bytes to fill; None takes a new one.
+            out: a writable buffer of exactly the size of the tensor; None allocates one.
 
         Raises:
-            SourceChanged: the file is shorter, or the bytes differ from those of the digest pass or of an earlier read.
-            SourceError: a BOOL holds something other than 0 and 1.
+            SourceChanged: the file became shorter, or the bytes differ from those of the digest pass or an earlier read.
+            SourceError: a BOOL tensor holds a byte other than 0 and 1.
         """
         tensor = self.tensors[name]
         view = memoryview(bytearray(tensor.spec.nbytes) if out is None else out).cast("B")
@@ -191,32 +124,32 @@ class CheckpointReader:
     def digest(
         self, on_bytes: Callable[[int], None] | None = None, *, memo: DigestMemo | None = None
     ) -> dict[str, str]:
-        """SHA-256 of every file that is used, by name: weight files, index, configs, tokenizer files.
+        """Return the SHA-256 of every file that is used, by name: weight files, index, configs, tokenizer files.
 
-        One sequential pass; it may run in a thread while others `read`. A second call returns what the first found.
+        Reads each file once, in order. May run in a thread while other threads call `read`. A second call returns the same digests.
 
         Args:
             on_bytes: called with the number of bytes after each block of a weight file.
-            memo: digests of weight files by what changes when they are written to, with a checksum of every tensor: a file
-                that is known is not read again here, and every tensor that is read is held against its checksum.
+            memo: store of earlier digests, with a checksum of every tensor, by size, dates and inode of the file. A stored file is not
+                read again here; every tensor that is read later is compared with its stored checksum.
 
         Raises:
-            SourceChanged: a file is not the one its origin names, or not the one that was read before.
+            SourceChanged: a file differs from the digest that its origin lists, or from an earlier read.
         """
         if not self._digested:
-            digested = {file.name: self._digest_known(file, on_bytes, memo) for file in self.files}
-            for name in self._side_files:
+            digested = {file.name: self._digest_with_memo(file, on_bytes, memo) for file in self.files}
+            for name in self.side_files:
                 fingerprint = self._current(name)
                 self.file_bytes(name)
-                digested[name] = Digested(sha256=self._served[name], fingerprint=fingerprint)
+                digested[name] = Digested(sha256=self._small_files.sha256(name), fingerprint=fingerprint)
             self._digested = digested
         return {name: digested.sha256 for name, digested in self._digested.items()}
 
     def recheck(self) -> None:
-        """Ask, after `digest`, whether every file still is what was digested.
+        """Verify that every file still has the bytes that `digest` hashed.
 
         Raises:
-            SourceChanged: a file is gone, was replaced, or holds other bytes. A new date alone is no change.
+            SourceChanged: a file was removed or holds other bytes. A new date alone is not a change.
         """
         if not self._digested:
             raise LigoError("recheck() was called before digest()", where=self.label)
@@ -224,28 +157,8 @@ class CheckpointReader:
             self._recheck(name, digested)
 
     def file_bytes(self, name: str) -> bytes:
-        """A side file: one of `tokenizer_files`, config, generation config, index or card.
-
-        Raises:
-            SourceError: too large, not a regular file, or a link that leaves the directory.
-            SourceChanged: not the bytes its origin names, or not those of an earlier call.
-        """
-        where = self._where(name)
-        if name not in self._place.names:
-            raise SourceError("no such file", where=where)
-        data = small_file(self._place, name)
-        sha256 = hashlib.sha256(data).hexdigest()
-        with self._lock:
-            before = self._served.setdefault(name, sha256)
-        if before != sha256:
-            raise SourceChanged(
-                "the file changed since it was first read",
-                where=where,
-                expected=before,
-                found=sha256,
-                hint=_KEEP_STILL,
-            )
-        return data
+        """Return the bytes of a small file: one of `side_files`, or the model card. Raises as `SmallFiles.read`."""
+        return self._small_files.read(name)
 
     def _where(self, file: str) -> str:
         return f"{self.label}/{file}"
@@ -256,7 +169,7 @@ class CheckpointReader:
         return self._descriptors[file]
 
     def _compare(self, tensor: SourceTensor, crc32: int) -> None:
-        """Whoever sees a tensor first, `read` or `digest`, says what it holds; everyone later must see the same."""
+        """Compare a tensor's CRC-32 with the first one seen, by `read` or `digest`. Raises SourceChanged if they differ."""
         with self._lock:
             before = self._crc32.setdefault(tensor.spec.name, crc32)
             digested = self._digested.get(tensor.file.name)
@@ -266,25 +179,29 @@ class CheckpointReader:
                 where=f"{self._where(tensor.file.name)}: {short(tensor.spec.name)}",
                 expected=f"CRC-32 {before:08x}" + (f", in a file of SHA-256 {digested.sha256}" if digested else ""),
                 found=f"CRC-32 {crc32:08x}",
-                hint=_KEEP_STILL,
+                hint=KEEP_UNCHANGED,
             )
 
-    def _digest_known(
+    def _digest_with_memo(
         self, file: SourceFile, on_bytes: Callable[[int], None] | None, memo: DigestMemo | None
     ) -> Digested:
-        """As `_digest_weights`, from the memo where it knows the file as it is now."""
-        fingerprint, (_, header) = fingerprint_of(os.fstat(self._descriptor(file.name))), self._headers[file.name]
-        # The Hub's digest of a small file is git's, which no memo holds.
+        """Return the digest of a weight file from `memo` if the file is unchanged since it was stored, else compute and store it."""
+        fingerprint, header = fingerprint_of(os.fstat(self._descriptor(file.name))), file.header
+        # For small files the Hub lists git blob ids, which the memo does not hold.
         if memo is None or (file.expected is not None and len(file.expected) != 64):
             return self._digest_weights(file, on_bytes)
         key = hashlib.sha256(repr(fingerprint).encode()).hexdigest()
-        known = memo.get_json("digest", key)
-        if known is not None and known.get("header") == header.crc32 and set(known["tensors"]) == set(header.tensors):
+        stored = memo.get_json("digest", key)
+        if (
+            stored is not None
+            and stored.get("header") == header.crc32
+            and set(stored["tensors"]) == set(header.tensors)
+        ):
             for name in header.tensors:
-                self._compare(self.tensors[name], known["tensors"][name])
-            digested = Digested(sha256=known["sha256"], fingerprint=fingerprint)
+                self._compare(self.tensors[name], stored["tensors"][name])
+            digested = Digested(sha256=stored["sha256"], fingerprint=fingerprint)
             check_expected(
-                file.expected, digested.sha256, "", where=self._where(file.name), again=self._again(file.name)
+                file.expected, digested.sha256, "", where=self._where(file.name), again=self._refetch_hint(file.name)
             )
             return digested
         digested = self._digest_weights(file, on_bytes)
@@ -295,8 +212,9 @@ class CheckpointReader:
         return digested
 
     def _digest_weights(self, file: SourceFile, on_bytes: Callable[[int], None] | None) -> Digested:
-        fd, (_, header) = self._descriptor(file.name), self._headers[file.name]
-        # Taken before the pass, so that a change during it is seen by `recheck`.
+        """Hash a weight file in one pass and compare header and tensors with what was read before."""
+        fd, header = self._descriptor(file.name), file.header
+        # Taken before the pass, so that `recheck` notices a change during the pass.
         fingerprint = fingerprint_of(os.fstat(fd))
         if fingerprint[0] != file.size:
             raise SourceChanged(
@@ -304,7 +222,7 @@ class CheckpointReader:
                 where=self._where(file.name),
                 expected=f"{file.size} bytes",
                 found=f"{fingerprint[0]} bytes",
-                hint=_KEEP_STILL,
+                hint=KEEP_UNCHANGED,
             )
         sha256, blob = hashlib.sha256(), git_blob(file.size)
         parts = PartChecksums([(None, header.nbytes), *((name, tensor.end) for name, tensor in header.tensors.items())])
@@ -313,24 +231,29 @@ class CheckpointReader:
             if file.expected is not None and len(file.expected) != 64:
                 blob.update(block)
             for name, crc32 in parts.update(block):
-                self._passed(file, header, name, crc32)
+                self._check_part(file, name, crc32)
             if on_bytes is not None:
                 on_bytes(len(block))
         digested = Digested(sha256=sha256.hexdigest(), fingerprint=fingerprint)
         check_expected(
-            file.expected, digested.sha256, blob.hexdigest(), where=self._where(file.name), again=self._again(file.name)
+            file.expected,
+            digested.sha256,
+            blob.hexdigest(),
+            where=self._where(file.name),
+            again=self._refetch_hint(file.name),
         )
         return digested
 
-    def _passed(self, file: SourceFile, header: Header, name: str | None, crc32: int) -> None:
+    def _check_part(self, file: SourceFile, name: str | None, crc32: int) -> None:
+        """Compare the CRC-32 of a tensor, or of the header (`name` is None), with what was read before."""
         if name is not None:
             self._compare(self.tensors[name], crc32)
-        elif crc32 != header.crc32:
+        elif crc32 != file.header.crc32:
             raise SourceChanged(
-                "the header changed since the file was opened", where=self._where(file.name), hint=_KEEP_STILL
+                "the header changed since the file was opened", where=self._where(file.name), hint=KEEP_UNCHANGED
             )
 
-    def _again(self, name: str) -> str:
+    def _refetch_hint(self, name: str) -> str:
         if self.revision is None:
             return "restore the file and run again"
         return f"fetch it again: hf download {self.label} {name} --revision {self.revision} --force-download"
@@ -339,7 +262,7 @@ class CheckpointReader:
         try:
             return fingerprint_of((self.root / name).stat())
         except OSError:
-            raise SourceChanged("the file is gone", where=self._where(name), hint=_KEEP_STILL) from None
+            raise SourceChanged("the file was removed", where=self._where(name), hint=KEEP_UNCHANGED) from None
 
     def _recheck(self, name: str, digested: Digested) -> None:
         where, current = self._where(name), self._current(name)
@@ -347,17 +270,17 @@ class CheckpointReader:
         same = current == digested.fingerprint and (fd is None or fingerprint_of(os.fstat(fd)) == current)
         if same:
             return
-        again = open_inside(self.root, name, label=where)
+        reopened = open_inside(self.root, name, label=where)
         try:
-            found = [sha256_of(one, label=where) for one in (again, fd) if one is not None]
+            digests = [sha256_of(descriptor, label=where) for descriptor in (reopened, fd) if descriptor is not None]
         finally:
-            os.close(again)
-        for sha256 in found:
+            os.close(reopened)
+        for sha256 in digests:
             if sha256 != digested.sha256:
                 raise SourceChanged(
                     "the file changed while it was converted",
                     where=where,
                     expected=f"SHA-256 {digested.sha256}",
                     found=f"SHA-256 {sha256}",
-                    hint=_KEEP_STILL,
+                    hint=KEEP_UNCHANGED,
                 )
