@@ -1,4 +1,4 @@
-"""Worker processes: results as they come, errors as they were raised, and no worker without its parent."""
+"""Worker processes: results as they arrive, errors as they were raised, and no worker that outlives its parent."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import ligo_convert
 from ligo_convert.errors import LigoError, MachineError, RecipeError
 from ligo_convert.workers import WorkerPool
 
-Told = Callable[[float, str], None]
-PATIENCE = 60.0  # seconds that a process may take to start or to end; a busy machine is slow
+OnStep = Callable[[float, str], None]
+PATIENCE = 60.0  # seconds a process may take to start or to end on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,45 +30,45 @@ class Task:
 
 
 class Bench:
-    """What a worker works with here."""
+    """The worker of these tests."""
 
     def __init__(self, *, folder: Path, offset: int = 0, view: Mapping[str, int] | None = None) -> None:
         self.folder, self.offset, self.view, self.count = folder, offset, view, 0
 
-    def do(self, job: Task, on_step: Told | None = None) -> dict[str, Any]:
+    def do(self, job: Task, on_step: OnStep | None = None) -> dict[str, Any]:
         self.count += 1
         return getattr(self, job.what)(job, on_step or (lambda part, note: None))  # type: ignore[no-any-return]
 
-    def square(self, job: Task, told: Told) -> dict[str, Any]:
+    def square(self, job: Task, on_step: OnStep) -> dict[str, Any]:
         return {"value": job.number**2 + self.offset, "pid": os.getpid(), "count": self.count}
 
-    def tell(self, job: Task, told: Told) -> dict[str, Any]:
+    def tell(self, job: Task, on_step: OnStep) -> dict[str, Any]:
         for step in range(4):
             time.sleep(0.2)
-            told((step + 1) / 4, f"step {step + 1}")
+            on_step((step + 1) / 4, f"step {step + 1}")
         return {}
 
-    def refuse(self, job: Task, told: Told) -> dict[str, Any]:
+    def refuse(self, job: Task, on_step: OnStep) -> dict[str, Any]:
         raise RecipeError("nothing to do", where="compare", expected=job.number, found=None, hint="do more")
 
-    def break_down(self, job: Task, told: Told) -> dict[str, Any]:
+    def break_down(self, job: Task, on_step: OnStep) -> dict[str, Any]:
         raise ZeroDivisionError("seven")
 
-    def die(self, job: Task, told: Told) -> dict[str, Any]:
+    def die(self, job: Task, on_step: OnStep) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    def last(self, job: Task, told: Told) -> dict[str, Any]:
-        """Work without an end, whose pulse can be felt."""
+    def last(self, job: Task, on_step: OnStep) -> dict[str, Any]:
+        """Run until killed, and show it in a file."""
         for step in range(10**9):
             (self.folder / f"{job.number}").write_text(f"{os.getpid()} {step}")
             time.sleep(0.02)
-            told(0.5, "")
+            on_step(0.5, "")
         raise AssertionError
 
 
 class Fatal:
-    """Whoever unpickles this dies."""
+    """Ends the process that unpickles it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (9,)
@@ -79,17 +79,17 @@ def made(folder: Path, offset: int = 0, view: Mapping[str, int] | None = None, b
 
 
 def worked(tasks: list[Task], folder: Path, *, count: int, **arguments: Any) -> tuple[dict[Task, Any], list[Any]]:
-    """Results by task, and what was told."""
+    """Run tasks in a pool. Returns results by task, and the progress that was reported."""
     results: dict[Task, Any] = {}
-    heard: list[Any] = []
+    reports: list[Any] = []
     left = list(tasks)
-    with WorkerPool[Task](made, {"folder": folder, **arguments}, count=count) as crew:
-        crew.run(
+    with WorkerPool[Task](made, {"folder": folder, **arguments}, count=count) as pool:
+        pool.run(
             lambda: left.pop(0) if left else None,
-            done=lambda job, result: results.update({job: result}),
-            told=lambda job, part, note: heard.append((job, part, note)),
+            on_result=lambda job, result: results.update({job: result}),
+            on_progress=lambda job, part, note: reports.append((job, part, note)),
         )
-    return results, heard
+    return results, reports
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -99,54 +99,56 @@ def test_every_job_is_done_once(count: int, tmp_path: Path) -> None:
     assert {job: result["value"] for job, result in results.items()} == {job: job.number**2 + 5 for job in tasks}
     pids = {result["pid"] for result in results.values()}
     assert len(pids) <= count
-    assert (os.getpid() in pids) == (count == 1), "one worker is this process"
-    # Each makes its tool once.
+    assert (os.getpid() in pids) == (count == 1), "a pool of one runs in this process"
+    # Each process makes its worker once.
     assert sum(max(one["count"] for one in results.values() if one["pid"] == pid) for pid in pids) == 20
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_nothing_to_do_is_done_at_once(count: int, tmp_path: Path) -> None:
+def test_a_pool_without_jobs_ends_at_once(count: int, tmp_path: Path) -> None:
     assert worked([], tmp_path, count=count) == ({}, [])
 
 
-def test_read_only_views_travel(tmp_path: Path) -> None:
-    """As families have them in their tables."""
+def test_read_only_views_can_be_pickled(tmp_path: Path) -> None:
+    """Family definitions hold them."""
     results, _ = worked([Task()], tmp_path, count=2, view=MappingProxyType({"a": 1}))
     assert len(results) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_a_job_tells_is_heard(count: int, tmp_path: Path) -> None:
-    """Here every step; from a process now and then, so that the pipe stays free."""
+def test_what_a_job_tells_is_reports(count: int, tmp_path: Path) -> None:
+    """Every step in this process; from a worker process at most every REPORT_SECONDS."""
     task = Task(what="tell")
-    _, heard = worked([task], tmp_path, count=count)
-    assert heard
-    assert {job for job, _, _ in heard} == {task}
-    assert [part for _, part, _ in heard] == sorted(part for _, part, _ in heard)
-    assert all(note == f"step {round(4 * part)}" for _, part, note in heard)
+    _, reports = worked([task], tmp_path, count=count)
+    assert reports
+    assert {job for job, _, _ in reports} == {task}
+    assert [part for _, part, _ in reports] == sorted(part for _, part, _ in reports)
+    assert all(note == f"step {round(4 * part)}" for _, part, note in reports)
 
 
 def test_a_job_may_wait_for_another(tmp_path: Path) -> None:
-    """`following` is asked again whenever one has ended: what depends on a result comes after it."""
+    """`next_job` is called again whenever a job ends, so a job can depend on an earlier result."""
     results: dict[int, Any] = {}
 
-    def following() -> Task | None:
-        if not asked:
-            asked.add(0)
+    def next_job() -> Task | None:
+        if not started:
+            started.add(0)
             return Task(number=0)
-        if 0 in results and 1 not in asked:
-            asked.add(1)
+        if 0 in results and 1 not in started:
+            started.add(1)
             return Task(number=1)
         return None
 
-    asked: set[int] = set()
-    with WorkerPool[Task](made, {"folder": tmp_path}, count=2) as crew:
-        crew.run(following, done=lambda job, result: results.update({job.number: result}), told=lambda *_: None)
+    started: set[int] = set()
+    with WorkerPool[Task](made, {"folder": tmp_path}, count=2) as pool:
+        pool.run(
+            next_job, on_result=lambda job, result: results.update({job.number: result}), on_progress=lambda *_: None
+        )
     assert set(results) == {0, 1}
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_error_of_ours_is_raised_as_it_was(count: int, tmp_path: Path) -> None:
+def test_an_error_of_this_package_keeps_its_fields(count: int, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         worked([Task(what="refuse", number=7)], tmp_path, count=count)
     found = error.value
@@ -160,30 +162,30 @@ def test_an_error_of_ours_is_raised_as_it_was(count: int, tmp_path: Path) -> Non
     assert found.exit_code == 2
 
 
-def test_a_bug_in_a_worker_is_told_with_its_traceback(tmp_path: Path) -> None:
-    """As a bug here is; where it happened is in the cause, for `--debug`."""
+def test_a_bug_in_a_worker_is_raised_with_its_traceback(tmp_path: Path) -> None:
+    """The traceback is in the cause, for `--debug`."""
     with pytest.raises(LigoError, match="a bug in ligo-convert: ZeroDivisionError: seven") as error:
         worked([Task(what="break_down")], tmp_path, count=2)
     assert error.value.exit_code == 70
     assert "in break_down" in str(error.value.__cause__)
 
 
-def test_a_worker_that_is_killed_is_the_machines_fault(tmp_path: Path) -> None:
-    """As by the kernel where memory is short."""
-    with pytest.raises(MachineError, match="a worker process has ended") as error:
+def test_a_killed_worker_raises_a_machine_error(tmp_path: Path) -> None:
+    """The kernel kills a process like this when memory is short."""
+    with pytest.raises(MachineError, match="a worker process was killed by SIGKILL") as error:
         worked([Task(what="die"), Task(number=1)], tmp_path, count=2)
     assert error.value.exit_code == 5
     assert "--jobs" in error.value.hint
 
 
-def test_a_worker_that_is_killed_before_it_has_begun_is_the_machines_fault(tmp_path: Path) -> None:
-    """While it reads what it is to work with: its job then lies in the pipe, unread."""
-    with pytest.raises(MachineError, match="a worker process has ended"):
+def test_a_worker_that_ends_before_its_first_job_raises_a_machine_error(tmp_path: Path) -> None:
+    """It ends while it unpickles its arguments; its job stays unread in the pipe."""
+    with pytest.raises(MachineError, match="a worker process exited with status 9"):
         worked([Task(number=1), Task(number=2)], tmp_path, count=2, beside=Fatal())
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there, and no corpse that waits to be buried."""
+    """Return True if a process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -210,15 +212,15 @@ if __name__ == "__main__":
     tasks = [Task(what="last", number=0), Task(what="square")]
     def done(job, result):
         Path(sys.argv[1], "idle").write_text(str(result["pid"]))
-    with WorkerPool(made, {"folder": Path(sys.argv[1])}, count=2) as crew:
-        crew.run(lambda: tasks.pop(0) if tasks else None, done=done, told=lambda *_: None)
+    with WorkerPool(made, {"folder": Path(sys.argv[1])}, count=2) as pool:
+        pool.run(lambda: tasks.pop(0) if tasks else None, on_result=done, on_progress=lambda *_: None)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here to ask who is alive")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
-    """Neither one in the middle of a job nor one that waits for the next."""
+    """Neither a busy worker nor an idle one."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     paths = [str(Path(__file__).parent), str(Path(ligo_convert.__file__).parents[1])]
@@ -238,4 +240,4 @@ def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
         assert until(lambda: not any(running(pid) for pid in pids))
     finally:
         parent.kill()
-        parent.wait()
+        parent.wait(timeout=PATIENCE)

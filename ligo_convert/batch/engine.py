@@ -1,4 +1,7 @@
-"""TODO: one sentence."""
+"""The engine protocol: how a batch starts entries and learns what happens to them.
+
+Input: a `ResourceRequest` for each entry to start. Output: `Event`s. `engines.ENGINES` is the table of implementations.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,19 @@ from typing import Any, Literal, Protocol, Self
 from ligo_convert.batch.job import Assignment
 from ligo_convert.progress import Progress, Task
 
-TELL_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceRequest:
-    """An assignment and what it takes: processor cores (0: an even share), graphics processors, bytes of memory."""
+    """An assignment and the resources it needs.
+
+    Attributes:
+        assignment: the entry to convert.
+        cpus: processor cores; 0 requests an equal share.
+        gpus: GPUs, possibly a fraction of one; 0 if the manifest requests none.
+        memory: bytes.
+    """
 
     assignment: Assignment
     cpus: float
@@ -26,75 +36,88 @@ class ResourceRequest:
     memory: int
 
     @property
-    def cards(self) -> float:
-        """Graphics processors, one where the command line asks for them and the manifest says nothing."""
+    def gpu_count(self) -> float:
+        """GPUs to reserve: those of the manifest, or one if only the command line asks for a GPU."""
         if self.assignment.device == "cpu":
             return 0.0
         return self.gpus or (1.0 if self.assignment.device == "cuda" else 0.0)
 
     @property
     def device(self) -> str:
-        """To compute on, for a process that sees those it was given alone."""
-        return self.assignment.device if self.cards else "cpu"
+        """The device to compute on, for a process that sees only its reserved GPUs."""
+        return self.assignment.device if self.gpu_count else "cpu"
 
     @property
     def name(self) -> str:
+        """The entry's name."""
         return self.assignment.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Of an entry: `told` what it is at, `said` a line worth keeping, or `ended` with a result."""
+    """Something that happened to a running entry.
+
+    Attributes:
+        name: the entry.
+        kind: `progress` (value: the current activity), `message` (value: a line to keep) or `ended` (value: the result record).
+        value: see `kind`.
+    """
 
     name: str
-    kind: Literal["told", "said", "ended"]
+    kind: Literal["progress", "message", "ended"]
     value: Any
 
 
 class Engine(Protocol):
-    """A context manager; leaving it stops what is running, whose staged work stays.
+    """A context manager that runs entries. Leaving it stops running entries; their staged work remains.
 
     Attributes:
-        here: whether entries are done on this machine, by whose memory and disk they can be judged.
+        is_local: True if entries run on this machine, so that its memory and disk decide what fits.
     """
 
-    here: bool
+    is_local: bool
 
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def has_room(self, load: ResourceRequest) -> bool:
-        """Whether it could be started now."""
+    def has_room(self, request: ResourceRequest) -> bool:
+        """Return True if the entry can be started now."""
 
-    def start(self, load: ResourceRequest) -> None: ...
+    def start(self, request: ResourceRequest) -> None:
+        """Start an entry. An exception fails this entry only."""
 
     def events(self, seconds: float) -> list[Event]:
-        """What has happened, after waiting for so long at most."""
+        """Return what has happened since the last call; wait up to `seconds` for something to happen."""
 
 
 class ProgressSender(Progress):
-    """Progress that is told as plain text, now and then."""
+    """Progress sent as plain text, at most every `REPORT_SECONDS`.
 
-    def __init__(self, tell: Callable[[Literal["told", "said"], str], None]) -> None:
-        self._tell, self._last = tell, 0.0
+    Args:
+        send: receives an event's kind and its text.
+    """
+
+    def __init__(self, send: Callable[[Literal["progress", "message"], str], None]) -> None:
+        self._send, self._last = send, 0.0
 
     @contextlib.contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
         yield _SentTask(self, name, total)
 
     def say(self, text: str) -> None:
-        self._tell("said", text)
+        self._send("message", text)
 
     def warn(self, text: str) -> None:
-        self._tell("said", f"warning: {text}")
+        self._send("message", f"warning: {text}")
 
-    def at(self, text: str) -> None:
-        if time.monotonic() - self._last > TELL_SECONDS:
+    def report(self, text: str) -> None:
+        """Send the current activity, unless the last one was sent a moment ago."""
+        if time.monotonic() - self._last > REPORT_SECONDS:
             self._last = time.monotonic()
-            self._tell("told", text)
+            self._send("progress", text)
 
 
 class _SentTask(Task):
@@ -115,14 +138,21 @@ class _SentTask(Task):
 
     def _show(self) -> None:
         part = f" {min(1.0, self.done / self.total):.0%}" if self.total else ""
-        self.progress.at(f"{self.name}{part}{f', {self.noted}' if self.noted else ''}")
+        self.progress.report(f"{self.name}{part}{f', {self.noted}' if self.noted else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What the command line says of an engine."""
+    """Command-line options of an engine.
+
+    Attributes:
+        jobs: number of entries at a time on this machine.
+        logs: folder for what libraries print.
+        address: of a cluster, or None.
+        on_event: receives events that do not wait for `Engine.events`.
+    """
 
     jobs: int
-    folder: Path
+    logs: Path
     address: str | None
-    tell: Callable[[Event], None]
+    on_event: Callable[[Event], None]

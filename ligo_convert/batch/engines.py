@@ -1,8 +1,4 @@
-"""Where the entries of a manifest are done: in this process, in worker processes of this machine, or on the machines of a Ray cluster.
-
-What comes in: assignments, with what each takes of a machine. What goes out: events, as they happen. An engine knows nothing of what an
-entry needs or makes; it has room for one or not, starts it, and says how it ended. `ENGINES` is the table of them.
-"""
+"""The table of engines: in this process or its workers (`local`), or on a Ray cluster (`ray`)."""
 
 from __future__ import annotations
 
@@ -14,19 +10,19 @@ from ligo_convert.batch.ray_cluster import RayCluster
 from ligo_convert.errors import LigoError
 
 
-def _local(choice: EngineOptions) -> Engine:
-    return ProcessEngine(choice.jobs, choice.folder) if choice.jobs > 1 else InProcessEngine(choice.tell)
+def _local(options: EngineOptions) -> Engine:
+    return ProcessEngine(options.jobs, options.logs) if options.jobs > 1 else InProcessEngine(options.on_event)
 
 
-def _ray(choice: EngineOptions) -> Engine:
-    return RayCluster(choice.address, choice.tell)
+def _ray(options: EngineOptions) -> Engine:
+    return RayCluster(options.address, options.on_event)
 
 
 ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {"local": _local, "ray": _ray}
 
 
-def engine_named(name: str, choice: EngineOptions) -> Engine:
-    """The engine of a name of `ENGINES`."""
+def engine_named(name: str, options: EngineOptions) -> Engine:
+    """Return a new engine from `ENGINES`."""
     if name not in ENGINES:
-        raise LigoError(f"no engine {name}")
-    return ENGINES[name](choice)
+        raise LigoError(f"there is no engine {name}; the engines are {', '.join(sorted(ENGINES))}")
+    return ENGINES[name](options)

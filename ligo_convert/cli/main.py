@@ -312,10 +312,10 @@ def batch(
         )
 
     loaded = load_manifest(manifest)
-    from ligo_convert.batch.scheduler import run_batch, shares
+    from ligo_convert.batch.scheduler import run_batch, shard_entries
 
-    with shown_batch(shares(loaded, share)) as watcher:
-        done = run_batch(loaded, engine=engine, jobs=jobs, share=share, address=address, device=device, watcher=watcher)
+    with shown_batch(shard_entries(loaded, share)) as watcher:
+        done = run_batch(loaded, engine=engine, jobs=jobs, shard=share, address=address, device=device, watcher=watcher)
     _print(done.json(), as_json, lambda: batch_report(done))
     if done.exit_code:
         raise click.exceptions.Exit(done.exit_code)

@@ -110,9 +110,9 @@ def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
     def table() -> Table:
         shown = make_table("", "entry", "state", "seconds", "", right=(2,))
         for name, standing in standings.items():
-            began = standing.began if standing.state == "running" else None
+            began = standing.started if standing.state == "running" else None
             seconds = time.monotonic() - began if began is not None else standing.seconds
-            what = standing.at if standing.state == "running" else (standing.why or "").partition("\n")[0]
+            what = standing.activity if standing.state == "running" else (standing.why or "").partition("\n")[0]
             shown.add_row(
                 text_of(name),
                 Text(standing.state, style=STATE_STYLES[standing.state]),
@@ -133,8 +133,8 @@ def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
             if standing.state != last[name]:
                 last[name] = standing.state
                 why = f": {standing.why}" if standing.why else ""
-                before = ", by an earlier call" if standing.again else ""
+                before = ", by an earlier call" if standing.reused else ""
                 for line in f"{standing.state}{before}{why}".splitlines():
                     say(name, line)
 
-        yield Watcher(changed=changed, said=say)
+        yield Watcher(on_change=changed, on_message=say)

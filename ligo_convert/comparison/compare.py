@@ -222,7 +222,7 @@ class _JobLoop:
             self._stack,
             WorkerPool[TrainingJob](open_job_runner, {**arguments, "threads": threads}, count=self.jobs) as pool,
         ):
-            pool.run(self.scheduler.next_job, done=self._done, told=self._report_progress)
+            pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         self.scheduler.done(job, result)

@@ -1,15 +1,15 @@
-"""Who does what, among any number of processes on any number of machines that share a folder.
+"""Leases on work that any number of processes, on any number of machines, share through a folder.
 
-What comes in: a folder and names of work. What goes out: a claim that nobody else has, or the record that somebody has finished. A claim is
-a file that only one can make: a hard link to a file that its maker touches again and again. It is taken from one who is gone, or who was
-watched and does so no more (`presence`).
+Input: a folder and names of work. Output: a lease that no other process holds, or the record of finished work. A lease is a hard link to a
+file that its holder touches every few seconds (the heartbeat). It is taken over when its holder is dead, or has shown no heartbeat for
+`STALE_SECONDS` by the observer's own clock.
 
-No file system offers "remove this name if it still is that file". So a claim is removed only by the holder of the turn to remove just this
-one: a link too, named for what the claim says, which one alone can make. Two who both find a claim stale cannot take away what one of them,
-or a third, has made in its place. What remains: a process that is stopped for a minute in the middle of its turn loses
-the turn. Should it go on, the claim that it then takes away is seen to be another, and is put back; if a further process has made a
-claim in that moment, this one is the claim that counts. Whoever has lost a claim, in this way or by not being seen for too long, learns it
-from `holds` and `finish`, and keeps no record.
+No file system offers "remove this name if it still is that file". So only the holder of an eviction lock removes a lease. That lock is a
+hard link too, named for the content of the lease. Two processes that both find a lease stale therefore cannot remove the lease that one
+of them, or a third process, has acquired in its place. One case remains: a process that is stopped for a minute while it holds an
+eviction lock loses that lock. If it then continues, it sees that the lease it moved away is a new one and puts it back; if a further
+process has acquired the lease in that moment, this last lease counts. A process that has lost a lease learns it from `is_held` and
+`complete`, and writes no record.
 """
 
 from __future__ import annotations
@@ -32,126 +32,133 @@ from ligo_convert.io.files import do, make_folder, write_file
 
 
 class Leases:
-    """Claims and finished work in a folder that is shared.
+    """Leases and records of finished work in a shared folder.
 
-    A context manager: while it is open, what it holds is kept alive; at its end, what is still held is given back.
+    A context manager: while it is open a heartbeat keeps its leases alive; when it closes, it releases those it still holds.
+
+    Args:
+        folder: shared by all processes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         run = secrets.token_hex(8)
-        self._mine = json.dumps({**process_identity(), "run": run}).encode()
-        # All claims are links to this one file: they say whose they are as soon as they are seen, and to touch it is to touch them, but
-        # none that has been lost.
-        self._own = folder / "claims" / f".{run}"
+        self._identity = json.dumps({**process_identity(), "run": run}).encode()
+        # Every lease of this process links to this file. A new link shows its holder at once, touching the file is the heartbeat of all of
+        # them, and a lease that was taken over no longer links to it.
+        self._own = folder / "leases" / f".{run}"
         self._held: set[str] = set()
         self._watch = Watch()
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        make_folder(self.folder / "claims")
+        make_folder(self.folder / "leases")
         make_folder(self.folder / "done")
-        write_file(self._own, self._mine)
+        write_file(self._own, self._identity)
         self._open.callback(_remove, self._own)
         self._open.enter_context(heartbeat(self._own))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._open:
             for name in list(self._held):
                 self.release(name)
 
-    def take(self, name: str) -> bool:
-        """Claim a piece of work; False where another has it."""
-        if not self._win(self._path(name)):
+    def acquire(self, name: str) -> bool:
+        """Acquire the lease of a piece of work. Returns False if another process holds it."""
+        if not self._take_link(self._path(name)):
             return False
         self._held.add(name)
         return True
 
     def release(self, name: str) -> None:
-        """Give a claim back."""
+        """Release a lease. If another process holds its eviction lock, that process removes it."""
         self._held.discard(name)
-        # Where somebody has the turn to take it away, that one does.
-        self._end(self._path(name), self._mine)
+        self._evict(self._path(name), self._identity)
 
-    def holds(self, name: str) -> bool:
-        """Whether a claim is still ours: one that could not be touched for long may have been taken."""
-        return name in self._held and _content(self._path(name)) == self._mine
+    def is_held(self, name: str) -> bool:
+        """Return True if this process still holds a lease: without a heartbeat it may have been taken over."""
+        return name in self._held and _content(self._path(name)) == self._identity
 
-    def finish(self, name: str, record: Mapping[str, Any]) -> bool:
-        """Keep what came of a piece of work, for all to see, and give the claim back.
+    def complete(self, name: str, record: Mapping[str, Any]) -> bool:
+        """Write the record of a piece of work for all processes, and release its lease.
 
-        Returns False where the claim has been lost: nothing is written then, as what counts is what its new holder finds.
+        Returns False, and writes nothing, if the lease was lost: the new holder's record counts.
         """
-        if not self.holds(name):
+        if not self.is_held(name):
             self._held.discard(name)
             return False
         write_file(self.folder / "done" / f"{name}.json", json.dumps(record, default=str).encode(), replace=True)
         self.release(name)
         return True
 
-    def forget(self, name: str) -> None:
-        """Take away what an earlier attempt at a piece of work, claimed now, has come to."""
+    def clear(self, name: str) -> None:
+        """Remove the record of an earlier attempt. The caller holds the lease."""
         _remove(self.folder / "done" / f"{name}.json")
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """What came of a piece of work; None where nothing has yet, or nothing that can be read."""
+    def read_record(self, name: str) -> dict[str, Any] | None:
+        """Return the record of a piece of work, or None if there is none or it is unreadable."""
         try:
-            found = json.loads((self.folder / "done" / f"{name}.json").read_bytes())
+            record = json.loads((self.folder / "done" / f"{name}.json").read_bytes())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return record if isinstance(record, dict) else None
 
     def _path(self, name: str) -> Path:
-        return self.folder / "claims" / name
+        return self.folder / "leases" / name
 
-    def _win(self, path: Path) -> bool:
-        """Make a link that nobody else has: a claim, or a turn. One of somebody who is gone is taken away first."""
+    def _take_link(self, path: Path) -> bool:
+        """Create a lease or an eviction lock, after removing a stale one. Returns False if another process holds it."""
         if self._link(path):
             return True
         stale = self._stale(path)
-        if stale is None or not self._end(path, stale):
+        if stale is None or not self._evict(path, stale):
             return False
         self._watch.forget(path.name)
         return self._link(path)
 
     def _link(self, path: Path) -> bool:
-        """In one step: a hard link is refused where the name is there, on network file systems, too."""
+        """Create a hard link. The file system refuses an existing name atomically, network file systems included."""
         try:
             do("link", self._own, path, passing=(FileExistsError,))
         except FileExistsError:
-            # A server's answer that was lost on the way makes its client ask again: then what is there is ours.
-            return _content(path) == self._mine
+            # If the server's answer is lost, its client sends the request again, and finds the link that the first request made.
+            return _content(path) == self._identity
         return True
 
     def _stale(self, path: Path) -> bytes | None:
-        """What a link says whose maker is gone. None where there is no link, or its maker may be there."""
-        seen = read_marker(path)
-        if seen is None:
+        """Return the content of a link whose holder is gone. None if there is no link, or its holder may be alive."""
+        marker = read_marker(path)
+        if marker is None:
             return None
-        owner = _plain(seen[0])
-        return seen[0] if is_dead(owner) or self._watch.idle(path.name, seen) > STALE_SECONDS else None
+        stale = is_dead(_parsed(marker[0])) or self._watch.idle(path.name, marker) > STALE_SECONDS
+        return marker[0] if stale else None
 
-    def _end(self, path: Path, content: bytes) -> bool:
-        """Take away the link that says `content`, and no other. False where it is not there, or another has the turn to do so."""
-        turn = path.with_name(f".{path.name}.{hashlib.sha256(content).hexdigest()[:16]}.turn")
-        if not self._win(turn):
+    def _evict(self, path: Path, content: bytes) -> bool:
+        """Remove the link with this content and no other.
+
+        Returns False if there is no such link, or if another process holds its eviction lock.
+        """
+        lock = path.with_name(f".{path.name}.{hashlib.sha256(content).hexdigest()[:16]}.evict")
+        if not self._take_link(lock):
             return False
         try:
-            # Looked at again: whoever had the turn before may have done it.
-            return _content(path) == content and self._set_aside(path, content)
+            # The previous holder of the eviction lock may have removed the link already.
+            return _content(path) == content and self._move_aside(path, content)
         finally:
-            if _content(turn) == self._mine:
-                _remove(turn)
+            if _content(lock) == self._identity:
+                _remove(lock)
 
-    def _set_aside(self, path: Path, content: bytes) -> bool:
+    def _move_aside(self, path: Path, content: bytes) -> bool:
         aside = path.with_name(f".{path.name}{self._own.name}.aside")
         with contextlib.suppress(FileNotFoundError):
             do("rename", path, aside, passing=(FileNotFoundError,))
         try:
             if _content(aside) == content:
                 return True
-            # Our turn was taken from us, and what was here is somebody's new claim.
+            # The eviction lock was lost, and this is another process's new lease: put it back.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 do("link", aside, path, passing=(FileNotFoundError, FileExistsError))
             return False
@@ -160,16 +167,16 @@ class Leases:
 
 
 def _content(path: Path) -> bytes | None:
-    seen = read_marker(path)
-    return None if seen is None else seen[0]
+    marker = read_marker(path)
+    return None if marker is None else marker[0]
 
 
-def _plain(content: bytes) -> dict[str, Any]:
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        identity = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return identity if isinstance(identity, dict) else {}
 
 
 def _remove(path: Path) -> None:
@@ -177,24 +184,29 @@ def _remove(path: Path) -> None:
         do("unlink", path, passing=(FileNotFoundError,))
 
 
+# --- who is alive -----------------------------------------------------------------------------------------------------
+
 TOUCH_SECONDS = 5.0
 
 STALE_SECONDS = 60.0
 
-# What one interval between two looks may add to what was watched. A file server that hangs for minutes stops those who touch and those
-# who look alike, and whoever looks first afterwards must not take the others for gone.
+# The most that the time between two looks counts. A file server that hangs for minutes stops heartbeats and observers alike; the first
+# observer to continue must not take the others for dead.
 LOOK_SECONDS = 15.0
 
-# The inode of a Linux machine's own process namespace, in which no container is (PROC_PID_INIT_INO of the kernel).
+# The inode of a Linux machine's initial process namespace, which containers do not use (PROC_PID_INIT_INO in the kernel).
 _INITIAL = 4026531836
 
 _PROC = Path("/proc")
 
 
 def process_identity(proc: Path = _PROC) -> dict[str, Any]:
-    """Which process this is, so that another can ask whether it lives: a process number means something in one namespace of one boot.
+    """Describe this process so that another can tell whether it is alive.
 
-    None where the system does not say.
+    A process number is valid in one process namespace of one boot, so both are included; a value is None if the system does not provide it.
+
+    Args:
+        proc: where the proc file system is mounted.
     """
     boot = pids = None
     with contextlib.suppress(OSError):
@@ -206,17 +218,17 @@ def process_identity(proc: Path = _PROC) -> dict[str, Any]:
 
 
 def is_dead(other: Mapping[str, Any], proc: Path = _PROC) -> bool:
-    """Whether a process that has said who it is (`process_identity`) is gone for certain. False where one cannot know."""
+    """Return True if a process, described by its `process_identity`, is certainly dead. False if that cannot be known."""
     me = process_identity(proc)
     if other.get("host") != me["host"]:
         return False
     if other.get("boot") != me["boot"]:
-        # The machine has been started anew, unless two have one name: a pod that is made again elsewhere keeps its own.
+        # The machine was rebooted, unless two machines share a name: a pod that is recreated on another machine keeps its name.
         return None not in (other.get("boot"), me["boot"]) and other.get("pids") == me["pids"] == _INITIAL
     if other.get("pids") != me["pids"]:
         return False
     if None in (me["boot"], me["pids"]) and sys.platform == "linux":
-        return False  # it may be another container; systems without /proc have no namespaces either
+        return False  # it may be in another container; systems without /proc have no namespaces either
     pid = other.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False
@@ -226,24 +238,24 @@ def is_dead(other: Mapping[str, Any], proc: Path = _PROC) -> bool:
         return True
     except PermissionError:
         pass
-    # A number is given again to another process, which has begun later.
-    then, now = other.get("started"), _started(pid, proc)
-    return None not in (then, now) and then != now
+    # The number may have been reused by a process that started later.
+    recorded, current = other.get("started"), _started(pid, proc)
+    return None not in (recorded, current) and recorded != current
 
 
 def _started(pid: int, proc: Path) -> int | None:
-    """When a process began, in ticks since the machine did."""
+    """Return when a process started, in clock ticks since boot."""
     try:
-        # The name of the program, in parentheses, may hold anything.
+        # The program's name, in parentheses, may contain any character.
         return int((proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
 def read_marker(path: Path) -> tuple[bytes, int] | None:
-    """A small file as it is now, and when it was last touched; None where it cannot be read."""
+    """Return a small file's content and modification time in nanoseconds; None if it cannot be read."""
     try:
-        # A network file system asks its server when a file is opened; a mere `stat` may be answered from what it remembers.
+        # A network file system asks its server when a file is opened; it may answer a plain `stat` from its cache.
         with path.open("rb") as file:
             return file.read(), os.fstat(file.fileno()).st_mtime_ns
     except OSError:
@@ -251,26 +263,27 @@ def read_marker(path: Path) -> tuple[bytes, int] | None:
 
 
 class Watch:
-    """For how long nothing was seen to change of things that are looked at again and again."""
+    """Measure how long files that are read repeatedly have not changed."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[object, float, float]] = {}
 
-    def idle(self, name: str, seen: object) -> float:
-        """Seconds of watching, up to this look, in which `seen` of a name has stayed the same."""
+    def idle(self, name: str, marker: object) -> float:
+        """Return for how many seconds of observation, up to now, the marker of a name has stayed the same."""
         now = time.monotonic()
-        before, idle, looked = self._seen.get(name, (None, 0.0, now))
-        idle = idle + min(now - looked, LOOK_SECONDS) if seen == before else 0.0
-        self._seen[name] = (seen, idle, now)
+        before, idle, last_look = self._seen.get(name, (None, 0.0, now))
+        idle = idle + min(now - last_look, LOOK_SECONDS) if marker == before else 0.0
+        self._seen[name] = (marker, idle, now)
         return idle
 
     def forget(self, name: str) -> None:
+        """Start anew for a name."""
         self._seen.pop(name, None)
 
 
 @contextlib.contextmanager
 def heartbeat(path: Path) -> Iterator[None]:
-    """While it is open, others see that this process is there: a file is touched again and again."""
+    """Touch a file every `TOUCH_SECONDS` during the block, to show other processes that this one is alive."""
     ended = threading.Event()
 
     def touch() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ligo_convert.batch.manifest import Manifest, load_manifest
-from ligo_convert.batch.scheduler import shares
+from ligo_convert.batch.scheduler import shard_entries
 from ligo_convert.errors import RecipeError
 
 Load = Callable[[str], Manifest]
@@ -213,7 +213,7 @@ def test_shares_part_no_chain_and_leave_nothing_out(load: Load) -> None:
     rows[4]["source"], rows[1]["source"] = {"from": "n5"}, {"from": "n4"}
     manifest = load(json.dumps({"version": 1, "out": "o", "entries": rows}))
     for count in (1, 2, 3, 9):
-        dealt = [shares(manifest, (number, count)) for number in range(count)]
+        dealt = [shard_entries(manifest, (number, count)) for number in range(count)]
         assert sorted(name for share in dealt for name in share) == sorted(names(manifest))
         assert any({"n1", "n4", "n5"} <= set(share) for share in dealt)
         assert max(map(len, dealt)) <= max(3, -(-7 // count) + 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.processes import finish
 from support.source_models import write_checkpoint, write_text
 from support.tiny import CASES, config_of
 from support.zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
@@ -38,7 +39,7 @@ def do(manifest: Path, **options: Any) -> Batch:
 
 
 def states(batch: Batch) -> dict[str, str]:
-    return {name: standing.state for name, standing in batch.standings.items()}
+    return {name: status.state for name, status in batch.statuses.items()}
 
 
 # What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
@@ -80,11 +81,11 @@ def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
     }
     # The first failed in the manifest's order gives the code; each says why.
     assert batch.exit_code == 3
-    told = batch.json()
-    assert told["counts"] == {"done": 3, "failed": 2, "skipped": 1}
-    assert "poisoned" in told["entries"]["after-poison"]["why"]
-    assert told["entries"]["no-recipe"]["code"] == 2
-    assert told["entries"]["second"]["parameters"]["source"] == told["entries"]["first"]["parameters"]["target"]
+    report = batch.json()
+    assert report["counts"] == {"done": 3, "failed": 2, "skipped": 1}
+    assert "poisoned" in report["entries"]["after-poison"]["why"]
+    assert report["entries"]["no-recipe"]["code"] == 2
+    assert report["entries"]["second"]["parameters"]["source"] == report["entries"]["first"]["parameters"]["target"]
     assert weights(Path("zoo/sibling")) == weights(Path("zoo/first"))
     assert not Path("zoo/poisoned").exists()
 
@@ -94,11 +95,11 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Pat
     assert do(manifest).exit_code == 3
     Path("later").symlink_to(source)
     changes: list[tuple[str, str]] = []
-    watcher = Watcher(changed=lambda name, standing: changes.append((name, standing.state)))
+    watcher = Watcher(on_change=lambda name, status: changes.append((name, status.state)))
     batch = do(manifest, watcher=watcher)
     assert set(states(batch).values()) == {"done"}
     assert {name for name, state in changes if state == "running"} == {"poisoned"}
-    assert batch.standings["first"].again
+    assert batch.statuses["first"].reused
     # An output that is gone, or is not what it was, is not taken for done.
     for path in sorted(Path("zoo/second").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -124,12 +125,12 @@ def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
     batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
     assert states(batch) == {"first": "done", "second": "failed"}
     assert batch.exit_code == 6
-    assert "nothing is ever overwritten" in str(batch.standings["second"].why)
+    assert "nothing is ever overwritten" in str(batch.statuses["second"].why)
     assert weights(Path("zoo/second")) == before
     # Moved away, it is made of what is there now.
     Path("zoo/second").rename("before")
     batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
-    assert (states(batch), batch.standings["first"].again) == ({"first": "done", "second": "done"}, True)
+    assert (states(batch), batch.statuses["first"].reused) == ({"first": "done", "second": "done"}, True)
     assert weights(Path("zoo/second")) != before
 
 
@@ -151,7 +152,7 @@ def test_what_was_done_from_files_that_have_changed_is_not_done(
     )
     names = ("step-step-1", "sibling", "fitted")
     assert do(manifest).exit_code == 0
-    assert all(standing.again for standing in do(manifest).standings.values())
+    assert all(status.reused for status in do(manifest).statuses.values())
     if written == "source":
         write_checkpoint(tmp_path / "runs/step-1", seed=1)
     elif written == "operator":
@@ -161,7 +162,7 @@ def test_what_was_done_from_files_that_have_changed_is_not_done(
     changed = {"source": names[:2], "operator": ("sibling",), "data": ("fitted",)}[written]
     batch = do(manifest)
     assert states(batch) == {name: "failed" if name in changed else "done" for name in names}
-    assert {standing.code for standing in batch.standings.values()} == {0, 6}
+    assert {status.code for status in batch.statuses.values()} == {0, 6}
 
 
 def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Zoo) -> None:
@@ -174,7 +175,7 @@ def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Z
     )
     assert batch.exit_code == 2
     assert list(batch.json()["entries"]) == ["late", "bad", "ok"]
-    assert [standing.code for standing in batch.standings.values()] == [2, 3, 0]
+    assert [status.code for status in batch.statuses.values()] == [2, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_what_can_be_refused_of_an_entry_that_waits_is_refused_at_once(
         {"name": "second", "source": {"from": "first"}, **second},
         {"name": "third", "recipe": "deeper.yaml", "source": {"from": "second"}, "target": {"n_layer": 8}},
     )
-    batch = do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    batch = do(manifest, watcher=Watcher(on_change=lambda name, status: order.append((name, status.state))))
     assert order[0] == ("second", "failed")
     assert states(batch) == {"first": "done", "second": "failed", "third": "skipped"}
     assert batch.exit_code == code
@@ -238,25 +239,25 @@ def test_a_bug_met_in_planning_or_starting_ends_one_entry(zoo: Zoo, monkeypatch:
             raise KeyError("a bug")
         return plan_recipe(recipe, **said)
 
-    def refuse(self: InProcessEngine, load: ResourceRequest) -> None:
-        if load.name == "unstarted":
+    def refuse(self: InProcessEngine, request: ResourceRequest) -> None:
+        if request.name == "unstarted":
             raise ValueError("as Ray does of 1.5 processors")
-        start(self, load)
+        start(self, request)
 
-    monkeypatch.setattr("ligo_convert.batch.scheduler.plan_recipe", plan)
+    monkeypatch.setattr("ligo_convert.batch.assignments.plan_recipe", plan)
     monkeypatch.setattr(InProcessEngine, "start", refuse)
     batch = do(zoo(*({"name": name, "recipe": "deeper.yaml"} for name in ("unplanned", "unstarted", "first"))))
     assert states(batch) == {"unplanned": "failed", "unstarted": "failed", "first": "done"}
     assert batch.exit_code == 70
-    assert "KeyError" in str(batch.standings["unplanned"].why)
-    assert "as Ray does" in str(batch.standings["unstarted"].why)
-    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+    assert "KeyError" in str(batch.statuses["unplanned"].why)
+    assert "as Ray does" in str(batch.statuses["unstarted"].why)
+    assert not list(Path("zoo.ligo-batch/leases").iterdir())
 
 
 def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, take = Leases.finish, Leases.take
+    finish, take = Leases.complete, Leases.acquire
 
     def finish_unless_full(self: Leases, name: str, record: Mapping[str, Any]) -> object:
         if name in ("first", "poisoned"):
@@ -264,36 +265,36 @@ def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
         return finish(self, name, record)  # type: ignore[func-returns-value]
 
     def take_unless_full(self: Leases, name: str) -> bool:
-        if name == "unclaimed":
+        if name == "unleased":
             raise MachineError("cannot write: no space left on device")
         return take(self, name)
 
-    monkeypatch.setattr(Leases, "finish", finish_unless_full)
-    monkeypatch.setattr(Leases, "take", take_unless_full)
+    monkeypatch.setattr(Leases, "complete", finish_unless_full)
+    monkeypatch.setattr(Leases, "acquire", take_unless_full)
     said: list[tuple[str, str]] = []
-    manifest = zoo(*CHAIN, POISON, {"name": "unclaimed", "recipe": "deeper.yaml"})
-    batch = do(manifest, watcher=Watcher(said=lambda name, text: said.append((name, text))))
-    assert states(batch) == {"first": "done", "second": "done", "poisoned": "failed", "unclaimed": "failed"}
-    assert [standing.code for standing in batch.standings.values()] == [0, 0, 3, 5]
-    assert {name for name, text in said if "not kept" in text} == {"first", "poisoned", "unclaimed"}
-    assert not list(Path("zoo.ligo-batch/claims").iterdir())
+    manifest = zoo(*CHAIN, POISON, {"name": "unleased", "recipe": "deeper.yaml"})
+    batch = do(manifest, watcher=Watcher(on_message=lambda name, text: said.append((name, text))))
+    assert states(batch) == {"first": "done", "second": "done", "poisoned": "failed", "unleased": "failed"}
+    assert [status.code for status in batch.statuses.values()] == [0, 0, 3, 5]
+    assert {name for name, text in said if "cannot record the result" in text} == {"first", "poisoned", "unleased"}
+    assert not list(Path("zoo.ligo-batch/leases").iterdir())
 
 
 def test_what_was_lost_to_another_is_looked_at_as_another_s(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ligo_convert.batch.scheduler.WATCH_SECONDS", 0.0)
-    finish, lost = Leases.finish, list[str]()
+    finish, lost = Leases.complete, list[str]()
 
     def lose_once(self: Leases, name: str, record: Mapping[str, Any]) -> bool:
         finish(self, name, record)  # the other's, who has made the same
         lost.append(name)
         return False
 
-    monkeypatch.setattr(Leases, "finish", lose_once)
+    monkeypatch.setattr(Leases, "complete", lose_once)
     seen: list[str] = []
-    batch = do(zoo(CHAIN[0]), watcher=Watcher(changed=lambda name, standing: seen.append(standing.state)))
+    batch = do(zoo(CHAIN[0]), watcher=Watcher(on_change=lambda name, status: seen.append(status.state)))
     assert lost == ["first"]
     assert [state for state in seen if state != "running"] == ["elsewhere", "done"]
-    assert batch.standings["first"].again
+    assert batch.statuses["first"].reused
 
 
 def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,9 +305,9 @@ def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("ligo_convert.io.files._free", lambda path: 1000)
     batch = do(manifest)
     assert states(batch) == {"first": "done", "other": "failed"}
-    assert batch.standings["first"].report is not None
-    assert batch.standings["first"].report["changed"] is False
-    assert "not enough room" in str(batch.standings["other"].why)
+    assert batch.statuses["first"].report is not None
+    assert batch.statuses["first"].report["changed"] is False
+    assert "not enough room" in str(batch.statuses["other"].why)
 
 
 def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
@@ -321,24 +322,24 @@ def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
     started: list[ResourceRequest] = []
 
     class Far(InProcessEngine):
-        here = False
+        is_local = False
 
-        def start(self, load: ResourceRequest) -> None:
-            started.append(load)
-            self._ended.append(Event(name=load.name, kind="ended", value=failure(MachineError("no further"))))
+        def start(self, request: ResourceRequest) -> None:
+            started.append(request)
+            self._ended.append(Event(name=request.name, kind="ended", value=failure(MachineError("no further"))))
 
-    monkeypatch.setitem(ENGINES, "far", lambda choice: Far(choice.tell))
+    monkeypatch.setitem(ENGINES, "far", lambda options: Far(options.on_event))
     entry = {"name": "fitted", "recipe": "fitted.yaml", "resources": {"gpus": 0.5}}
     batch = do(zoo(entry), engine="far")
-    assert batch.standings["fitted"].why == "no further"
+    assert batch.statuses["fitted"].why == "no further"
     assert [(load.memory, load.gpus) for load in started] == [(memory, 0.5)]
-    assert "more memory than" in str(do(zoo(entry), engine="local").standings["fitted"].why)
+    assert "more memory than" in str(do(zoo(entry), engine="local").statuses["fitted"].why)
 
 
 def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> None:
     order: list[tuple[str, str]] = []
     manifest = zoo(CHAIN[0], {"name": "wide", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}})
-    do(manifest, watcher=Watcher(changed=lambda name, standing: order.append((name, standing.state))))
+    do(manifest, watcher=Watcher(on_change=lambda name, status: order.append((name, status.state))))
     assert order[0] == ("wide", "failed")
 
 
@@ -359,7 +360,7 @@ def test_publishing_without_a_licence_fails_by_itself_and_at_once(
     assert states(batch) == {"first": "done", "shared": "failed", "sibling": "failed"}
     assert batch.exit_code == 8
     for name in ("shared", "sibling"):
-        assert "no licence is stated" in str(batch.standings[name].why)
+        assert "no licence is stated" in str(batch.statuses[name].why)
         assert not Path("zoo", name).exists()
 
 
@@ -424,10 +425,10 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
     manifest = zoo(*CHAIN, {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}})
     killed: list[int] = []
 
-    def kill(name: str, standing: Any) -> None:
-        if name == "long" and "fitting" in standing.at and not killed:
+    def kill(name: str, status: Any) -> None:
+        if name == "long" and "fitting" in status.activity and not killed:
             children = subprocess.run(
-                ["pgrep", "-f", "forkserver|spawn_main"], capture_output=True, text=True, check=False
+                ["pgrep", "-f", "forkserver|spawn_main"], capture_output=True, text=True, check=False, timeout=60
             )
             for child in map(int, children.stdout.split()):
                 environment = Path(f"/proc/{child}/fd/2")
@@ -435,10 +436,10 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
                     killed.append(child)
                     os.kill(child, signal.SIGKILL)
 
-    batch = do(manifest, jobs=2, watcher=Watcher(changed=kill))
+    batch = do(manifest, jobs=2, watcher=Watcher(on_change=kill))
     assert killed, states(batch)
     assert states(batch) == {"first": "done", "second": "done", "long": "failed"}
-    assert "SIGKILL" in (batch.standings["long"].why or "")
+    assert "SIGKILL" in (batch.statuses["long"].why or "")
     assert batch.exit_code == 5
     # In this process, into another folder: the same bytes.
     again = do(zoo(*CHAIN, out="here"), jobs=1)
@@ -454,15 +455,15 @@ def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
     process = cli(manifest, "--json", before=SAVING_OFTEN)
     until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = finish(process, seconds=60)
     assert process.returncode == 143, err
     assert out == ""
-    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    assert not list((manifest.parent / "zoo.ligo-batch/leases").iterdir())
     again = cli(manifest, "--json", before=SAVING_OFTEN)
-    out, err = again.communicate(timeout=120)
+    out, err = finish(again, seconds=120)
     assert again.returncode == 0, err
-    told = json.loads(out)["entries"]
-    assert {name: (entry["state"], entry["again"]) for name, entry in told.items()} == {
+    report = json.loads(out)["entries"]
+    assert {name: (entry["state"], entry["again"]) for name, entry in report.items()} == {
         "first": ("done", True),
         "long": ("done", False),
         "last": ("done", False),
@@ -478,18 +479,18 @@ def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
     shard = cli(manifest, "--json", "--shard", "0/2", before=SAVING_OFTEN)
     until((manifest.parent / "zoo/.long.ligo-partial/.work/fit-state.safetensors").exists, shard)
     shard.kill()
-    assert shard.communicate(timeout=60)[0] == ""
+    assert finish(shard, seconds=60)[0] == ""
     assert shard.returncode == -signal.SIGKILL
     # It could not give anything back.
-    assert [path.name for path in (manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*")] == ["long"]
+    assert [path.name for path in (manifest.parent / "zoo.ligo-batch/leases").glob("[!.]*")] == ["long"]
     whole = cli(manifest, "--json", before=SAVING_OFTEN)
-    out, err = whole.communicate(timeout=120)
+    out, err = finish(whole, seconds=120)
     assert whole.returncode == 0, err
-    told = json.loads(out)
-    assert told["counts"]["done"] == 3
-    assert not told["entries"]["long"]["again"]
+    report = json.loads(out)
+    assert report["counts"]["done"] == 3
+    assert not report["entries"]["long"]["again"]
     assert f"long: {GOING_ON}" in err
-    assert not list((manifest.parent / "zoo.ligo-batch/claims").glob("[!.]*"))
+    assert not list((manifest.parent / "zoo.ligo-batch/leases").glob("[!.]*"))
     same_as_whole(zoo, long)
 
 
@@ -505,16 +506,16 @@ def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: 
     until(lambda: all(path.exists() for path in begun), process)
     assert len(left_of(process.pid)) > 2
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = finish(process, seconds=60)
     assert process.returncode == 143, err
     assert out == ""
     end = time.monotonic() + 10
     while left_of(process.pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert left_of(process.pid) == []
-    assert not list((manifest.parent / "zoo.ligo-batch/claims").iterdir())
+    assert not list((manifest.parent / "zoo.ligo-batch/leases").iterdir())
     again = cli(manifest, "--json", "--jobs", "2")
-    out, err = again.communicate(timeout=120)
+    out, err = finish(again, seconds=120)
     assert again.returncode == 0, err
     assert json.loads(out)["counts"]["done"] == 2
     for entry in long:
@@ -528,7 +529,7 @@ def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
     """That an output in `zoo` holds what the same entry, never stopped, comes to."""
     name = str(entry["name"])
     whole = cli(zoo(entry, out="whole"))
-    _, err = whole.communicate(timeout=120)
+    _, err = finish(whole, seconds=120)
     assert whole.returncode == 0, err
     for folder in (name, f"{name}/ligo"):
         assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
@@ -541,17 +542,17 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
     # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
     processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
     processes.append(cli(manifest, "--json"))
-    told, ran = [], []
+    reports, ran = [], []
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = finish(process, seconds=120)
         assert out, err
-        told.append(json.loads(out))
+        reports.append(json.loads(out))
         ran += [line.partition(":")[0] for line in err.splitlines() if line.endswith(": running")]
-    names = [set(one["entries"]) for one in told]
+    names = [set(one["entries"]) for one in reports]
     assert names[0] | names[1] == names[2]
     assert not names[0] & names[1]
-    done = [name for one in told for name, entry in one["entries"].items() if not entry["again"]]
-    for one in told:
+    done = [name for one in reports for name, entry in one["entries"].items() if not entry["again"]]
+    for one in reports:
         assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
     # Of the two or three who saw an entry done, one has done it; the others were told.
     assert sorted(ran) == [f"n{number}" for number in range(6)]
@@ -570,7 +571,7 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
 )
 def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], code: int, zoo: Zoo) -> None:
     process = cli(zoo(CHAIN[0], {"name": "x", "recipe": "deeper.yaml"}), "--json", *option, **environment)
-    out, err = process.communicate(timeout=60)
+    out, err = finish(process, seconds=60)
     assert process.returncode == code, err
     if code == 0:
         assert len(json.loads(out)["entries"]) == 1

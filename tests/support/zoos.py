@@ -1,4 +1,4 @@
-"""Manifests to try, and the command that does them."""
+"""Small manifests for tests, and the command that runs them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import HERE
+from support.processes import HANDLE_SIGINT, finish, kill_session
 from support.source_models import DEEPER, write_checkpoint, write_text
 
 Zoo = Callable[..., Path]
@@ -30,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """Writes a manifest in a folder with two recipes: `deeper.yaml` copies layers, `fitted.yaml` learns for two steps."""
+    """Return a function that writes a manifest beside two recipes: `deeper.yaml` copies layers, `fitted.yaml` learns for two steps."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
     deeper = {
@@ -53,13 +54,14 @@ def zoo(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
 
 
 def cli(manifest: Path, *options: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
-    """A batch in a process of its own, and in a session of its own, by which what it leaves behind is found.
+    """Start a batch in its own process and session, so that a test finds every process it leaves behind.
 
-    `before`: Python that the process runs first.
+    Args:
+        before: Python code that the process runs first.
     """
-    program = ["-c", f"{before}\nfrom ligo_convert.cli.main import main\nmain()"] if before else ["-m", "ligo_convert"]
+    program = f"{HANDLE_SIGINT}\n{before}\nfrom ligo_convert.cli.main import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, *program, "batch", str(manifest), *options],
+        [sys.executable, "-c", program, "batch", str(manifest), *options],
         env={**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1", **environment},
         cwd=manifest.parent,
         stdout=subprocess.PIPE,
@@ -70,11 +72,13 @@ def cli(manifest: Path, *options: str, before: str = "", **environment: str) -> 
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120.0) -> None:
-    """Wait for a moment in the life of a process."""
-    end = time.monotonic() + seconds
+    """Wait until a condition holds while a process runs. Kill the process if that takes too long."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it never came to this"
+        assert process.poll() is None, finish(process)
+        if time.monotonic() > deadline:
+            kill_session(process)
+            raise AssertionError(f"the condition did not hold within {seconds:g} s\n{finish(process)[1]}")
         time.sleep(0.02)
 
 

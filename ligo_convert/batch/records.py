@@ -1,0 +1,102 @@
+"""Records of finished entries: written once, reused while nothing that the entry depends on has changed.
+
+Input: an entry's assignment and the outputs of its dependencies. Output: a record in the state folder, or the decision that an earlier one
+still holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ligo_convert.batch.fingerprints import inputs_digest, recipe_inputs
+from ligo_convert.batch.job import DONE, FAILED, Assignment, recipe_of
+from ligo_convert.environment import versions
+from ligo_convert.io.leases import Leases
+from ligo_convert.io.strict_json import sha256_of
+from ligo_convert.outputs.layout import CHECKSUMS
+
+# Fields of an assignment that do not change its result.
+_NOT_IN_KEY = ("cache", "device", "threads")
+
+
+class EntryRecords:
+    """Read and write the records of entries.
+
+    Args:
+        leases: of the state folder.
+        dependency_reports: for an entry's name, the reports of the entries it depends on, by name.
+    """
+
+    def __init__(
+        self, leases: Leases, dependency_reports: Callable[[str], Mapping[str, Mapping[str, Any] | None]]
+    ) -> None:
+        self._leases, self._dependency_reports = leases, dependency_reports
+        self._versions = versions()
+
+    def key(self, assignment: Assignment) -> str | None:
+        """Digest everything an entry's result depends on; None if that cannot be found out.
+
+        That is its manifest entry, its recipe's text, the versions, the state of the files it reads, and its dependencies' outputs.
+        """
+        fields = {name: value for name, value in vars(assignment).items() if name not in _NOT_IN_KEY}
+        paths = [Path(path) for path in (assignment.operator, assignment.source) if path is not None]
+        # A relative path is the name of a Hub repository.
+        paths = [path for path in paths if path.is_absolute()]
+        text = None
+        if assignment.recipe is not None:
+            try:
+                text = hashlib.sha256(Path(assignment.recipe).read_bytes()).hexdigest()
+                paths += recipe_inputs(recipe_of(assignment))
+            except Exception:  # noqa: BLE001  planning the entry fails with the same error and reports it
+                return None
+        inputs = inputs_digest(paths)
+        if inputs is None:
+            return None
+        needs = {name: _output_digest(report) for name, report in self._dependency_reports(assignment.name).items()}
+        return sha256_of(
+            {"entry": fields, "recipe": text, "versions": self._versions, "inputs": inputs, "needs": needs}
+        )
+
+    def finished(self, assignment: Assignment) -> dict[str, Any] | None:
+        """Return the record of an entry that was done before, if it still holds and its output is unchanged."""
+        record = self._leases.read_record(assignment.name)
+        if record is None or record.get("state") != DONE or record.get("key") is None:
+            return None
+        if record["key"] != self.key(assignment):
+            return None
+        digest = record.get("sums")
+        return record if digest is not None and digest == _output_digest(record.get("report")) else None
+
+    def failed(self, assignment: Assignment) -> dict[str, Any] | None:
+        """Return the record of an entry that failed, if nothing has changed since."""
+        record = self._leases.read_record(assignment.name)
+        if record is None or record.get("state") != FAILED or record.get("key") != self.key(assignment):
+            return None
+        return record
+
+    def write(self, name: str, result: Mapping[str, Any], *, key: str | None, seconds: float) -> bool:
+        """Record a result and release the entry's lease.
+
+        Returns False if the lease was lost: another process's record counts.
+
+        Raises:
+            LigoError: the record cannot be written.
+        """
+        record = {
+            "key": key,
+            **{field: result[field] for field in ("state", "code", "why", "report")},
+            "seconds": round(seconds, 3),
+            "sums": _output_digest(result["report"]),
+        }
+        return self._leases.complete(name, record)
+
+
+def _output_digest(report: Mapping[str, Any] | None) -> str | None:
+    """Digest an output's SHA256SUMS, which covers all its other files; None if there is no such file."""
+    try:
+        return hashlib.sha256((Path(str((report or {})["out"])) / CHECKSUMS).read_bytes()).hexdigest()
+    except (KeyError, OSError):
+        return None
