@@ -23,6 +23,7 @@ from pathlib import Path
 
 import click
 
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 
 PLAIN = """
@@ -55,7 +56,9 @@ def byte_plan(source: Path) -> tuple[list[tuple[str, int, int]], str, int]:
 
     with open_source(str(source.absolute()), base=source, weights=False) as opened:
         family = find_family(opened.config, where=str(source))
-        inventory = family.check(opened.config, {n: t.spec for n, t in opened.tensors.items()}, label=source.name)
+        inventory = claim_tensors(
+            family, opened.config, {n: t.spec for n, t in opened.tensors.items()}, label=source.name
+        )
         (axis,) = family.depth_axes
         key, old = family.axes[axis], family.sizes(opened.config)[axis]
         pieces = []

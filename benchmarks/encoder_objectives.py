@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from ligo_convert.data.masking import Masking
 from ligo_convert.data.tokens import token_splits
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
@@ -59,7 +60,9 @@ def main(
     """Compare the objectives on ENCODER with TEXT, a glob."""
     with open_source(str(encoder.absolute()), base=encoder) as source:
         family = find_family(source.config, where=str(encoder))
-        inventory = family.check(source.config, {name: t.spec for name, t in source.tensors.items()}, label="source")
+        inventory = claim_tensors(
+            family, source.config, {name: t.spec for name, t in source.tensors.items()}, label="source"
+        )
         family, config = inventory.family, source.config
         changes: dict[str, Any] = dict(grow) or {
             key: int(config[key]) * 4 // 3  # type: ignore[call-overload]

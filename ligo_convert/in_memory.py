@@ -24,8 +24,9 @@ from ligo_convert.data.batches import BatchFormat, read_batches
 from ligo_convert.data.examples import ArrayExamples, Batch, Examples
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
-from ligo_convert.families.schema import Family, Inventory
+from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
@@ -274,7 +275,7 @@ class _SourceModel:
         device = next(iter(tensors.values())).device.type if tensors else "cpu"
         return cls(
             config=config,
-            inventory=family.check(config, specs, label=name),
+            inventory=claim_tensors(family, config, specs, label=name),
             tensors={key: tensor.cpu() for key, tensor in tensors.items()},
             # Models run where their kernels are exact enough to measure with.
             device=device if device == "cuda" else "cpu",

@@ -11,6 +11,7 @@ from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.comparison.methods import METHODS, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS
@@ -181,7 +182,7 @@ def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str
     if family is None:
         return {"family": None, "fits": "not supported: " + ", ".join(FAMILIES) + " are"}
     try:
-        inventory = family.check(config, specs, label=label)
+        inventory = claim_tensors(family, config, specs, label=label)
     except SourceError as error:
         return {"family": family.name, "fits": str(error)}
     sizes = family.sizes(config)

@@ -19,8 +19,9 @@ from ligo_convert.conversion.source_checks import check_copies, check_finite
 from ligo_convert.conversion.write import Clock, WriteJob, digest_source, now, write_job
 from ligo_convert.environment import peak_rss_bytes, versions
 from ligo_convert.errors import SourceError
+from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import find_family
-from ligo_convert.families.schema import Family, Inventory
+from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import epsilon_of
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import describe, family_of, read_operator, stored_arrays
@@ -147,8 +148,8 @@ def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, fil
             expected=family.name,
             found=source.config.get("model_type"),
         )
-    inventory = family.check(
-        source.config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=source.label
+    inventory = claim_tensors(
+        family, source.config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=source.label
     )
     wanted, found = family.sizes(operator.source), family.sizes(source.config)
     absent = [

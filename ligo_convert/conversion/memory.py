@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError
-from ligo_convert.families.schema import WITHOUT_LOSS, Family, Inventory
+from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import learned_parameters
 from ligo_convert.recipes.recipe import Recipe

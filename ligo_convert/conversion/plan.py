@@ -22,8 +22,9 @@ from ligo_convert.data.data_source import DataFacts
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.flops import fit_flops, step_flops
+from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import find_family
-from ligo_convert.families.schema import WITHOUT_LOSS, Family, Inventory
+from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.initialize import learned_parameters
 from ligo_convert.growth.stream import target_specs
@@ -242,14 +243,16 @@ def _source_config(recipe: Recipe, source: CheckpointReader | None) -> tuple[dic
 
 def _inventory(family: Family, config: dict[str, object], source: CheckpointReader | None, label: str) -> Inventory:
     if source is not None:
-        return family.check(config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label)
+        return claim_tensors(
+            family, config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label
+        )
     family.check_config(config, where=label)
     # Which class it is, the config may say; a source that is trained here is of the usual one.
     named = config.get("architectures")
     chosen = family.for_architecture(named[0] if isinstance(named, list) and named else None)
     rows = chosen.rows_for(config)
     specs = {spec.name: spec for _, _, spec in chosen.tensors_of(rows, config, dtype="F32")}
-    return family.check(config, specs, label=label)
+    return claim_tensors(family, config, specs, label=label)
 
 
 def plan_recipe(recipe: Recipe, *, here: bool = True) -> Plan:

@@ -14,7 +14,7 @@ from ligo_convert.io.cache import ResultCache
 from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
-    from ligo_convert.families.schema import Inventory
+    from ligo_convert.families.inventory import Inventory
 
 
 def check_finite(source: CheckpointReader, *, allow: bool, progress: Progress) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.configs import flat_config
+from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.notation import size_keys
 from ligo_convert.families.registry import FAMILIES, find_family
-from ligo_convert.families.schema import Family, Inventory
+from ligo_convert.families.schema import Family
 from ligo_convert.hub.resolve import read_config
 from ligo_convert.recipes.recipe import Recipe
 

@@ -18,7 +18,8 @@ from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import ShardPlan, Writer
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError
-from ligo_convert.families.schema import Family, Inventory
+from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import grow
 from ligo_convert.io.staging import Staging

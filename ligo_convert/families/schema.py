@@ -1,8 +1,8 @@
-"""A family of models as data: which tensors there are, what their dims mean, how big they are.
+"""The schema of a family of models as data: its tensors, the meaning of their dims, and their sizes.
 
-What comes in is a config (plain data) and a source's tensor list; what goes out is an `Inventory` in which every tensor is
-claimed by exactly one row and every row is used, the target's config, and the target's tensor list. No torch, no weights.
-The tables lie in `families/`, one file each, without a function in them.
+Input: a config as plain data. Output: the target's config, and rows, shapes and tensor lists. No torch, no weights.
+The tables themselves are in `families/definitions/`, one file each, without functions. `families/inventory.py` matches a
+checkpoint's tensors with a table.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
-from ligo_convert.errors import RecipeError, SourceError, some
+from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.notation import (
     Layout,
     NotationError,
@@ -23,7 +23,6 @@ from ligo_convert.families.notation import (
     depth_axis,
     evaluate,
     expand,
-    matcher,
     name_at,
     parse_layout,
     size_keys,
@@ -35,19 +34,21 @@ Config = Mapping[str, object]
 Task = Literal["causal-lm", "masked-lm", "encoder", "sequence-classification", "image-classification"]
 
 
-# Tasks that text alone gives no loss for: what such a model is learned by compares sequences with each other.
+# Tasks without a loss on plain text: their operator is fitted by comparing outputs with the source's.
 WITHOUT_LOSS: tuple[Task, ...] = ("encoder", "sequence-classification")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """One of the library's classes for a family: which parts of a checkpoint it has, and what it is trained for.
+    """A model class of the library for this family: the parts of a checkpoint it has, and its task.
 
     Attributes:
-        parts: the parts of the table (`in PART`) that it has, beside the rows that every class has.
-        architecture: the class that config.json names. auto_class: the library's class that loads it.
-        base: whether it is the model without a head, whose names lack the family's prefix.
-        options: what its constructor must be told.
+        parts: the parts of the table (`in PART`) that the class has, besides the rows that every class has.
+        task: what the class is trained for.
+        architecture: the class name in config.json.
+        auto_class: the library's class that loads it.
+        base: True for the model without a head, which omits the family's prefix from tensor names.
+        options: keyword arguments of the constructor.
     """
 
     parts: tuple[str, ...] = ()
@@ -59,22 +60,28 @@ class Head:
 
     @property
     def name(self) -> str:
-        """The class, and what its constructor is told: `BertModel(add_pooling_layer=False)`."""
-        told = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        return f"{self.architecture}({told})" if told else self.architecture
+        """The class with its constructor's arguments, such as `BertModel(add_pooling_layer=False)`."""
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.architecture}({arguments})" if arguments else self.architecture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
     """The normalisation of the residual stream.
 
+    Norms are named by their module: the row's pattern without `.weight` and `.bias`.
+
     Attributes:
-        stream: the stream that is normalised. epsilon: config key; "" where the library fixes it in its code.
-        head: the norm that feeds the head: its rows' name without `.weight` and `.bias`.
-        placement: before each branch (`pre`), or after its sum with what it was added to (`post`).
-        after_embeddings, after_attention, after_mlp: of a post-norm model: the norm of the embeddings, the one after attention, the one that a layer ends with.
-        summed_streams: streams that nothing but a norm (and a tied head) reads: sums of embeddings, where any linear map is free.
-        activated_streams: streams that a norm reads straight from an activation, so that no linear map reaches what is normalised.
+        stream: the residual stream.
+        kind: LayerNorm or RMSNorm.
+        epsilon: config key of the epsilon; "" if the library fixes it in its code.
+        head: the norm before the head.
+        placement: `pre`, before each branch, or `post`, after the branch has been added to the stream.
+        after_embeddings: post-norm only: the norm of the embeddings.
+        after_attention: post-norm only: the norm after the attention branch.
+        after_mlp: post-norm only: the norm after the MLP branch.
+        summed_streams: streams that only a norm (and a tied head) reads, such as sums of embeddings: any linear map is allowed there.
+        activated_streams: streams that a norm reads directly from an activation: no linear map acts between the two.
     """
 
     stream: str
@@ -91,7 +98,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a family's table, alternatives expanded."""
+    """One line of a family's table with its alternatives expanded: a name pattern and a layout."""
 
     pattern: str
     layout: Layout
@@ -109,42 +116,27 @@ class Row:
         return name_at(self.pattern, layer)
 
     def present(self, config: Config) -> bool:
-        """Whether `config` calls for this row, if the checkpoint has its part at all."""
+        """Return whether a model of `config` has this row, provided that it has the row's part."""
         if not self.layout.condition:
             return True
         return bool(config.get(self.layout.condition)) != self.layout.negated
 
     def piece_keys(self) -> tuple[str, ...]:
-        """The names under which the unfused pieces keep their depth weights: the pattern, or `pattern/part`."""
+        """The names of the depth matrices, one for each unfused piece: the pattern, or `pattern/part`."""
         return tuple(f"{self.pattern}/{label}" if label else self.pattern for label, _ in self.layout.pieces())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """A source checkpoint as its family sees it: every tensor claimed once, every row used.
-
-    Attributes:
-        family: narrowed to the class that the checkpoint is of. stored: canonical name -> the tensor on disk, under its name there.
-        ignored: buffers that no model reads. left_out: weights of parts that no class of the library has beside the others.
-        copies: (alias, canonical), both on disk and tied: their bytes must agree.
-    """
-
-    family: Family
-    config: Config
-    rows: tuple[Row, ...]
-    stored: Mapping[str, TensorSpec]
-    ignored: tuple[str, ...]
-    left_out: tuple[str, ...]
-    copies: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a paper trained a model from scratch: what the card of a grown one says beside its own advice.
+    """A published training from scratch, quoted in the model card of a grown model.
 
     Attributes:
-        parameters: of the model; of several of one recipe, one of them. rate: peak learning rate. batch: what that rate belongs to.
-        warmup: how long the rate rises. decay: AdamW's weight decay. paper: what it is called, and where it is.
+        parameters: number of parameters of the model; of one of them if the recipe trained several.
+        rate: peak learning rate.
+        batch: batch size that the rate belongs to.
+        warmup: length of the warm-up.
+        decay: weight decay of AdamW.
+        paper: name and address of the paper.
     """
 
     parameters: float
@@ -157,37 +149,52 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A table of rows with what the growth mathematics must know about the model around them.
+    """A table of tensors, and the properties of the model around them that the growth mathematics needs.
+
+    A module pattern below is a name pattern without `.weight` and `.bias`.
 
     Attributes:
-        name, model_type: what it is called here, and in config.json. library: whose models these are.
-        heads: the library's classes of this family, the usual one first. head: the one this family is narrowed to.
-        axes: axis -> size expression over config keys. streams: stream -> product of axes, slowest first.
+        name: the name used in this program.
+        model_type: the `model_type` in config.json.
+        heads: the library's classes of this family, the usual one first.
+        axes: axis -> size expression over config keys.
+        streams: stream -> product of axes, slowest first.
         tensors: name pattern -> layout.
-        optional_prefix: a leading part of names that some checkpoints leave out.
-        renamed: last part of a name as old checkpoints have it -> as it is now.
-        tied: alias -> canonical pattern, in force where the config key `tie_key` is true.
-        ignored: patterns of buffers that some checkpoints carry and no model reads.
-        residual_outputs: the last projections of the residual branches (patterns without `.weight` and `.bias`), silenced in layers
-            that must do nothing yet; in the order of the branches.
-        layer_scales: branch end -> the LayerScale row that multiplies it.
-        vocabulary, positions: the axes of token ids and of learned positions ("" where there are none).
-        position_offset: how many positions are never used: a size expression, "" for none.
-        labels: the axis of classes ("" where there are none).
-        lookup_axes: axes that tensors are looked up in, not multiplied with. pooled: patterns (without `.weight` and `.bias`) of rows
-            that are applied to one token of a sequence.
-        never_grown: axes that never grow. rotary_axes: axes whose entries keep their meaning by position (rotary pairs).
-        dot_products: (stream, stream) that meet in a scaled dot product; the scale is 1/sqrt(head size) where `scale_key` is true or empty.
-        content_of: stream -> stream whose content it is, for the paper's ties.
-        integer_expressions: expressions that the library wants to be whole numbers. defaults: what the library takes for a missing key.
-        required_values: config values without which this table does not hold. per_layer_keys: config lists with an entry a layer -> depth axis.
+        norm: the normalisation of the residual stream.
+        defaults: config key -> the library's default.
+        library: the library that builds and loads the models.
+        head: the class that this family is narrowed to; None for the usual one.
+        vocabulary: the axis of token ids; "" if there is none.
+        positions: the axis of learned positions; "" if there is none.
+        position_offset: size expression of the number of positions that are never used; "" for none.
+        labels: the axis of classes; "" if there is none.
+        lookup_axes: axes that index a table of vectors instead of taking part in a matrix product.
+        pooled: module patterns applied to one token of each sequence.
+        optional_prefix: leading part of tensor names that some checkpoints omit.
+        renamed: last part of a tensor name in old checkpoints -> its present name.
+        tied: alias -> canonical pattern, in effect if the config key `tie_key` is true.
+        tie_key: config key that ties the patterns of `tied`.
+        ignored: patterns of buffers that some checkpoints store and no model reads.
+        residual_outputs: module patterns of the last projection of each residual branch, in the order of the branches. Depth
+            growth by `identity` sets them to zero in new layers.
+        layer_scales: residual output -> pattern of the LayerScale that multiplies it.
+        never_grown: axes that cannot grow.
+        rotary_axes: axes along which rotary positions are encoded; their size and order cannot change.
+        dot_products: pairs of streams multiplied in a scaled dot product. The scale is 1/sqrt(head size).
+        scale_key: config key that must be true for that scale to apply; "" if it always applies.
+        content_of: stream -> the stream with the same content, for the ties between maps in the LiGO paper (arXiv:2303.00980).
+        integer_expressions: expressions that the library requires to be integers.
+        required_values: config key -> the only value for which this table is valid.
+        per_layer_keys: config key of a list with one entry per layer -> depth axis.
         layer_index_keys: config keys that make a layer depend on its index.
-        function_irrelevant_keys: config keys that may change without changing the function of a trained model at inference.
-        conditional_keys: config key -> keys that say nothing while it is false.
-        initializer: deviation of weights that the library draws: a config key, or a number. residual_init: rows that it initialises
-            with a deviation divided by sqrt(2 * layers). scale_init: config key of a LayerScale's first value.
-        architectures: names that stand for a whole config (timm's) -> what they set over `defaults`.
-        paper: where the architecture is from, as BibTeX. trained: how models like it were trained from scratch; empty: nobody says.
+        function_irrelevant_keys: config keys that do not change the function of a trained model at inference.
+        conditional_keys: config key -> keys that have no effect while it is false.
+        initializer: standard deviation of the library's initialisation: a config key, or a number.
+        residual_init: patterns of rows initialised with that deviation divided by sqrt(2 * layers).
+        scale_init: config key of a LayerScale's initial value.
+        architectures: name of a complete config (timm) -> the values it sets on top of `defaults`.
+        paper: the paper of the architecture, as BibTeX.
+        trained: published trainings from scratch; empty if none is known.
     """
 
     name: str
@@ -231,7 +238,7 @@ class Family:
     paper: str = ""
     trained: tuple[Training, ...] = ()
 
-    # The class of the library that it is narrowed to.
+    # The library's class.
 
     @property
     def chosen(self) -> Head:
@@ -247,7 +254,7 @@ class Family:
 
     @property
     def auto_class(self) -> str:
-        """The library's class that loads such a model."""
+        """The library's class that loads a model of the chosen class."""
         return self.chosen.auto_class
 
     @property
@@ -255,25 +262,25 @@ class Family:
         return "images" if self.task == "image-classification" else "text"
 
     def sequence(self, config: Config, length: int) -> int:
-        """Tokens of one example: `length` of text, as many as an image has patches (the tokens beside them are few)."""
+        """Tokens of one example: `length` for text, the number of positions for an image."""
         return self.sizes(config)[self.positions] if self.reads == "images" else length
 
     def for_head(self, head: Head) -> Family:
-        """This family with the rows of one class alone."""
+        """Narrow the family to the rows of one class."""
         assert head in self.heads, head
         return replace(self, head=head)
 
     def for_architecture(self, name: object) -> Family:
-        """This family narrowed to a class by its name, or by that of its architecture; to the usual one where it is none of its classes."""
-        found = [head for head in self.heads if head.name == name]
-        found += [head for head in self.heads if head.architecture == name]
-        return self.for_head(found[0] if found else self.heads[0])
+        """Narrow the family to the class with this name or architecture; to the usual class if there is none."""
+        matches = [head for head in self.heads if head.name == name]
+        matches += [head for head in self.heads if head.architecture == name]
+        return self.for_head(matches[0] if matches else self.heads[0])
 
     def written(self, name: str) -> str:
-        """A canonical name as the chosen class has it."""
+        """Convert a canonical tensor name to the name in the chosen class."""
         return name.removeprefix(self.optional_prefix) if self.chosen.base else name
 
-    # The table, expanded and checked against itself.
+    # The table, expanded and checked for consistency.
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -282,7 +289,7 @@ class Family:
 
     @cached_property
     def table(self) -> tuple[Row, ...]:
-        """Every row, of whatever class."""
+        """The rows of all classes. Raises NotationError if the table is inconsistent."""
         rows = tuple(
             Row(pattern=name, layout=parse_layout(layout))
             for pattern, layout in self.tensors.items()
@@ -297,9 +304,9 @@ class Family:
             if row.layout.part and row.layout.part not in parts:
                 raise NotationError(f"{self.name}: {row.pattern}: no head has the part {row.layout.part!r}")
             if row.depth is not None and row.depth not in self.axes:
-                raise NotationError(f"{self.name}: {row.pattern}: {row.depth!r} is no axis")
+                raise NotationError(f"{self.name}: {row.pattern}: {row.depth!r} is not an axis")
         if len({row.pattern for row in rows}) != len(rows):
-            raise NotationError(f"{self.name}: two rows have one pattern")
+            raise NotationError(f"{self.name}: two rows have the same pattern")
         return rows
 
     @cached_property
@@ -308,30 +315,30 @@ class Family:
 
     @cached_property
     def global_streams(self) -> frozenset[str]:
-        """Streams seen in a row without a depth axis: one map serves all layers."""
+        """Streams that occur in a row without a depth axis: all layers share one map."""
         return frozenset(stream for row in self.rows if row.depth is None for stream in row.layout.streams)
 
     @cached_property
     def size_keys(self) -> tuple[str, ...]:
-        """Every config key that decides a size."""
+        """The config keys that determine sizes."""
         return tuple(dict.fromkeys(key for expression in self.axes.values() for key in size_keys(expression)))
 
     @cached_property
     def roles(self) -> Mapping[str, frozenset[str]]:
-        """What is done with each stream somewhere in the table: written, read, scaled or shifted."""
+        """Stream -> the roles it has in the table: written, read, scaled or shifted."""
         return _roles(self.rows)
 
     def roles_for(self, config: Config) -> Mapping[str, frozenset[str]]:
-        """`roles` as far as a model of `config` has the rows: what only a tied head would read is read by nobody."""
+        """`roles`, restricted to the rows of a model of `config`: a tied head is not a row of its own and reads nothing."""
         return _roles(self.rows_for(config))
 
     def factors(self, stream: str) -> tuple[str, ...]:
-        """The axes a stream is the product of, slowest first."""
+        """The axes whose product is the stream, slowest first."""
         return tuple(self.streams[stream].split("*")) if stream in self.streams else (stream,)
 
     @cached_property
     def residual_output_modules(self) -> tuple[str, ...]:
-        """The branch ends, alternatives expanded, in the order of the branches."""
+        """`residual_outputs` with alternatives expanded, in the order of the branches."""
         return tuple(name for end in self.residual_outputs for name in expand(end))
 
     @cached_property
@@ -340,7 +347,7 @@ class Family:
 
     @cached_property
     def pooled_modules(self) -> frozenset[str]:
-        """The modules, and tensors without one, that are applied to one token of a sequence."""
+        """`pooled` with alternatives expanded: modules, and tensors without a module, applied to one token of each sequence."""
         return frozenset(name for pattern in self.pooled for name in expand(pattern))
 
     def is_residual_output(self, row: Row) -> bool:
@@ -350,10 +357,10 @@ class Family:
         return row.pattern in self._residual_init
 
     def scale_row(self, row: Row, config: Config) -> Row | None:
-        """The LayerScale that multiplies what `row` writes; None where a model of `config` has none."""
+        """The row of the LayerScale that multiplies the output of `row`; None if a model of `config` has none."""
         pattern = self.layer_scales.get(row.module)
-        found = next((found for found in self.rows if found.pattern == pattern), None) if pattern else None
-        return found if found is not None and found.present(self.complete(config)) else None
+        scale = next((scale for scale in self.rows if scale.pattern == pattern), None) if pattern else None
+        return scale if scale is not None and scale.present(self.complete(config)) else None
 
     def is_scale(self, row: Row) -> bool:
         return any(dim.role == "scale" for dim in row.layout.dims)
@@ -362,16 +369,16 @@ class Family:
         return row.module == self.norm.head
 
     def norms(self, sizes: Mapping[str, int]) -> int:
-        """How many norms the residual stream passes in a model of these sizes."""
+        """The number of norms on the residual stream in a model of these sizes."""
         gains = [
             row for row in self.rows if row.layout.dims[0].role == "gain" and self.norm.stream in row.layout.streams
         ]
         return sum(sizes[row.depth] if row.depth else 1 for row in gains)
 
-    # Sizes, from plain config data.
+    # Sizes.
 
     def complete(self, config: Config) -> dict[str, object]:
-        """`config` with the library's defaults for what it leaves out."""
+        """`config` with the library's defaults for missing keys."""
         return {**self.defaults, **config}
 
     def sizes(self, config: Config) -> dict[str, int]:
@@ -389,11 +396,11 @@ class Family:
         return sizes
 
     def longest(self, config: Config) -> int | None:
-        """The longest sequence that its positions allow; None where they allow any."""
-        found = self.sizes(config).get(self.positions)
-        if found is None or self.reads == "images":
+        """The longest sequence that learned positions allow; None if there is no limit."""
+        positions = self.sizes(config).get(self.positions)
+        if positions is None or self.reads == "images":
             return None
-        return found - self._offset(config)
+        return positions - self._offset(config)
 
     def _offset(self, config: Config) -> int:
         return evaluate(self.position_offset, self.complete(config)) if self.position_offset else 0
@@ -408,13 +415,13 @@ class Family:
         return bool(self.tied) and bool(self.complete(config).get(self.tie_key))
 
     def parameters(self, rows: Iterable[Row], config: Config) -> int:
-        """How many parameters `rows` hold at the sizes of `config`."""
+        """The number of parameters in `rows` at the sizes of `config`."""
         return sum(spec.elements for _, _, spec in self.tensors_of(rows, config, dtype="F32"))
 
     def tensors_of(
         self, rows: Iterable[Row], config: Config, *, dtype: str
     ) -> Iterator[tuple[Row, int | None, TensorSpec]]:
-        """Every tensor that `rows` stand for at the sizes of `config`, in table order, then by layer."""
+        """Yield the tensors of `rows` at the sizes of `config`: row, layer and spec, in table order, then by layer."""
         sizes = self.sizes(config)
         for row in rows:
             shape = self.shape(row, sizes)
@@ -422,15 +429,15 @@ class Family:
                 yield row, layer, TensorSpec(name=row.name(layer), dtype=dtype, shape=shape)
 
     def rows_for(self, config: Config) -> tuple[Row, ...]:
-        """The rows that a model of `config` and of the chosen class has: by config key, without tied aliases."""
+        """The rows of a model of `config` and of the chosen class, without tied aliases."""
         complete = self.complete(config)
         tied = set(self.tied) if self.is_tied(config) else set()
         return tuple(row for row in self.rows if row.present(complete) and row.pattern not in tied)
 
-    # What a source holds.
+    # Sources.
 
     def check_config(self, config: Config, *, where: str) -> None:
-        """Refuse a config that this table does not describe. Raises SourceError."""
+        """Raise SourceError if this table is not valid for a config."""
         for key, value in self.required_values.items():
             if key in config and config[key] != value:
                 raise SourceError(
@@ -443,84 +450,8 @@ class Family:
         except SizeError as error:
             raise SourceError(f"the sizes of this {self.name} do not fit: {error}", where=where) from None
 
-    def check(self, config: Config, tensors: Mapping[str, TensorSpec], *, label: str) -> Inventory:
-        """Claim every tensor of a source by exactly one row.
-
-        Args:
-            config: config.json of the source. tensors: name on disk -> spec. label: how errors name the source.
-
-        Raises:
-            SourceError: a tensor unclaimed or claimed twice, a row unused, a wrong shape, a dtype that is no float.
-        """
-        self.check_config(config, where=f"{label}/config.json")
-        complete, sizes, tied = self.complete(config), self.sizes(config), self.is_tied(config)
-        wanted: dict[str, tuple[Row, int | None]] = {}
-        for row in self.table:
-            if row.present(complete):
-                for layer in self.layers(row, config):
-                    wanted[row.name(layer)] = (row, layer)
-        ignored = [matcher(pattern) for name in self.ignored for pattern in expand(name)]
-        stored: dict[str, TensorSpec] = {}
-        unclaimed, passed = [], []
-        for name, spec in tensors.items():
-            canonical = self.canonical(name, wanted)
-            if canonical is not None:
-                if canonical in stored:
-                    raise SourceError(
-                        "a tensor is there twice",
-                        where=label,
-                        found=f"{stored[canonical].name} and {name}",
-                        hint="keep one",
-                    )
-                row, _ = wanted[canonical]
-                self._check_spec(spec, self.shape(row, sizes), label)
-                stored[canonical] = spec
-            elif any(pattern.match(name) or pattern.match(self.optional_prefix + name) for pattern in ignored):
-                passed.append(name)
-            else:
-                unclaimed.append(name)
-        if unclaimed and config.get("quantization_config"):
-            raise SourceError(
-                f"{unclaimed[0]} is of a quantised model, as quantization_config in config.json says",
-                where=label,
-                hint="quantised checkpoints cannot grow; take the original one",
-            )
-        if unclaimed:
-            raise self._unclaimed(unclaimed, wanted, sizes, label)
-        family = self.for_head(self._head_of({wanted[name][0].layout.part for name in stored}, config))
-        left_out = [name for name in stored if wanted[name][0].layout.part not in ("", *family.chosen.parts)]
-        leftovers = tuple(stored.pop(name).name for name in left_out)
-        copies = []
-        for alias, pattern in self.tied.items() if tied else ():
-            # Tied: one of the two names is enough, whichever a writer kept.
-            if alias in stored and pattern in stored:
-                copies.append((stored[alias].name, stored[pattern].name))
-            elif alias in stored:
-                stored[pattern] = stored[alias]
-            stored.pop(alias, None)
-        rows = family.rows_for(config)
-        missing = [
-            row.name(layer) for row in rows for layer in self.layers(row, config) if row.name(layer) not in stored
-        ]
-        if missing:
-            raise SourceError(
-                f"{len(missing)} tensor(s) that config.json calls for are in no weight file",
-                where=label,
-                expected=some(missing),
-                hint="the checkpoint is incomplete, or config.json is another model's",
-            )
-        return Inventory(
-            family=family,
-            config=config,
-            rows=rows,
-            stored=stored,
-            ignored=tuple(passed),
-            left_out=leftovers,
-            copies=tuple(copies),
-        )
-
     def canonical(self, name: str, wanted: Container[str]) -> str | None:
-        """The canonical name of a tensor on disk, whose prefix may be left out and whose last part may be an old one; None: no row's."""
+        """The canonical name of a tensor on disk, which may lack the prefix or use an old name; None if it is not in `wanted`."""
         head, dot, last = name.rpartition(".")
         for known in (name, head + dot + self.renamed[last]) if last in self.renamed else (name,):
             for prefixed in (known, self.optional_prefix + known):
@@ -528,60 +459,43 @@ class Family:
                     return prefixed
         return None
 
-    def _head_of(self, parts: set[str], config: Config) -> Head:
-        """The class with the most of the parts found; of several the one that config.json names, else the first."""
-        fitting = [head for head in self.heads if parts.issuperset(head.parts)]
-        if not fitting:
-            # What a class needs is missing: the usual one says what.
-            return self.heads[0]
-        named = config.get("architectures")
-        names = named if isinstance(named, list) else []
-        most = max(len(head.parts) for head in fitting)
-        best = [head for head in fitting if len(head.parts) == most]
-        return next((head for head in best if head.architecture in names), best[0])
-
-    def _check_spec(self, spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
-        if spec.dtype not in FLOAT_DTYPES:
-            raise SourceError(
-                "a weight is no floating-point tensor",
-                where=f"{label}: {spec.name}",
-                expected=" ".join(FLOAT_DTYPES),
-                found=spec.dtype,
-                hint="quantised checkpoints cannot grow; take the original one",
-            )
-        if spec.shape != shape:
-            raise SourceError(
-                "a tensor has another shape than config.json says",
-                where=f"{label}: {spec.name}",
-                expected=list(shape),
-                found=list(spec.shape),
-            )
-
-    def _unclaimed(
-        self, names: list[str], wanted: Mapping[str, object], sizes: Mapping[str, int], label: str
-    ) -> SourceError:
-        first = names[0]
-        patterns = {row.name(0 if row.depth else None): row.pattern for row in self.table}
-        near = difflib.get_close_matches(first, list(patterns), n=1, cutoff=0.0)
-        more = f" (+{len(names) - 1} more)" if len(names) > 1 else ""
-        depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in self.depth_axes)
-        return SourceError(
-            f"{self.name}: no row claims {first}{more}",
-            where=label,
-            hint=f"nearest row: {patterns[near[0]] if near else '-'}\nconfig.json says {depths}; `ligo-convert describe {self.name}`"
-            " lists every row",
-        )
-
-    # What a target is.
+    # Targets.
 
     def resize(
         self, config: Config, changes: Mapping[str, object], *, where: str = "target.config"
     ) -> dict[str, object]:
-        """The target's config: `changes` over the source's, refused where growth cannot get there.
+        """The target's config: `changes` applied to the source's, refused if growth cannot produce it.
+
+        Args:
+            config: the source's config.
+            changes: config keys and their new values.
+            where: how errors name the target.
 
         Raises:
             RecipeError: an unknown key, a size that does not fit or shrinks, an axis that cannot grow, a new tie.
         """
+        self._check_keys(config, changes, where)
+        target = {**config, **changes}
+        try:
+            old, new = self.sizes(config), self.sizes(target)
+        except SizeError as error:
+            raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
+        for axis in self.axes:
+            self._check_axis(axis, old[axis], new[axis], where)
+        self._check_conditions(config, target, where)
+        if self.is_tied(target) and not self.is_tied(config):
+            raise RecipeError(
+                f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
+            )
+        for key, value in self.required_values.items():
+            if key in changes and changes[key] != value:
+                raise RecipeError(
+                    f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
+                )
+        return target
+
+    def _check_keys(self, config: Config, changes: Mapping[str, object], where: str) -> None:
+        """Refuse changes of keys that are unknown or not the target's to set. Raises RecipeError."""
         known = {*config, *self.defaults, *self.size_keys}
         for key in changes:
             if key in ("dtype", "torch_dtype"):
@@ -595,44 +509,32 @@ class Family:
                 )
             if key in ("model_type", "architectures", "auto_map"):
                 raise RecipeError(f"{key} cannot change: a model grows within its family", where=where)
-        target = {**config, **changes}
-        try:
-            old, new = self.sizes(config), self.sizes(target)
-        except SizeError as error:
-            raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
-        for axis in self.axes:
-            # Another number of classes is a new head.
-            if axis in self.never_grown and new[axis] != old[axis] and axis != self.labels:
-                raise RecipeError(f"{axis} cannot grow", where=where, expected=old[axis], found=new[axis])
-            if axis in self.rotary_axes and new[axis] != old[axis]:
-                raise RecipeError(
-                    f"{axis} must stay as it is in the {self.name} family: positions are encoded in it",
-                    where=where,
-                    expected=f"{self.axes[axis]} = {old[axis]}",
-                    found=new[axis],
-                    hint="grow the number of heads with the width",
-                )
-            if new[axis] < old[axis] and axis != self.labels:
-                raise RecipeError(
-                    f"the target is smaller than its source along {axis} ({self.axes[axis]})",
-                    where=where,
-                    expected=f"at least {old[axis]}",
-                    found=new[axis],
-                )
-        self._check_conditions(config, target, where)
-        if self.is_tied(target) and not self.is_tied(config):
+
+    def _check_axis(self, axis: str, old: int, new: int, where: str) -> None:
+        """Refuse a size that an axis cannot grow to. Raises RecipeError."""
+        if axis == self.labels:
+            # A different number of classes means a new head, which may have any size.
+            return
+        if axis in self.never_grown and new != old:
+            raise RecipeError(f"{axis} cannot grow", where=where, expected=old, found=new)
+        if axis in self.rotary_axes and new != old:
             raise RecipeError(
-                f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
+                f"{axis} must keep its size in the {self.name} family: positions are encoded along it",
+                where=where,
+                expected=f"{self.axes[axis]} = {old}",
+                found=new,
+                hint="grow the number of heads with the width",
             )
-        for key, value in self.required_values.items():
-            if key in changes and changes[key] != value:
-                raise RecipeError(
-                    f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
-                )
-        return target
+        if new < old:
+            raise RecipeError(
+                f"the target is smaller than its source along {axis} ({self.axes[axis]})",
+                where=where,
+                expected=f"at least {old}",
+                found=new,
+            )
 
     def _check_conditions(self, config: Config, target: Config, where: str) -> None:
-        """Refuse a target with rows that its source could have and has not. Raises RecipeError."""
+        """Refuse a target with a conditional row that the source lacks. Raises RecipeError."""
         old, new = self.complete(config), self.complete(target)
         for row in self.rows:
             if row.present(new) and not row.present(old):
@@ -645,16 +547,16 @@ class Family:
                 )
 
     def changed_function(self, config: Config, target: Config) -> tuple[str, ...]:
-        """Config keys that change what a model computes without changing a size, such as an activation."""
+        """The changed config keys that alter the model's function without altering a size, such as an activation."""
         old, new = self.complete(config), self.complete(target)
-        idle = {
+        inactive = {
             key
             for switch, keys in self.conditional_keys.items()
             for key in keys
             if not (old.get(switch) or new.get(switch))
         }
         free = {
-            *idle,
+            *inactive,
             *self.size_keys,
             *self.function_irrelevant_keys,
             *self.per_layer_keys,
@@ -665,9 +567,9 @@ class Family:
 
 
 def _roles(rows: Iterable[Row]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
+    roles: dict[str, set[str]] = {}
     for row in rows:
         for dim in row.layout.dims:
             for part in dim.parts:
-                found.setdefault(part, set()).add(dim.role)
-    return {stream: frozenset(roles) for stream, roles in found.items()}
+                roles.setdefault(part, set()).add(dim.role)
+    return {stream: frozenset(names) for stream, names in roles.items()}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
-from ligo_convert.families.schema import Family, Inventory, Row
+from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.operator import Operator
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
@@ -173,7 +174,7 @@ def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
             if find_family(written.config, where="config.json").name != family.name:
                 raise VerificationError("config.json is of another family", where=directory, expected=family.name)
             tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
-            family.check(written.config, tensors, label=directory.name)
+            claim_tensors(family, written.config, tensors, label=directory.name)
     except SourceError as error:
         raise VerificationError(f"not a whole {family.name}: {error.what}", where=error.where) from None
     return tensors
@@ -204,8 +205,8 @@ def _derive_again(
                     expected=expected,
                     found=digests.get(name, "no such file"),
                 )
-        inventory = family.check(
-            old.config, {name: tensor.spec for name, tensor in old.tensors.items()}, label=old.label
+        inventory = claim_tensors(
+            family, old.config, {name: tensor.spec for name, tensor in old.tensors.items()}, label=old.label
         )
         ordered = tuple(specs.values())
         identical = 0

@@ -17,7 +17,8 @@ import torch
 
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.data.examples import Batch, Examples
-from ligo_convert.families.schema import Family, Inventory, Row
+from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import learnable
 from ligo_convert.growth.operator import Operator

@@ -13,6 +13,7 @@ from support.tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, mo
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.configs import flat_config
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import drawn_values
@@ -117,8 +118,8 @@ def test_defaults_are_the_librarys(family: str) -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_every_name_a_checkpoint_is_found_with_is_claimed(family: str, tied: bool) -> None:
     found, config = FAMILIES[family], config_of(family, tied=tied)
-    with_prefix = found.check(config, specs_of(config), label="source")
-    without = found.check(config, specs_of(config, prefix=found.optional_prefix), label="source")
+    with_prefix = claim_tensors(found, config, specs_of(config), label="source")
+    without = claim_tensors(found, config, specs_of(config, prefix=found.optional_prefix), label="source")
     assert set(with_prefix.stored) == set(without.stored)
     assert with_prefix.rows == without.rows
     assert ("lm_head.weight" in with_prefix.stored) == (not tied)
@@ -128,9 +129,11 @@ def test_a_tied_head_may_be_on_disk_too_or_alone() -> None:
     found, config = FAMILIES["gpt2"], config_of("gpt2")
     specs = specs_of(config)
     head = TensorSpec(name="lm_head.weight", dtype="F32", shape=(29, 16))
-    both = found.check(config, {**specs, head.name: head}, label="source")
+    both = claim_tensors(found, config, {**specs, head.name: head}, label="source")
     assert both.copies == (("lm_head.weight", "transformer.wte.weight"),)
-    alone = found.check(config, {**{k: v for k, v in specs.items() if "wte" not in k}, head.name: head}, label="source")
+    alone = claim_tensors(
+        found, config, {**{k: v for k, v in specs.items() if "wte" not in k}, head.name: head}, label="source"
+    )
     assert alone.stored["transformer.wte.weight"].name == "lm_head.weight"
 
 
@@ -139,7 +142,7 @@ def test_buffers_of_old_checkpoints_are_passed_over_and_named() -> None:
     specs = specs_of(config, prefix="transformer.")
     for name in ("h.0.attn.bias", "h.1.attn.masked_bias"):
         specs[name] = TensorSpec(name=name, dtype="BOOL", shape=(1, 1, 12, 12))
-    assert found.check(config, specs, label="source").ignored == ("h.0.attn.bias", "h.1.attn.masked_bias")
+    assert claim_tensors(found, config, specs, label="source").ignored == ("h.0.attn.bias", "h.1.attn.masked_bias")
 
 
 def broken(change) -> tuple[dict[str, object], dict[str, TensorSpec]]:
@@ -156,10 +159,10 @@ def _with(name: str, shape: tuple[int, ...], dtype: str = "F32"):
 BROKEN = [
     (_with("transformer.h.0.attn.q_norm.weight", (8,)), r"no row claims transformer.h.0.attn.q_norm.weight"),
     (_with("transformer.h.2.ln_1.weight", (16,)), r"no row claims transformer.h.2.ln_1.weight"),
-    (_with("wte.weight", (29, 16)), "a tensor is there twice"),
+    (_with("wte.weight", (29, 16)), "a tensor is stored twice"),
     (lambda specs: specs.pop("transformer.ln_f.bias"), "in no weight file"),
-    (_with("transformer.wpe.weight", (11, 16)), "another shape"),
-    (_with("transformer.wpe.weight", (12, 16), "I8"), "no floating-point tensor"),
+    (_with("transformer.wpe.weight", (11, 16)), "does not have the shape that config.json gives"),
+    (_with("transformer.wpe.weight", (12, 16), "I8"), "not a floating-point tensor"),
 ]
 
 
@@ -167,14 +170,14 @@ BROKEN = [
 def test_a_checkpoint_that_does_not_fit_is_refused(change, message: str) -> None:
     config, specs = broken(change)
     with pytest.raises(SourceError, match=message) as caught:
-        FAMILIES["gpt2"].check(config, specs, label="source")
+        claim_tensors(FAMILIES["gpt2"], config, specs, label="source")
     assert "source" in str(caught.value)
 
 
 def test_an_unclaimed_tensor_names_the_nearest_row() -> None:
     config, specs = broken(_with("transformer.h.0.mlp.c_fcx.weight", (16, 64)))
     with pytest.raises(SourceError) as caught:
-        FAMILIES["gpt2"].check(config, specs, label="source")
+        claim_tensors(FAMILIES["gpt2"], config, specs, label="source")
     assert "nearest row: transformer.h.{layer}.mlp.c_fc.weight" in str(caught.value)
 
 
@@ -192,7 +195,7 @@ REFUSED = [
     ("gpt2", {"add_cross_attention": True}, "not supported"),
     ("llama", {"num_key_value_heads": 1}, "smaller than its source along kv_heads"),
     ("llama", {"num_attention_heads": 6, "num_key_value_heads": 4, "hidden_size": 24}, "not a whole number"),
-    ("llama", {"hidden_size": 32, "head_dim": 8}, "head_dim must stay"),
+    ("llama", {"hidden_size": 32, "head_dim": 8}, "head_dim must keep its size"),
     ("llama", {"hidden_size": 18}, "hidden_size / num_attention_heads is not a whole number"),
 ]
 
@@ -305,7 +308,7 @@ def test_an_encoder_is_known_by_what_it_holds(architecture: str, prefix: str, pa
     position_ids = f"{family}.embeddings.position_ids".removeprefix(prefix)
     specs[position_ids] = TensorSpec(name=position_ids, dtype="I64", shape=(1, 16))
     # What config.json claims does not decide: a sentence encoder often still names the class it was cut from.
-    found = FAMILIES[family].check({**config, "architectures": None}, specs, label="source")
+    found = claim_tensors(FAMILIES[family], {**config, "architectures": None}, specs, label="source")
     assert found.family.architecture == architecture
     assert set(found.family.chosen.parts) == parts
     assert found.ignored == (position_ids,)
@@ -319,7 +322,7 @@ def _renamed(name: str, endings: dict[str, str]) -> str:
 def test_an_encoder_without_a_pooler_and_one_with_a_pooler_beside_its_head() -> None:
     config = {**config_of("bert"), "architectures": ["BertModel"]}
     bare = {name: spec for name, spec in specs_of(config).items() if not name.startswith("pooler")}
-    found = FAMILIES["bert"].check(config, bare, label="source")
+    found = claim_tensors(FAMILIES["bert"], config, bare, label="source")
     assert (found.family.architecture, found.family.chosen.parts) == ("BertModel", ())
     assert found.family.chosen.options == {"add_pooling_layer": False}
     # Old RoBERTa checkpoints carry a pooler that no class has beside the head.
@@ -327,7 +330,7 @@ def test_an_encoder_without_a_pooler_and_one_with_a_pooler_beside_its_head() -> 
     specs = specs_of(config)
     for name, shape in {"roberta.pooler.dense.weight": (16, 16), "roberta.pooler.dense.bias": (16,)}.items():
         specs[name] = TensorSpec(name=name, dtype="F32", shape=shape)
-    found = FAMILIES["roberta"].check(config, specs, label="source")
+    found = claim_tensors(FAMILIES["roberta"], config, specs, label="source")
     assert found.family.architecture == "RobertaForMaskedLM"
     assert found.left_out == ("roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
 
@@ -344,11 +347,11 @@ def test_a_quantised_checkpoint_is_called_so() -> None:
     config = config_of("llama", quantization_config={"quant_method": "gptq"})
     name = "model.layers.0.mlp.up_proj.qweight"
     specs = {**specs_of(config), name: TensorSpec(name=name, dtype="I32", shape=(2, 24))}
-    with pytest.raises(SourceError, match="of a quantised model"):
-        FAMILIES["llama"].check(config, specs, label="source")
+    with pytest.raises(SourceError, match="belongs to a quantised model"):
+        claim_tensors(FAMILIES["llama"], config, specs, label="source")
     packed = {**specs_of(config), "lm_head.weight": TensorSpec(name="lm_head.weight", dtype="U8", shape=(7, 16))}
-    with pytest.raises(SourceError, match="no floating-point tensor"):
-        FAMILIES["llama"].check({**config, "tie_word_embeddings": False}, packed, label="source")
+    with pytest.raises(SourceError, match="not a floating-point tensor"):
+        claim_tensors(FAMILIES["llama"], {**config, "tie_word_embeddings": False}, packed, label="source")
 
 
 def test_positions_that_cannot_be_counted_are_the_sources_fault() -> None:

@@ -10,6 +10,7 @@ from support.tiny import CONFIGS, TARGETS, config_of, family_of, model_of, start
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.torch_io import tensor_to_bytes
 from ligo_convert.data.examples import ArrayExamples, Batch
+from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator, learnable
 from ligo_convert.training.fit import (
@@ -78,7 +79,7 @@ def prepared(family: str, *, dtype: torch.dtype = torch.float32, **growth: objec
     state = {name: tensor.detach() for name, tensor in model_of(config, dtype=dtype).named_parameters()}
     code = {torch.float32: "F32", torch.float64: "F64"}[dtype]
     specs = {name: TensorSpec(name=name, dtype=code, shape=tuple(tensor.shape)) for name, tensor in state.items()}
-    inventory = found.check(config, specs, label="tiny")
+    inventory = claim_tensors(found, config, specs, label="tiny")
     assert inventory.family.architecture == found.architecture
     # Where the norm comes after the sum only whole multiples are exact, and `both` is one there.
     start = start_of(family, config, TARGETS[family]["both"], **{"width": "lemon", "depth": "identity", **growth})
