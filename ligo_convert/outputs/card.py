@@ -1,8 +1,10 @@
-"""The model card: README.md of an output directory, with the Hub's metadata in front.
+"""Write the model card: README.md of an output directory, with the Hub's metadata in front.
 
-What comes in: the `Record` of a run and the sizes of the files beside the card. What goes out: Markdown in UTF-8, the same for the same
-record; times stand in one line of the provenance alone. Names, config values and reasons come from files that others wrote: they are
-quoted so that nothing in them is markup, a link or a control character.
+Input: the `Record` of a run and the sizes of the other files. Output: Markdown in UTF-8, the same for the same record. Times appear in one
+line of the section on provenance only.
+
+Names, config values and reasons come from files that others wrote. They are quoted, so that they contain no markup, link or control
+character.
 """
 
 from __future__ import annotations
@@ -31,24 +33,24 @@ PIPELINES = {
 }
 
 _AGREEMENT = (
-    "Disagreement with the source: of hidden states, relative to their size, and of cosines between sequences (0: none)",
+    "Disagreement with the source (relative error of hidden states and of cosines between sequences; 0 is equal)",
     "relative",
 )
 
-# What the loss of each task is a mean of, and over what.
+# Task -> name of its loss, unit of its loss.
 LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
     "encoder": _AGREEMENT,
     "sequence-classification": _AGREEMENT,
-    "image-classification": ("Mean loss of the class", "nats an image"),
+    "image-classification": ("Mean classification loss", "nats an image"),
 }
 
 FIGURE = "ligo/fit.png"
 
 _SOURCE_FOLDER = "ligo/source/"
 
-_LIGO = """@inproceedings{wang2023learning,
+_LIGO_BIBTEX = """@inproceedings{wang2023learning,
   title     = {Learning to Grow Pretrained Models for Efficient Transformer Training},
   author    = {Wang, Peihao and Panda, Rameswar and Torroba Hennigen, Lucas and Greengard, Philip and Karlinsky, Leonid and
                Feris, Rogerio and Cox, David Daniel and Wang, Zhangyang and Kim, Yoon},
@@ -58,23 +60,28 @@ _LIGO = """@inproceedings{wang2023learning,
 }"""
 
 
-def _in_words(record: Record, verdict: str) -> str:
-    """What a verdict says of the start: of logits, or, of a model without a head or with a new one, of its last hidden states."""
+def _verdict_in_words(record: Record, verdict: str) -> str:
+    """Return what a verdict means, as a predicate of "the initial operator".
+
+    Verdicts are about logits, or about the last hidden states if the model has no head or a new one.
+    """
     if verdict == "lossy":
         return "does not preserve the function of the source"
-    if _compares_states(record):
-        head = "; its head is new, and drawn at random" if any("(new head)" in name for name in record.drawn) else ""
+    if _compares_hidden_states(record):
+        new_head = any("(new head)" in name for name in record.drawn)
+        head = ". The head is new and randomly initialised" if new_head else ""
         if verdict == "exact":
-            return f"preserves what the body of the source computes: the last hidden states, to the rounding of the arithmetic{head}"
-        return f"preserves the last hidden states of the source within a hundredth of their mean square{head}"
+            return f"preserves the last hidden states of the source up to rounding errors{head}"
+        return f"preserves the last hidden states of the source with a mean squared error below 1 % of their mean square{head}"
     if verdict == "exact":
-        return "preserves the function of the source: every logit is the source's, to the rounding of the arithmetic"
+        return "preserves the function of the source: every logit equals the source's up to rounding errors"
     if family_of_record(record).task in WITHOUT_LOSS:
-        return "preserves the logits of the source within a hundredth of their mean square"
+        return "preserves the logits of the source with a mean squared error below 1 % of their mean square"
     return f"preserves the source's loss within 0.01 {LOSSES[family_of_record(record).task][1]}, but not every logit"
 
 
-def _compares_states(record: Record) -> bool:
+def _compares_hidden_states(record: Record) -> bool:
+    """Return True if preservation was measured on the last hidden states instead of logits."""
     compared = record.metrics["preservation"].get("compared")
     if compared is not None:
         return bool(compared == "hidden states")
@@ -82,13 +89,15 @@ def _compares_states(record: Record) -> bool:
 
 
 def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
-    """README.md of an output directory.
+    """Return the text of README.md for an output directory.
 
     Args:
-        files: the files beside the card: name -> bytes. figure: whether the picture of the fit is one of them.
+        record: the record of the run.
+        files: the other files in the directory, name -> size in bytes.
+        figure: whether the plot of the fit is among them.
 
     Raises:
-        LigoError: something private would stand in it.
+        LigoError: the card would contain something private.
     """
     sections = (
         _opening(record),
@@ -123,22 +132,22 @@ def _front_matter(record: Record) -> str:
     text = dump_yaml(data)
     if record.hub_id is not None:
         relation = dump_yaml({"base_model": record.hub_id, "base_model_relation": "finetune"})
-        # The Hub guesses a relation where none is stated, and knows none that means "grown".
-        text += "# The Hub has no relation that means `grown`; of those it has, this is the nearest.\n" + relation
+        # Without a relation the Hub guesses one.
+        text += "# The Hub has no relation `grown`; `finetune` is the closest one.\n" + relation
     return f"---\n{text}---\n"
 
 
 def _dataset(record: Record) -> str | None:
     data = (record.recipe.get("fit") or {}).get("data") or {}
-    found = (data.get("hub") or {}).get("id")
-    return None if found is None else str(found)
+    dataset = (data.get("hub") or {}).get("id")
+    return None if dataset is None else str(dataset)
 
 
-# --- what it is -------------------------------------------------------------------------------------------------------
+# --- description ------------------------------------------------------------------------------------------------------
 
 
 def _source(record: Record) -> str:
-    """The source as a reader can find it."""
+    """Return the source so that a reader can find it: a link with a commit, or a description."""
     if record.hub_id is not None:
         name = prose(record.hub_id)
         commit = str(record.source["revision"])
@@ -146,25 +155,26 @@ def _source(record: Record) -> str:
     if record.source["pretrained_here"]:
         trained = record.metrics.get("pretrain")
         how = f" ({trained['steps']:,} steps, {trained['tokens']:,} tokens)" if trained else ""
-        return f"a small {FAMILIES[record.family].model_type} that was trained for it first{how}"
+        return f"a small {FAMILIES[record.family].model_type} model, which the same recipe pretrained{how}"
     return f"{code(record.source_name)}, a checkpoint that is not on the Hub"
 
 
 def _opening(record: Record) -> Iterator[str]:
     parameters = record.metrics["parameters"]
     name = record.source_name.rpartition("/")[2]
-    title = "A model grown from one trained for it" if record.source["pretrained_here"] else f"{prose(name)}, grown"
-    drawn = ", but for those drawn at random" if record.drawn else ""
+    title = "A grown model" if record.source["pretrained_here"] else f"{prose(name)}, grown"
+    drawn = ", except for randomly initialised parts" if record.drawn else ""
     ratio = parameters["target"] / parameters["source"]
     yield f"# {title}"
     yield ""
     yield (
-        f"A {FAMILIES[record.family].model_type} model of {parameters['target']:,} parameters, grown from {_source(record)} "
-        f"({parameters['source']:,} parameters; {ratio:.2f} times as many now) with "
-        f"[LiGO](https://arxiv.org/abs/2303.00980), learned linear growth. Every weight is a linear function of the source's{drawn}."
+        f"A {FAMILIES[record.family].model_type} model with {parameters['target']:,} parameters. "
+        f"It was grown by a factor of {ratio:.2f} from {_source(record)}, which has {parameters['source']:,} parameters, with "
+        f"[LiGO](https://arxiv.org/abs/2303.00980) (learned linear growth operator). "
+        f"Every weight is a linear function of the source's weights{drawn}."
     )
     yield ""
-    yield "**A grown model is a start for training, not a finished model.** It knows what its source knew, in a larger body."
+    yield "**A grown model is an initialisation for further training, not a finished model.** Train it before use."
 
 
 def _sizes(record: Record) -> Iterator[str]:
@@ -188,28 +198,31 @@ def _method(record: Record) -> Iterator[str]:
     for start in operator["starts"]:
         yield f"- {code(start)}"
     count = operator["parameters"]
-    tie = ", read maps tied to write maps as the paper prints them" if operator["tie"] else ""
-    size = f"{count['width']:,} coefficients of width, {count['depth']:,} of depth"
-    yield f"- the operator: width maps {_KEYINGS[operator['keying']]}{tie}; {size}"
+    tie = ", input maps tied to output maps as the paper's equations are printed" if operator["tie"] else ""
+    size = f"{count['width']:,} width coefficients, {count['depth']:,} depth coefficients"
+    yield f"- operator: {_KEYINGS[operator['keying']]}{tie}; {size}"
     if "apply" in record.recipe:
-        yield "- the operator was made by an earlier run and applied to this source"
+        yield "- an earlier run produced the operator; it was applied to this source"
     elif fit is None:
-        yield "- nothing was learned: this is the starting operator's result"
+        yield "- the operator was not trained: the weights come from the initial operator"
     elif not fit["best_step"]:
-        yield f"- {fit['steps']:,} steps of learning gave nothing better on held-out data: this is the starting operator's result"
+        yield (
+            f"- {fit['steps']:,} training steps did not improve the operator on held-out data: "
+            "the weights come from the initial operator"
+        )
     else:
-        best = f"step {fit['best_step']:,} was the best on held-out data and is the one applied"
-        yield f"- the operator was learned for {fit['steps']:,} steps; {best}"
+        best = f"step {fit['best_step']:,} had the lowest loss on held-out data and was applied"
+        yield f"- the operator was trained for {fit['steps']:,} steps; {best}"
     for name in record.drawn:
-        yield f"- drawn at random, as the library initialises: {prose(name)}"
+        yield f"- randomly initialised, as in the library: {prose(name)}"
     if record.nonfinite_allowed:
-        yield "- **NaN and infinite values were let through**, as the recipe asked (`source.allow_nonfinite`)"
+        yield "- **NaN and infinite values were not rejected**, because the recipe allows them (`source.allow_nonfinite`)"
 
 
 _KEYINGS = {
-    "source": "by source layer, as in the paper",
-    "target": "by target layer, as in the paper's code",
-    "shared": "shared by all layers",
+    "source": "one set of width maps for each source layer, as in the paper",
+    "target": "one set of width maps for each target layer, as in the paper's code",
+    "shared": "one set of width maps for all layers",
 }
 
 
@@ -217,73 +230,69 @@ _KEYINGS = {
 
 
 def _preservation(record: Record) -> Iterator[str]:
-    found, fit = record.metrics["preservation"], record.metrics["fit"]
-    verdict, planned = found.get("verdict"), found.get("planned")
-    yield "## What growth kept"
+    preservation, fit = record.metrics["preservation"], record.metrics["fit"]
+    verdict, planned = preservation.get("verdict"), preservation.get("planned")
+    yield "## Function preservation"
     yield ""
     if verdict is None and planned is None:
-        yield "How far the function of the source is preserved was not measured."
+        yield "Function preservation was not measured."
         return
     if verdict is None:
-        yield f"**{planned.capitalize()}**, by construction: the start {_in_words(record, planned)}. No model was run to measure it."
+        yield f"**{planned.capitalize()}**, by construction: the initial operator {_verdict_in_words(record, planned)}."
+        yield "It was not measured: no model was run."
     else:
-        yield f"**{verdict.capitalize()}**: the start {_in_words(record, verdict)}, measured on {_measured_on(found)} in float32 or wider."
+        yield f"**{verdict.capitalize()}**: the initial operator {_verdict_in_words(record, verdict)}."
+        yield f"Measured on {_measured_on(preservation)} in float32 or wider."
     if fit is not None and fit["best_step"]:
         yield ""
-        yield "This is the certificate of the start. The operator was then learned, and the weights here are the learned one's."
-    reasons = [f"- {prose(reason)}" for reason in found.get("reasons") or ()]
+        yield "This verdict is about the initial operator. The weights here come from the trained operator."
+    reasons = [f"- {prose(reason)}" for reason in preservation.get("reasons") or ()]
     if reasons:
         yield ""
         yield from reasons
     if verdict is None:
         return
     yield ""
-    what = "hidden state" if _compares_states(record) else "logit"
+    what = "hidden state" if _compares_hidden_states(record) else "logit"
+    unit = LOSSES[family_of_record(record).task][1]
     rows = [
-        (f"largest difference of a {what}", number(found["max_logit_difference"])),
-        (f"mean difference of a {what}", number(found.get("mean_logit_difference"))),
-        (f"largest {what} of the source", number(found.get("logit_scale"))),
-        (
-            f"difference of the loss, {LOSSES[family_of_record(record).task][1]}",
-            number(found["loss_difference"], signed=True),
-        ),
+        (f"largest {what} difference", number(preservation["max_logit_difference"])),
+        (f"mean {what} difference", number(preservation.get("mean_logit_difference"))),
+        (f"largest {what} of the source", number(preservation.get("logit_scale"))),
+        (f"loss difference, {unit}", number(preservation["loss_difference"], signed=True)),
     ]
-    yield from table(("start against source", ""), [row for row in rows if row[1]])
-    if found.get("departs_at") is not None:
+    yield from table(("initial operator compared with source", ""), [row for row in rows if row[1]])
+    if preservation.get("departs_at") is not None:
         yield ""
-        yield f"Hidden states depart from the source's at layer {found['departs_at']} (counted from 0)."
-    rounding = found.get("rounding")
+        yield f"Hidden states first differ from the source's at layer {preservation['departs_at']} (counted from 0)."
+    rounding = preservation.get("rounding")
     if rounding:
         yield ""
+        difference = rounding["loss_difference"]
+        loss = "" if difference is None else f", and the loss by {number(difference, signed=True)} {unit}"
         yield (
-            f"Storing the weights as {code(rounding['dtype'])} moves {what}s by at most {number(rounding['max_logit_difference'])} "
-            f"{_rounded_loss(record, rounding['loss_difference'])}; the verdict is about the map, before that."
+            f"Storing the weights as {code(rounding['dtype'])} changes {what}s by at most "
+            f"{number(rounding['max_logit_difference'])}{loss}. The verdict does not include this rounding."
         )
-
-
-def _rounded_loss(record: Record, difference: float | None) -> str:
-    if difference is None:
-        return "in all"
-    return f"and the loss by {number(difference, signed=True)} {LOSSES[family_of_record(record).task][1]}"
 
 
 def _losses(record: Record, *, figure: bool) -> Iterator[str]:
     loss = record.metrics["loss"]
     names = {
         "source": "source",
-        "random_target": "a model of this size, drawn at random",
-        "initial": "start" if loss["fitted"] is not None else "start: this model",
-        "fitted": "fitted: this model",
+        "random_target": "randomly initialised model of this size",
+        "initial": "initial operator" if loss["fitted"] is not None else "initial operator: this model",
+        "fitted": "trained operator: this model",
     }
     task = family_of_record(record).task
     perplexity, accuracy = task in ("causal-lm", "masked-lm"), record.metrics["accuracy"]
-    judged = _known(accuracy, "initial")
+    has_accuracy = _known(accuracy, "initial")
     rows = [
         (
             text,
             _loss(loss[name]),
             *((number(_perplexity(loss[name])),) if perplexity else ()),
-            *((_share(accuracy.get(name)),) if judged else ()),
+            *((_share(accuracy.get(name)),) if has_accuracy else ()),
         )
         for name, text in names.items()
         if _known(loss, name)
@@ -295,39 +304,39 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
     yield ""
     if rows:
         what, per = LOSSES[task]
-        yield f"{what} on a held-out slice{_slice(record)}, which was used neither to learn nor to choose."
+        yield f"{what} on the test split{_split_size(record)}. It was used neither for training nor for choosing the operator."
         yield ""
-        columns = (*(("perplexity",) if perplexity else ()), *(("accuracy",) if judged else ()))
+        columns = (*(("perplexity",) if perplexity else ()), *(("accuracy",) if has_accuracy else ()))
         yield from table(("model", f"loss, {per}", *columns), rows)
         yield ""
     if figure:
-        yield f"![Loss while the operator was learned, step by step]({FIGURE})"
+        yield f"![Training loss of the operator by step]({FIGURE})"
         yield ""
     yield from costs
 
 
-def _measured_on(found: Mapping[str, Any]) -> str:
-    unit = "images" if found.get("images") else "tokens"
-    return f"{found[unit]:,} {unit}"
+def _measured_on(preservation: Mapping[str, Any]) -> str:
+    unit = "images" if preservation.get("images") else "tokens"
+    return f"{preservation[unit]:,} {unit}"
 
 
-def _slice(record: Record) -> str:
-    """How large the held-out slice is: ` of 16,384 tokens`."""
+def _split_size(record: Record) -> str:
+    """Return the size of the test split, such as ` of 16,384 tokens`; empty if it is unknown."""
     for unit in ("tokens", "images"):
-        found = ((record.data or {}).get(unit) or {}).get("test")
-        if found:
-            return f" of {found:,} {unit}"
+        count = ((record.data or {}).get(unit) or {}).get("test")
+        if count:
+            return f" of {count:,} {unit}"
     return ""
 
 
 def _costs(record: Record) -> Iterator[str]:
     fit, flops = record.metrics["fit"], record.metrics["flops"]
     if fit is not None:
-        yield f"- learning: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}"
+        yield f"- training of the operator: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}"
     if flops.get("fit"):
-        yield f"- FLOPs of learning the operator: {number(float(flops['fit']))}"
+        yield f"- FLOPs for training the operator: {number(float(flops['fit']))}"
     if flops.get("target_step"):
-        yield f"- FLOPs of one training step of this model at the same batch: {number(float(flops['target_step']))}"
+        yield f"- FLOPs for one training step of this model with the same batch size: {number(float(flops['target_step']))}"
 
 
 def _known(figures: Mapping[str, Any], name: str) -> bool:
@@ -335,7 +344,7 @@ def _known(figures: Mapping[str, Any], name: str) -> bool:
 
 
 def _loss(value: float) -> str:
-    # Starts differ in the third decimal: losses are shown to the fourth.
+    # Losses of initial operators differ in the third decimal, so four are shown.
     return f"{value:.4f}" if math.isfinite(value) else number(value)
 
 
@@ -348,7 +357,7 @@ def _perplexity(loss: float) -> float:
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """A figure at four digits; empty for None.
+    """Format a figure with four significant digits; None is empty.
 
     >>> number(3.14159), number(1.2e-06), number(57021.3), number(123456789.0), number(float("nan"))
     ('3.142', '1.2e-06', '57,021', '1.235e+08', 'not a number')
@@ -363,7 +372,7 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return f"{value:{sign},.0f}" if 1000 <= abs(value) < 1e6 else f"{value:{sign}.4g}"
 
 
-# --- how to use it ----------------------------------------------------------------------------------------------------
+# --- usage ------------------------------------------------------------------------------------------------------------
 
 
 def _loading(record: Record, files: Collection[str]) -> Iterator[str]:
@@ -379,7 +388,7 @@ def _load_transformers(family: Family, *, tokenizer: bool) -> Iterator[str]:
     options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
     yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{family.auto_class}"
     yield ""
-    yield f'model = {family.auto_class}.from_pretrained("."{options})  # this directory, or the name of its repository'
+    yield f'model = {family.auto_class}.from_pretrained("."{options})  # or the name of its repository on the Hub'
     if tokenizer:
         yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
 
@@ -387,7 +396,7 @@ def _load_transformers(family: Family, *, tokenizer: bool) -> Iterator[str]:
 def _load_timm(family: Family, *, tokenizer: bool) -> Iterator[str]:
     yield "import timm"
     yield ""
-    yield 'model = timm.create_model("local-dir:.", pretrained=True)  # this directory; "hf-hub:NAME" for its repository'
+    yield 'model = timm.create_model("local-dir:.", pretrained=True)  # or "hf-hub:NAME" for its repository on the Hub'
 
 
 _LOADING = {"transformers": _load_transformers, "timm": _load_timm}
@@ -397,33 +406,36 @@ def _limits(record: Record) -> Iterator[str]:
     verdict = record.metrics["preservation"].get("verdict")
     yield "## Limits"
     yield ""
-    yield "- Growth adds room, not knowledge: without training it is at best about as good as its source."
-    yield "- What the source does wrong, its biases included, this model does too. It was not evaluated on any benchmark here."
+    yield "- Growth adds capacity, not knowledge. Without further training, expect it to be at best about as good as its source."
+    yield "- The model inherits the errors and biases of its source. It was not evaluated on any benchmark."
     if verdict == "lossy" or verdict is None:
-        yield "- Outputs may differ from the source's at every token; look at the figures above before use."
+        yield "- Every output may differ from the source's. Check the figures above before use."
     if verdict is not None and record.data is None:
-        yield "- Preservation was measured on random inputs, for want of data: how far the functions agree, not how well either does."
-    yield "- Figures hold for the slice they were measured on, and differ in the last digits between kinds of processors."
+        yield (
+            "- Preservation was measured on random inputs, because there was no data: "
+            "it shows how far the two models agree, not how good they are."
+        )
+    yield "- Figures hold for the data they were measured on. Their last digits depend on the processor."
 
 
-# --- where it is from -------------------------------------------------------------------------------------------------
+# --- origin -----------------------------------------------------------------------------------------------------------
 
 
 def _provenance(record: Record, files: Mapping[str, int]) -> Iterator[str]:
-    own = any(name.startswith(_SOURCE_FOLDER) for name in files)
-    source = record.hub_id or (_SOURCE_FOLDER.rstrip("/") if own else "SOURCE")
+    includes_source = any(name.startswith(_SOURCE_FOLDER) for name in files)
+    source = record.hub_id or (_SOURCE_FOLDER.rstrip("/") if includes_source else "SOURCE")
     seconds = record.metrics["seconds"]
     took = ", ".join(f"{stage} {number(float(value))} s" for stage, value in seconds.items())
-    memory = f"; {record.metrics['peak_rss_bytes'] / 1e9:.2f} GB of memory at the peak"
+    memory = f"; peak memory {record.metrics['peak_rss_bytes'] / 1e9:.2f} GB"
     yield "## Provenance"
     yield ""
-    yield "Every file is listed with its SHA-256 in `ligo/SHA256SUMS`; `ligo/provenance.json` says what they were made of."
-    yield "Both are written by the program itself and not signed."
+    yield "`ligo/SHA256SUMS` lists the SHA-256 of every file. `ligo/provenance.json` records the inputs, the recipe and the software."
+    yield "Neither file is signed."
     yield ""
     yield "```sh"
-    yield "# every byte is the one that was written"
+    yield "# check that no file changed"
     yield "sha256sum -c ligo/SHA256SUMS"
-    yield "# and every tensor is what its source and the operator give"
+    yield "# recompute every tensor from the source and the operator, and load the model"
     yield f"ligo-convert verify . --load --source {source}"
     yield "```"
     yield ""
@@ -448,11 +460,11 @@ def _license(record: Record) -> Iterator[str]:
     yield ""
     stated = record.source["license"]
     if stated is not None:
-        yield f"{code(stated)}, inherited from the source: these weights derive from its weights, and its terms hold."
+        yield f"{code(stated)}, inherited from the source: the weights are derived from the source, so its terms apply."
     elif record.source["pretrained_here"]:
-        yield "No licence was stated. The source was trained for this model; whoever publishes it states one."
+        yield "No licence was stated. The same recipe trained the source, so whoever publishes the model states the licence."
     else:
-        yield "The source states no licence, and none is given here. Weights derived from it are under its terms; ask its authors."
+        yield "The source states no licence, so none is given here. The source's terms apply to derived weights; ask its authors."
 
 
 _LICENSE = "## Licence"
@@ -461,9 +473,10 @@ _STATED = re.compile(r"(?m)^license: .*\n")
 
 
 def under_license(text: str, license: str) -> str:
-    """A card of `card` with the licence that its publisher states, in the metadata and in the text.
+    """Return a card with the publisher's licence in its metadata and text.
 
     Args:
+        text: a card written by `card`.
         license: an identifier in lower case.
 
     >>> print(under_license("---\\ntags: [a]\\n---\\n# M\\n\\n## Licence\\n\\nNone.\\n\\n## Citation\\n", "mit"))
@@ -475,7 +488,7 @@ def under_license(text: str, license: str) -> str:
     <BLANKLINE>
     ## Licence
     <BLANKLINE>
-    `mit`, as stated by whoever published these weights.
+    `mit`, as stated by the publisher of these weights.
     <BLANKLINE>
     ## Citation
     <BLANKLINE>
@@ -484,8 +497,8 @@ def under_license(text: str, license: str) -> str:
     before, section, after = body.partition(f"\n{_LICENSE}\n")
     assert section, "a card has a section on its licence"
     _, heading, rest = after.partition("\n## ")
-    said = f"{code(license)}, as stated by whoever published these weights."
-    return f"---\nlicense: {license}\n{_STATED.sub('', front)}---\n{before}{section}\n{said}\n{heading}{rest}"
+    sentence = f"{code(license)}, as stated by the publisher of these weights."
+    return f"---\nlicense: {license}\n{_STATED.sub('', front)}---\n{before}{section}\n{sentence}\n{heading}{rest}"
 
 
 def _citations(record: Record) -> Iterator[str]:
@@ -495,39 +508,38 @@ def _citations(record: Record) -> Iterator[str]:
     ]
     yield "## Citation"
     yield ""
-    yield "LiGO, the architecture and the source:" if record.hub_id is not None else "LiGO and the architecture:"
+    what = "LiGO, the architecture and the source" if record.hub_id is not None else "LiGO and the architecture"
+    yield f"Please cite {what}:"
     yield ""
     yield "```bibtex"
-    yield _LIGO
+    yield _LIGO_BIBTEX
     yield FAMILIES[record.family].paper
     if record.hub_id is not None:
-        yield _entry(record.hub_id, str(record.source["revision"]))
+        yield _source_bibtex(record.hub_id, str(record.source["revision"]))
     yield "```"
     cited = dict.fromkeys(
         part for paper in papers for part in paper.split("; ") if part != "-" and "2303.00980" not in part
     )
     if cited:
         yield ""
-        yield "The start is from:"
+        yield "The initial operator uses methods from:"
         yield ""
         yield from ("- " + ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", part) for part in cited)
     yield ""
-    yield _cited_source(record)
+    yield _citation_of_source(record)
 
 
-def _entry(hub_id: str, commit: str) -> str:
-    """The source on the Hub as BibTeX."""
-    title, place = hub_id.replace("_", r"\_"), f"https://huggingface.co/{hub_id}/tree/{commit}"
-    lines = {"title": title, "howpublished": "Hugging Face Hub", "note": f"commit {commit}", "url": place}
+def _source_bibtex(hub_id: str, commit: str) -> str:
+    """Return the BibTeX entry of a source on the Hub."""
+    title, url = hub_id.replace("_", r"\_"), f"https://huggingface.co/{hub_id}/tree/{commit}"
+    lines = {"title": title, "howpublished": "Hugging Face Hub", "note": f"commit {commit}", "url": url}
     return "@misc{source,\n" + ",\n".join(f"  {key:<12} = {{{value}}}" for key, value in lines.items()) + "\n}"
 
 
-def _cited_source(record: Record) -> str:
+def _citation_of_source(record: Record) -> str:
     if record.hub_id is not None:
-        return (
-            f"If [the source's page](https://huggingface.co/{record.hub_id}) asks for another citation, that one holds."
-        )
+        return f"If [the source's page](https://huggingface.co/{record.hub_id}) asks for another citation of the source, use that one."
     if record.source["pretrained_here"]:
-        return "The source was trained for this model, by the same recipe: there is nothing else to cite for it."
+        return "The same recipe trained the source, so it needs no citation."
     name = code(record.source_name)
-    return f"The source, {name}, is not on the Hub: cite it as whoever made it asks. Its digests are above."
+    return f"The source, {name}, is not on the Hub. Cite it as its authors ask; its digests are listed above."

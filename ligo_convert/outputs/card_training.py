@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Write the section of the model card on further training: starting hyperparameters, each with its origin."""
 
 from __future__ import annotations
 
@@ -15,20 +15,28 @@ from ligo_convert.outputs.provenance import Record
 
 
 def family_of_record(record: Record) -> Family:
-    """The family, narrowed to the class that was written."""
+    """Return the family for the model class that the output directory contains."""
     return FAMILIES[record.family].for_architecture(record.operator["head"])
 
 
 def has_tokenizer(files: Collection[str]) -> bool:
-    wanted = (*VOCABULARY_FILES, *((name,) for name in SENTENCEPIECE_FILES))
-    return any(set(names) <= set(files) for names in wanted)
+    """Return True if the file names include a complete tokenizer."""
+    complete_sets = (*VOCABULARY_FILES, *((name,) for name in SENTENCEPIECE_FILES))
+    return any(set(names) <= set(files) for names in complete_sets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Which peak rates did best in a comparison (docs/results/results.md), of those tried: from scratch, and for what began from the source.
+    """The best peak learning rates in one comparison of docs/results/results.md.
 
-    `beside`: what has to be known of them. Batch, warmup and decay are those of the comparison's recipe.
+    Attributes:
+        model: the architecture compared.
+        parameters: size of the target.
+        tried: all peak learning rates tried.
+        scratch: the best rate for training from scratch.
+        grown: the best rate for grown models.
+        note: a limitation of these figures, for the reader of a card.
+        batch: the batch of the comparison's recipe.
     """
 
     model: str
@@ -36,12 +44,12 @@ class Measured:
     tried: tuple[float, ...]
     scratch: float
     grown: float
-    beside: str
+    note: str
     batch: str = "32 sequences of 64 tokens"
 
     @property
     def training(self) -> Training:
-        """Its run from scratch, as a paper's."""
+        """Return the run from scratch in the form in which families list the runs of papers."""
         return Training(
             parameters=self.parameters,
             rate=self.scratch,
@@ -59,7 +67,7 @@ MEASURED = {
         tried=(0.001, 0.003, 0.009),
         scratch=0.009,
         grown=0.003,
-        beside="0.009 was the highest tried; over the whole budget it ended a hundredth of a nat lower for a grown one, too",
+        note="0.009 was the highest rate tried; over the whole budget it was also better for a grown model, by 0.01 nats",
     ),
     "masked-lm": Measured(
         model="BERT",
@@ -67,7 +75,7 @@ MEASURED = {
         tried=(0.001, 0.003, 0.009),
         scratch=0.001,
         grown=0.001,
-        beside="0.001 was the lowest tried; from scratch, 0.0003 was tried apart and ended higher",
+        note="0.001 was the lowest rate tried; from scratch, 0.0003 was tried separately and was worse",
     ),
     "image-classification": Measured(
         model="CaiT",
@@ -75,65 +83,77 @@ MEASURED = {
         tried=(0.001, 0.003, 0.009),
         scratch=0.001,
         grown=0.001,
-        beside="0.001 was the lowest tried; from scratch, 0.0003 was tried apart and ended higher",
+        note="0.001 was the lowest rate tried; from scratch, 0.0003 was tried separately and was worse",
         batch="32 images",
     ),
 }
 
-# At what the LiGO paper trains what it has grown (arXiv:2303.00980).
-_OF_LIGO = {
+# How the LiGO paper trains its grown models (arXiv:2303.00980): peak rate, batch, warmup.
+_LIGO_PAPER = {
     "bert": "2e-04, 256 sequences of 128 tokens, 10,000 of 400,000 steps of warmup",
     "roberta": "8e-04, 1,024 sequences of 128 tokens, 10,000 of 400,000 steps of warmup",
 }
 
 
 def training_advice(record: Record, files: Collection[str]) -> Iterator[str]:
-    """A place to begin from: every figure with what it is from."""
+    """Yield the lines of the section: hyperparameters to start a search from, with the origin of each figure."""
     family, measured = family_of_record(record), MEASURED.get(family_of_record(record).task)
     size = record.metrics["parameters"]["target"]
     known = (*family.trained, *((measured.training,) if measured is not None else ()))
-    # Rates fall by the logarithm of the size, about.
+    # Good learning rates fall roughly with the logarithm of the size, so sizes are compared by their ratio.
     nearest = min(known, key=lambda training: abs(math.log(training.parameters / size)), default=None)
-    yield "## How to go on training"
+    yield "## Further training"
     yield ""
-    yield "Nothing of this was tried on this model: it is where to begin a search of your own, a factor of three up and down."
+    yield "These values were not tried on this model. Use them as the centre of your own search, a factor of three up and down."
     yield ""
-    rows = [("optimizer", _optimizer(nearest), "the source's moments do not grow with its weights")]
+    rows = [("optimizer", _optimizer(nearest), "the moments of the source's optimizer cannot be grown")]
     if nearest is not None:
         rows.append(("peak learning rate", *_rate(nearest, measured)))
-        rows.append(("warmup", nearest.warmup, f"as from scratch: {linked(nearest.paper)}; the moments begin empty"))
-    rows.append(("schedule", "hold the peak, then linearly to 0 in the last fifth", _schedule(measured)))
-    if family.name in _OF_LIGO:
-        rows.append(("beside it", _OF_LIGO[family.name], "at what the LiGO paper trains what it has grown"))
-    yield from plain_table(("", "begin with", "why"), rows)
+        rows.append(
+            (
+                "warmup",
+                nearest.warmup,
+                f"as in training from scratch: {linked(nearest.paper)}; the optimizer's moments start at zero",
+            )
+        )
+    rows.append(
+        ("schedule", "constant at the peak, then linear to 0 in the last fifth of the steps", _schedule(measured))
+    )
+    if family.name in _LIGO_PAPER:
+        rows.append(("for comparison", _LIGO_PAPER[family.name], "the LiGO paper's training of grown models"))
+    yield from plain_table(("", "start with", "origin"), rows)
     yield ""
-    yield "- If you know at what rate the source was trained last, do not begin above it: a larger one undoes what growth kept."
+    yield "- If you know the last learning rate of the source's training, do not start above it: a larger rate destroys preserved function."
     if NEW_PARAMETERS in files:
-        yield f"- {code(NEW_PARAMETERS)} tells new parameters from old ones: optimizer groups for a rate of their own, or to hold the old."
+        yield f"- {code(NEW_PARAMETERS)} lists new and old parameters, for different learning rates or to freeze the old ones."
     yield f"- {vocabulary_advice(record, files)}"
-    yield "- Judge it by the loss a budget ends at, beside a model trained from scratch for as much."
+    yield "- To judge the result, compare its final loss with that of a model trained from scratch with the same budget."
 
 
 def _optimizer(nearest: Training | None) -> str:
-    return "AdamW, begun anew" + (f", weight decay {nearest.decay:g}" if nearest is not None else "")
+    return "AdamW with a new state" + (f", weight decay {nearest.decay:g}" if nearest is not None else "")
 
 
 def _rate(nearest: Training, measured: Measured | None) -> tuple[str, str]:
-    scratch = f"{code(f'{nearest.rate:.0e}')} from scratch at {_rounded(nearest.parameters)} parameters, in batches of {nearest.batch}"
+    scratch = f"{code(f'{nearest.rate:.0e}')} from scratch with {_rounded(nearest.parameters)} parameters and batches of {nearest.batch}"
     why = f"{scratch} ({linked(nearest.paper)})"
     if measured is None:
-        return f"at most {code(f'{nearest.rate:.0e}')}", f"{why}; what grown models of this kind want was not measured"
+        return (
+            f"at most {code(f'{nearest.rate:.0e}')}",
+            f"{why}; the best rate for grown models of this kind was not measured",
+        )
     ratio = measured.grown / measured.scratch
     tried = ", ".join(f"{rate:g}" for rate in measured.tried)
     best = (
-        f"of {tried} the best in short runs from grown starts was {measured.grown:g}, and from scratch {measured.scratch:g} "
-        f"({measured.model}, {_rounded(measured.parameters)} parameters, ligo-convert's docs/results/results.md; {measured.beside})"
+        f"in short runs with the rates {tried} the best was {measured.grown:g} for grown models and {measured.scratch:g} from scratch "
+        f"({measured.model}, {_rounded(measured.parameters)} parameters, ligo-convert's docs/results/results.md; {measured.note})"
     )
     return code(f"{nearest.rate * ratio:.0e}"), f"{why}, times {ratio:.2g}: {best}"
 
 
 def _rounded(count: float) -> str:
-    """
+    """Format a number of parameters with three significant digits.
+
     >>> _rounded(554_240), _rounded(125e6), _rounded(1.3e9)
     ('554K', '125M', '1.3B')
     """
@@ -144,19 +164,18 @@ def _rounded(count: float) -> str:
 
 
 def _schedule(measured: Measured | None) -> str:
-    shape = "warmup-stable-decay ([arXiv:2404.06395](https://arxiv.org/abs/2404.06395))"
+    name = "warmup-stable-decay ([arXiv:2404.06395](https://arxiv.org/abs/2404.06395))"
     if measured is None:
-        return f"{shape}; for this kind of model it was not compared with others"
-    return f"{shape} did better than cosine from scratch, in {measured.model} (ligo-convert's docs/results/results.md)"
+        return f"{name}; for this kind of model it was not compared with other schedules"
+    return f"{name} was better than cosine for {measured.model} trained from scratch (ligo-convert's docs/results/results.md)"
 
 
 def vocabulary_advice(record: Record, files: Collection[str]) -> str:
+    """Return a sentence on how inputs must be prepared for the model."""
     if family_of_record(record).library == "timm":
         if set(files) & set(TOKENIZER_FILES):
-            return "Images are prepared as for the source: the files that say how lie here."
-        return "Images are prepared as for the source: size, mean and deviation are its own."
+            return "Prepare images as for the source, according to the preprocessor files in this directory."
+        return "Prepare images as for the source: the same size, mean and standard deviation."
     if has_tokenizer(files):
-        return "The vocabulary is the source's, and so is the tokenizer that lies here: take them, and data like the source's."
-    return (
-        "No tokenizer lies here: its source has none beside its weights. Token ids mean what they mean in the source."
-    )
+        return "Use the tokenizer in this directory, which is the source's, and data similar to the source's."
+    return "This directory has no tokenizer, because the source has none. Token ids have the same meaning as in the source."

@@ -176,14 +176,22 @@ def test_sizes_show_every_key_that_differs_and_no_other() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     text = body(records.unfitted())
     assert "**Exact**, by construction" in text
-    assert "nothing was learned" in text
-    for absent in ("nats a token", "perplexity", "![", "None", "null", "learning:", "certificate"):
+    assert "the operator was not trained" in text
+    for absent in (
+        "nats a token",
+        "perplexity",
+        "![",
+        "None",
+        "null",
+        "training of the operator:",
+        "This verdict is about",
+    ):
         assert absent not in text.replace("`[4096, null]`", "")
     assert "4.43e+12" in text
     loss = {"source": 3.0, "initial": 3.1, "fitted": None, "random_target": None}
     some = body(records.with_metrics(records.unfitted(), loss=loss))
-    assert "| start: this model | 3.1000 | 22.2 |" in some
-    assert "drawn at random" not in some
+    assert "| initial operator: this model | 3.1000 | 22.2 |" in some
+    assert "randomly initialised" not in some
 
 
 def test_an_applied_operator_has_a_card() -> None:
@@ -194,39 +202,39 @@ def test_an_applied_operator_has_a_card() -> None:
         flops={"fit": 0, "target_step": None},
     )
     text = body(replace(record, operator={**record.operator, "starts": []}))
-    assert "applied to this source" in text
-    assert "was not measured" in text
+    assert "it was applied to this source" in text
+    assert "preservation was not measured" in text
     assert "Loss and cost" not in text
 
 
 @pytest.mark.parametrize(
     ("verdict", "words"),
-    [("exact", "every logit is the source's"), ("near", "within 0.01 nats"), ("lossy", "does not preserve")],
+    [("exact", "every logit equals the source's"), ("near", "within 0.01 nats"), ("lossy", "does not preserve")],
 )
 def test_the_certificate_in_words_and_figures(verdict: str, words: str) -> None:
     text = body(records.with_metrics(RECORD, preservation={**records.METRICS["preservation"], "verdict": verdict}))
     assert f"**{verdict.capitalize()}**" in text
     assert words in text
-    assert "| largest difference of a logit | 0.01235 |" in text
+    assert "| largest logit difference | 0.01235 |" in text
     assert "-0.00217" in text
-    assert "`bfloat16` moves logits by at most 0.52" in text
-    assert "the weights here are the learned one's" in text
-    assert ("Outputs may differ" in text) == (verdict == "lossy")
+    assert "`bfloat16` changes logits by at most 0.52" in text
+    assert "The weights here come from the trained operator" in text
+    assert ("Every output may differ" in text) == (verdict == "lossy")
 
 
 def test_a_fit_that_found_nothing_better_says_so() -> None:
     text = body(records.with_metrics(RECORD, fit={**records.METRICS["fit"], "best_step": 0}))
-    assert "gave nothing better" in text
-    assert "the weights here are the learned one's" not in text
+    assert "did not improve the operator" in text
+    assert "The weights here come from the trained operator" not in text
 
 
 def test_figures_that_are_no_numbers_are_called_so() -> None:
     broken = {**records.METRICS["preservation"], "max_logit_difference": float("nan"), "verdict": "lossy"}
     loss = {**records.METRICS["loss"], "fitted": float("inf"), "random_target": 1000.0}
     text = body(records.with_metrics(RECORD, preservation=broken, loss=loss))
-    assert "| largest difference of a logit | not a number |" in text
-    assert "| fitted: this model | infinite | infinite |" in text
-    assert "| a model of this size, drawn at random | 1000.0000 | infinite |" in text
+    assert "| largest logit difference | not a number |" in text
+    assert "| trained operator: this model | infinite | infinite |" in text
+    assert "| randomly initialised model of this size | 1000.0000 | infinite |" in text
 
 
 def test_a_source_trained_here_is_named_and_can_be_verified() -> None:
@@ -239,9 +247,9 @@ def test_a_source_trained_here_is_named_and_can_be_verified() -> None:
 
 def test_what_was_drawn_and_what_was_let_through_is_said() -> None:
     text = body(replace(RECORD, drawn=["embed (new entries)"], nonfinite_allowed=True))
-    assert "as the library initialises: embed (new entries)" in text
-    assert "NaN and infinite values were let through" in text
-    assert "but for those drawn at random" in text
+    assert "randomly initialised, as in the library: embed (new entries)" in text
+    assert "NaN and infinite values were not rejected" in text
+    assert "except for randomly initialised parts" in text
 
 
 def test_papers_of_the_starts_are_cited_once() -> None:
@@ -251,7 +259,9 @@ def test_papers_of_the_starts_are_cited_once() -> None:
     growth = {**records.RECIPE["growth"], "width": "lemon", "depth": "identity"}
     assert body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth})).count("arxiv.org/abs/2310.07999") == 1
     growth = {**growth, "width": "direct", "depth": "interpolate"}
-    assert "The start is from" not in body(replace(RECORD, recipe={**RECORD.recipe, "growth": growth}))
+    assert "The initial operator uses methods from" not in body(
+        replace(RECORD, recipe={**RECORD.recipe, "growth": growth})
+    )
 
 
 # --- how it is loaded, trained on and cited ----------------------------------------------------------------------------
@@ -277,8 +287,8 @@ def test_a_tokenizer_is_loaded_where_one_lies(beside: tuple[str, ...], loads: bo
     snippet = section(text, "How to load it")
     assert ("AutoTokenizer" in snippet) == loads
     assert "from transformers import" in snippet
-    assert ("tokenizer that lies here" in section(text, "How to go on training")) == loads
-    assert ("No tokenizer lies here" in text) != loads
+    assert ("Use the tokenizer in this directory" in section(text, "Further training")) == loads
+    assert ("This directory has no tokenizer" in text) != loads
 
 
 def of_family(name: str, size: float) -> Record:
@@ -290,9 +300,9 @@ def of_family(name: str, size: float) -> Record:
 @pytest.mark.parametrize(
     ("family", "size", "rate", "words"),
     [
-        ("gpt2", 355e6, "`1e-04`", ("`3e-04` from scratch at 350M", "GPT-3", "375 million tokens", "times 0.33")),
-        ("gpt2", 554e3, "`3e-03`", ("`9e-03` from scratch at 554K", "docs/results/results.md")),
-        ("llama", 7e9, "`1e-04`", ("`3e-04` from scratch at 6.7B", "LLaMA", "2,000 steps")),
+        ("gpt2", 355e6, "`1e-04`", ("`3e-04` from scratch with 350M", "GPT-3", "375 million tokens", "times 0.33")),
+        ("gpt2", 554e3, "`3e-03`", ("`9e-03` from scratch with 554K", "docs/results/results.md")),
+        ("llama", 7e9, "`1e-04`", ("`3e-04` from scratch with 6.7B", "LLaMA", "2,000 steps")),
         ("qwen2", 500e6, "`1e-04`", ("GPT-3",)),
         ("bert", 110e6, "`1e-04`", ("BERT, [arXiv:1810.04805]", "10,000 of 1,000,000 steps", "2e-04")),
         ("roberta", 125e6, "`6e-04`", ("RoBERTa, [arXiv:1907.11692]", "24,000 of 500,000 steps", "8e-04")),
@@ -304,12 +314,12 @@ def of_family(name: str, size: float) -> Record:
 def test_training_begins_with_figures_and_where_they_are_from(
     family: str, size: float, rate: str, words: tuple[str, ...]
 ) -> None:
-    told = section(body(of_family(family, size)), "How to go on training")
-    assert f"| peak learning rate | {rate} |" in told
-    for word in (*words, "begun anew", "weight decay", "last fifth", "arXiv:2404.06395"):
-        assert word in told
-    assert "`ligo/new_parameters.json`" in told
-    lines = [line for line in told.splitlines() if line.startswith("|")]
+    text = section(body(of_family(family, size)), "Further training")
+    assert f"| peak learning rate | {rate} |" in text
+    for word in (*words, "with a new state", "weight decay", "last fifth", "arXiv:2404.06395"):
+        assert word in text
+    assert "`ligo/new_parameters.json`" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count(" | ") for line in lines} == {2}
 
 
@@ -321,9 +331,13 @@ def test_what_tells_new_parameters_is_named_where_it_lies() -> None:
 def test_what_was_not_measured_is_said_not_to_be() -> None:
     headless = of_family("bert", 110e6)
     headless = replace(headless, operator={**headless.operator, "head": "BertModel"})
-    told = section(body(headless), "How to go on training")
-    for words in ("| peak learning rate | at most `1e-04` |", "was not measured", "was not compared with others"):
-        assert words in told
+    text = section(body(headless), "Further training")
+    for words in (
+        "| peak learning rate | at most `1e-04` |",
+        "was not measured",
+        "was not compared with other schedules",
+    ):
+        assert words in text
 
 
 def test_rates_that_are_called_measured_are() -> None:
@@ -360,7 +374,7 @@ def test_the_source_is_cited() -> None:
     assert "`gpt2-tiny`, is not on the Hub" in cited
     assert "@misc{source" not in cited
     own = records.with_source(RECORD, label="a source", revision=None, pretrained_here=True, license=None)
-    assert "trained for this model, by the same recipe" in section(body(own), "Citation")
+    assert "The same recipe trained the source" in section(body(own), "Citation")
     named = records.with_source(RECORD, label="a_b/c_d")
     assert r"{a\_b/c\_d}" in section(body(named), "Citation")
 
@@ -470,11 +484,11 @@ def test_a_model_without_a_head_is_told_by_its_hidden_states() -> None:
     }
     headless = replace(RECORD, family="bert", operator={**RECORD.operator, "head": "BertModel"})
     text = body(records.with_metrics(headless, task="encoder", preservation=found))
-    assert "the last hidden states, to the rounding" in text
-    assert "| largest difference of a hidden state |" in text
+    assert "the last hidden states of the source up to rounding" in text
+    assert "| largest hidden state difference |" in text
     assert "every logit" not in text
     drawn = replace(records.with_metrics(RECORD, preservation=found), drawn=["lm_head.weight (new head)"])
-    assert "its head is new, and drawn at random" in body(drawn)
+    assert "The head is new and randomly initialised" in body(drawn)
 
 
 def test_near_is_said_in_the_unit_of_the_task() -> None:
