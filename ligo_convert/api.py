@@ -1,7 +1,4 @@
-"""The functions of `import ligo_convert` that work on files: plan, convert, fit, apply, verify and publish.
-
-Each calls the function behind the command of the same name. Paths may be text, and a recipe may be given by its file.
-"""
+"""The functions of `import ligo_convert` that do what the commands do: plan, convert, fit, apply, verify, publish."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.recipe import load_recipe as read_recipe
 
+# Paths may be text, and a recipe may be given by its file.
 RecipeOrPath = Recipe | str | Path
 
 

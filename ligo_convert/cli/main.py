@@ -1,6 +1,7 @@
-"""The command line: parse, call, print. Progress and messages go to stderr, results to stdout.
+"""The command line: parse arguments, call the pipeline, print the result.
 
-Everything heavy is imported inside a command, so that `--help` answers at once.
+Input: arguments. Output: results on stdout, progress and messages on stderr, an exit code.
+Slow libraries are imported inside commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 class _Command(click.Command):
-    """A command that knows `--version` and `--debug`, too, wherever they stand on the line."""
+    """A command that accepts `--version` and `--debug` after its name as well."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -47,7 +48,7 @@ class _Command(click.Command):
                 callback=_version,
                 help="Print the version.",
             ),
-            # `main` looks for it before anything is parsed.
+            # `main` reads it from the arguments before they are parsed.
             click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
         ]
 
@@ -65,7 +66,7 @@ class _Group(click.Group):
 def cli(context: click.Context, debug: bool) -> None:
     """Grow a small pretrained transformer into a larger one.
 
-    A recipe says what grows into what; `plan` says what it will do, `run` does it.
+    Write a recipe, check it with `plan`, and carry it out with `run`.
     """
     context.obj = debug
 
@@ -73,10 +74,16 @@ def cli(context: click.Context, debug: bool) -> None:
 def _recipe_options(command: Command) -> Command:
     for option in (
         click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a recipe key (fit.steps=20)."
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set a recipe key, such as fit.steps=20. Repeatable.",
         ),
-        click.option("--out", metavar="DIR", help="Replace output.dir."),
-        click.option("--source", metavar="MODEL", help="Replace the source: a directory or a Hub id."),
+        click.option("--out", metavar="DIR", help="Output directory. Replaces output.dir."),
+        click.option(
+            "--source", metavar="MODEL", help="Source model: a directory or a Hub id. Replaces the recipe's source."
+        ),
         click.argument("recipe", type=click.Path(path_type=Path)),
     ):
         command = option(command)
@@ -105,7 +112,7 @@ _family_files = click.option(
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 _device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where models run."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device for models."
 )
 
 
@@ -123,7 +130,7 @@ def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str
 def run(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
 ) -> None:
-    """Carry out a recipe. Run again after a stop, it goes on where it stopped."""
+    """Convert a model as a recipe describes. Run it again to resume after an interruption."""
     from ligo_convert.cli.reports import publish_report, run_report
 
     with _showing() as progress:
@@ -144,7 +151,7 @@ def run(
 def plan(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
 ) -> None:
-    """Say what a recipe will do: rows, sizes, memory, verdict. Reads no weights."""
+    """Show what a recipe will do: shapes, sizes, memory, preservation. Reads no weights."""
     from ligo_convert.cli.reports import plan_report
     from ligo_convert.conversion.plan import plan_json, plan_recipe
 
@@ -154,7 +161,9 @@ def plan(
 
 @cli.command()
 @_recipe_options
-@click.option("--operator", "file", type=click.Path(path_type=Path), required=True, help="Where to write the operator.")
+@click.option(
+    "--operator", "file", type=click.Path(path_type=Path), required=True, help="File to write the operator to."
+)
 @_device
 @_family_files
 @_as_json
@@ -167,11 +176,11 @@ def fit(
     device: str,
     as_json: bool,
 ) -> None:
-    """Learn the operator of a recipe, and write it alone."""
+    """Fit the operator of a recipe and write only the operator."""
     from ligo_convert.cli.reports import fit_report
 
     with _showing() as progress:
-        # A fit writes no output directory, so a recipe without one is as good.
+        # A fit writes no output directory, so the recipe needs none.
         loaded = _load(recipe, overrides, source, out or f"{file}.out")
         from ligo_convert.conversion.convert import fit_operator
 
@@ -186,7 +195,7 @@ def fit(
 @_family_files
 @_as_json
 def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
-    """Stream SOURCE, or any sibling of its shape, through a learned OPERATOR into OUT."""
+    """Grow SOURCE with a stored OPERATOR and write the directory OUT. SOURCE must have the shape the operator was made for."""
     from ligo_convert.cli.reports import run_report
 
     with _showing() as progress:
@@ -198,10 +207,16 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
 
 @cli.command()
 @_recipe_options
-@click.option("--methods", metavar="A,B,...", help="Replace compare.methods: names from `methods`, commas between.")
-@click.option("--steps", type=click.IntRange(min=1), help="Replace compare.steps: of training from scratch.")
-@click.option("--seeds", metavar="0,1,...", help="Replace compare.seeds.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: one a core, one alone on a GPU.")
+@click.option(
+    "--methods",
+    metavar="A,B,...",
+    help="Methods to compare, separated by commas; `methods` lists them. Replaces compare.methods.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of training from scratch. Replaces compare.steps.")
+@click.option("--seeds", metavar="0,1,...", help="Seeds, separated by commas. Replaces compare.seeds.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one for each core; one in total on a GPU."
+)
 @_device
 @_as_json
 def compare(
@@ -216,19 +231,19 @@ def compare(
     device: str,
     as_json: bool,
 ) -> None:
-    """Train the target from several starting points, and say what each saves against training from scratch."""
+    """Train the target from several starting points and measure what each saves against training from scratch."""
     from ligo_convert.cli.reports import compare_report
 
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     if named == []:
-        raise click.BadParameter("no name in it", param_hint="--methods")
+        raise click.BadParameter("no method is named", param_hint="--methods")
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
         from ligo_convert.comparison.compare import compare as carry_out
 
         outcome = carry_out(
             loaded,
-            # A conversion and a comparison of one recipe are two directories.
+            # A conversion and a comparison of the same recipe write different directories.
             Path(out) if out is not None else Path(f"{loaded.output.dir}-compare"),
             methods=named,
             steps=steps,
@@ -241,12 +256,12 @@ def compare(
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers with commas between."""
+    """Parse whole numbers separated by commas."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise click.BadParameter(f"{text!r} is no list of whole numbers such as 0,1,2", param_hint=option)
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 0,1,2", param_hint=option)
     return [int(part) for part in parts]
 
 
@@ -255,7 +270,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @_family_files
 @_as_json
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what a checkpoint, an operator or an output directory holds."""
+    """Show the content of a checkpoint, an operator file or an output directory."""
     from ligo_convert.cli.inspect import inspect_path
     from ligo_convert.cli.reports import inspect_report
 
@@ -265,12 +280,12 @@ def inspect(path: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--source", metavar="MODEL", help="Derive every tensor again from this source and compare.")
-@click.option("--load", is_flag=True, help="Load it in the real library, too.")
+@click.option("--source", metavar="MODEL", help="Grow every tensor again from this source and compare.")
+@click.option("--load", is_flag=True, help="Also load the model with transformers or timm.")
 @_family_files
 @_as_json
 def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> None:
-    """Check every digest of an output directory, its tensors against its family's table, and more if asked."""
+    """Check the digests and tensors of an output directory."""
     from ligo_convert.cli.reports import verify_report
 
     with _showing() as progress:
@@ -283,22 +298,24 @@ def verify(directory: Path, source: str | None, load: bool, as_json: bool) -> No
 @cli.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it is done."
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs the entries."
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Entries at a time on this machine."
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Entries to run at the same time."
 )
 @click.option(
-    "--shard", metavar="I/N", help="Part I, from 0, of N; default: what a Slurm array or Kubernetes Job says."
+    "--shard", metavar="I/N", help="Run only part I (from 0) of N. Default: taken from a Slurm array or Kubernetes Job."
 )
-@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or one of its own here.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="Ray cluster address. Default: $RAY_ADDRESS, else start a local cluster."
+)
 @_device
 @_family_files
 @_as_json
 def batch(
     manifest: Path, engine: str, jobs: int, shard: str | None, address: str | None, device: str, as_json: bool
 ) -> None:
-    """Carry out every recipe of a MANIFEST. Run again, it does what is left."""
+    """Run every recipe of a MANIFEST. Run it again to do the entries that are not done."""
     from ligo_convert.cli.progress_bars import shown_batch
     from ligo_convert.cli.reports import batch_report
 
@@ -322,19 +339,19 @@ def batch(
 
 
 def _share(text: str | None) -> tuple[int, int]:
-    """Which part of a batch this process does, and of how many."""
+    """Parse `--shard I/N`. Without it, read the part from the environment."""
     if text is None:
         return _share_of_array()
     number, slash, count = text.partition("/")
     if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
-        raise click.BadParameter(f"{text!r} is not of the form I/N, such as 0/4", param_hint="--shard")
+        raise click.BadParameter(f"{text!r} does not have the form I/N, such as 0/4", param_hint="--shard")
     if not int(number) < int(count):
-        raise click.BadParameter(f"{text!r}: parts of {count} are counted from 0", param_hint="--shard")
+        raise click.BadParameter(f"{text!r}: I must be smaller than N, and counts from 0", param_hint="--shard")
     return int(number), int(count)
 
 
 def _share_of_array() -> tuple[int, int]:
-    """What the environment of a Slurm array's task, or of a pod of a Kubernetes indexed Job, says."""
+    """Return (index, count) of this Slurm array task or Kubernetes indexed Job; (0, 1) outside of both."""
     found = {name: os.environ.get(name, "") for name in _ARRAY}
     number = {name: int(value) for name, value in found.items() if value.isascii() and value.isdigit()}
     if "SLURM_ARRAY_TASK_ID" in number:
@@ -342,12 +359,12 @@ def _share_of_array() -> tuple[int, int]:
         count = number.get("SLURM_ARRAY_TASK_COUNT")
         index, left = divmod(number["SLURM_ARRAY_TASK_ID"] - first, step)
         last = number.get("SLURM_ARRAY_TASK_MAX")
-        # In --array=1,3,7 a task is told the ends of the list and its length, and not where in it it stands.
+        # With --array=1,3,7 the environment has the ends and the length of the list, but not the position of this task in it.
         if count is not None and (left or index not in range(count) or last not in (None, first + (count - 1) * step)):
             raise click.BadParameter(
-                f"the numbers of this Slurm array have gaps: which of the {count} parts is task {number['SLURM_ARRAY_TASK_ID']}?"
-                ' Where tasks of an earlier array are done again, give --shard "$SLURM_ARRAY_TASK_ID/N",'
-                " N being how many that one had, counted from 0; otherwise make the array a range, such as --array=0-7",
+                f"the task ids of this Slurm array have gaps, so the part of task {number['SLURM_ARRAY_TASK_ID']} among {count} is unknown."
+                ' To repeat tasks of an earlier array 0-(N-1), give --shard "$SLURM_ARRAY_TASK_ID/N";'
+                " otherwise make the array a range, such as --array=0-7",
                 param_hint="--shard",
             )
     elif "JOB_COMPLETION_INDEX" in number:
@@ -356,11 +373,12 @@ def _share_of_array() -> tuple[int, int]:
         return 0, 1
     if count is None:
         raise click.BadParameter(
-            "this is one of several tasks, and nothing says of how many: give --shard I/N", param_hint="--shard"
+            "the environment gives the index of this task but not the number of tasks: give --shard I/N",
+            param_hint="--shard",
         )
     if not index < count:
         raise click.BadParameter(
-            f"this is number {index}, counted from 0, of {count} tasks: JOB_COMPLETIONS has to be as `completions`",
+            f"task index {index} is not below the number of tasks {count}: set JOB_COMPLETIONS to the Job's `completions`",
             param_hint="--shard",
         )
     return index, count
@@ -375,13 +393,13 @@ _ARRAY = (
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("repo", metavar="REPO_ID")
-@click.option("--public", is_flag=True, help="Readable by everyone; private otherwise.")
-@click.option("--branch", metavar="NAME", default="main", show_default=True, help="What people load it from.")
-@click.option("--pr", "pull_request", is_flag=True, help="Propose it by a pull request, to a repository of others.")
-@click.option("--tag", metavar="NAME", help="Put a tag on the commit.")
-@click.option("--license", metavar="ID", help="Its licence; default: the one that the source's card states.")
-@click.option("--replace", is_flag=True, help="Take away files there that no earlier publication left.")
-@click.option("--dry-run", is_flag=True, help="Check everything, list what would change, and send nothing.")
+@click.option("--public", is_flag=True, help="Create a repository that everyone can read. Default: private.")
+@click.option("--branch", metavar="NAME", default="main", show_default=True, help="Branch to update.")
+@click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of updating the branch.")
+@click.option("--tag", metavar="NAME", help="Tag the commit.")
+@click.option("--license", metavar="ID", help="Licence id. Default: the licence in the source's model card.")
+@click.option("--replace", is_flag=True, help="Delete files in the repository that were not uploaded by ligo-convert.")
+@click.option("--dry-run", is_flag=True, help="Check everything and list the changes, but upload nothing.")
 @_as_json
 def publish(
     directory: Path,
@@ -395,7 +413,7 @@ def publish(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Publish an output directory DIR to the Hub as REPO_ID, whole or not at all. Run again after a cut, it goes on."""
+    """Publish an output directory DIR to the Hub as REPO_ID, completely or not at all. Run it again to resume after an interruption."""
     from ligo_convert.cli.progress_bars import message_console
     from ligo_convert.cli.reports import contents_report, foreseen_report, publish_report
 
@@ -424,7 +442,7 @@ def publish(
 @cli.command()
 @_as_json
 def families(as_json: bool) -> None:
-    """List the families of models, one a line."""
+    """List the supported model families."""
     from ligo_convert.cli.inspect import families_list
     from ligo_convert.cli.reports import listing
 
@@ -435,7 +453,7 @@ def families(as_json: bool) -> None:
 @cli.command()
 @_as_json
 def methods(as_json: bool) -> None:
-    """List starts, training strategies and the methods that `compare` knows, one a line."""
+    """List width and depth methods, training strategies and the methods of `compare`."""
     from ligo_convert.cli.inspect import methods_list
     from ligo_convert.cli.reports import listing
 
@@ -452,7 +470,7 @@ def methods(as_json: bool) -> None:
 @_family_files
 @_as_json
 def describe(family: str, as_json: bool) -> None:
-    """Print a family's table with its sizes filled in."""
+    """Show the table of a FAMILY at its default sizes."""
     from ligo_convert.cli.inspect import describe_family
     from ligo_convert.cli.reports import describe_report
 
@@ -469,7 +487,7 @@ def _print(data: dict[str, Any], as_json: bool, report: Callable[[], None]) -> N
 
 @contextmanager
 def _showing() -> Iterator[Progress]:
-    """Progress on stderr while a terminal watches; messages always."""
+    """Show progress on stderr: bars on a terminal, messages always."""
     from ligo_convert.cli.progress_bars import shown_progress
 
     with shown_progress() as progress:
@@ -477,9 +495,9 @@ def _showing() -> Iterator[Progress]:
 
 
 def main() -> None:
-    """Entry point: every error becomes a few lines on stderr and its exit code."""
-    # Read when torch is imported. OpenMP's threads wait for each other by spinning unless told otherwise: a little faster on an idle
-    # machine, and many times slower where another process takes a core away (docs/development/log.md has both).
+    """Run the command line. Every error becomes a few lines on stderr and an exit code."""
+    # torch reads this when it is imported. By default OpenMP's threads spin while they wait for each other, which is many times
+    # slower when another process takes a core (measured in docs/development/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
     try:
@@ -496,15 +514,17 @@ def main() -> None:
     except LigoError as error:
         code = _fail(error, debug)
     except MemoryError:
-        code = _fail(MachineError("out of memory", hint="`ligo-convert plan` says how much a run needs"), debug)
+        code = _fail(
+            MachineError("out of memory", hint="`ligo-convert plan` prints how much memory a run needs"), debug
+        )
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say, and the interpreter must not try at exit.
+        # The reader closed the pipe. Redirect stdout, because the interpreter flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:  # noqa: BLE001  the last boundary: a bug is reported as ours, not as a traceback
+    except Exception as error:  # noqa: BLE001  the last boundary: an unexpected exception is reported as a bug, without a traceback
         bug = LigoError(
             f"a bug in ligo-convert: {type(error).__name__}: {error}",
-            hint="please report it with what `ligo-convert --debug ...` prints",
+            hint="please report it with the output of `ligo-convert --debug ...`",
         )
         bug.__cause__ = error
         code = _fail(bug, debug)

@@ -52,9 +52,9 @@ def test_an_array_with_gaps_needs_to_be_told_the_parts(number: int, step: int, m
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"ID": 3, "MIN": 0}, "nothing says of how many"),
-        ({"JOB_COMPLETION_INDEX": 1}, "nothing says of how many"),
-        ({"JOB_COMPLETION_INDEX": 4, "JOB_COMPLETIONS": 4}, "number 4, counted from 0, of 4"),
+        ({"ID": 3, "MIN": 0}, "not the number of tasks"),
+        ({"JOB_COMPLETION_INDEX": 1}, "not the number of tasks"),
+        ({"JOB_COMPLETION_INDEX": 4, "JOB_COMPLETIONS": 4}, "task index 4 is not below the number of tasks 4"),
     ],
 )
 def test_a_task_that_cannot_know_its_part_says_why(
