@@ -41,6 +41,7 @@ from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit,
 from ligo_convert.training.functional_model import LibraryModel, library_config, mean_loss
 from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate
+from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.tasks import random_batch
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -532,7 +533,7 @@ def _fit_settings(
         width_rate=rates["width"],
         depth_rate=rates["depth"],
         weight_decay=0.0,
-        warmup_steps=min(10, steps // 10),
+        warmup_steps=default_warmup(steps),
         seed=seed,
         evaluate_every=10,
         autocast=False,

@@ -19,12 +19,12 @@ from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.results import FORMAT, comparison_record, first_point_at, grid_edge_warnings
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob, shared_state_name
-from ligo_convert.conversion.identity import digest_recipe
+from ligo_convert.conversion.identity import compute_digests
 from ligo_convert.conversion.memory import physical_memory
 from ligo_convert.conversion.plan import Plan, check_apart, make_plan, open_planned
 from ligo_convert.conversion.pretrain_source import train_source
 from ligo_convert.conversion.run_record import finite
-from ligo_convert.conversion.source_checks import enter_or_none, scan_source
+from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
 from ligo_convert.environment import choose_device, cores, versions
@@ -81,14 +81,18 @@ def compare(
     progress = progress or Progress()
     before = _finished_record(out)
     with contextlib.ExitStack() as stack:
-        source = enter_or_none(stack, open_planned(recipe, weights=True))
+        source = open_planned(recipe, weights=True)
         if source is not None:
+            stack.enter_context(source)
             check_apart(out, source, where="--out")
         plan = make_plan(recipe, source, check_disk=False)
         experiment = make_experiment(plan, methods=methods, steps=steps, seeds=seeds)
-        digests = scan_source(source, plan, progress) if source is not None else {}
+        digests: dict[str, str] = {}
+        if source is not None:
+            allow = recipe.source.allow_nonfinite
+            digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
         chosen = choose_device(device)
-        key = _comparison_key(experiment, digest_recipe(plan, source, digests, progress), device=chosen)
+        key = _comparison_key(experiment, compute_digests(plan, source, digests, progress).whole, device=chosen)
         if before is not None and before["key"] == key:
             return ComparisonResult(out=out, record=before, changed=False)
         if before is not None:
@@ -96,17 +100,17 @@ def compare(
         _check_room(experiment, out)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
-            progress.say("going on with what an earlier run has staged")
+            progress.say("resuming from the staged files of an earlier run")
         for warning in experiment.fairness_warnings():
             progress.warn(f"fairness: {warning['text']}")
         for name, reason in experiment.skipped.items():
             progress.say(f"skipping {name}: {reason}")
         progress.say(_cost_message(experiment))
         if source is None:
-            source, _, plan = train_source(stack, plan, staging, chosen, progress, examples=experiment.examples)
+            source, _, plan = train_source(stack, plan, staging, chosen, progress, train_examples=experiment.examples)
             experiment = replace(experiment, plan=plan)
         tokenizer = tokenizer_directory(plan, source) if plan.family.reads == "text" else None
-        slices = load_splits(plan, tokenizer, progress=progress, examples=experiment.examples)
+        slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.examples)
         same_data(staging, slices.digest)
         arguments = {
             "experiment": experiment,

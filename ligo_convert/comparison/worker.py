@@ -25,7 +25,6 @@ from ligo_convert.comparison.methods import SCRATCH, FitRates, Method
 from ligo_convert.comparison.scheduler import TrainingJob, operator_name, shared_state_name
 from ligo_convert.comparison.strategies import depends_on_run_length
 from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, schedule_of, train_run
-from ligo_convert.conversion.learn import warmup_steps
 from ligo_convert.data.examples import DataSplits, Examples
 from ligo_convert.families.flops import step_flops
 from ligo_convert.growth.apply import Grower
@@ -264,7 +263,7 @@ def _fit(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str,
             width_rate=rates.width_rate,
             depth_rate=rates.depth_rate,
             weight_decay=settings.weight_decay,
-            warmup_steps=warmup_steps(settings),
+            warmup_steps=plan.required_fit.warmup_steps,
             seed=job.seed,
             evaluate_every=settings.evaluate_every,
             autocast=runner.setup.autocast,

@@ -1,1 +1,1 @@
-"""A recipe in, a verified output directory out: plan, learn, write, resume."""
+"""Carry out a recipe: plan, learn the operator, write and verify the output, resume after an interruption."""

@@ -1,6 +1,7 @@
-"""A stored operator, applied to any checkpoint of the shape it was made for.
+"""Apply a stored operator to a checkpoint of the sizes that it was fitted for.
 
-What comes in: an operator's file, a source, a place. What goes out: an output directory like any other, its record naming the operator.
+Input: an operator file, a source, an output directory.
+Output: an output directory like any other; its record names the operator.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from ligo_convert.conversion.identity import with_family
 from ligo_convert.conversion.plan import check_apart, shard_bytes
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, family_source_json, operator_record, source_record
-from ligo_convert.conversion.source_checks import check_copies, check_finite
-from ligo_convert.conversion.write import Clock, WriteJob, digest_source, now, write_job
+from ligo_convert.conversion.source_checks import scan_source
+from ligo_convert.conversion.write import Clock, WriteJob, now, write_job
 from ligo_convert.environment import peak_rss_bytes, versions
 from ligo_convert.errors import SourceError
 from ligo_convert.families.inventory import Inventory, claim_tensors
@@ -33,6 +34,7 @@ from ligo_convert.io.files import check_room
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.outputs.layout import OPERATOR
+from ligo_convert.outputs.metrics import Completion, Flops, Parameters, RunMetrics
 from ligo_convert.outputs.provenance import Record
 from ligo_convert.outputs.side_files import write_record
 from ligo_convert.progress import Progress
@@ -48,12 +50,17 @@ def apply_operator(
     progress: Progress | None = None,
     shelf: ResultCache | None = None,
 ) -> ConversionResult:
-    """Stream a source of the operator's shape through it; over a finished output of the same, nothing changes.
+    """Grow a source with a stored operator. A finished output of the same operator and source stays unchanged.
 
     Args:
-        file: of the operator. model: a directory or Hub id. out: the output directory.
-        publish: how it is to be published afterwards: what that would refuse of the source is refused here, before any work.
-        shelf: digests that other runs have taken.
+        file: the operator file.
+        model: the source: a directory or a Hub id.
+        out: the output directory.
+        publish: how the output will be published; a source whose licence forbids it is refused before any work.
+        shelf: cache of digests, shared with other runs.
+
+    Raises:
+        LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
     progress, clock = progress or Progress(), Clock()
     shelf = None if shelf is None else shelf.with_progress(progress)
@@ -79,9 +86,7 @@ def apply_operator(
             )
             if finished is None:
                 check_room(out, job.shards.nbytes)
-            digests = digest_source(source, progress, memo=shelf)
-        check_finite(source, allow=False, progress=progress)
-        check_copies(source, inventory)
+            digests = scan_source(source, inventory, progress, allow_nonfinite=False, memo=shelf)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
         key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)
@@ -90,19 +95,14 @@ def apply_operator(
         staging = stack.enter_context(Staging.open(out, key=key))
         staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)
-        old = family.parameters(inventory.rows, source.config)
-        metrics = {
-            "task": family.task,
-            "parameters": {"source": old, "target": sum(spec.elements for spec in specs)},
-            "loss": dict.fromkeys(("source", "initial", "fitted", "random_target")),
-            "accuracy": dict.fromkeys(("source", "initial", "fitted")),
-            "flops": {"fit": 0, "target_step": None},
-            "preservation": dict.fromkeys(("verdict", "max_logit_difference", "loss_difference")),
-            "fit": None,
-            "verification": checks,
-            "seconds": dict(clock.seconds),
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
+        metrics = RunMetrics(
+            task=family.task,
+            parameters=Parameters(
+                source=family.parameters(inventory.rows, source.config), target=sum(spec.elements for spec in specs)
+            ),
+            flops=Flops(target_step=None, fit=0),
+            completion=Completion(verification=checks, seconds=dict(clock.seconds), peak_rss_bytes=peak_rss_bytes()),
+        ).json()
         record = Record(
             family=family.name,
             family_source=family_source_json(family.name),
@@ -127,12 +127,12 @@ def apply_operator(
 
 
 def _refuse_other_function(operator: Operator, family: Family, source: CheckpointReader) -> None:
-    """The maps hold the scale of dot products, and where layers go: a sibling that has another meaning for those is none."""
+    """Require that the source scales attention and indexes layers as the operator's source did: its maps depend on both."""
     made, found = family.complete(operator.source), family.complete(source.config)
     for key in (family.scale_key, *family.layer_index_keys):
         if key and bool(made.get(key)) != bool(found.get(key)):
             raise SourceError(
-                f"{source.label} computes otherwise than the operator was made for",
+                f"{source.label} computes a different function than the operator's source",
                 where=source.label,
                 expected=f"{key} = {made.get(key)}",
                 found=f"{key} = {found.get(key)}",
@@ -140,10 +140,10 @@ def _refuse_other_function(operator: Operator, family: Family, source: Checkpoin
 
 
 def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, file: Path) -> tuple[Operator, Inventory]:
-    """The operator for this source: its sizes must be the ones learned from; what else its config says is carried over."""
+    """Return the operator for this source, and the source's tensors. Sizes must match; other config keys are carried over."""
     if find_family(source.config, where=f"{source.label}: config.json").name != family.name:
         raise SourceError(
-            "the operator is of another family",
+            "the operator belongs to another family",
             where=source.label,
             expected=family.name,
             found=source.config.get("model_type"),
@@ -159,13 +159,13 @@ def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, fil
     ]
     if absent:
         raise SourceError(
-            f"{source.label} lacks what {file.name} grows", where=source.label, expected=", ".join(absent[:4])
+            f"{source.label} lacks tensors that {file.name} grows", where=source.label, expected=", ".join(absent[:4])
         )
     different = {axis: (wanted[axis], found[axis]) for axis in family.axes if wanted[axis] != found[axis]}
     if different or family.is_tied(operator.source) != family.is_tied(source.config):
         axes = different or {family.tie_key: (family.is_tied(operator.source), family.is_tied(source.config))}
         raise SourceError(
-            f"{source.label} has not the shape that {file.name} was made for",
+            f"{source.label} has other sizes than {file.name} was fitted for",
             where=source.label,
             expected=", ".join(f"{axis} {pair[0]}" for axis, pair in axes.items()),
             found=", ".join(f"{axis} {pair[1]}" for axis, pair in axes.items()),
@@ -174,7 +174,7 @@ def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, fil
     changes = {key: value for key, value in operator.target.items() if operator.source.get(key) != value}
     key = family.norm.epsilon
     if key and key in changes:
-        # The map scales epsilon, whatever the sibling's is.
+        # The map scales epsilon by the same ratio for any source.
         ratio = epsilon_of(family, operator.target) / epsilon_of(family, operator.source)
         changes[key] = float(f"{epsilon_of(family, source.config) * ratio:.15g}")
     return replace(operator, source=source.config, target={**source.config, **changes}), inventory

@@ -1,25 +1,28 @@
-"""The pipeline: recipe -> source -> plan -> operator -> fit -> grow -> write -> verify -> record.
+"""Carry out a recipe: open and check the source, plan, learn the operator, write and verify the weights, record the run.
 
-Nothing is in the output directory's place until all of it has been written and verified; until then it lies in the
-staging directory beside, and the same command goes on from there.
+Input: a recipe.
+Output: a verified output directory. Everything is staged in a directory beside it and moved into place at the end; after an
+interruption the same command resumes from the staged files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import safetensors_pieces
-from ligo_convert.conversion.identity import compute_digests, digest_recipe
+from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
-from ligo_convert.conversion.plan import make_plan, open_planned
+from ligo_convert.conversion.plan import Plan, make_plan, open_planned
 from ligo_convert.conversion.pretrain_source import TRAINED_SOURCE, CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
-from ligo_convert.conversion.run_record import ConversionResult, finite, run_key, run_record
-from ligo_convert.conversion.source_checks import enter_or_none, scan_source
+from ligo_convert.conversion.run_record import ConversionResult, RunFacts, finite, run_key, run_record
+from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.write import Clock, WriteJob, write_job
 from ligo_convert.environment import choose_device, peak_rss_bytes
 from ligo_convert.errors import OutputBusy, RecipeError
@@ -27,43 +30,60 @@ from ligo_convert.growth.operator_file import describe, stored_arrays
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.io.files import do, write_file
 from ligo_convert.io.staging import Staging
+from ligo_convert.outputs.metrics import Completion
 from ligo_convert.outputs.side_files import write_record
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A planned recipe and its source.
+
+    Attributes:
+        source: the open source; None where the recipe trains it.
+        digests: SHA-256 of the source's files, by name.
+        identity: digests by which the run is recognised.
+    """
+
+    plan: Plan
+    source: CheckpointReader | None
+    digests: Mapping[str, str]
+    identity: RunDigests
+
+    @property
+    def key(self) -> str:
+        return run_key(self.identity.whole)
+
+
 def convert(
     recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: ResultCache | None = None
 ) -> ConversionResult:
-    """Carry out a recipe; run again after a stop, it goes on where it stopped.
+    """Carry out a recipe. After an interruption, the same call resumes where the run stopped.
 
     Args:
-        shelf: what this run has in common with others: digests, trained sources, fits.
+        shelf: cache of digests, trained sources and fits, shared with other runs.
 
     Raises:
-        LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
+        LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
     shelf = None if shelf is None else shelf.with_progress(progress)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)
-            source = enter_or_none(stack, open_planned(recipe, weights=True))
-            plan = make_plan(recipe, source, check_disk=finished is None)
-            digests = scan_source(source, plan, progress, memo=shelf) if source is not None else {}
-            identity = compute_digests(plan, source, digests, progress)
-            key = run_key(identity.whole)
-            shared = None
-            if shelf is not None:
-                shared = CacheKeys(shelf=shelf, trained=run_key(identity.trained), learned=run_key(identity.learned))
+            opened = _open(stack, recipe, progress, shelf=shelf, check_disk=finished is None)
+        plan, key = opened.plan, opened.key
         if finished is not None:
             return reuse_finished(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
         for warning in plan.warnings:
             progress.warn(warning)
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
-            progress.say("going on with what an earlier run has staged")
+            progress.say("resuming from the staged files of an earlier run")
         with clock.running("fit"):
+            shared = None if shelf is None else _cache_keys(shelf, opened.identity)
+            source, digests = opened.source, opened.digests
             if source is None:
                 source, digests, plan = train_source(stack, plan, staging, device, progress, shared=shared)
             learned = learn(
@@ -79,51 +99,73 @@ def convert(
         )
         loads = plan.measures or not plan.start.copies_only
         weights, checks = write_job(job, source, staging, clock, progress, loads=loads)
-        metrics = {
-            **learned.metrics,
-            "verification": checks,
-            "seconds": dict(clock.seconds),
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-        record = run_record(plan, source, digests, identity.whole, learned, metrics, staging, clock)
+        completion = Completion(verification=checks, seconds=dict(clock.seconds), peak_rss_bytes=peak_rss_bytes())
+        metrics = replace(learned.metrics, completion=completion)
+        facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
+        record = run_record(plan, source, replace(learned, metrics=metrics), facts, staging)
         write_record(record, record.recipe, learned.log, weights, staging)
         staging.commit()
-    return ConversionResult(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=True)
+    return ConversionResult(out=out, family=plan.family.name, label=plan.label, metrics=metrics.json(), changed=True)
 
 
 def fit_operator(
     recipe: Recipe, file: Path, *, device: str = "auto", progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Learn the operator of a recipe and write it to `file`. Returns the figures.
+    """Fit the operator of a recipe, write it to `file`, and return the figures.
 
-    A source that the recipe trains itself is kept beside it, in `file` with `.source` after its name; nothing else stays.
+    A source that the recipe trains is kept beside the file, as `file` with the suffix `.source`. Nothing else remains.
+
+    Raises:
+        RecipeError: the recipe has no `fit` section.
+        OutputBusy: `file`, or the trained source's directory, exists.
     """
     progress = progress or Progress()
     if recipe.fit is None:
-        raise RecipeError("there is no `fit` in this recipe, so there is nothing to learn", where=recipe.path.name)
+        raise RecipeError("this recipe has no `fit` section: there is no operator to fit", where=recipe.path.name)
     if os.path.lexists(file):
-        raise OutputBusy("the file is there already", where=file, hint="name another, or move this one away")
+        raise OutputBusy("this file exists", where=file, hint="choose another name, or move the file")
     kept = file.with_name(f"{file.name}.source")
-    if recipe.source.pretrain is not None and os.path.lexists(kept):
-        raise OutputBusy("the trained source's place is taken", where=kept, hint="move it away")
+    trains = recipe.source.pretrain is not None
+    if trains and os.path.lexists(kept):
+        raise OutputBusy("the directory for the trained source exists", where=kept, hint="move or delete it")
     with contextlib.ExitStack() as stack:
-        source = enter_or_none(stack, open_planned(recipe, weights=True))
-        plan = make_plan(recipe, source, check_disk=False)
-        digests = scan_source(source, plan, progress) if source is not None else {}
-        # Staged like an output, so that a fit that is stopped goes on; only the operator leaves the staging directory.
-        key = run_key(digest_recipe(plan, source, digests, progress))
-        staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=key))
+        opened = _open(stack, recipe, progress, shelf=None, check_disk=False)
+        plan, source, digests = opened.plan, opened.source, opened.digests
+        # Staged like an output, so that an interrupted fit resumes. Only the operator leaves the staging directory.
+        staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key))
         if source is None:
             source, digests, plan = train_source(stack, plan, staging, device, progress)
         learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
         source.recheck()
+        figures = learned.metrics.json()
         operator = replace(
             learned.operator,
-            notes={**learned.operator.notes, "source": digests, "data": learned.data, "loss": learned.metrics["loss"]},
+            notes={**learned.operator.notes, "source": digests, "data": learned.data, "loss": figures["loss"]},
         )
         write_file(file, safetensors_pieces(stored_arrays(operator), describe(operator)))
-        if recipe.source.pretrain is not None:
+        if trains:
             do("rename_new", staging.path / TRAINED_SOURCE, kept)
         staging.discard()
-    trained = {"source": str(kept)} if recipe.source.pretrain is not None else {}
-    return {"operator": str(file), **trained, "family": plan.family.name, **finite(learned.metrics)}
+    trained = {"source": str(kept)} if trains else {}
+    return {"operator": str(file), **trained, "family": plan.family.name, **finite(figures)}
+
+
+def _open(
+    stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, shelf: ResultCache | None, check_disk: bool
+) -> _Opened:
+    """Open the recipe's source until `stack` closes, plan the run, and check and digest the source."""
+    source = open_planned(recipe, weights=True)
+    if source is not None:
+        stack.enter_context(source)
+    plan = make_plan(recipe, source, check_disk=check_disk)
+    digests: dict[str, str] = {}
+    if source is not None:
+        allow = recipe.source.allow_nonfinite
+        digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow, memo=shelf)
+    identity = compute_digests(plan, source, digests, progress)
+    return _Opened(plan=plan, source=source, digests=digests, identity=identity)
+
+
+def _cache_keys(cache: ResultCache, identity: RunDigests) -> CacheKeys:
+    """Return the keys of this run in the shared cache. A key covers the versions of the libraries, too."""
+    return CacheKeys(shelf=cache, trained=run_key(identity.trained), learned=run_key(identity.learned))

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Check a recipe's data section against the family, without reading the data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ligo_convert.errors import DataMissing, MissingExtra, RecipeError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.recipes.recipe import Recipe
+from ligo_convert.recipes.schema import DataConfig
 
 
 def check_data_section(
@@ -24,11 +25,21 @@ def check_data_section(
     *,
     needed: bool,
 ) -> DataFacts | None:
-    """What is known of the data. `needed`: whether it has to be there, and what reads it; else a warning says what a run will need."""
+    """Return what is known about the training data; None where the recipe has none or it was not found.
+
+    Args:
+        warnings: receives a warning for missing data that is not needed yet.
+        needed: whether the data, and the libraries that read it, must be present.
+
+    Raises:
+        RecipeError: the data section does not fit the family.
+        DataMissing, MissingExtra: the data or a library is missing, and `needed`.
+    """
     if recipe.fit is None:
         if recipe.source.pretrain is not None:
             raise RecipeError(
-                "source.pretrain trains on fit.data, and there is no `fit`", where=recipe.where("source", "pretrain")
+                "source.pretrain trains on fit.data, but the recipe has no `fit` section",
+                where=recipe.where("source", "pretrain"),
             )
         return None
     facts = None
@@ -48,7 +59,7 @@ def check_data_section(
     for name, length in _sequence_lengths(recipe):
         if positions is not None and length > positions:
             raise RecipeError(
-                f"{'.'.join(name)}: longer than the positions that the model has",
+                f"{'.'.join(name)}: longer than the positions of the model",
                 where=recipe.where(*name),
                 expected=f"at most {positions}",
                 found=length,
@@ -56,14 +67,14 @@ def check_data_section(
     warmup = recipe.fit.warmup_steps
     if warmup and warmup >= recipe.fit.steps:
         raise RecipeError(
-            "fit.warmup_steps: no step is left after the warmup",
+            "fit.warmup_steps: the warmup leaves no step to train at the peak rate",
             where=recipe.where("fit", "warmup_steps"),
             expected=f"fewer than fit.steps, {recipe.fit.steps}",
             found=warmup,
         )
     if family.reads == "images":
         if facts is not None:
-            _check_classes(recipe, family, start)
+            _check_classes(recipe, recipe.fit.data, family, start)
         return facts
     if recipe.fit.data.tokenizer is not None:
         place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
@@ -75,24 +86,25 @@ def check_data_section(
 
 
 def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:
-    """The same error, at its place in the recipe."""
+    """Return the error with its location in the recipe."""
     at, found = recipe.where("fit", "data"), str(error.where)
     error.where = at if found in ("", str(recipe.base)) else f"{at}: {found}"
     return error
 
 
-def _check_classes(recipe: Recipe, family: Family, start: GrowthPlan) -> None:
-    assert recipe.fit is not None
-    assert recipe.fit.data.images is not None
-    folder = recipe.base / Path(recipe.fit.data.images).expanduser()
+def _check_classes(recipe: Recipe, data: DataConfig, family: Family, start: GrowthPlan) -> None:
+    """Require as many class folders as the target has classes. Raises RecipeError."""
+    assert data.images is not None, "a family that reads images has fit.data.images"
+    folder = recipe.base / Path(data.images).expanduser()
     wanted = family.sizes(start.target)[family.labels]
     try:
-        check_classes(class_folders(folder), wanted, where=recipe.fit.data.images)
+        check_classes(class_folders(folder), wanted, where=data.images)
     except RecipeError as error:
         raise _at_data(recipe, error) from None
 
 
 def _sequence_lengths(recipe: Recipe) -> list[tuple[tuple[str, ...], int]]:
+    """Return every sequence length of the recipe with its key."""
     lengths: list[tuple[tuple[str, ...], int]] = []
     if recipe.fit is not None:
         lengths.append((("fit", "sequence_length"), recipe.fit.sequence_length))

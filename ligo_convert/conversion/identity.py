@@ -1,4 +1,4 @@
-"""The source of a run: opened, looked at from end to end, or trained where the recipe says so; and the digest of all a recipe names."""
+"""Compute the digests by which two runs are recognised as the same."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ from ligo_convert.recipes.schema import OutputConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Digests of a recipe with all that it names: `whole`; `learned`, of what its operator depends on; `trained`, its own source."""
+class RunDigests:
+    """SHA-256 digests, in hex, of a recipe together with the contents that it names.
+
+    Attributes:
+        whole: the run: recipe, source, data, tokenizer and target.
+        learned: what the operator depends on: the same without output dtype and shard size.
+        trained: what a source trained by the recipe depends on.
+    """
 
     whole: str
     learned: str
     trained: str
 
 
-def digest_recipe(plan: Plan, source: CheckpointReader | None, digests: Mapping[str, str], progress: Progress) -> str:
-    """The recipe's digest, with those of the contents that it names: source, data and tokenizer, target."""
-    return compute_digests(plan, source, digests, progress).whole
-
-
 def compute_digests(
     plan: Plan, source: CheckpointReader | None, digests: Mapping[str, str], progress: Progress
-) -> Identity:
-    """What makes a run, its operator and its own source the same as another's."""
-    recipe, data, target = plan.recipe, None, None
-    if plan.data is not None:
-        assert recipe.fit is not None
-        # The source's own tokenizer is among the source's files.
-        tokenizer = tokenizer_directory(plan, source) if recipe.fit.data.tokenizer is not None else None
+) -> RunDigests:
+    """Compute the digests of a run.
+
+    Args:
+        source: the open source; None where the recipe trains it.
+        digests: SHA-256 of the source's files, by name.
+    """
+    recipe, fit = plan.recipe, plan.fit
+    data, target = None, None
+    if fit is not None and fit.data is not None:
+        # The source's own tokenizer is already among the source's files.
+        tokenizer = tokenizer_directory(plan, source) if fit.settings.data.tokenizer is not None else None
         with progress.task("digesting the data"):
-            data = content_digest(plan.data, tokenizer=tokenizer)
+            data = content_digest(fit.data, tokenizer=tokenizer)
     if recipe.target.model is not None:
         target = target_model_config(recipe)
-    # How results are cut into files and rounded is nothing that is learned.
+    # The operator does not depend on how the results are rounded and cut into files.
     learning = recipe.model_copy(update={"output": OutputConfig(dir=recipe.output.dir)})
     trained: dict[str, object] = {"data": data}
-    if recipe.source.pretrain is not None and recipe.fit is not None:
-        # The text that is held out depends on the fit's sequences, and so does what is left to train on.
-        held = recipe.fit.model_dump(
+    if plan.pretrain is not None:
+        # What is held out depends on the fit, and so does the text that is left to train on.
+        held = plan.pretrain.fit.settings.model_dump(
             mode="json", include={"sequence_length", "heldout_tokens", "heldout_images", "seed"}
         )
-        trained |= {"pretrain": recipe.source.pretrain.model_dump(mode="json"), "held": held}
-    return Identity(
+        trained |= {"pretrain": plan.pretrain.settings.model_dump(mode="json"), "held": held}
+    return RunDigests(
         whole=with_family(recipe.digest(source=digests, data=data, target=target), plan.family.name),
         learned=with_family(learning.digest(source=digests, data=data, target=target), plan.family.name),
         trained=with_family(sha256_of(trained), plan.family.name),

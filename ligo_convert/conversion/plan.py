@@ -1,7 +1,7 @@
-"""The plan: all that headers and configs can tell, and every refusal, before a weight is read.
+"""Plan a run from headers and configs, and refuse what would fail, before any weight is read.
 
-What comes in: a recipe and, where it is at hand, the source's headers. What goes out: a `Plan` of plain values that `convert` carries
-out, and that prints. No torch: a plan takes a fraction of a second.
+Input: a recipe and, where the source is available, the headers of its files.
+Output: a `Plan` of plain values, which `plan` prints and `convert` carries out. Planning does not import torch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.checkpoints.writer import ShardPlan, plan_shards
 from ligo_convert.conversion.data_checks import check_data_section
-from ligo_convert.conversion.memory import choose_micro_batch, estimate_memory, physical_memory
+from ligo_convert.conversion.fit_plan import FitPlan, PretrainPlan, plan_fit, plan_pretraining
+from ligo_convert.conversion.memory import ModelLoad, choose_micro_batch, estimate_memory, physical_memory
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
-from ligo_convert.data.data_source import DataFacts
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.flops import fit_flops, step_flops
@@ -32,9 +32,12 @@ from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.recipes.schema import MAX_SHARD_BYTES
+from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
 
 DEFAULT_KEYING: Final = "shared"
+
+# Bytes reserved for everything an output holds besides weights.
+SIDE_FILE_BYTES = 16_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,20 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        label, revision: of the source; the label is a Hub id or a folder's name. at_hand: whether its headers were read.
-        inventory: the source's tensors (from config alone where it is not at hand). start: the operator's plan.
-        specs, shards: what is written. memory: bytes at the peak, estimated. micro_batch: sequences at a time.
-        measures: whether a model is run at all; without it preservation figures are null.
-        asked: what the recipe itself changes in the source's config.
+        family: the family, narrowed to the target's class.
+        label: the source's Hub id or folder name, for messages.
+        revision: the source's commit on the Hub; None for a directory.
+        at_hand: whether the headers of the source were read.
+        inventory: the source's tensors; derived from its config where its headers were not read.
+        start: the plan of the growth operator.
+        specs: the target's tensors.
+        shards: the weight files to write.
+        fit: the fit of the operator; None where the recipe has no `fit` section.
+        pretrain: the training of the source; None where the source exists.
+        memory: estimated peak resident memory, in bytes.
+        micro_batch: sequences or images of one forward pass.
+        measures: whether a model is run; if not, the preservation figures are null.
+        asked: config keys that the recipe changes, with their new values.
     """
 
     recipe: Recipe
@@ -58,7 +70,8 @@ class Plan:
     start: GrowthPlan
     specs: tuple[TensorSpec, ...]
     shards: ShardPlan
-    data: DataFacts | None
+    fit: FitPlan | None
+    pretrain: PretrainPlan | None
     memory: int
     micro_batch: int
     measures: bool
@@ -66,27 +79,32 @@ class Plan:
     asked: Mapping[str, object]
 
     @property
+    def required_fit(self) -> FitPlan:
+        """The plan of the fit, for work that needs one. Raises LigoError where the recipe has no `fit` section."""
+        if self.fit is None:
+            raise LigoError("this needs a `fit` section in the recipe", where=self.recipe.path.name)
+        return self.fit
+
+    @property
     def parameters(self) -> dict[str, int]:
+        """Parameter counts of source and target; a tied matrix counts once."""
         old = self.inventory.family.parameters(self.inventory.rows, self.start.source)
         return {"source": old, "target": sum(spec.elements for spec in self.specs)}
 
     @property
     def flops(self) -> dict[str, int | None]:
-        """Operations of one training step of the target, and of the whole fit."""
-        fit = self.recipe.fit
-        length = self.family.sequence(self.start.target, fit.sequence_length if fit else 128)
-        tokens = fit.batch_size * length if fit else length
-        old, new = self.start.source, self.start.target
+        """FLOPs of one training step of the target, and of the whole fit."""
+        fit, old, new = self.fit, self.start.source, self.start.target
+        length = fit.positions if fit else self.family.sequence(new, SEQUENCE_LENGTH)
+        tokens, steps = (fit.tokens_per_step, fit.settings.steps) if fit else (length, 0)
         return {
             "target_step": step_flops(self.family, new, tokens=tokens, sequence_length=length),
-            "fit": fit_flops(
-                self.family, old, new, steps=fit.steps if fit else 0, tokens=tokens, sequence_length=length
-            ),
+            "fit": fit_flops(self.family, old, new, steps=steps, tokens=tokens, sequence_length=length),
         }
 
 
 def open_planned(recipe: Recipe, *, weights: bool) -> CheckpointReader | None:
-    """The recipe's source; None where it is still to be trained, or, for planning, where only its config is known."""
+    """Open the recipe's source; None where the recipe trains it, or where a plan has only its config."""
     if recipe.source.model is None:
         return None
     try:
@@ -105,14 +123,66 @@ def make_plan(
     """Decide everything that headers and configs decide.
 
     Args:
-        source: as `open_planned` gave it; where None, the recipe's own config stands for it.
-        runs: whether the plan is carried out: what a run cannot do without, such as its data, has to be there.
-        here: whether it is this machine that carries it out: another's memory and disk are not known.
+        source: the source from `open_planned`; None plans from the config in the recipe.
+        check_disk: whether to require free disk space for the output.
+        runs: whether the plan is carried out, so that training data must exist.
+        here: whether this machine carries it out; memory and disk of another machine are unknown.
 
     Raises:
         RecipeError, SourceError, MachineError: whatever would make the run fail later.
     """
     config, label, warnings = _source_config(recipe, source)
+    inventory, family, start, asked = _plan_growth(recipe, source, config, label)
+    warnings += left_out_parts(inventory, family)
+    dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
+    specs = target_specs(family, inventory, start.target, dtype=dtype)
+    shards = plan_shards(specs, shard_bytes(family, recipe.output.max_shard_size))
+    needed = source is not None or (runs and recipe.source.pretrain is not None)
+    data = check_data_section(recipe, family, source, start, warnings, needed=needed)
+    fit = plan_fit(recipe, family, start, data)
+    if source is not None:
+        check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
+    load = ModelLoad(
+        family=family,
+        inventory=inventory,
+        start=start,
+        specs=specs,
+        micro_batch=choose_micro_batch(recipe, family, start),
+        fit=fit,
+    )
+    measures, memory = _decide_measuring(recipe, load, warnings, here=here)
+    if here and check_disk:
+        check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES)
+    if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
+        license_to_publish(
+            stated=recipe.publish.license,
+            inherited=source.license if source is not None else None,
+            where=recipe.where("publish"),
+        )
+    return Plan(
+        recipe=recipe,
+        family=family,
+        label=label,
+        revision=source.revision if source else None,
+        at_hand=source is not None,
+        inventory=inventory,
+        start=start,
+        specs=specs,
+        shards=shards,
+        fit=fit,
+        pretrain=plan_pretraining(recipe, fit),
+        memory=memory,
+        micro_batch=load.micro_batch,
+        measures=measures,
+        warnings=tuple(warnings),
+        asked=asked,
+    )
+
+
+def _plan_growth(
+    recipe: Recipe, source: CheckpointReader | None, config: dict[str, object], label: str
+) -> tuple[Inventory, Family, GrowthPlan, dict[str, object]]:
+    """Return the source's tensors, the target's family, the growth plan, and the config keys that the recipe changes."""
     family = find_family(config, where=f"{label}: config.json")
     inventory = _inventory(family, config, source, label)
     changes, where = target_changes(recipe, family, config)
@@ -130,63 +200,38 @@ def make_plan(
     )
     if recipe.source.pretrain is not None and inventory.family.task in WITHOUT_LOSS:
         raise RecipeError(
-            f"source.pretrain: {inventory.family.architecture} has no loss to be trained by",
+            f"source.pretrain: {inventory.family.architecture} has no training loss",
             where=recipe.where("source", "pretrain", "config"),
-            hint=f"leave `architectures` out: a {inventory.family.heads[0].architecture} is trained",
+            hint=f"remove `architectures` to train a {inventory.family.heads[0].architecture}",
         )
-    warnings += left_out_parts(inventory, family)
-    dtype = DTYPE_NAMES[recipe.output.dtype] if recipe.output.dtype else None
-    specs = target_specs(family, inventory, start.target, dtype=dtype)
-    shards = plan_shards(specs, shard_bytes(family, recipe.output.max_shard_size))
-    needed = source is not None or (runs and recipe.source.pretrain is not None)
-    data = check_data_section(recipe, family, source, start, warnings, needed=needed)
-    if source is not None:
-        check_apart(Path(recipe.output.dir), source, where=recipe.where("output", "dir"))
-    measures = recipe.fit is not None or not start.copies_only
-    micro_batch = choose_micro_batch(recipe, family, start)
-    memory = estimate_memory(recipe, family, inventory, start, specs, measures=measures, micro_batch=micro_batch)
+    return inventory, family, start, changes
+
+
+def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, here: bool) -> tuple[bool, int]:
+    """Return whether the run measures models, and its peak memory in bytes.
+
+    Raises:
+        MachineError: a fit needs more memory than this machine has. Growing alone streams, and only gives up measuring.
+    """
+    measures = load.fit is not None or not load.start.copies_only
+    memory = estimate_memory(load, measures=measures)
     installed = physical_memory()
-    if here and memory > installed:
-        if recipe.fit is not None:
-            raise MachineError(
-                "the fit needs more memory than this machine has",
-                where=recipe.path.name,
-                expected=f"{memory / 1e9:.1f} GB",
-                found=f"{installed / 1e9:.1f} GB",
-                hint="lower fit.micro_batch_size, or leave `fit` out: growing alone streams",
-            )
-        measures = False
-        warnings.append("too little memory to run source and target: preservation is not measured")
-        memory = estimate_memory(recipe, family, inventory, start, specs, measures=False, micro_batch=micro_batch)
-    if here and check_disk:
-        check_room(Path(recipe.output.dir), shards.nbytes + 16_000_000)
-    if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
-        license_to_publish(
-            stated=recipe.publish.license,
-            inherited=source.license if source is not None else None,
-            where=recipe.where("publish"),
+    if not here or memory <= installed:
+        return measures, memory
+    if load.fit is not None:
+        raise MachineError(
+            "the fit needs more memory than this machine has",
+            where=recipe.path.name,
+            expected=f"{memory / 1e9:.1f} GB",
+            found=f"{installed / 1e9:.1f} GB",
+            hint="lower fit.micro_batch_size, or remove the `fit` section: growing alone streams",
         )
-    return Plan(
-        recipe=recipe,
-        family=family,
-        label=label,
-        revision=source.revision if source else None,
-        at_hand=source is not None,
-        inventory=inventory,
-        start=start,
-        specs=specs,
-        shards=shards,
-        data=data,
-        memory=memory,
-        micro_batch=micro_batch,
-        measures=measures,
-        warnings=tuple(warnings),
-        asked=changes,
-    )
+    warnings.append("too little memory to run source and target: preservation is not measured")
+    return False, estimate_memory(load, measures=False)
 
 
 def another_start(plan: Plan, *, width: str, depth: str, tie: str | None, seed: int) -> GrowthPlan:
-    """The start of another pair of methods for the same source and target. Raises RecipeError as `plan_growth`."""
+    """Plan the same growth with another pair of methods. Raises RecipeError as `plan_growth` does."""
     tied = tie == "paper"
     keying = "source" if tied else plan.recipe.growth.operator.keying or DEFAULT_KEYING
     growth = GrowthSettings(width=width, depth=depth, keying=keying, tie=tie, seed=seed)
@@ -204,7 +249,7 @@ def another_start(plan: Plan, *, width: str, depth: str, tie: str | None, seed: 
 
 
 def shard_bytes(family: Family, asked: int) -> int:
-    """The most bytes of a file of weights. timm reads one file alone, whatever its size."""
+    """Return the largest size of a weight file, in bytes. timm reads only unsharded weights."""
     return MAX_SHARD_BYTES if family.library == "timm" else asked
 
 
@@ -219,21 +264,21 @@ def _source_config(recipe: Recipe, source: CheckpointReader | None) -> tuple[dic
                 [],
             )
         if stated is None:
-            raise LigoError("no source and no config of one")
+            raise LigoError("the recipe names neither a source nor its config")
         label = recipe.source.model or "source.config"
         return (
             flat_config(stated, where=recipe.where("source", "config")),
             label,
-            [f"{label} is not at hand: planned from source.config"],
+            [f"{label} is not available here: planned from source.config"],
         )
     if stated is not None:
         family = find_family(source.config, where=f"{source.label}: config.json")
         real = family.complete(source.config)
         for key, value in flat_config(stated, where=recipe.where("source", "config")).items():
-            # How images are prepared decides no size.
+            # Image preprocessing does not affect any size.
             if key != "pretrained_cfg" and real.get(key) != value:
                 raise RecipeError(
-                    f"source.config.{key} is not what {source.label} has",
+                    f"source.config.{key} differs from the config of {source.label}",
                     where=recipe.where("source", "config", key),
                     expected=real.get(key),
                     found=value,
@@ -247,7 +292,7 @@ def _inventory(family: Family, config: dict[str, object], source: CheckpointRead
             family, config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label
         )
     family.check_config(config, where=label)
-    # Which class it is, the config may say; a source that is trained here is of the usual one.
+    # A config without `architectures` gets the family's default class.
     named = config.get("architectures")
     chosen = family.for_architecture(named[0] if isinstance(named, list) and named else None)
     rows = chosen.rows_for(config)
@@ -256,29 +301,29 @@ def _inventory(family: Family, config: dict[str, object], source: CheckpointRead
 
 
 def plan_recipe(recipe: Recipe, *, here: bool = True) -> Plan:
-    """Plan a recipe from headers alone. `here`: as of `make_plan`."""
-    # Where it is finished nothing more is written.
+    """Plan a recipe from headers alone. `here`: see `make_plan`."""
+    # A finished output needs no more disk space.
     check_disk = not check_output(Path(recipe.output.dir))
     source = open_planned(recipe, weights=False)
     if source is None:
-        # From a config alone a recipe is looked at, not run here.
+        # A plan from a config alone is not carried out.
         return make_plan(recipe, None, check_disk=check_disk, runs=False, here=here)
     with source:
         return make_plan(recipe, source, check_disk=check_disk, here=here)
 
 
 def plan_after(recipe: Recipe, first: Plan, *, here: bool = True) -> Plan:
-    """Plan a recipe whose source another plan will make, from the config that it will have. `here`: as of `make_plan`."""
+    """Plan a recipe on the target of another plan, from that target's config. `here`: see `make_plan`."""
     config = dict(first.start.target)
     if first.family.library != "timm":
         config["architectures"] = [first.family.architecture]
     source = recipe.source.model_copy(update={"config": config})
-    # How many bytes its tensors take is known when they are there.
+    # The disk check waits until the source exists: its dtypes are not known yet.
     return make_plan(recipe.model_copy(update={"source": source}), None, check_disk=False, runs=False, here=here)
 
 
 def check_output(out: Path) -> bool:
-    """Refuse an output place that a run could not take. Returns whether what is there may be the finished output itself."""
+    """Require that the output directory can be written. Return whether it already holds a finished output."""
     with reporting(out, "look"):
         finished = (out / "ligo" / "provenance.json").is_file()
     if not finished:
@@ -287,19 +332,19 @@ def check_output(out: Path) -> bool:
 
 
 def check_apart(out: Path, source: CheckpointReader, *, where: str) -> None:
-    """Refuse an output inside the source: a conversion must not write to what it reads. Raises RecipeError."""
+    """Require that the output directory is outside the source. Raises RecipeError."""
     inside, root = (Path(os.path.realpath(path)) for path in (out, source.root))
     if inside.is_relative_to(root):
         raise RecipeError(
             f"the output directory lies inside the source, {source.label}",
             where=where,
             found=out,
-            hint="name a directory elsewhere",
+            hint="choose a directory outside the source",
         )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON object."""
+    """Return the plan as one JSON object."""
     old, new = plan.family.sizes(plan.start.source), plan.family.sizes(plan.start.target)
     return {
         "family": plan.family.name,
@@ -328,10 +373,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def config_edits(plan: Plan) -> dict[str, dict[str, object]]:
-    """Every key of the config that changes: key -> source's and target's value."""
+    """Return every config key that changes, with the source's and the target's value."""
     old, new = plan.family.complete(plan.start.source), plan.family.complete(plan.start.target)
     return {key: {"source": old.get(key), "target": new[key]} for key in new if new[key] != old.get(key)}
 
 
 def stream_width(plan: Plan, config: Mapping[str, object]) -> int:
+    """Return the width of the residual stream of `config`."""
     return plan.family.sizes(config)[plan.family.norm.stream]

@@ -1,10 +1,14 @@
-"""TODO: one sentence."""
+"""Train the source of a recipe that has `source.pretrain` instead of `source.model`.
+
+Input: a plan and a staging directory.
+Output: a checkpoint in the staging directory, opened like any other source.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ import numpy as np
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.writer import safetensors_pieces
+from ligo_convert.conversion.fit_plan import PretrainPlan
 from ligo_convert.conversion.plan import Plan, make_plan, stream_width
-from ligo_convert.conversion.splits import load_splits, tokenizer_directory
+from ligo_convert.conversion.splits import load_pretraining_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, staged_results
 from ligo_convert.environment import choose_device
 from ligo_convert.hub.resolve import open_source
@@ -25,6 +30,23 @@ from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
 
 
+TRAINED_SOURCE = "ligo/source"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKeys:
+    """The cache shared with other runs, and this run's keys in it.
+
+    Attributes:
+        trained: key of the source that the recipe trains.
+        learned: key of the fit.
+    """
+
+    shelf: ResultCache
+    trained: str
+    learned: str
+
+
 def train_source(
     stack: contextlib.ExitStack,
     plan: Plan,
@@ -32,108 +54,86 @@ def train_source(
     device: str,
     progress: Progress,
     *,
-    examples: int | None = None,
+    train_examples: int | None = None,
     shared: CacheKeys | None = None,
 ) -> tuple[CheckpointReader, dict[str, str], Plan]:
-    """The recipe's own source, trained and opened, with its digests and the plan that its real headers give."""
-    trained = trained_source(
-        plan, staging, device=choose_device(device), progress=progress, examples=examples, shared=shared
-    )
-    source = stack.enter_context(trained)
+    """Train the recipe's source and open it until `stack` closes.
+
+    Args:
+        train_examples: see `load_pretraining_splits`.
+        shared: cache in which another run may have left the same source.
+
+    Returns:
+        The open source, SHA-256 of its files by name, and the plan made again from its real headers.
+    """
+    device, directory = choose_device(device), staging.path / TRAINED_SOURCE
+    if "pretrain" not in staged_results(staging):
+
+        def train() -> dict[str, Any]:
+            assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+            return _train(plan, plan.pretrain, staging, device=device, progress=progress, train_examples=train_examples)
+
+        if shared is None:
+            figures = train()
+        else:
+            with shared.shelf.lock_entry("source", f"{shared.trained}-{device}") as entry:
+                figures = _stage_cached(staging, entry) if entry.is_dir() else train()
+                if not entry.is_dir():
+                    files = {f"model/{name}": path for name, path in files_in(directory).items()}
+                    shared.shelf.store(entry, {**files, "trained.json": json.dumps(figures).encode()})
+        keep_result(staging, "pretrain", figures)
+    source = stack.enter_context(open_source(str(directory), base=directory))
     return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
 
 
-TRAINED_SOURCE = "ligo/source"
+def _stage_cached(staging: Staging, entry: Path) -> dict[str, Any]:
+    """Stage a source that another run trained. Return the figures of its training."""
+    for name, path in files_in(entry / "model").items():
+        staging.write_bytes(f"{TRAINED_SOURCE}/{name}", blocks_of(path))
+    figures: dict[str, Any] = json.loads((entry / "trained.json").read_bytes())
+    return figures
 
 
-# A source of our own.
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheKeys:
-    """A shelf, and what this run's own source and its learned operator are called there."""
-
-    shelf: ResultCache
-    trained: str
-    learned: str
-
-
-@contextlib.contextmanager
-def trained_source(
+def _train(
     plan: Plan,
+    pretrain_plan: PretrainPlan,
     staging: Staging,
     *,
     device: str,
     progress: Progress,
-    examples: int | None = None,
-    shared: CacheKeys | None = None,
-) -> Iterator[CheckpointReader]:
-    """The recipe's `source.pretrain`, trained into the staging directory, opened as any source is.
-
-    Args:
-        examples: as of `load_splits`: the text that it is trained on, which may be more than its steps ask for.
-        shared: where another run may have trained it.
-    """
-    directory = staging.path / TRAINED_SOURCE
-
-    def train() -> dict[str, Any]:
-        return _train_source(plan, staging, device=device, progress=progress, examples=examples)
-
-    if "pretrain" not in staged_results(staging):
-        if shared is None:
-            trained = train()
-        else:
-            with shared.shelf.lock_entry("source", f"{shared.trained}-{device}") as place:
-                trained = _taken_source(staging, place) if place.is_dir() else train()
-                if not place.is_dir():
-                    files = {f"model/{name}": path for name, path in files_in(directory).items()}
-                    shared.shelf.store(place, {**files, "trained.json": json.dumps(trained).encode()})
-        keep_result(staging, "pretrain", trained)
-    with open_source(str(directory), base=directory) as source:
-        yield source
-
-
-def _taken_source(staging: Staging, place: Path) -> dict[str, Any]:
-    """A source that another run has trained, staged as if it had been trained here."""
-    for name, path in files_in(place / "model").items():
-        staging.write_bytes(f"{TRAINED_SOURCE}/{name}", blocks_of(path))
-    trained: dict[str, Any] = json.loads((place / "trained.json").read_bytes())
-    return trained
-
-
-def _train_source(
-    plan: Plan, staging: Staging, *, device: str, progress: Progress, examples: int | None
+    train_examples: int | None,
 ) -> dict[str, Any]:
+    """Train the source into the staging directory. Return the figures of `outputs.metrics.PretrainOutcome`."""
     from ligo_convert.training.fit import autocast_pays
     from ligo_convert.training.pretrain import pretrain
 
-    settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
-    assert settings is not None
-    assert fit is not None
-    config = _with_tokenizer(plan, staging, progress)
-    a_step = settings.batch_size * plan.family.sequence(config, settings.sequence_length)
-    slices = load_splits(plan, staging.path / TRAINED_SOURCE, progress=progress, pretraining=True, examples=examples)
+    settings, family = pretrain_plan.settings, plan.inventory.family
+    config = _stage_config(plan, pretrain_plan, staging, progress)
+    tokens_per_step = settings.batch_size * plan.family.sequence(config, settings.sequence_length)
+    directory = staging.path / TRAINED_SOURCE
+    splits = load_pretraining_splits(plan, pretrain_plan, directory, progress=progress, train_examples=train_examples)
+    width = stream_width(plan, plan.start.source)
     store = StagedState(staging, "pretrain-state")
-    with progress.task("training a source", settings.steps, unit="steps") as task:
+    with progress.task("training the source", settings.steps, unit="steps") as task:
 
         def on_step(step: int, line: Mapping[str, Any]) -> None:
             task.reach(step)
             task.note(f"loss {line['loss']:.3f}")
 
-        family = plan.inventory.family
         tensors, outcome, loss = pretrain(
             family,
             config,
-            slices,
+            splits,
             steps=settings.steps,
             batch_size=settings.batch_size,
-            tokens_a_step=a_step,
+            tokens_a_step=tokens_per_step,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
-            # What is grown from it is compared with what is not: neither may meet the data again in the order it knows.
-            order="batches" if examples is None else "source",
+            # `compare` trains the target on the same split. Another order keeps the grown models from meeting the batches in
+            # the order in which the source learned them.
+            order="batches" if train_examples is None else "source",
             device=device,
-            autocast=autocast_pays(device, fit.precision, width=stream_width(plan, plan.start.source)),
+            autocast=autocast_pays(device, pretrain_plan.fit.settings.precision, width=width),
             store=store,
             on_step=on_step,
         )
@@ -144,46 +144,58 @@ def _train_source(
         pieces.append((spec, array.reshape(-1).view(np.uint8).data))
     staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))
     store.drop()
-    tokens = settings.steps * a_step
-    return {"steps": settings.steps, "tokens": tokens, "last_loss": outcome.log[-1]["loss"], "validation_loss": loss}
+    return {
+        "steps": settings.steps,
+        "tokens": settings.steps * tokens_per_step,
+        "last_loss": outcome.log[-1]["loss"],
+        "validation_loss": loss,
+    }
 
 
-def _with_tokenizer(plan: Plan, staging: Staging, progress: Progress) -> dict[str, object]:
-    """Stage the trained source's tokenizer and config; return the config."""
-    from ligo_convert.checkpoints.files import TOKENIZER_FILES
+def _stage_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, progress: Progress) -> dict[str, object]:
+    """Stage the source's config, and its tokenizer where it reads text. Return the config."""
     from ligo_convert.data.tokenizers import load_tokenizer
-    from ligo_convert.data.train_tokenizer import train_tokenizer
     from ligo_convert.families.configs import written_config
     from ligo_convert.outputs.side_files import json_bytes
 
-    settings, fit = plan.recipe.source.pretrain, plan.recipe.fit
-    assert settings is not None
-    assert fit is not None
-    family, directory = plan.inventory.family, staging.path / TRAINED_SOURCE
+    family, path = plan.inventory.family, f"{TRAINED_SOURCE}/config.json"
     if family.reads == "images":
         config = family.complete(plan.start.source)
-        staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(written_config(family, config, {})))
+        staging.write_bytes(path, json_bytes(written_config(family, config, {})))
         return config
-    config = {**family.complete(settings.config), "architectures": [family.architecture], "dtype": "float32"}
-    if fit.data.tokenizer is not None:
-        found = tokenizer_directory(plan, None)
-        files = {name: (found / name).read_bytes() for name in TOKENIZER_FILES if (found / name).is_file()}
-    else:
-        with progress.task("training a tokenizer"):
-            vocabulary = plan.family.sizes(config)[plan.family.vocabulary]
-            files = train_tokenizer(
-                fit.data,
-                base=plan.recipe.base,
-                vocabulary=vocabulary,
-                seed=settings.seed,
-                model_type=plan.family.model_type,
-                context=settings.sequence_length,
-            )
-    for name, data in files.items():
+    config = {
+        **family.complete(pretrain.settings.config),
+        "architectures": [family.architecture],
+        "dtype": "float32",
+    }
+    for name, data in _tokenizer_files(plan, pretrain, config, progress).items():
         staging.write_bytes(f"{TRAINED_SOURCE}/{name}", data)
-    staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(config))
-    tokenizer = load_tokenizer(directory)
+    # The tokenizer needs a config beside it to load; its token ids then belong into that config.
+    staging.write_bytes(path, json_bytes(config))
+    tokenizer = load_tokenizer(staging.path / TRAINED_SOURCE)
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = {**config, **ids}
-    staging.write_bytes(f"{TRAINED_SOURCE}/config.json", json_bytes(config))
+    staging.write_bytes(path, json_bytes(config))
     return config
+
+
+def _tokenizer_files(
+    plan: Plan, pretrain: PretrainPlan, config: Mapping[str, object], progress: Progress
+) -> dict[str, bytes]:
+    """Return the files of the tokenizer that the recipe names, or of one trained on its data."""
+    from ligo_convert.checkpoints.files import TOKENIZER_FILES
+    from ligo_convert.data.train_tokenizer import train_tokenizer
+
+    data = pretrain.fit.settings.data
+    if data.tokenizer is not None:
+        folder = tokenizer_directory(plan, None)
+        return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    with progress.task("training a tokenizer"):
+        return train_tokenizer(
+            data,
+            base=plan.recipe.base,
+            vocabulary=plan.family.sizes(config)[plan.family.vocabulary],
+            seed=pretrain.settings.seed,
+            model_type=plan.family.model_type,
+            context=pretrain.settings.sequence_length,
+        )

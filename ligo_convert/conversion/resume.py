@@ -1,7 +1,7 @@
-"""A finished output directory, met by a run that would write it.
+"""Recognise a finished output directory, so that a repeated run changes nothing.
 
-What comes in: an output directory and the key of a run. What goes out: the outcome of the run that made it, where that was the same run,
-and the directory is whole; a refusal otherwise. Nothing is written.
+Input: an output directory and the key of a run.
+Output: the result of the run that wrote the directory, if it was the same run and the directory verifies; else an error.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from ligo_convert.progress import Progress
 
 
 def finished_statement(out: Path) -> dict[str, Any] | None:
-    """The provenance of what lies in the output's place; None where nothing does. Raises OutputBusy where it is not ours."""
+    """Return the provenance of a finished output; None where there is none. Raises OutputBusy where the directory holds something else."""
     try:
         return read_statement((out / PROVENANCE).read_bytes(), label=str(out / PROVENANCE))
     except (FileNotFoundError, NotADirectoryError):
         check_place(out)
         return None
     except (SourceError, VerificationError):
-        raise OutputBusy("the output directory holds something else", where=out, hint="choose another") from None
+        raise OutputBusy(
+            "the output directory holds other files", where=out, hint="choose another output directory"
+        ) from None
 
 
 def reuse_finished(
     out: Path, statement: Mapping[str, Any], key: str, *, family: str, label: str, progress: Progress
 ) -> ConversionResult:
-    """A finished output of the same run: verified, and left as it is. Raises OutputBusy where it is of another one."""
+    """Verify the finished output of the same run and return its result. Raises OutputBusy where another run wrote it."""
     clear_leftovers(out)
-    found = statement["predicate"]["buildDefinition"]["internalParameters"]["key"]
-    if found != key:
+    written_by = statement["predicate"]["buildDefinition"]["internalParameters"]["key"]
+    if written_by != key:
         raise OutputBusy(
             "the output directory holds the result of another recipe, source or version",
             where=out,
-            hint="choose another output directory, or move this one away; nothing is ever overwritten",
+            hint="choose another output directory, or move this one; existing outputs are never overwritten",
         )
     verify(out, progress=progress)
-    progress.say(f"{out} is finished and whole; nothing to do")
+    progress.say(f"{out} is complete and verified; nothing to do")
     return ConversionResult(out=out, family=family, label=label, metrics=metrics_of(statement), changed=False)

@@ -1,7 +1,8 @@
-"""A recipe, or a stored operator, from one end to the other: converted, and, where it says so, published.
+"""Run a recipe or apply a stored operator, and publish the result where that is asked for.
 
-What comes in: a recipe, or an operator and what to apply it to. What goes out: what `run --json` prints. Publishing follows verification,
-and a failure of it leaves the finished directory: the same command then only publishes.
+Input: a recipe, or an operator file and a source.
+Output: the object that `run --json` prints. Publishing follows verification; if it fails, the output directory is complete, and the
+same command only publishes.
 """
 
 from __future__ import annotations
@@ -24,30 +25,31 @@ from ligo_convert.recipes.schema import PublishConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What has come of it; `published` None where no repository is named."""
+    """The result of a run; `published` is None where no repository is named."""
 
     outcome: ConversionResult
     published: PublishResult | None
 
     def json(self) -> dict[str, Any]:
-        """As `run --json` prints it."""
-        found = self.outcome.json()
+        """Return the object that `run --json` prints."""
+        data = self.outcome.json()
         if self.published is not None:
-            told = self.published.json()
-            found["published"] = {key: told[key] for key in told if key not in ("out", "files")}
-        return found
+            published = self.published.json()
+            data["published"] = {key: published[key] for key in published if key not in ("out", "files")}
+        return data
 
 
 def run_recipe(
     recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: ResultCache | None = None
 ) -> RunResult:
-    """Carry out a recipe and publish what it says. `shelf`: as of `convert`.
+    """Carry out a recipe, and publish the output if the recipe has a `publish` section. `shelf`: see `convert`.
 
     Raises:
-        LigoError: of the class that says what went wrong. What publishing would refuse is found out before any work,
-            as far as it can be known by then.
+        LigoError: its class names the cause. Conditions for publishing that can be checked early are checked before any work.
     """
-    return _delivered(lambda: convert(recipe, device=device, progress=progress, shelf=shelf), recipe.publish, progress)
+    return _run_and_publish(
+        lambda: convert(recipe, device=device, progress=progress, shelf=shelf), recipe.publish, progress
+    )
 
 
 def run_operator(
@@ -59,24 +61,24 @@ def run_operator(
     progress: Progress | None = None,
     shelf: ResultCache | None = None,
 ) -> RunResult:
-    """Apply an operator, as `apply_operator`, and publish what comes of it as a section says. Raises as `run_recipe`."""
-    return _delivered(
+    """Apply an operator as `apply_operator` does, and publish the output if `publish` is given. Raises as `run_recipe` does."""
+    return _run_and_publish(
         lambda: apply_operator(operator, source, out, publish=publish, progress=progress, shelf=shelf),
         publish,
         progress,
     )
 
 
-def _delivered(
+def _run_and_publish(
     work: Callable[[], ConversionResult], section: PublishConfig | None, progress: Progress | None
 ) -> RunResult:
     if section is None:
         return RunResult(outcome=work(), published=None)
     progress = progress or Progress()
-    told = section.model_dump()
-    stated = told.pop("license")
-    destination = HubDestination(**told)
-    destination.check_beforehand(license=stated, progress=progress)
+    settings = section.model_dump()
+    license = settings.pop("license")
+    destination = HubDestination(**settings)
+    destination.check_beforehand(license=license, progress=progress)
     outcome = work()
-    packed = pack(outcome.out, license=stated, progress=progress)
+    packed = pack(outcome.out, license=license, progress=progress)
     return RunResult(outcome=outcome, published=destination.put(packed, progress=progress))

@@ -1,6 +1,7 @@
-"""The record of a run: what its provenance and its card are made from, in plain values.
+"""Build the record of a run, from which its provenance and model card are written.
 
-What comes in: the plan, the source, the operator, figures. What goes out: a `provenance.Record`, and the `ConversionResult` that a command prints.
+Input: the plan, the source, the operator, the figures.
+Output: a `provenance.Record` of plain values, and the `ConversionResult` that a command prints.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import rehash
-from ligo_convert.conversion.learn import Learned, warmup_steps
+from ligo_convert.conversion.learn import Learned
 from ligo_convert.conversion.plan import Plan
-from ligo_convert.conversion.write import Clock, now
+from ligo_convert.conversion.write import now
 from ligo_convert.environment import versions
 from ligo_convert.families.registry import family_source
 from ligo_convert.growth.growth_plan import GrowthPlan, drawn_names
@@ -28,7 +29,13 @@ from ligo_convert.outputs.provenance import Record
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResult:
-    """What a run ends with; `metrics` as `run --json` prints them, `changed` False where the output was there already, whole."""
+    """The result of a run.
+
+    Attributes:
+        label: the source's Hub id or folder name, for messages.
+        metrics: `RunMetrics.json()`, of this run or of the run that wrote the output.
+        changed: False where the output was already complete.
+    """
 
     out: Path
     family: str
@@ -37,11 +44,12 @@ class ConversionResult:
     changed: bool
 
     def json(self) -> dict[str, Any]:
-        """As `run --json` prints it. A figure that is NaN or infinite is null: JSON has no word for it."""
+        """Return the object that `run --json` prints. NaN and infinity become null: JSON cannot spell them."""
         return {"out": str(self.out), "family": self.family, "changed": self.changed, **finite(self.metrics)}
 
 
 def finite(value: Any) -> Any:
+    """Return plain JSON values with NaN and infinity replaced by None."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -50,22 +58,22 @@ def finite(value: Any) -> Any:
 
 
 def run_key(recipe_digest: str) -> str:
-    """What makes two runs the same: the recipe, the contents it names, the versions."""
+    """Return the key that two runs share if recipe, named contents and library versions are the same."""
     return sha256_of({"recipe": recipe_digest, "versions": versions()})
 
 
 def filled_recipe(plan: Plan) -> dict[str, Any]:
-    """The recipe's public form with what the plan chose where the recipe left it open."""
+    """Return the recipe's public form, with the plan's choices where the recipe leaves them open."""
     recipe: dict[str, Any] = plan.recipe.public()
     recipe["growth"]["operator"]["keying"] = plan.start.growth.keying
-    if plan.recipe.fit is not None:
+    if plan.fit is not None:
         recipe["fit"]["micro_batch_size"] = plan.micro_batch
-        recipe["fit"]["warmup_steps"] = warmup_steps(plan.recipe.fit)
+        recipe["fit"]["warmup_steps"] = plan.fit.warmup_steps
     return recipe
 
 
 def start_names(start: GrowthPlan) -> list[str]:
-    """The starts by name and parameters, enough to do them again: `lemon(embed:768->1024)`."""
+    """Return the growth methods with the axes they grow, such as `lemon(embed:768->1024)`."""
     old, new = start.family.sizes(start.source), start.family.sizes(start.target)
     names = [
         f"{start.growth.width}({axis}:{old[axis]}->{new[axis]})" for axis in start.requests if old[axis] != new[axis]
@@ -76,7 +84,7 @@ def start_names(start: GrowthPlan) -> list[str]:
 
 
 def source_record(source: CheckpointReader, digests: Mapping[str, str], *, pretrained: bool) -> dict[str, Any]:
-    """What the record says of the source."""
+    """Return the record's entry for the source."""
     return {
         "label": "a source trained by this recipe" if pretrained else source.label,
         "revision": source.revision,
@@ -87,7 +95,7 @@ def source_record(source: CheckpointReader, digests: Mapping[str, str], *, pretr
 
 
 def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> dict[str, Any]:
-    """What the record says of the staged operator."""
+    """Return the record's entry for the staged operator."""
     count = {"width": 0, "depth": 0}
     for name, array in operator.arrays():
         if name.endswith((".tail", ".weight")):
@@ -106,39 +114,46 @@ def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> 
 
 
 def family_source_json(family: str) -> dict[str, str] | None:
-    """The record's entry for a family that is not built in; None for a built-in one."""
+    """Return the record's entry for a family that is not built in; None for a built-in one."""
     source = family_source(family)
     return None if source is None else source.json()
 
 
-def run_record(
-    plan: Plan,
-    source: CheckpointReader,
-    digests: Mapping[str, str],
-    recipe_digest: str,
-    learned: Learned,
-    metrics: Mapping[str, Any],
-    staging: Staging,
-    clock: Clock,
-) -> Record:
-    """The record of a recipe that was carried out."""
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What identifies one run.
+
+    Attributes:
+        digests: SHA-256 of the source's files, by name.
+        recipe_digest: SHA-256 of the recipe and the contents that it names.
+        key: key of the run, see `run_key`.
+        started: UTC, ISO 8601, whole seconds.
+    """
+
+    digests: Mapping[str, str]
+    recipe_digest: str
+    key: str
+    started: str
+
+
+def run_record(plan: Plan, source: CheckpointReader, learned: Learned, facts: RunFacts, staging: Staging) -> Record:
+    """Return the record of a recipe that was carried out, up to the moment of the call."""
     recipe = plan.recipe
-    pretrained = recipe.source.pretrain is not None
     return Record(
         family=plan.family.name,
         family_source=family_source_json(plan.family.name),
         recipe=filled_recipe(plan),
-        recipe_digest=recipe_digest,
-        key=run_key(recipe_digest),
-        source=source_record(source, digests, pretrained=pretrained),
+        recipe_digest=facts.recipe_digest,
+        key=facts.key,
+        source=source_record(source, facts.digests, pretrained=plan.pretrain is not None),
         data=learned.data,
         operator=operator_record(learned.operator, staging, start_names(plan.start)),
         source_config=plan.start.source,
         target_config=plan.start.target,
-        metrics=metrics,
+        metrics=learned.metrics.json(),
         versions=versions(),
         drawn=drawn_names(plan.start),
         nonfinite_allowed=recipe.source.allow_nonfinite,
-        started=clock.started,
+        started=facts.started,
         finished=now(),
     )

@@ -1,12 +1,16 @@
-"""TODO: one sentence."""
+"""Load the recipe's data as train, validation and test slices.
+
+Input: a plan, and the tokenizer's folder where the family reads text.
+Output: `DataSplits`. The fit and the training of a source hold out the same examples.
+"""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.conversion.fit_plan import FitPlan, PretrainPlan
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.progress import Progress
 
@@ -14,17 +18,13 @@ if TYPE_CHECKING:
     from ligo_convert.data.examples import DataSplits
 
 
-# Data.
-
-
 def tokenizer_directory(plan: Plan, source: CheckpointReader | None) -> Path:
-    """Where the tokenizer of the fit lies: the recipe's, else the source's own."""
-    assert plan.recipe.fit is not None
-    named = plan.recipe.fit.data.tokenizer
+    """Return the tokenizer's folder: `fit.data.tokenizer` where the recipe names one, else the source's folder."""
+    named = plan.required_fit.settings.data.tokenizer
     if named is not None:
-        place = plan.recipe.base / Path(named).expanduser()
-        return place if place.is_dir() else _tokenizer_from_hub(named)
-    assert source is not None
+        directory = plan.recipe.base / Path(named).expanduser()
+        return directory if directory.is_dir() else _tokenizer_from_hub(named)
+    assert source is not None, "a recipe without a tokenizer uses its source's"
     return source.root
 
 
@@ -35,58 +35,85 @@ def _tokenizer_from_hub(name: str) -> Path:
 
 
 def load_splits(
-    plan: Plan, tokenizer: Path | None, *, progress: Progress, pretraining: bool = False, examples: int | None = None
+    plan: Plan, tokenizer: Path | None, *, progress: Progress, train_examples: int | None = None
 ) -> DataSplits:
-    """The recipe's data as slices, for the fit or for training a source. Held-out text is the same at every sequence length of a recipe.
+    """Load the data of the fit.
 
     Args:
-        examples: how many sequences of the fit's length, or images, to train on; None for what the steps ask for.
+        tokenizer: folder of the tokenizer; None for a family that reads images.
+        train_examples: sequences or images to train on; None for as many as the steps of the fit need.
     """
+    fit = plan.required_fit
+    settings = fit.settings
+    length = settings.sequence_length
+    examples = train_examples or settings.steps * settings.batch_size
+    if plan.family.reads == "images":
+        return _load_images(plan, fit, examples, progress)
+    return _load_text(plan, fit, tokenizer, progress, sequence_length=length, train_tokens=examples * length)
+
+
+def load_pretraining_splits(
+    plan: Plan,
+    pretrain: PretrainPlan,
+    tokenizer: Path | None,
+    *,
+    progress: Progress,
+    train_examples: int | None = None,
+) -> DataSplits:
+    """Load the data that the source is trained on.
+
+    Args:
+        tokenizer: folder of the tokenizer; None for a family that reads images.
+        train_examples: sequences of the fit's length, or images, to train on; None for as many as the steps need.
+    """
+    settings, fit = pretrain.settings, pretrain.fit
+    needed = settings.steps * settings.batch_size
+    if plan.family.reads == "images":
+        return _load_images(plan, fit, train_examples or needed, progress)
+    length = settings.sequence_length
+    train_tokens = train_examples * fit.settings.sequence_length if train_examples else needed * length
+    return _load_text(plan, fit, tokenizer, progress, sequence_length=length, train_tokens=train_tokens)
+
+
+def _load_text(
+    plan: Plan, fit: FitPlan, tokenizer: Path | None, progress: Progress, *, sequence_length: int, train_tokens: int
+) -> DataSplits:
+    assert tokenizer is not None, "text needs a tokenizer"
     from ligo_convert.data.masking import Masking
     from ligo_convert.data.tokens import token_splits
 
-    fit, pretrain = plan.recipe.fit, plan.recipe.source.pretrain
-    assert fit is not None
-    settings = pretrain if pretraining else fit
-    assert settings is not None
-    asked = settings.steps * settings.batch_size
-    if plan.family.reads == "images":
-        return _load_image_splits(plan, examples or asked, progress)
-    assert tokenizer is not None
-    lengths = [fit.sequence_length, *([pretrain.sequence_length] if pretrain else [])]
-    whole = math.lcm(*lengths)
+    settings = fit.settings
     with progress.task("reading text", unit="tokens") as task:
         return token_splits(
-            fit.data,
+            settings.data,
             tokenizer,
             base=plan.recipe.base,
-            sequence_length=settings.sequence_length,
-            train_tokens=examples * fit.sequence_length if examples else asked * settings.sequence_length,
-            heldout_tokens=-(-fit.heldout_tokens // whole) * whole,
-            seed=fit.seed,
+            sequence_length=sequence_length,
+            train_tokens=train_tokens,
+            heldout_tokens=fit.heldout_tokens,
+            seed=settings.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
-            masking=None if plan.family.task == "causal-lm" else Masking(seed=fit.seed),
+            masking=None if plan.family.task == "causal-lm" else Masking(seed=settings.seed),
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )
 
 
-def _load_image_splits(plan: Plan, train_images: int, progress: Progress) -> DataSplits:
+def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress) -> DataSplits:
     from ligo_convert.data.images import Preparation, image_splits
     from ligo_convert.families.configs import image_preprocessing
 
-    fit, family, config = plan.recipe.fit, plan.family, plan.start.target
-    assert fit is not None
-    assert fit.data.images is not None
+    settings, family, config = fit.settings, plan.family, plan.start.target
+    assert settings.data.images is not None, "a family that reads images has fit.data.images"
     sizes = family.sizes(config)
     preparation = Preparation(channels=sizes["rgb"], **image_preprocessing(config))
     with progress.task("reading images", unit="images") as task:
         return image_splits(
-            fit.data.images,
+            settings.data.images,
             base=plan.recipe.base,
             preparation=preparation,
             classes=sizes[family.labels],
             train_images=train_images,
-            heldout_images=fit.heldout_images,
-            seed=fit.seed,
+            heldout_images=settings.heldout_images,
+            seed=settings.seed,
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )

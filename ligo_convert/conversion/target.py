@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Work out the target of a recipe: its class, and the config keys that change."""
 
 from __future__ import annotations
 
@@ -15,59 +15,63 @@ from ligo_convert.recipes.recipe import Recipe
 
 
 def family_of_target(recipe: Recipe, inventory: Inventory) -> Family:
-    """The family narrowed to the target's class: the source's, unless the recipe asks for another head."""
-    asked = recipe.target.architecture
-    if asked in (None, inventory.family.architecture):
+    """Return the family narrowed to the target's class: the source's class, unless the recipe names another."""
+    architecture = recipe.target.architecture
+    if architecture in (None, inventory.family.architecture):
         return inventory.family
     names = [head.architecture for head in inventory.family.heads]
-    if asked not in names:
+    if architecture not in names:
         raise RecipeError(
-            f"{inventory.family.name} has no class {asked!r} here",
+            f"{inventory.family.name} has no class {architecture!r}",
             where=recipe.where("target", "architecture"),
             expected=" or ".join(dict.fromkeys(names)),
         )
-    return inventory.family.for_architecture(asked)
+    return inventory.family.for_architecture(architecture)
 
 
 def left_out_parts(inventory: Inventory, family: Family) -> list[str]:
-    """What the source has and the target will not."""
-    found = list(inventory.left_out)
-    found += [row.pattern for row in inventory.rows if row.layout.part not in ("", *family.chosen.parts)]
-    if not found:
+    """Return a warning that lists the source's tensors that the target has no place for; an empty list where there are none."""
+    names = list(inventory.left_out)
+    names += [row.pattern for row in inventory.rows if row.layout.part not in ("", *family.chosen.parts)]
+    if not names:
         return []
     return [
-        f"left out, as {family.architecture} has no place for it: {', '.join(found[:4])}" + ("..." if found[4:] else "")
+        f"left out, because {family.architecture} has no such tensors: {', '.join(names[:4])}"
+        + ("..." if names[4:] else "")
     ]
 
 
 def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tuple[dict[str, object], str]:
-    """What the recipe wants changed in the source's config, and where it says so."""
+    """Return the config keys that the recipe changes, with their new values, and the location of that request in the recipe."""
     if recipe.target.model is None:
         changes = dict(recipe.target.config or {})
         unknown = [key for key in changes if key not in {*config, *family.defaults, *family.size_keys}]
-        # What is wrong with sizes is often wrong with several of them together.
+        # An error about sizes often concerns several keys: then the whole section is shown.
         at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
         return changes, recipe.where("target", "config", *at)
     where = recipe.where("target", "model")
     wanted = target_model_config(recipe)
     if find_family(wanted, where=where).name != family.name:
         raise RecipeError(
-            "a model grows within its family", where=where, expected=family.model_type, found=wanted.get("model_type")
+            "target.model belongs to another family than the source",
+            where=where,
+            expected=family.model_type,
+            found=wanted.get("model_type"),
         )
     complete, old = family.complete(wanted), family.complete(config)
-    # The head is the source's: another number of classes is asked for in target.config.
+    # The target keeps the source's number of classes; target.config can change it.
     head = size_keys(family.axes[family.labels]) if family.labels else ()
     keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
     keys = [key for key in keys if key not in head]
-    # A key that decides a size may be left out by both: the library works it out.
+    # Both configs may omit a key that the library derives.
     return {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}, where
 
 
 def target_model_config(recipe: Recipe) -> dict[str, object]:
-    """The config of `target.model`: what a name of timm's stands for, or what lies in a directory or on the Hub."""
+    """Return the config of `target.model`, which is a timm name, a directory or a Hub id."""
     name = recipe.target.model
     assert name is not None
-    # timm's names have a tag of the weights behind a dot.
+    # A timm name may end with a dot and the tag of its weights.
     if any(name.partition(".")[0] in known.architectures for known in FAMILIES.values()):
         return flat_config({"architecture": name}, where=recipe.where("target", "model"))
     return read_config(name, revision=recipe.target.revision, base=recipe.base)

@@ -1,7 +1,7 @@
-"""Writing and verifying the weights: the part of a run that needs no recipe.
+"""Write the target's weights and verify them: the part of a run that needs no recipe.
 
-What comes in: a `WriteJob` (what grows by which operator into which files) and the source. What goes out: weight files in the staging directory,
-verified there: digests, the family's table, finite values, the real library.
+Input: a `WriteJob` and the source.
+Output: weight files in the staging directory, verified there: digests, tensor names and shapes, finite values, loading in the library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ligo_convert.checkpoints.reader import CheckpointReader, DigestMemo
+from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import ShardPlan, Writer
 from ligo_convert.environment import processor
@@ -30,7 +30,16 @@ from ligo_convert.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class WriteJob:
-    """What is written from what: the part of a run that needs no recipe."""
+    """What to write.
+
+    Attributes:
+        family: the family, narrowed to the target's class.
+        inventory: the source's tensors.
+        operator: the growth operator to apply.
+        specs: the target's tensors.
+        shards: the weight files and the tensors in each.
+        allow_nonfinite: whether NaN and infinity are written instead of refused.
+    """
 
     family: Family
     inventory: Inventory
@@ -41,13 +50,13 @@ class WriteJob:
 
 
 def now() -> str:
-    """UTC, to the second, as the record states it."""
+    """Return the time in UTC, to the second, as the provenance states it."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(kw_only=True)
 class Clock:
-    """Seconds by stage, and when it began."""
+    """Start time of a run, and its wall-clock seconds by stage."""
 
     started: str = field(default_factory=lambda: now())
     seconds: dict[str, float] = field(default_factory=lambda: {"plan": 0.0, "fit": 0.0, "write": 0.0, "verify": 0.0})
@@ -61,53 +70,68 @@ class Clock:
             self.seconds[stage] = round(self.seconds[stage] + time.monotonic() - began, 3)
 
 
-def digest_source(source: CheckpointReader, progress: Progress, *, memo: DigestMemo | None = None) -> dict[str, str]:
-    """The source's digests, with a bar."""
-    total = sum(file.size for file in source.files)
-    with progress.task("digesting the source", total, unit="bytes") as task:
-        return source.digest(task.advance, memo=memo)
-
-
 def write_job(
     job: WriteJob, source: CheckpointReader, staging: Staging, clock: Clock, progress: Progress, *, loads: bool
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Stream the target into the staging directory and verify it there: digests, table, finite values, the real library."""
-    with clock.running("write"), progress.task("writing", job.shards.nbytes, unit="bytes") as task:
-        with Writer(staging, job.shards, on_bytes=task.advance) as writer:
-            wanted = frozenset(spec.name for spec in writer.pending())
-            specs = {spec.name: spec for spec in job.specs}
-            for name, data in grow(source.read, job.family, job.inventory, job.operator, job.specs, wanted=wanted):
-                bad = 0 if job.allow_nonfinite else nonfinite_count(data, specs[name].dtype)
-                if bad:
-                    raise SourceError(
-                        f"{bad} of {specs[name].elements} grown values are NaN or infinite",
-                        where=name,
-                        hint="a wider output.dtype may hold them; source.allow_nonfinite: true writes them all the same",
-                    )
-                writer.put(name, data)
-            weights = writer.close()
+    """Write the target into the staging directory and verify it there.
+
+    Args:
+        loads: whether to load the result in the real library as well.
+
+    Returns:
+        SHA-256 of the weight files by name, and what the verification counted.
+    """
+    with clock.running("write"):
+        weights = _write_weights(job, source, staging, progress)
         write_model_files(job.family, job.operator.target, job.specs, source, staging)
         write_new_parameters(job.family, job.operator, staging)
         source.recheck()
     with clock.running("verify"):
-        check_digests(staging.path, weights)
-        checks: dict[str, Any] = {
-            "digests": len(weights),
-            # Values were looked at as they were written, and the digests say that these are the same bytes; where non-finite ones are
-            # allowed they are counted here.
-            **check_weights(
-                staging.path,
-                specs,
-                allow_nonfinite=job.allow_nonfinite,
-                progress=progress,
-                values=job.allow_nonfinite,
-            ),
-            "loaded": None,
-            "processor": None,
-        }
-        if loads:
-            # Where nothing is computed torch is not imported, and there is no order of summation to remember.
-            checks["processor"] = processor()
-            with progress.task(f"loading in {job.family.library}"):
-                checks["loaded"] = check_loads(staging.path, job.family)
-    return weights, checks
+        return weights, _verify_weights(job, weights, staging, progress, loads=loads)
+
+
+def _write_weights(job: WriteJob, source: CheckpointReader, staging: Staging, progress: Progress) -> dict[str, str]:
+    """Grow the tensors that are not staged yet, one at a time. Return SHA-256 of the weight files by name."""
+    specs = {spec.name: spec for spec in job.specs}
+    with (
+        progress.task("writing", job.shards.nbytes, unit="bytes") as task,
+        Writer(staging, job.shards, on_bytes=task.advance) as writer,
+    ):
+        wanted = frozenset(spec.name for spec in writer.pending())
+        for name, data in grow(source.read, job.family, job.inventory, job.operator, job.specs, wanted=wanted):
+            bad = 0 if job.allow_nonfinite else nonfinite_count(data, specs[name].dtype)
+            if bad:
+                raise SourceError(
+                    f"{bad} of {specs[name].elements} grown values are NaN or infinite",
+                    where=name,
+                    hint="a wider output.dtype may hold them; source.allow_nonfinite: true writes them anyway",
+                )
+            writer.put(name, data)
+        return writer.close()
+
+
+def _verify_weights(
+    job: WriteJob, weights: dict[str, str], staging: Staging, progress: Progress, *, loads: bool
+) -> dict[str, Any]:
+    """Verify the staged weights. Return what was counted, as `verification` of the metrics."""
+    check_digests(staging.path, weights)
+    checks: dict[str, Any] = {
+        "digests": len(weights),
+        # Values were checked as they were written, and the digests show that the bytes are the same. Only where non-finite values
+        # are allowed are they counted here.
+        **check_weights(
+            staging.path,
+            {spec.name: spec for spec in job.specs},
+            allow_nonfinite=job.allow_nonfinite,
+            progress=progress,
+            values=job.allow_nonfinite,
+        ),
+        "loaded": None,
+        "processor": None,
+    }
+    if loads:
+        # Sums in floating point depend on the processor. Without a computation there is nothing to record.
+        checks["processor"] = processor()
+        with progress.task(f"loading in {job.family.library}"):
+            checks["loaded"] = check_loads(staging.path, job.family)
+    return checks

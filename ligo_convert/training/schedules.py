@@ -24,6 +24,11 @@ SHAPES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "stable": _sta
 STABLE_PART = 0.8  # of `stable`, at the peak
 
 
+def default_warmup(steps: int) -> int:
+    """Return the warmup steps of a fit that names none: a tenth of its steps, at most ten."""
+    return min(10, steps // 10)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Learning-rate factor by step: linear warmup, then one of `SHAPES`.

@@ -522,7 +522,7 @@ def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: 
         assert f"{entry['name']}: {GOING_ON}" in err
 
 
-GOING_ON = "going on with what an earlier run has staged"
+GOING_ON = "resuming from the staged files of an earlier run"
 
 
 def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:

@@ -298,7 +298,7 @@ def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(me
     with source:
         plan = make_plan(load_recipe(tmp_path / "recipe.yaml"), source, check_disk=False)
         experiment = make_experiment(plan, methods=[method], steps=None)
-        slices = load_splits(plan, source.root, progress=Progress(), examples=experiment.examples)
+        slices = load_splits(plan, source.root, progress=Progress(), train_examples=experiment.examples)
 
     def done(work: str, *budget_fractions: float) -> Any:
         runner = JobRunner(experiment=experiment, slices=slices, source=model, work=tmp_path / work, device="cpu")
@@ -370,7 +370,7 @@ def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, En
     assert names(place) == [".out.ligo-partial"]
     done = warm.run(*COMMAND, "--jobs", "1", cwd=place)
     assert done.code == 0, done.err
-    assert "going on with what an earlier run has staged" in done.err
+    assert "resuming from the staged files of an earlier run" in done.err
     assert json.loads(done.out)["changed"] is True
     assert names(place) == ["out"]
     same(place, whole)

@@ -51,6 +51,7 @@ PACKAGE_OF_ROOT["__main__"] = "cli"
 HEAVY_LIBRARIES = {"torch", "transformers", "timm", "tokenizers", "datasets", "huggingface_hub", "matplotlib"}
 HEAVY_MODULES = {
     "checkpoints.torch_io",
+    "conversion.model_pair",
     "growth.apply",
     "growth.mean_preserving",
     "growth.rewrites",

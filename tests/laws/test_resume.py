@@ -208,7 +208,7 @@ def test_a_signal_during_training_stops_within_seconds(
     assert not (place / "out").exists()
     assert hidden(place) == [".out.ligo-partial"]
     again = warm.start("run", f"{recipe}.yaml", "--json", cwd=place)
-    until(lambda: "going on with what an earlier run has staged" in again.err, "it did not go on")
+    until(lambda: "resuming from the staged files of an earlier run" in again.err, "it did not go on")
     again.send(number)
     stopped(again.wait(), number)
 

@@ -546,7 +546,7 @@ def test_a_config_beside_a_model_is_compared_as_far_as_it_says(
     else:
         stated[key] = 24
     recipe = place.recipe(sources(name), TARGETS[name]["even"], "hyperclone", "copy", source={"config": stated})
-    refused(place, recipe, RecipeError, 2, rf"source\.config\.{key} is not what")
+    refused(place, recipe, RecipeError, 2, rf"source\.config\.{key} differs from")
 
 
 # --- text encoders: every layout met in the wild ----------------------------------------------------------------------

@@ -95,7 +95,7 @@ ENCODER = {"model_type": "bert", "architectures": ["BertModel"], "num_hidden_lay
 
 
 def test_what_has_no_loss_cannot_be_trained_first(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no loss to be trained by"):
+    with pytest.raises(RecipeError, match="has no training loss"):
         planned(
             tmp_path,
             source={"pretrain": {"config": ENCODER, "steps": 2}},

@@ -1,0 +1,202 @@
+"""The figures of one run, as typed values with one JSON form.
+
+Input: what planning, learning, writing and verifying measured.
+Output: `RunMetrics.json()`, which `run --json` prints and the provenance records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Parameter counts; a tied matrix counts once."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Mean losses on the test slice, in nats; None where the loss was not measured.
+
+    Attributes:
+        source: the source model.
+        initial: the target grown by the initial operator.
+        fitted: the target grown by the fitted operator.
+        random_target: the target grown by a random operator.
+    """
+
+    source: float | None = None
+    initial: float | None = None
+    fitted: float | None = None
+    random_target: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracies:
+    """Top-1 accuracies on the test slice, from 0 to 1; None where the task has none or it was not measured."""
+
+    source: float | None = None
+    initial: float | None = None
+    fitted: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Floating-point operations.
+
+    Attributes:
+        target_step: one training step of the target; None where the batch size is unknown.
+        fit: the whole fit of the operator.
+    """
+
+    target_step: int | None
+    fit: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preservation:
+    """How far growth preserves the source's function: planned by the method, and measured in float32 or wider.
+
+    Attributes:
+        verdict: "exact", "near" or "lossy" as measured; None where no model was run.
+        planned: the verdict that the growth method claims.
+        reasons: why the plan claims no more.
+        max_logit_difference: largest absolute difference of the compared outputs.
+        mean_logit_difference: mean absolute difference of the compared outputs.
+        logit_scale: largest absolute output of the source.
+        loss_difference: target loss minus source loss, in nats.
+        departs_at: first target layer, counted over all depth axes, that does not reproduce its source layer.
+        compared: "logits" or "hidden states".
+        tokens: tokens compared.
+        images: images compared.
+        rounding: cost of storing the target in a narrower dtype; None where no tensor is narrower.
+    """
+
+    verdict: str | None = None
+    planned: str
+    reasons: list[str]
+    max_logit_difference: float | None = None
+    mean_logit_difference: float | None = None
+    logit_scale: float | None = None
+    loss_difference: float | None = None
+    departs_at: int | None = None
+    compared: str | None = None
+    tokens: int = 0
+    images: int = 0
+    rounding: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOutcome:
+    """How the fit of the operator ended.
+
+    Attributes:
+        steps: optimiser steps of the whole fit.
+        best_step: step of the operator that was kept; 0 is the initial operator.
+        best_validation_loss: its loss on the validation slice, in nats.
+        seed: seed of the data order.
+        precision: "bfloat16" or "float32".
+        device: "cpu" or "cuda".
+    """
+
+    steps: int
+    best_step: int
+    best_validation_loss: float | None
+    seed: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOutcome:
+    """How the training of the source ended, where the recipe trains it.
+
+    Attributes:
+        steps: optimiser steps.
+        tokens: tokens (for images: patches) trained on.
+        last_loss: training loss of the last step, in nats.
+        validation_loss: loss on the validation slice, in nats.
+    """
+
+    steps: int
+    tokens: int
+    last_loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What is known once the weights are written and verified.
+
+    Attributes:
+        verification: what `outputs.verify` counted and checked.
+        seconds: wall-clock seconds by stage.
+        peak_rss_bytes: peak resident memory of the process.
+    """
+
+    verification: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """Every figure of one run.
+
+    Attributes:
+        task: the family's task, such as "causal-lm".
+        preservation: None where a stored operator was applied, which measures nothing.
+        fit: None where no operator was fitted.
+        pretrain: None where the source was not trained by the recipe.
+        completion: None until the weights are written and verified.
+    """
+
+    task: str
+    parameters: Parameters
+    loss: Losses = field(default_factory=Losses)
+    accuracy: Accuracies = field(default_factory=Accuracies)
+    flops: Flops
+    preservation: Preservation | None = None
+    fit: FitOutcome | None = None
+    pretrain: PretrainOutcome | None = None
+    completion: Completion | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Return the JSON form. NaN and infinity stay floats; each writer decides how to spell them."""
+        data: dict[str, Any] = {
+            "task": self.task,
+            "parameters": asdict(self.parameters),
+            "loss": asdict(self.loss),
+            "accuracy": asdict(self.accuracy),
+            "flops": asdict(self.flops),
+            "preservation": asdict(self.preservation) if self.preservation else dict(_UNMEASURED),
+            "fit": asdict(self.fit) if self.fit else None,
+        }
+        if self.pretrain is not None:
+            data["pretrain"] = asdict(self.pretrain)
+        if self.completion is not None:
+            data |= asdict(self.completion)
+        return data
+
+
+_UNMEASURED = {"verdict": None, "max_logit_difference": None, "loss_difference": None}
+
+
+def metrics_from_json(data: Mapping[str, Any]) -> RunMetrics:
+    """Return the metrics that `RunMetrics.json` wrote before the run was complete."""
+    fit, pretrain = data["fit"], data.get("pretrain")
+    return RunMetrics(
+        task=data["task"],
+        parameters=Parameters(**data["parameters"]),
+        loss=Losses(**data["loss"]),
+        accuracy=Accuracies(**data["accuracy"]),
+        flops=Flops(**data["flops"]),
+        preservation=Preservation(**data["preservation"]),
+        fit=FitOutcome(**fit) if fit else None,
+        pretrain=PretrainOutcome(**pretrain) if pretrain else None,
+    )
