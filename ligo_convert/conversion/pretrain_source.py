@@ -29,7 +29,6 @@ from ligo_convert.io.staging import Staging
 from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
 
-
 TRAINED_SOURCE = "ligo/source"
 
 

@@ -1,10 +1,11 @@
-"""Learning the operator: min over M of E L(x; M(source)), LiGO, arXiv:2303.00980, eq. 5.
+"""Fit the growth operator M: min over M of E L(x; M(source)) (LiGO, arXiv:2303.00980, eq. 5).
 
-What comes in: an initial operator, source tensors, a slice of data. What goes out: the operator of the best step on the validation
-slice. The loss is the target's own, from the library's model; its gradient reaches the operator through growth.
+Input: an initial operator, source tensors, data splits.
+Output: the operator of the best step on the validation slice. The loss is the target's own, from the library's model; its gradient
+reaches the operator through growth.
 
-Memory: the target's weights and their gradients, the source, the operator with its two moments. Growth keeps nothing for the backward
-pass: rows are grown without a graph, and grown once more, one row at a time, when their gradients are known.
+Memory: the target's weights and their gradients, the source, the operator with its two moments. Growth stores nothing for the
+backward pass: rows are grown without a graph, and grown again, one row at a time, once their gradients are known.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class SplitSource(Protocol):
-    """What learning needs of a data slice."""
+    """The part of `DataSplits` that a fit uses."""
 
     @property
     def validation(self) -> Examples: ...
@@ -43,7 +44,21 @@ class SplitSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """The recipe's `fit`, defaults filled in. Rates are AdamW's; one for width maps, one for depth weights."""
+    """Settings of a fit.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: sequences or images per step.
+        micro_batch_size: sequences or images per forward pass.
+        tokens_a_step: tokens of one step, for the log.
+        width_rate: AdamW's peak learning rate of the width maps.
+        depth_rate: AdamW's peak learning rate of the depth weights.
+        weight_decay: decay of the width maps towards the initial operator.
+        warmup_steps: steps of linear warmup.
+        seed: seed of the data order.
+        evaluate_every: steps between validation losses.
+        autocast: whether to compute in bfloat16.
+    """
 
     steps: int
     batch_size: int
@@ -61,10 +76,10 @@ class FitSettings:
 def stacked_source(
     read: Read, family: Family, inventory: Inventory, rows: tuple[Row, ...], *, device: str, dtype: torch.dtype
 ) -> Tensors:
-    """The source in memory: row pattern -> [old layers, ...] ([1, ...] for a row without a depth axis).
+    """Load the source: row pattern -> [source layers, ...] ([1, ...] for a row without a depth axis).
 
     Args:
-        rows: the target's; those that the source has (an untied head too, which is its embedding) are there beside its own.
+        rows: rows of the target. Those that the source can fill are loaded as well, such as an untied head from a tied embedding.
     """
     stacked = {}
     for row in dict.fromkeys((*inventory.rows, *rows)):
@@ -79,12 +94,12 @@ def stacked_source(
 
 
 def fetch_from(stacked: Tensors) -> Fetch:
-    """Any tensor of a stacked source."""
+    """Return a function that looks up a tensor of a stacked source."""
     return lambda pattern, layer: stacked[pattern][layer or 0]
 
 
 def named_source(inventory: Inventory, stacked: Tensors) -> Tensors:
-    """The stacked source by its canonical tensor names, as the library's model takes it."""
+    """Return the stacked source by canonical tensor name, as `LibraryModel` takes it."""
     return {
         row.name(layer): stacked[row.pattern][layer or 0]
         for row in inventory.rows
@@ -93,18 +108,18 @@ def named_source(inventory: Inventory, stacked: Tensors) -> Tensors:
 
 
 class GrownTarget:
-    """The target as a function of the operator, row by row."""
+    """The target's tensors as a function of the operator, computed row by row."""
 
     def __init__(self, grower: Grower, rows: tuple[Row, ...], stacked: Tensors) -> None:
         self.grower, self.rows, self.stacked = grower, rows, stacked
         self.family, self.config = grower.family, grower.operator.target
 
     def _source(self, row: Row) -> torch.Tensor:
-        # A row that is drawn takes nothing from the source.
+        # A row initialised at random uses nothing of the source.
         return self.stacked.get(row.pattern, torch.empty(0))
 
     def tensors(self, *, leaves: bool = False) -> Tensors:
-        """Every target tensor by name; with `leaves`, each asks for a gradient of its own."""
+        """Return every target tensor by name. With `leaves`, each is a leaf that collects its own gradient."""
         grown: Tensors = {}
         with torch.no_grad():
             for row in self.rows:
@@ -117,12 +132,12 @@ class GrownTarget:
         return grown
 
     def backward(self, leaves: Tensors) -> None:
-        """Carry the gradients of the target's tensors to the operator, one row at a time, dropping them on the way."""
+        """Propagate the gradients of the target's tensors to the operator, one row at a time, and free them."""
         for row in self.rows:
             gradients = []
             for layer in self.family.layers(row, self.config):
                 tensor = leaves[row.name(layer)]
-                # What the loss does not look at, such as a pooler beside a masked language model's head, has no gradient.
+                # A tensor that the loss does not use has no gradient, such as the pooler of a masked language model.
                 gradients.append(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
                 tensor.grad = None
             grown = self.grower.grow_stacked(row, self._source(row))
@@ -133,9 +148,9 @@ class GrownTarget:
 def learned_arrays(
     operator: Operator, family: Family, device: str, dtype: torch.dtype
 ) -> tuple[Operator, dict[str, torch.nn.Parameter]]:
-    """The operator with its learned arrays as parameters: dense maps, and the depth matrices of rows with a depth axis.
+    """Return the operator with its learned arrays as parameters: dense maps, and depth matrices of rows with a depth axis.
 
-    A LayerScale is not learned: what is learned is the branch as it arrives in the stream, scale and all.
+    A LayerScale is not learned: it only multiplies its branch, and the maps of the branch are learned.
     """
     scales = {row.pattern for row in family.rows if family.is_scale(row)}
     parameters: dict[str, torch.nn.Parameter] = {}
@@ -164,13 +179,16 @@ def fit(
     store: StateStore | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[Operator, TrainResult]:
-    """Learn the operator, beginning at `initial`.
+    """Fit the operator, starting from `initial`.
 
     Args:
-        objective: the loss; None for the target's own.
+        stacked: source tensors from `stacked_source`.
+        objective: the loss; None for the target's task loss.
+        store: where the training state is kept, so that a run can resume.
+        on_step: called after every step with the number of finished steps and the log line.
 
     Returns:
-        The operator of the best validated step (`initial`, in dense form, where nothing was better), and how it went.
+        The operator with the lowest validation loss, in dense form, and how training went.
     """
     dtype = next(iter(stacked.values())).dtype
     dense, parameters = learned_arrays(learnable(initial, family), family, device, dtype)
@@ -238,20 +256,21 @@ def fit(
     return learned, outcome
 
 
-# From this width on a bfloat16 step is faster on a processor with matrix units for it; below it is a wash (docs/development/log.md).
+# From this stream width on, a bfloat16 step is faster on a processor with AMX; below, there is no difference (docs/development/log.md).
 AUTOCAST_WIDTH = 256
 
 
 def autocast_pays(device: str, precision: str, *, width: int) -> bool:
-    """Whether bfloat16 arithmetic is used: as the recipe says, or, for `auto`, where it is faster.
+    """Return whether to compute in bfloat16: as the recipe says, or, for `auto`, where it is faster.
 
     Args:
-        width: of the residual stream.
+        precision: `fit.precision` of the recipe.
+        width: width of the residual stream.
     """
     if precision != "auto":
         return precision == "bfloat16"
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    # Older versions of torch do not tell what the processor can.
+    # Older versions of torch do not report the processor's capabilities.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16")) and width >= AUTOCAST_WIDTH

@@ -1,8 +1,8 @@
-"""The library's own model of a family: built on the meta device, run on tensors given from outside.
+"""Run the library's own model of a family on given tensors, without weights of its own.
 
-What comes in: a config as plain data, tensors by their canonical names, batches. What goes out: losses, outputs, hidden states. Everything
-goes through `functional_call` with `strict=True`: a missing parameter, or a buffer left on the meta device, can otherwise end in
-silent garbage.
+Input: a config as plain data, tensors by canonical name, batches.
+Output: losses, outputs, hidden states. The model is built on the meta device and run by `functional_call` with `strict=True`: without
+it, a missing parameter or a buffer left on the meta device can give wrong results silently.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def library_config(family: Family, config: Mapping[str, object]) -> Any:
-    """The library's config object of a plain config. Raises SourceError where the library refuses it or sees other sizes."""
+    """Return the library's config object for a plain config.
+
+    Raises:
+        SourceError: the library refuses the config.
+        LigoError: the library derives other sizes from it than the family does.
+    """
     data = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
     with quiet():
         try:
             made = transformers.AutoConfig.for_model(family.model_type, **data)
-        except Exception as error:  # noqa: BLE001  the library validates with errors of many classes; the user needs its words
-            raise SourceError(f"transformers refuses this {family.name} config: {error}", where="config.json") from None
+        except Exception as error:  # noqa: BLE001  the library raises many classes of errors; the user needs its message
+            raise SourceError(f"transformers rejects this {family.name} config: {error}", where="config.json") from None
     seen, meant = family.sizes(made.to_dict()), family.sizes(config)
     if seen != meant:
         different = {axis: (meant[axis], seen[axis]) for axis in meant if meant[axis] != seen[axis]}
@@ -42,7 +47,7 @@ def library_config(family: Family, config: Mapping[str, object]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The library's own warnings (token ids, generation settings) kept off the user's screen."""
+    """Suppress the library's own warnings and progress bars."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -56,7 +61,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters are registered on the meta device and cost nothing; buffers are built for real."""
+    """Register parameters on the meta device, where they take no memory; build buffers normally."""
     register = torch.nn.Module.register_parameter
 
     def on_meta(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
@@ -75,7 +80,9 @@ class LibraryModel:
     """A model of the library without weights of its own, in evaluation mode (no dropout).
 
     Args:
-        family: narrowed to the class. config: which model. device: where its buffers lie and its inputs go.
+        family: the family, narrowed to the model's class.
+        config: config of the model.
+        device: device of its buffers and inputs.
     """
 
     def __init__(self, family: Family, config: Mapping[str, object], *, device: str = "cpu") -> None:
@@ -87,21 +94,21 @@ class LibraryModel:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
     def check_table(self, rows: tuple[Row, ...]) -> None:
-        """Require that the family's table and the library's model agree on every name and shape."""
+        """Require that the family's definition and the library's model agree on every tensor name and shape. Raises LigoError."""
         tensors = self.family.tensors_of(rows, self.config, dtype="F32")
         wanted = {self.family.written(spec.name): spec.shape for _, _, spec in tensors}
         if wanted != self.shapes:
             names = sorted({*wanted.items()} ^ {*self.shapes.items()})[:4]
             raise LigoError(
-                f"{self.family.name}: the table and {self.family.library}'s {self.family.architecture} differ: {names}"
+                f"{self.family.name}: its definition and {self.family.library}'s {self.family.architecture} differ: {names}"
             )
 
     def __call__(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
-        """The model's function on `parameters`, whose canonical names and shapes must be exactly the model's own."""
+        """Return the model's output for `parameters`, which must have exactly the model's canonical names and shapes."""
         return self.task.output(self._run(parameters, batch))
 
     def states(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
-        """The last hidden states [batch, sequence, width] of a model that is learned by them."""
+        """Return the last hidden states [batch, sequence, width], for objectives that compare them."""
         return (self.task.states or self.task.output)(self._run(parameters, batch))
 
     def _run(self, parameters: Tensors, batch: Tensors) -> Any:
@@ -109,19 +116,19 @@ class LibraryModel:
         for name, shape in self.shapes.items():
             assert tuple(named[name].shape) == shape, (name, tuple(named[name].shape), shape)
         inputs = self.task.inputs(batch)
-        # timm's models take images by place, under names of their own.
+        # timm's models take the images as a positional argument.
         args = tuple(inputs.values()) if self.family.library == "timm" else ()
         return functional_call(
             self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
         )
 
     def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
-        """The function, and beside it what every layer puts out, by depth axis."""
+        """Return the output, and the hidden states after every layer, by depth axis."""
         seen: dict[str, list[torch.Tensor]] = {axis: [] for axis in self.family.depth_axes}
 
         def keep(axis: str) -> Callable[[torch.nn.Module, Any, Any], None]:
-            def hook(_module: torch.nn.Module, _inputs: Any, found: Any) -> None:
-                seen[axis].append(found[0] if isinstance(found, tuple) else found)
+            def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+                seen[axis].append(output[0] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -138,14 +145,14 @@ class LibraryModel:
                 handle.remove()
 
     def layers(self, axis: str) -> list[str]:
-        """The names of the modules of a depth axis."""
+        """Return the names of the layer modules of a depth axis."""
         pattern = next(row.pattern for row in self.family.rows if row.depth == axis)
         before = self.family.written(pattern.partition("{" + axis + "}")[0])
         return [f"{before}{layer}" for layer in range(self.family.sizes(self.config)[axis])]
 
     def loss(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
-        """The task's mean loss, in nats."""
-        assert self.task.loss is not None, f"a {self.family.task} has no loss of its own"
+        """Return the task's mean loss, in nats."""
+        assert self.task.loss is not None, f"the task {self.family.task} has no loss"
         return self.task.loss(self(parameters, batch), batch)
 
 
@@ -154,7 +161,7 @@ def _build(family: Family, make: Callable[[], torch.nn.Module]) -> torch.nn.Modu
         try:
             with _parameters_on_meta():
                 return make()
-        except Exception as error:  # noqa: BLE001  an unknown activation is a KeyError, and so on: the user needs the library's words
+        except Exception as error:  # noqa: BLE001  the library raises many classes of errors; the user needs its message
             raise SourceError(
                 f"{family.library} cannot build this {family.name}: {type(error).__name__}: {error}",
                 where="config.json",
@@ -194,7 +201,7 @@ def backward_in_parts(
     device: str,
     autocast: bool,
 ) -> float:
-    """The mean loss of a batch, its gradients summed over micro batches: what was learned from does not depend on their size."""
+    """Return the mean loss of a batch, and sum its gradients over micro batches. The result does not depend on their size."""
     count, total = len(next(iter(batch.values()))), 0.0
     for first in range(0, count, micro_batch_size):
         part = {name: tensor[first : first + micro_batch_size] for name, tensor in batch.items()}
@@ -216,7 +223,7 @@ def mean_loss(
     dtype: torch.dtype,
     autocast: bool = False,
 ) -> float:
-    """Mean loss over all examples, every one (of masked tokens, every label) weighing the same whatever the batches."""
+    """Return the mean loss over all examples. Every example (for masked tokens, every label) has the same weight, whatever the batch size."""
     total, weights = 0.0, 0.0
     with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
         for first in range(0, len(examples), batch_size):

@@ -1,9 +1,9 @@
-"""One training loop, for whatever is trained here: an operator, a small source, later a target.
+"""The training loop for an operator, a source or a target.
 
-What comes in: parameter groups, a function that fills their gradients for a step, a schedule, a place to keep the state. What goes
-out: the parameters after the last step, and, where a validation loss is given, those of the best step. A run that is stopped goes on
-from its last saved step and ends with the same bits as one that was not; so does one that begins from a milestone of another, where
-both are the same up to there.
+Input: parameter groups, a function that fills their gradients, a schedule, a store for the training state.
+Output: the parameters after the last step and, with validation, those of the best step. An interrupted run resumes from its last
+saved step and ends with the same bits as an uninterrupted one. So does a run that starts from a milestone of another run whose
+steps up to there are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAVE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters that share a learning rate. Decay draws them to `anchor` where it is given, else to zero."""
+    """Parameters that share a learning rate. Weight decay pulls them towards `anchor` if given, else towards zero."""
 
     name: str
     parameters: dict[str, torch.nn.Parameter]
@@ -35,7 +35,7 @@ class Group:
 
 
 class StateStore(Protocol):
-    """Where a training state survives a stop: arrays by name, and a text."""
+    """Storage for a training state: arrays by name, and a text."""
 
     def save(self, arrays: dict[str, np.ndarray], text: str) -> None: ...
 
@@ -44,7 +44,14 @@ class StateStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run ended with. `best_*` are of the lowest validation loss, step 0 being the start."""
+    """The result of a training run.
+
+    Attributes:
+        log: one line per step, see `train`.
+        best_step: step with the lowest validation loss; 0 is the initial state. Without validation, the last step.
+        best_loss: its validation loss; None without validation.
+        best: parameters at that step.
+    """
 
     log: list[dict[str, Any]]
     best_step: int
@@ -71,20 +78,23 @@ def train(
     milestones: Mapping[int, StateStore] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """AdamW over `groups` for `schedule.steps` steps.
+    """Train `groups` with AdamW for `schedule.steps` steps.
 
     Args:
-        gradients: step -> loss, having filled `.grad` of every parameter (earlier gradients are cleared before).
-        validate: loss of the parameters as they are; asked before the first step, every `validate_every` steps and after the last.
-        chooses: whether the parameters of the best validated step are kept; without it validation is only looked at, and the log
-            holds the steps alone after which it was.
-        steps: the steps of the schedule that are trained here; None for all.
-        partial: whether a step may leave parameters without a gradient, and so as they are.
-        fused: torch's fused AdamW: faster, and not the same to the last bit.
-        facts: what a step's log line tells beside.
-        store: kept at most every ten seconds and after the last step.
-        milestones: the state after so many steps is kept here, too.
-        on_step: told after every step (steps done, log line).
+        gradients: step -> loss; fills `.grad` of every parameter. Earlier gradients are cleared before each call.
+        tokens_a_step: tokens of one step, for the log.
+        clip: largest norm of the gradient.
+        validate: returns the validation loss of the current parameters. Called before the first step, every `validate_every` steps
+            and after the last one.
+        chooses: whether to keep the parameters of the step with the best validation loss. If not, the log holds only the steps
+            with a validation loss.
+        steps: the part of the schedule to train; None for all of it.
+        partial: whether a step may leave parameters without a gradient; such parameters do not change.
+        fused: whether to use torch's fused AdamW, which is faster but differs in the last bits.
+        facts: step -> additional fields of its log line.
+        store: receives the state at most every ten seconds, and after the last step.
+        milestones: number of finished steps -> additional store for the state at that point.
+        on_step: called after every step with the number of finished steps and the log line.
     """
     steps = range(schedule.steps) if steps is None else steps
     optimizer = torch.optim.AdamW(
@@ -134,10 +144,10 @@ def train(
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
         line["seconds"] = round(time.monotonic() - began, 3)
         run.step = step + 1
-        # A long run keeps what its curve is made of alone.
+        # The log of a long run holds only the points of its curve.
         if chooses or "validation_loss" in line:
             run.log.append(line)
-        # First, so that a stop between the two finds it there.
+        # The milestone comes first: after an interruption between the two saves, the step is repeated and saves both.
         run.save((milestones or {}).get(step + 1))
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
             run.save(store)
@@ -150,7 +160,7 @@ def train(
 
 
 class _Run:
-    """The state of a run: parameters, moments, the best so far, the log."""
+    """State of a training run: parameters, moments, best parameters so far, log."""
 
     def __init__(
         self,
@@ -172,7 +182,7 @@ class _Run:
         self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def consider(self, step: int, loss: float) -> float:
-        # A loss that is no number never becomes the best.
+        # NaN is never the best loss.
         if self.best_loss is None or loss < self.best_loss or (math.isnan(self.best_loss) and not math.isnan(loss)):
             self.best_loss = loss
             if self.chooses:
@@ -186,7 +196,7 @@ class _Run:
         steps = {}
         for name, parameter in self.parameters.items():
             arrays[f"parameter/{name}"] = parameter.detach().cpu().numpy()
-            # A parameter that no step has reached yet has no moments.
+            # A parameter without any gradient so far has no moments.
             state = self.optimizer.state.get(parameter)
             if state:
                 arrays[f"first/{name}"] = state["exp_avg"].cpu().numpy()
@@ -204,10 +214,10 @@ class _Run:
         store.save(arrays, json.dumps(text))
 
     def resume(self) -> None:
-        found = self.store.load() if self.store is not None else None
-        if found is None:
+        state = self.store.load() if self.store is not None else None
+        if state is None:
             return
-        arrays, text = found
+        arrays, text = state
         data = json.loads(text)
         self.step, self.log = data["step"], data["log"]
         self.best_step, self.best_loss = data["best_step"], data["best_loss"]
@@ -216,7 +226,7 @@ class _Run:
                 parameter.copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
                 if name in data["steps"]:
                     self.optimizer.state[parameter] = {
-                        # Fused kernels read it where the parameter lies.
+                        # Fused kernels read the step count on the parameter's device.
                         "step": torch.tensor(data["steps"][name], device=parameter.device if self.fused else "cpu"),
                         "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
                         "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),

@@ -1,12 +1,13 @@
-"""What an operator is learned by where a model has no head and so no loss of its own: agreement with the source it grew from.
+"""Fitting objectives for models without a task loss: agreement of the target with its source.
 
-What comes in: the source with its weights, the target's model, a batch. What goes out: a scalar that is zero where the target tells what
-the source told. docs/development/log.md says which was chosen, and by what figures.
+Input: the source with its weights, the target's model, a batch.
+Output: a scalar that is zero where the target reproduces the source. docs/development/log.md records how the default was chosen.
 
-    reconstruct   the source's hidden states, read back from the target's by the pseudo-inverse of the map that the stream is written
-                  with: mean square of the difference over mean square
-    relations     the cosines between the mean-pooled sequences of a batch, which know no basis: mean square of their difference
-    both          their sum: nearer in both respects than either alone
+    reconstruct   map the target's hidden states back to the source's width by the pseudo-inverse of the stream's write map:
+                  mean squared difference divided by the mean square of the source's states
+    relations     mean squared difference of the cosine similarities between the mean-pooled sequences of a batch;
+                  independent of the basis of the hidden states
+    both          the sum of the two, which measured better in both respects than either alone
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ from ligo_convert.training.preservation import MeasuredModel
 
 Compare = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
-]  # source's, target's states, read-back map -> scalar
+]  # (source states, target states, read-back map) -> scalar
 
 
 def reconstruct(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """old [batch, sequence, old width], new [batch, sequence, new width], back [old width, new width]."""
+    """Relative reconstruction error.
+
+    Args:
+        old: source states [batch, sequence, old width].
+        new: target states [batch, sequence, new width].
+        back: read-back map [old width, new width].
+    """
     return (new @ back.T - old).square().sum() / old.square().sum()
 
 
 def relations(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """As `reconstruct`; `back` is not used."""
+    """Mean squared difference of pairwise cosines. Arguments as in `reconstruct`; `back` is not used."""
     first, second = (normalize(states.mean(1), dim=-1) for states in (old, new))
     return (first @ first.T - second @ second.T).square().mean()
 
 
 def both(old: torch.Tensor, new: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """As `reconstruct`: the sum of the two."""
+    """Sum of `reconstruct` and `relations`."""
     return reconstruct(old, new, back) + relations(old, new, back)
 
 
@@ -51,10 +58,11 @@ DEFAULT_OBJECTIVE = "both"
 def objective_of(
     target: LibraryModel, source: MeasuredModel, start: Operator, *, dtype: torch.dtype, name: str = DEFAULT_OBJECTIVE
 ) -> Objective:
-    """The loss that a target is learned by: its task's own, or, without a head, agreement with its source.
+    """Return the loss that the operator is fitted with: the task's loss, or, without one, agreement with the source.
 
     Args:
-        start: the operator that learning begins at; its map says how the source's stream lies in the target's.
+        start: the initial operator; its write map relates the residual streams of source and target.
+        name: key of `OBJECTIVES`, for a model without a task loss.
     """
     if target.task.loss is not None:
         return target.loss
@@ -70,7 +78,7 @@ def objective_of(
 
 
 def read_back(start: Operator, target: LibraryModel, dtype: torch.dtype) -> torch.Tensor:
-    """The pseudo-inverse of the write map of the residual stream: [old width, new width]."""
+    """Return the pseudo-inverse of the residual stream's write map: [old width, new width]."""
     family = target.family
     factors = start.stream(start.terms[0], family.norm.stream, None, None, None)
     old = family.sizes(start.source)[family.norm.stream]

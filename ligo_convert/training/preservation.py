@@ -1,8 +1,8 @@
-"""What growth did to the function: the preservation certificate, and losses on a held-out slice.
+"""Measure how far growth preserves the source's function.
 
-What comes in: the source and the grown target, in memory, and examples. What goes out: plain numbers. Exact means logits within
-1e-4 * max(1, logit scale), near a loss within 0.01 nats, lossy the rest; all in float32. Where there is no loss, near is a hundredth of
-the mean square.
+Input: the source and the grown target in memory, and examples.
+Output: plain numbers and a verdict, all in float32 or wider. "exact": logits within 1e-4 * max(1, logit scale). "near": loss within
+0.01 nats; without a loss, a mean squared difference within 1 % of the mean square. "lossy": everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ EXACT = 1e-4
 
 NEAR = 0.01
 
-# Hidden states carry larger values than logits and no softmax tames them: this much of their scale is a departure.
+# A layer departs where its hidden states differ by more than this fraction of their largest value. Hidden states are larger than
+# logits, so this is looser than EXACT.
 DEPARTS = 1e-3
 
 Tensors = Mapping[str, torch.Tensor]
@@ -51,19 +52,18 @@ def certificate(
 ) -> dict[str, Any]:
     """Compare the grown target with its source.
 
-    Where both have the same head its logits are compared. A model without a head, or with a new one, is compared by what its last layer
-    puts out, the source's widened as the stream is.
+    Models with the same head are compared by their logits. A model without a head, or with a new one, is compared by the hidden
+    states of its last layer, with the source's states widened by the stream's write map.
 
     Args:
-        depths: depth axis -> for every new layer, the old layer it takes.
+        depths: depth axis -> source layer of every target layer.
 
     Returns:
-        verdict, compared, max_logit_difference, mean_logit_difference, logit_scale, loss_difference, departs_at (the first new layer,
-        counted over all depth axes, whose output is not the grown output of the old layer it takes; None where all are), tokens, images.
+        The measured fields of `outputs.metrics.Preservation`, without `rounding`.
     """
     tasks = {model.library.family.task for model in (source, target)}
     same_head = not operator.drawn_rows and len(tasks) == 1 and tasks != {"encoder"}
-    found = _Sums(compared="logits" if same_head else "hidden states")
+    sums = _Sums(compared="logits" if same_head else "hidden states")
     device, counts = source.library.device, {"tokens": 0, "images": 0}
     widen = _hidden_map(operator, target.library, dtype)
     for first in range(0, len(examples), batch_size):
@@ -76,17 +76,17 @@ def certificate(
             new, new_layers = target.library.hidden(target.parameters, batch)
             if same_head:
                 loss = source.library.task.loss
-                found.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
+                sums.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
             elif widen is not None:
                 axis = target.library.family.depth_axes[-1]
-                found.add(widen(old_layers[axis][-1]), new_layers[axis][-1], weight(batch), None)
+                sums.add(widen(old_layers[axis][-1]), new_layers[axis][-1], weight(batch), None)
         if widen is not None:
-            found.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
-    return {**found.result(), **counts}
+            sums.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
+    return {**sums.result(), **counts}
 
 
 class _Sums:
-    """Running figures over batches."""
+    """Running sums over batches."""
 
     def __init__(self, compared: str) -> None:
         self.compared = compared
@@ -97,7 +97,7 @@ class _Sums:
 
     def add(self, old: torch.Tensor, new: torch.Tensor, weight: float, losses: tuple[float, float] | None) -> None:
         difference = (old - new).abs()
-        # A logit that is no number is no small difference: max() of a tensor with NaN is NaN, and NaN fails every comparison below.
+        # max() of a tensor with NaN is NaN, and NaN fails every comparison in `result`, so NaN never counts as preserved.
         self.most = _worse(self.most, float(difference.max()))
         self.total += float(difference.sum(dtype=torch.float64))
         self.count += difference.numel()
@@ -117,7 +117,7 @@ class _Sums:
         operator: Operator,
         family: Family,
     ) -> None:
-        # Where the last norm of a layer only normalises, its gain and shift follow at a later layer: there is nothing to compare.
+        # A layer with a unit last norm gets its gain and shift at a later layer, so its own output does not compare.
         units = {
             row.depth: operator.unit_layers.get(row.pattern, ())
             for row in family.rows
@@ -129,7 +129,7 @@ class _Sums:
                 if layer not in units.get(axis, ()):
                     expected, there = widen(old[axis][source]), new[axis][layer]
                     if "mean-preserving" in operator.rewrites:
-                        # New entries that carry the mean hold what the source has nowhere.
+                        # New entries that carry the mean have no counterpart in the source.
                         written = widen(torch.ones_like(old[axis][source][0, 0])) != 0
                         expected, there = expected[..., written], there[..., written]
                     apart = float((expected - there).abs().max() / expected.abs().max().clamp_min(1e-12))
@@ -154,16 +154,16 @@ class _Sums:
 
 
 def _worse(first: float, second: float) -> float:
-    """The larger of two figures, a NaN being the worst of all."""
+    """Return the larger of two figures; NaN counts as the largest."""
     return second if not second <= first else first
 
 
 def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -> Any:
-    """Hidden states of the source -> what they are in the target where the stream is written by one map."""
+    """Return a function that widens hidden states of the source to the target's; None where the stream has several write maps."""
     if len(operator.terms) != 1:
         return None
     family = library.family
-    # No row is grown here: only the maps are asked for.
+    # Only the grower's maps are used; it grows no row here.
     grower = Grower(operator, family, device=library.device, dtype=dtype)
     factors = operator.stream(operator.terms[0], family.norm.stream, None, None, None)
     maps = [grower.map_of(axis.write) for axis in factors]
@@ -172,8 +172,8 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
     def widen(hidden: torch.Tensor) -> torch.Tensor:
         if centred:
             hidden = hidden - hidden.mean(-1, keepdim=True)
-        for found in maps:
-            hidden = found.apply(hidden, hidden.ndim - 1)
+        for axis_map in maps:
+            hidden = axis_map.apply(hidden, hidden.ndim - 1)
         return hidden
 
     return widen
@@ -182,7 +182,7 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
 def rounding(
     target: MeasuredModel, dtype: torch.dtype, examples: Examples, *, batch_size: int, wide: torch.dtype
 ) -> dict[str, float | None]:
-    """What storing the target as `dtype` costs, measured on the same examples: it is reported beside the map's verdict."""
+    """Measure what storing the target as `dtype` changes, on the same examples. It is reported beside the verdict and never changes it."""
     rounded = {name: tensor.to(dtype).to(tensor.dtype) for name, tensor in target.parameters.items()}
     most, loss, count = 0.0, 0.0, 0.0
     measure = target.library.task.loss

@@ -1,7 +1,8 @@
-"""A small source trained from scratch, for recipes without a pretrained one at hand.
+"""Train a small source from scratch, for recipes without a pretrained one.
 
-What comes in: a family, a config, a data slice. What goes out: the trained tensors by name. Weights are drawn as the library
-initialises, the loss is the library's own, the schedule warmup-stable-decay (Hu et al., arXiv:2404.06395), without dropout.
+Input: a family, a config, data splits.
+Output: the trained tensors by name. Weights are initialised as the library does; the loss is the task's own; the schedule is
+warmup-stable-decay (Hu et al., arXiv:2404.06395); there is no dropout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WEIGHT_DECAY = 0.1
 
 
 def drawn_model(family: Family, config: Mapping[str, object], *, seed: int) -> dict[str, np.ndarray]:
-    """Every tensor of a model of `config`, drawn as the library initialises it."""
+    """Return every tensor of a model of `config`, initialised as the library does."""
     return {
         spec.name: drawn_values(family, config, row, layer, spec.shape, seed)
         for row, layer, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")
@@ -50,10 +51,16 @@ def pretrain(
     """Train a model of `config` for `steps` steps of its task.
 
     Args:
-        order: of the data, as `DataSplits.batch` has it.
+        slices: training, validation and test data.
+        tokens_a_step: tokens of one step, for the log.
+        learning_rate: peak rate.
+        order: order of the data, see `DataSplits.batch`.
+        autocast: whether to compute in bfloat16.
+        store: where the training state is kept, so that a run can resume.
+        on_step: called after every step with the number of finished steps and the log line.
 
     Returns:
-        Its tensors by canonical name (float32), how training went, and its loss on the validation slice.
+        The tensors by canonical name (float32), how training went, and the mean loss on the validation slice, in nats.
     """
     model = LibraryModel(family, config, device=device)
     parameters = {
@@ -68,7 +75,7 @@ def pretrain(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    # Decay acts on matrices alone, as is usual for transformers.
+    # Weight decay acts on matrices only, as is usual for transformers.
     matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
     vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 1}
     outcome = train(

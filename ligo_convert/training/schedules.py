@@ -1,6 +1,6 @@
-"""Learning-rate schedules: a step in, the part of the peak rate out; the shapes in one table.
+"""Learning-rate schedules, as factors of the peak rate by step.
 
-Warmup-stable-decay is Hu et al., arXiv:2404.06395.
+`stable` is warmup-stable-decay (Hu et al., arXiv:2404.06395).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def _stable(done: float) -> float:
     return min(1.0, 5 * (1 - done))
 
 
-# Part of the steps after warmup that is done -> factor. `stable` ends with a linear last fifth.
+# Name -> function of the completed fraction of the steps after warmup. `stable` decays linearly over the last fifth.
 SHAPES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "stable": _stable}
 
-STABLE_PART = 0.8  # of `stable`, at the peak
+STABLE_PART = 0.8  # fraction of the steps after warmup that `stable` stays at the peak
 
 
 def default_warmup(steps: int) -> int:
@@ -34,7 +34,10 @@ class Schedule:
     """Learning-rate factor by step: linear warmup, then one of `SHAPES`.
 
     Attributes:
-        begins: step -> steps over which the rate rises again from there, as the model changes and the moments begin anew.
+        steps: all optimiser steps, warmup included.
+        warmup: steps of the linear warmup.
+        shape: key of `SHAPES`.
+        begins: step -> length of another linear warmup that starts there, because the model changes and the moments are reset.
     """
 
     steps: int
@@ -43,7 +46,7 @@ class Schedule:
     begins: Mapping[int, int] = field(default_factory=dict)
 
     def factor(self, step: int) -> float:
-        """The factor of step `step`, counted from 0."""
+        """Return the factor of step `step`, counted from 0."""
         again = min(
             ((step - first + 1) / over for first, over in self.begins.items() if 0 <= step - first < over), default=1.0
         )
@@ -54,7 +57,7 @@ class Schedule:
 
     @property
     def turn(self) -> int:
-        """The step up to which a run of more steps has the same factors: where `stable` begins to fall; never for others."""
+        """The step at which `stable` starts to decay: up to it, a longer run has the same factors. 0 for other shapes."""
         if self.shape != "stable":
             return 0
         return self.warmup + math.floor(STABLE_PART * max(1, self.steps - self.warmup))

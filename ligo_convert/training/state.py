@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Store the state of a training run as one safetensors file, so that a run can resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FolderState:
-    """A training state as a file in a folder of this process's own (`training.StateStore`)."""
+    """Training state as a file at any path (a `training.loop.StateStore`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class FolderState:
 
 
 class StagedState:
-    """A training state in a staging directory (`training.StateStore`)."""
+    """Training state as a file in a staging directory (a `training.loop.StateStore`)."""
 
     def __init__(self, staging: Staging, name: str) -> None:
         self.staging, self.name = staging, f"{WORK}/{name}.safetensors"
@@ -61,7 +61,7 @@ def _state_pieces(arrays: Mapping[str, np.ndarray], text: str) -> Iterator[Buffe
         flat = np.ascontiguousarray(array)
         spec = TensorSpec(name=name, dtype={4: "F32", 8: "F64"}[flat.itemsize], shape=flat.shape)
         tensors.append((spec, flat.reshape(-1).view(np.uint8).data))
-    # A tensor, not metadata: a long log does not fit a header.
+    # Stored as a tensor: a long log does not fit into the header's metadata.
     data = text.encode()
     tensors.append((TensorSpec(name=_TEXT, dtype="U8", shape=(len(data),)), memoryview(data)))
     return safetensors_pieces(tensors, {"format": "pt"})

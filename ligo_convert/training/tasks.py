@@ -1,13 +1,13 @@
-"""What models are trained for: what goes in, what of their output is their function, and their loss.
+"""Define each task: the model's inputs, the output that counts as its function, its loss and its accuracy.
 
-What comes in: batches as `examples` gives them, moved to a device. What goes out: arguments for the library's model, one output tensor,
-a mean loss. One line of `TASKS` a task.
+Input: batches of `data.examples`, moved to a device.
+Output: arguments for the library's model, one output tensor, a mean loss. `TASKS` has one entry per task:
 
-    causal-lm              next-token loss, mean nats a token
-    masked-lm              loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats a masked token
-    image-classification   cross-entropy of the class, mean nats an image
-    encoder                no head, so no loss of its own; its function is the last hidden state (see `objectives`)
-    sequence-classification   a head whose labels no text has: its function are the logits, and it learns as an encoder does
+    causal-lm                 next-token loss, mean nats per token
+    masked-lm                 loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats per masked token
+    image-classification      cross-entropy of the class, mean nats per image
+    encoder                   no head and no loss; the function is the last hidden state (see `objectives`)
+    sequence-classification   a head, but text without labels: the function is the logits; fitted like an encoder
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from ligo_convert.families.schema import Family
 
 Tensors = Mapping[str, torch.Tensor]
 
-IGNORED = -100  # the label of a token that is not asked for, as the library has it
+IGNORED = -100  # label of a token that does not count in the loss, as in transformers
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFunctions:
-    """One line of the table.
+    """The functions of one task.
 
     Attributes:
-        inputs: batch -> keyword arguments of the model. output: what the model returns -> one tensor.
-        loss: (output, batch) -> scalar; None for a model without a loss of its own.
-        states: what the model returns -> its last hidden states; None where those are its output, or nobody asks.
-        accuracy: (output, batch) -> the share of right answers; None where that is not what such a model is judged by.
+        inputs: batch -> keyword arguments of the model.
+        output: the model's return value -> one tensor.
+        loss: (output, batch) -> scalar mean loss; None for a task without a loss.
+        accuracy: (output, batch) -> fraction of correct answers; None for a task without one.
+        states: the model's return value -> last hidden states; None where `output` returns them or they are not used.
     """
 
     inputs: Callable[[Tensors], dict[str, Any]]
@@ -51,7 +52,7 @@ def _tokens(batch: Tensors) -> dict[str, Any]:
 
 
 def _unmasked(batch: Tensors) -> dict[str, Any]:
-    """The text as it was before tokens were masked."""
+    """Return the input ids before masking."""
     labels = batch.get("labels")
     ids = batch["input_ids"]
     return {"input_ids": ids if labels is None else torch.where(labels == IGNORED, ids, labels)}
@@ -61,14 +62,14 @@ def _causal(batch: Tensors) -> dict[str, Any]:
     return {"input_ids": batch["input_ids"], "use_cache": False}
 
 
-def _logits(found: Any) -> torch.Tensor:
-    return found.logits  # type: ignore[no-any-return]
+def _logits(returned: Any) -> torch.Tensor:
+    return returned.logits  # type: ignore[no-any-return]
 
 
-def _masked_logits(found: Any) -> torch.Tensor:
-    # The class with a next-sentence head beside names them otherwise.
-    logits = found.get("logits")
-    return found["prediction_logits"] if logits is None else logits  # type: ignore[no-any-return]
+def _masked_logits(returned: Any) -> torch.Tensor:
+    # The class with an additional next-sentence head calls them `prediction_logits`.
+    logits = returned.get("logits")
+    return returned["prediction_logits"] if logits is None else logits  # type: ignore[no-any-return]
 
 
 def _next_token_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
@@ -88,28 +89,28 @@ def _class_accuracy(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
 
 
 def _masked_accuracy(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
-    asked = batch["labels"] != IGNORED
-    return ((logits.argmax(-1) == batch["labels"]) & asked).sum().double() / asked.sum()
+    masked = batch["labels"] != IGNORED
+    return ((logits.argmax(-1) == batch["labels"]) & masked).sum().double() / masked.sum()
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
-    """At least float32: a softmax in bfloat16 loses the loss's second decimal."""
+    """Return logits in float32 or wider: a softmax in bfloat16 changes the second decimal of the loss."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 TASKS: dict[str, TaskFunctions] = {
     "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
     "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss, accuracy=_masked_accuracy),
-    "encoder": TaskFunctions(inputs=_unmasked, output=lambda found: found.last_hidden_state, loss=None),
+    "encoder": TaskFunctions(inputs=_unmasked, output=lambda returned: returned.last_hidden_state, loss=None),
     "sequence-classification": TaskFunctions(
         inputs=lambda batch: {**_unmasked(batch), "output_hidden_states": True},
         output=_logits,
         loss=None,
-        states=lambda found: found.hidden_states[-1],
+        states=lambda returned: returned.hidden_states[-1],
     ),
     "image-classification": TaskFunctions(
         inputs=lambda batch: {"pixel_values": batch["pixel_values"]},
-        output=lambda found: found,
+        output=lambda returned: returned,
         loss=_class_loss,
         accuracy=_class_accuracy,
     ),
@@ -117,7 +118,7 @@ TASKS: dict[str, TaskFunctions] = {
 
 
 def weight(batch: Tensors) -> float:
-    """What a batch counts in a mean over batches: its labels where tokens have them, else its rows."""
+    """Return the weight of a batch in a mean over batches: its labelled tokens where tokens have labels, else its rows."""
     labels = batch.get("labels")
     if labels is not None and labels.ndim == 2:
         return float((labels != IGNORED).sum())
@@ -125,7 +126,7 @@ def weight(batch: Tensors) -> float:
 
 
 def random_batch(family: Family, config: Mapping[str, object], *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs for where there is no data: seeded random token ids or images that fit the source, with random labels."""
+    """Return seeded random token ids or images that fit a config, with random labels, for measuring without data."""
     sizes, complete = family.sizes(config), family.complete(config)
     if family.task == "image-classification":
         rng = np.random.Generator(np.random.Philox(seed))
@@ -140,6 +141,6 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
 
 
 def on_device(batch: Mapping[str, np.ndarray], device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A batch as tensors; pixels in the model's dtype."""
-    found = {name: torch.as_tensor(np.asarray(array), device=device) for name, array in batch.items()}
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+    """Return a batch as tensors on `device`, with pixels in `dtype`."""
+    tensors = {name: torch.as_tensor(np.asarray(array), device=device) for name, array in batch.items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -410,7 +410,7 @@ def test_fit_then_apply_gives_the_bytes_of_run(
     figures = fit_operator(recipe, place / "grown.operator")
     assert figures["loss"] == fitted[1].metrics["loss"]
     assert sorted(path.name for path in place.iterdir()) == ["corpus", "grown.operator", "recipe.yaml"]
-    with pytest.raises(OutputBusy, match="there already"):
+    with pytest.raises(OutputBusy, match="this file exists"):
         fit_operator(recipe, place / "grown.operator")
     apply_operator(place / "grown.operator", str(models()), place / "out")
     for name in (
