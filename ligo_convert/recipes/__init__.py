@@ -1,1 +1,1 @@
-"""A recipe file in, one checked and frozen `Recipe` out, or an error that names line and column."""
+"""Load and check recipe files; errors name line and column."""

@@ -1,7 +1,7 @@
-"""What is wrong with a recipe, and where: pydantic's findings in, one RecipeError out that names every one of them.
+"""Report every fault of a recipe at the location where the user wrote it.
 
-A value may come from the file or have been laid over it on the command line (`Layer`): a fault is shown where the user
-wrote what is wrong.
+Input: validation errors of pydantic, and a document with overrides from the command line.
+Output: one RecipeError that lists all faults, each with its file position or its command-line option.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ligo_convert.io.strict_yaml import Document, KeyPath
 
 MAX_FAULTS = 10
 
-MAX_SHOWN = 60  # characters of a value, or of a label
+MAX_SHOWN = 60  # characters shown of a value or a label
 
-# What a fault points at: the value, its key, or, for a key that is missing, the key of the mapping that lacks it.
+# What a fault points at: the value, its key, or, for a missing key, the key of the mapping that lacks it.
 Spot: TypeAlias = Literal["value", "key", "owner"]
 
-# A recipe may travel; who it speaks to, and as whom, is the user's business.
+# Recipes are shared, so they must not hold credentials or endpoints.
 SECRET_KEYS = frozenset(
     ("token", "hf_token", "auth_token", "use_auth_token", "api_key", "password", "endpoint", "hf_endpoint")
 )
@@ -42,7 +42,12 @@ _MISSING: dict[KeyPath, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A value that the command line laid over the recipe at `path`; `label` is what the user typed."""
+    """An override from the command line.
+
+    Attributes:
+        path: the key that it sets.
+        label: the option as the user typed it.
+    """
 
     path: KeyPath
     label: str
@@ -50,7 +55,14 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong at `path`. `secret`: what stands there is not to be shown."""
+    """One fault of a recipe.
+
+    Attributes:
+        path: the key with the fault.
+        what: description of the fault.
+        spot: what the reported position points at.
+        secret: whether the value must not be shown.
+    """
 
     path: KeyPath
     what: str
@@ -60,20 +72,20 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layered:
-    """A document with layers over it: knows for every path where the user wrote it."""
+    """A document with command-line overrides, which locates every key."""
 
     document: Document
     layers: Sequence[Layer] = ()
 
     def __eq__(self, other: object) -> bool:
-        # Where something was written is no part of what it says: recipes are compared by their values.
+        # Recipes are compared by their values, not by where these were written.
         return isinstance(other, Layered)
 
     def __hash__(self) -> int:
         return hash(Layered)
 
     def report(self, faults: Sequence[Fault]) -> NoReturn:
-        """Raise one RecipeError that holds every fault in the order of the file, then of the command line."""
+        """Raise one RecipeError that lists the faults in the order of the file, then of the command line."""
         located = sorted((self._locate(fault) for fault in faults), key=lambda item: item.order)
         first, *others = located
         lines = [first.excerpt]
@@ -84,7 +96,7 @@ class Layered:
         raise RecipeError(first.what, where=first.where, hint="\n".join(filter(None, lines)))
 
     def where(self, path: KeyPath) -> str:
-        """Where the user wrote the key at `path`, or the nearest one above it: `file:line:column`, or the option."""
+        """Return the location of the key at `path`, or of its nearest parent: `file:line:column`, or the option."""
         while path and not self.document.holds(path) and not any(layer.path == path for layer in self.layers):
             path = path[:-1]
         return self._locate(Fault(path=path, what="", spot="key")).where
@@ -109,7 +121,7 @@ class Layered:
 
 @dataclass(frozen=True, kw_only=True)
 class _Located:
-    # Last: what is missing comes after the unknown key that may be the reason.
+    # The last item sorts a missing key after an unknown key at the same position, which may be its misspelling.
     order: tuple[int, int, int, bool]
     where: str
     what: str
@@ -117,18 +129,18 @@ class _Located:
 
 
 def name(path: KeyPath) -> str:
-    """`("fit", "data", "text", 0)` as `fit.data.text[0]`."""
+    """Return a path such as `("fit", "data", "text", 0)` as `fit.data.text[0]`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{short(redacted(part))}" for part in path)
     return "".join(parts).removeprefix(".")
 
 
 def short(text: str) -> str:
-    """The beginning of `text`."""
+    """Return `text`, cut to `MAX_SHOWN` characters."""
     return f"{text[:MAX_SHOWN]}..." if len(text) > MAX_SHOWN else text
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: short, and never a secret."""
+    """Return a value as messages show it: short, and with secrets redacted."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -143,7 +155,7 @@ def shown(value: object) -> str:
 
 
 def nearest(word: str, words: Sequence[str], *, otherwise: str) -> str:
-    """` (did you mean 'x'?)`, or ` (<otherwise> a, b, c)` where nothing is near."""
+    """Return ` (did you mean 'x'?)`, or ` (<otherwise> a, b, c)` if no word is similar."""
     near = difflib.get_close_matches(word[:MAX_SHOWN], words, n=1, cutoff=0.6)
     if near:
         return f" (did you mean '{near[0]}'?)"
@@ -151,7 +163,7 @@ def nearest(word: str, words: Sequence[str], *, otherwise: str) -> str:
 
 
 def findings(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
-    """Pydantic's errors in the words of a recipe."""
+    """Return pydantic's errors as faults of a recipe."""
     return [_finding(details, model) for details in error.errors(include_url=False)]
 
 
@@ -170,7 +182,7 @@ def _finding(details: ErrorDetails, model: type[BaseModel]) -> Fault:
             return Fault(path=path, what=str(context["text"]), spot="key" if whole else "value")
         case "choice":
             choices = context["choices"]
-            return Fault(path=path, what=f"no start {shown(value)}" + nearest(value, choices, otherwise="one of"))
+            return Fault(path=path, what=f"unknown name {shown(value)}" + nearest(value, choices, otherwise="one of"))
         case "literal_error":
             near = difflib.get_close_matches(str(value)[:MAX_SHOWN], str(context["expected"]).split("'")[1::2], n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -216,10 +228,10 @@ def _missing(path: KeyPath, model: type[BaseModel]) -> str:
 
 
 def _section(model: type[BaseModel], path: KeyPath) -> type[BaseModel]:
-    """The section at `path` of a recipe."""
+    """Return the class of the section at `path`."""
     for part in path:
         if isinstance(part, int):
-            continue  # of a list of sections
+            continue  # an index into a list of sections
         annotation = model.model_fields[part].annotation
         model = next(
             kind
@@ -230,32 +242,32 @@ def _section(model: type[BaseModel], path: KeyPath) -> type[BaseModel]:
 
 
 def screen(data: object) -> list[Fault]:
-    """What no recipe may hold, wherever it stands: secrets, endpoints, urls, code to run.
+    """Return a fault for everything that no recipe may contain: secrets, endpoints, URLs, code to run.
 
-    The free mappings (`config`) are looked through as well; there, urls other than `file://` are let be.
+    Free mappings (`config`) are searched as well, but may contain URLs other than `file://`.
     """
-    found = []
+    faults = []
     for path, key, value in _walk(data):
         config = "config" in path[:-1]
         if isinstance(key, str):
             if key.lower() in SECRET_KEYS and not (config and not isinstance(value, str)):
-                what = "a recipe cannot set this; the environment can (HF_TOKEN, HF_ENDPOINT)"
-                found.append(Fault(path=path, what=what, spot="key", secret=True))
+                what = "not allowed in a recipe; set it in the environment (HF_TOKEN, HF_ENDPOINT)"
+                faults.append(Fault(path=path, what=what, spot="key", secret=True))
                 continue
             if key in _CODE_KEYS or "_implementation_internal" in key:
-                found.append(Fault(path=path, what="would run code from elsewhere; leave it out", spot="key"))
+                faults.append(Fault(path=path, what="would run code from the model repository; remove it", spot="key"))
                 continue
         if not isinstance(value, str):
             continue
         if holds_secret(value):
-            found.append(Fault(path=path, what="holds what looks like a secret; leave it out", secret=True))
+            faults.append(Fault(path=path, what="looks like a secret; remove it", secret=True))
         elif "file://" in value.lower() or ("://" in value and not config):
-            found.append(Fault(path=path, what="a url; give a Hub id, or a path without file://"))
-    return found
+            faults.append(Fault(path=path, what="is a URL; give a Hub id, or a path without file://"))
+    return faults
 
 
 def _walk(data: object) -> Iterator[tuple[KeyPath, str | int, object]]:
-    """Every path below `data` with its last key and its value."""
+    """Yield every path below `data` with its last key and its value."""
     waiting: list[tuple[KeyPath, object]] = [((), data)]
     while waiting:
         path, value = waiting.pop()

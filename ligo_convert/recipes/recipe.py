@@ -1,7 +1,8 @@
-"""A recipe: a YAML file and what the command line lays over it in, one frozen `Recipe` out.
+"""Load a recipe: a YAML file with overrides from the command line.
 
-Every fault is found in one reading and shown where it was written. What a recipe means, apart from where things lie,
-has a digest and a public form: two recipes with the same digest have the same public form, on every machine.
+Input: a YAML file, `--set`, `--source` and `--out`.
+Output: one frozen `Recipe`, or one error that lists every fault at its location. A recipe has a digest and a public form that do
+not depend on local paths: recipes with the same digest have the same public form on every machine.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ligo_convert.recipes.schema import (
     whole,
 )
 
-# What stands in a public recipe for a place on somebody's machine. Names of folders are left out with the rest of the
-# path: they may be private, and the same conversion in two places gives the same file.
+# Placeholders for local paths in a public recipe. Folder names are removed too: they may be private, and the same conversion
+# in two directories must give the same file.
 _SOURCE, _TARGET, _TEXT, _IMAGES, _TOKENIZER, _OUT = (
     "./source",
     "./target",
@@ -49,15 +50,17 @@ _NAMES = ("_name_or_path", "name_or_path")
 
 
 class Recipe(Section):
-    """What to convert, into what, how, and where to."""
+    """A recipe: which model to grow into which target, how, and where to write it."""
 
     version: Annotated[Literal[1], BeforeValidator(whole)] = Field(description="version of the recipe format")
-    source: SourceConfig = Field(description="the model to grow")
-    target: TargetConfig = Field(description="the model to grow it into")
-    growth: GrowthConfig = Field(description="the start: the operator before any learning")
-    fit: FitConfig | None = Field(default=None, description="learning; left out: the start is the result")
-    output: OutputConfig = Field(description="what is written, and where")
-    publish: PublishConfig | None = Field(default=None, description="where the result is published")
+    source: SourceConfig = Field(description="the source model")
+    target: TargetConfig = Field(description="the target model")
+    growth: GrowthConfig = Field(description="the initial growth operator")
+    fit: FitConfig | None = Field(
+        default=None, description="fit of the growth operator; if omitted, the initial operator is used"
+    )
+    output: OutputConfig = Field(description="the output directory")
+    publish: PublishConfig | None = Field(default=None, description="where to publish the output")
     compare: CompareConfig | None = Field(
         default=None, description="training from several starting points, for `compare`"
     )
@@ -68,37 +71,37 @@ class Recipe(Section):
 
     @property
     def path(self) -> Path:
-        """The recipe's file, absolute."""
+        """The absolute path of the recipe's file."""
         return self._path.absolute()
 
     def where(self, *path: str) -> str:
-        """Where the user wrote the key at `path`, for messages: `file:line:column`, or the option of the command line."""
+        """Return the location of the key at `path`, for messages: `file:line:column`, or the command-line option."""
         return self.path.name if self._layered is None else self._layered.where(path)
 
     @property
     def base(self) -> Path:
-        """The folder that relative inputs are relative to."""
+        """The folder that relative input paths refer to."""
         return self.path.parent
 
     @property
     def source_base(self) -> Path:
-        """The folder that `source.model` is relative to: not the recipe's where the command line named the source."""
+        """The folder that `source.model` refers to: the working directory if --source was given, else `base`."""
         return self.base if self._source_base is None else self._source_base
 
     @property
     def source_is_local(self) -> bool:
-        """Whether `source.model` is a directory of this machine, not a Hub id."""
+        """True if `source.model` is a local directory, not a Hub id."""
         return self.source.model is not None and is_local(self.source.model, self.source_base)
 
     @property
     def target_is_local(self) -> bool:
-        """Whether `target.model` is a directory of this machine, not a Hub id."""
+        """True if `target.model` is a local directory, not a Hub id."""
         return self.target.model is not None and is_local(self.target.model, self.base)
 
     def public(self) -> dict[str, Any]:
-        """The recipe with every default filled in and nothing private, as `load_recipe` reads it again.
+        """Return the recipe with every default filled in and nothing private; `load_recipe` can read it again.
 
-        Places on this machine are replaced by fixed names, `publish` and `compare` are left out, and configs lose paths.
+        Local paths are replaced by placeholders, `publish` and `compare` are removed, and paths are removed from configs.
         """
         data = _filled(self)
         del data["publish"], data["compare"]
@@ -109,7 +112,7 @@ class Recipe(Section):
             _hide_places(data["fit"]["data"], self.base)
         if self.source_is_local:
             data["source"]["model"] = _SOURCE
-            del data["source"]["revision"]  # a directory has none
+            del data["source"]["revision"]  # a directory has no revision
         if self.target_is_local:
             data["target"]["model"] = _TARGET
             del data["target"]["revision"]
@@ -121,18 +124,18 @@ class Recipe(Section):
     def digest(
         self, *, source: Mapping[str, object], data: str | None, target: Mapping[str, object] | None = None
     ) -> str:
-        """SHA-256, in hex, of what the recipe says and of the contents it names, wherever they lie.
+        """Return SHA-256, in hex, of the recipe and of the contents it names, independent of their paths.
 
         Args:
-            source: digests of the source's files, or what else identifies its contents; plain data.
-            data: digest of the data, a local tokenizer with it; None where there is none.
-            target: what `target.model` resolved to. Without it the digest of a recipe with a local one holds its
-                path, so that two targets are never taken for one.
+            source: digests of the source's files, or other plain data that identifies its contents.
+            data: digest of the data and of a local tokenizer; None without data.
+            target: config that `target.model` resolved to. If missing, a local target counts by its path, so that two
+                targets never have the same digest.
         """
         recipe = self.public()
         del recipe["output"]["dir"]
         for section, key, default in _LATER:
-            # A recipe written before there was such a key is the same conversion still.
+            # A recipe from before this key existed keeps its digest.
             if (recipe.get(section) or {}).get(key) == default:
                 (recipe.get(section) or {}).pop(key, None)
         if target is None and self.target_is_local:
@@ -143,17 +146,17 @@ class Recipe(Section):
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-# Keys that came after the first digests, with what they were before they could be set.
+# Keys added after the first digests, with the value that earlier recipes had implicitly.
 _LATER = (("target", "architecture", None), ("fit", "heldout_images", 512))
 
 
 def is_local(place: str, base: Path) -> bool:
-    """Whether `place` is on this machine: it begins with `.`, `/` or `~`, or is there, relative to `base`."""
+    """Return whether `place` is a local path: it starts with `.`, `/` or `~`, or exists relative to `base`."""
     return place.startswith((".", "/", "~")) or os.path.lexists(base / place)
 
 
 def is_homeless(place: str) -> bool:
-    """Whether `place` begins with the home of somebody whom this machine does not know: `~nobody/models`."""
+    """Return whether `place` starts with the home of an unknown user, such as `~nobody/models`."""
     try:
         Path(place).expanduser()
     except RuntimeError:
@@ -162,7 +165,7 @@ def is_homeless(place: str) -> bool:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors; every key has a description."""
+    """Return the JSON schema of a recipe, for editors. Every key has a description."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
@@ -174,31 +177,35 @@ def load_recipe(
     out: str | None = None,
     placed: bool = True,
 ) -> Recipe:
-    """Read a recipe and lay the command line over it.
+    """Read a recipe and apply overrides from the command line.
 
     Args:
         path: the recipe's file.
-        overrides: `KEY=VALUE` with a dotted key and a value in YAML; each replaces what stood there.
-        source: `--source`: replaces `model`, `revision`, `config` and `pretrain` of the source. Local where it exists
-            relative to the working directory or begins with `.`, `/` or `~`, and then made absolute; else a Hub id.
+        overrides: `KEY=VALUE` with a dotted key and a value in YAML; each replaces the value of its key.
+        source: `--source`: replaces `model`, `revision`, `config` and `pretrain` of the source. A local path if it exists
+            relative to the working directory or starts with `.`, `/` or `~`, and then made absolute; else a Hub id.
         out: `--out`: replaces `output.dir`.
-        placed: whether the places that it names have to be there; not where what makes them is still to come.
+        placed: whether names must be local paths or Hub ids now; False if another run will create them.
 
     Raises:
-        RecipeError: anything wrong with the file or the command line; one error names all that is.
-        MachineError: the file may not be read.
+        RecipeError: the file or the command line has faults; one error lists all of them.
+        MachineError: the file cannot be read.
     """
     document = load_file(path)
     if not isinstance(document.data, dict):
-        found = "it is empty" if document.data is None else f"found {shown(document.data)}"
-        raise RecipeError(f"a recipe is a mapping with version, source, target, growth and output; {found}", where=path)
+        content = "the file is empty" if document.data is None else f"found {shown(document.data)}"
+        raise RecipeError(
+            f"a recipe is a mapping with version, source, target, growth and output; {content}", where=path
+        )
     data = document.data
     layers = [_lay_over(data, override) for override in overrides]
     here = None
     if source is not None:
         here = Path.cwd()
         if is_homeless(source):
-            raise RecipeError("nobody here has such a home", where=f"--source {short(redacted(source))}")
+            raise RecipeError(
+                "no such user: the home directory is unknown", where=f"--source {short(redacted(source))}"
+            )
         model = str(Path(source).expanduser().absolute()) if source and is_local(source, here) else source
         layers.append(_replace_source(data, model, label=f"--source {short(redacted(source))}"))
     if out is not None:
@@ -226,27 +233,27 @@ def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base
 
 
 def _unplaced(recipe: Recipe) -> list[Fault]:
-    """Names that are neither a place here nor a Hub id."""
+    """Return a fault for every name that is neither a local path nor a Hub id."""
     names: list[tuple[KeyPath, str | None, Path]] = [
         (("source", "model"), recipe.source.model, recipe.source_base),
         (("target", "model"), recipe.target.model, recipe.base),
         (("fit", "data", "tokenizer"), recipe.fit.data.tokenizer if recipe.fit else None, recipe.base),
     ]
     faults = [
-        Fault(path=path, what=f"{shown(name)} is neither a directory here nor a Hub id (`name` or `org/name`)")
+        Fault(path=path, what=f"{shown(name)} is neither a local directory nor a Hub id (`name` or `org/name`)")
         for path, name, base in names
         if name is not None and not is_local(name, base) and not is_hub_id(name)
     ]
     images = recipe.fit.data.images if recipe.fit else None
     return faults + [
-        Fault(path=path, what=f"nobody here has such a home: {shown(name)}")
+        Fault(path=path, what=f"no such user: the home directory of {shown(name)} is unknown")
         for path, name, _ in [*names, (("fit", "data", "images"), images, recipe.base)]
         if name is not None and is_homeless(name)
     ]
 
 
 def _share_sequence_length(recipe: Recipe) -> Recipe:
-    """Pretraining reads sequences as long as the fit's unless it says otherwise."""
+    """Fill in `source.pretrain.sequence_length` from the fit where the recipe omits it."""
     pretrain = recipe.source.pretrain
     if pretrain is None or recipe.fit is None or "sequence_length" in pretrain.model_fields_set:
         return recipe
@@ -258,7 +265,7 @@ def _share_sequence_length(recipe: Recipe) -> Recipe:
 
 
 def _lay_over(data: dict[str, Any], override: str) -> Layer:
-    """Put a `KEY=VALUE` into `data`."""
+    """Apply one `KEY=VALUE` to `data`."""
     key, equals, text = override.partition("=")
     path = tuple(key.split("."))
     secret = any(part.lower() in SECRET_KEYS for part in path)
@@ -266,13 +273,13 @@ def _lay_over(data: dict[str, Any], override: str) -> Layer:
     label = f"--set {shown_key}={'...' if secret else short(redacted(text))}"
     if not equals or not all(path):
         where = f"--set {short(redacted(override))}"
-        raise RecipeError("not KEY=VALUE", where=where, hint="such as --set fit.steps=20")
+        raise RecipeError("expected KEY=VALUE", where=where, hint="for example --set fit.steps=20")
     document: Document = parse_value(text, label=f"--set {shown_key}", depth=len(path))
     return _put(data, path, document.data, label=label)
 
 
 def _put(data: dict[str, Any], path: tuple[str, ...], value: object, *, label: str) -> Layer:
-    """Set the value at `path`, making the mappings on the way where there is nothing."""
+    """Set the value at `path`, and create missing mappings on the way."""
     owner = data
     for depth, part in enumerate(path[:-1], start=1):
         if owner.get(part) is None:
@@ -281,17 +288,17 @@ def _put(data: dict[str, Any], path: tuple[str, ...], value: object, *, label: s
         if not isinstance(owner, dict):
             name = short(redacted(".".join(path[:depth])))
             raise RecipeError(
-                f"{name} is {shown(owner)}, not a mapping", where=label, hint=f"replace {name} as a whole"
+                f"{name} is {shown(owner)}, not a mapping", where=label, hint=f"replace the whole value of {name}"
             )
     owner[path[-1]] = value
     return Layer(path=path, label=label)
 
 
 def _replace_source(data: dict[str, Any], model: str, *, label: str) -> Layer:
-    stood = data.get("source")
-    kept = stood if isinstance(stood, dict) else {}
-    gone = ("model", "revision", "config", "pretrain")
-    data["source"] = {**{key: value for key, value in kept.items() if key not in gone}, "model": model}
+    section = data.get("source")
+    keys = section if isinstance(section, dict) else {}
+    replaced = ("model", "revision", "config", "pretrain")
+    data["source"] = {**{key: value for key, value in keys.items() if key not in replaced}, "model": model}
     return Layer(path=("source", "model"), label=label)
 
 
@@ -299,7 +306,7 @@ def _replace_source(data: dict[str, Any], model: str, *, label: str) -> Layer:
 
 
 def _filled(section: Section) -> dict[str, Any]:
-    """A section with its defaults, without the alternatives that were not chosen and what only goes with them."""
+    """Return a section with its defaults, without alternatives that are not given and the keys that need them."""
     data = section.model_dump(mode="json")
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -323,7 +330,7 @@ def _hide_places(data: dict[str, Any], base: Path) -> None:
 
 
 def _scrubbed(value: Any) -> Any:
-    """A config in sorted order, absolute paths cut to their last name; labels, which may look like paths, stay."""
+    """Return a config with sorted keys and absolute paths cut to their last name. Class labels may look like paths and stay."""
     if isinstance(value, dict):
         return {
             key: value[key] if key in _LABELS else _scrubbed(value[key]) for key in sorted(value) if key not in _NAMES

@@ -1,7 +1,7 @@
-"""The sections of a recipe: every key, its type, its bounds, its default and one line saying what it is for.
+"""The schema of a recipe: every key with its type, bounds, default and description.
 
-Plain data in, frozen models out. Nothing here looks at a file: `recipe.py` reads the text, resolves places and turns
-what pydantic finds wrong into lines and columns.
+Input: plain data.
+Output: frozen models. This module reads no files: `recipe.py` reads the text and resolves paths, `errors.py` locates errors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _fault(text: str) -> PydanticCustomError:
 
 
 def whole(value: object) -> object:
-    """`1e2` and `100.0` are whole numbers however they are written; true is none."""
+    """Accept whole numbers in any spelling, such as `1e2` and `100.0`; refuse booleans."""
     if isinstance(value, bool):
         raise _fault(f"should be a whole number, not {str(value).lower()}")
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -62,7 +62,7 @@ def _clean(text: str) -> str:
     if not text.strip():
         raise _fault("is empty")
     if any(character < " " or "\x7f" <= character < "\xa0" for character in text):
-        raise _fault("holds a control character")
+        raise _fault("contains a control character")
     return text
 
 
@@ -77,25 +77,25 @@ def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
 
 def _hub_id(name: str) -> str:
     if not is_hub_id(name):
-        raise _fault("is no Hub id: give `name` or `org/name`")
+        raise _fault("is not a Hub id: give `name` or `org/name`")
     return name
 
 
 def _repo_id(name: str) -> str:
     if not is_repository(name):
-        raise _fault("is no repository of the Hub: give `org/name`")
+        raise _fault("is not a Hub repository: give `org/name`")
     return name
 
 
 def _reference(name: str) -> str:
     if not is_reference(name):
-        raise _fault("is not a name that the Hub takes for a branch or a tag")
+        raise _fault("is not a valid branch or tag name on the Hub")
     return name
 
 
 def _revision(name: str) -> str:
     if not is_revision(name):
-        raise _fault("is no branch, tag or commit")
+        raise _fault("is not a branch, tag or commit")
     return name
 
 
@@ -106,13 +106,13 @@ def _model_type(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(value: object) -> object:
-    """A size such as `2GB`, `1.5GiB` or a count of bytes, in bytes."""
+    """Return a size such as `2GB`, `1.5GiB` or a plain number, in bytes."""
     number = value
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         unit = {name.lower(): size for name, size in _UNITS.items()}.get(match[3].lower()) if match else None
         if match is None or unit is None:
-            raise _fault("is no size: give bytes, or a number with one of " + ", ".join(_UNITS))
+            raise _fault("is not a size: give bytes, or a number with one of " + ", ".join(_UNITS))
         fraction = match[2] or ""
         number = int(match[1] + fraction) * unit // 10 ** len(fraction)
     number = whole(number)
@@ -122,7 +122,7 @@ def _bytes(value: object) -> object:
 
 
 def _size_text(number: int) -> int | str:
-    """The shortest way to write a size: in the largest decimal unit that divides it."""
+    """Return a size in the largest decimal unit that divides it."""
     for name in ("TB", "GB", "MB", "KB"):
         if number % _UNITS[name] == 0:
             return f"{number // _UNITS[name]}{name}"
@@ -157,13 +157,13 @@ Size: TypeAlias = Annotated[
 
 
 class Section(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, nothing is coerced, nothing changes afterwards."""
+    """A section of a recipe: unknown keys are errors, types are strict, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    # Keys of which exactly one is given. `false` and null are the same as leaving a key out.
+    # Exactly one of these keys must be given. `false` and null count as not given.
     alternatives: ClassVar[tuple[str, ...]] = ()
-    # Keys that only go with some of them.
+    # Key -> alternatives that it is allowed with.
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @model_validator(mode="after")
@@ -177,24 +177,26 @@ class Section(BaseModel):
         for key, allowed in self.only_with.items():
             if key in self.model_fields_set and getattr(self, key) is not None and given[0] not in allowed:
                 names = " or ".join(name for name in allowed if name in self.alternatives)
-                raise _fault(f"{key} goes with {names}, not with {given[0]}")
+                raise _fault(f"{key} is allowed only with {names}, not with {given[0]}")
         return self
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Which of the alternatives are given."""
+        """The alternatives that are given."""
         return tuple(name for name in self.alternatives if getattr(self, name) not in (None, False))
 
 
 class PretrainConfig(Section):
-    """Train a small source first, where none is at hand."""
+    """A small source model to train first, instead of `source.model`."""
 
-    config: Annotated[Config, AfterValidator(_model_type)] = Field(description="the source's config, with model_type")
+    config: Annotated[Config, AfterValidator(_model_type)] = Field(description="config of the source, with model_type")
     steps: Count = Field(description="optimiser steps")
-    batch_size: Count = Field(default=16, description="sequences or images a step")
-    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens a sequence; default: the fit's")
+    batch_size: Count = Field(default=16, description="sequences or images per step")
+    sequence_length: Length = Field(
+        default=SEQUENCE_LENGTH, description="tokens per sequence; default: fit.sequence_length"
+    )
     learning_rate: Rate = Field(default=1e-3, description="peak learning rate")
-    seed: Seed = Field(default=0, description="seed of the initial weights and of the order of the data")
+    seed: Seed = Field(default=0, description="seed of the initial weights and of the data order")
 
 
 class SourceConfig(Section):
@@ -203,48 +205,57 @@ class SourceConfig(Section):
     alternatives = ("model", "pretrain")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {"revision": ("model",), "config": ("model", "config")}
 
-    model: Text | None = Field(default=None, description="a Hub id or a local directory")
-    revision: Revision = Field(default="main", description="branch, tag or commit of the Hub; its commit is recorded")
+    model: Text | None = Field(default=None, description="Hub id or local directory")
+    revision: Revision = Field(
+        default="main", description="branch, tag or commit on the Hub; the record states the commit"
+    )
     config: Config | None = Field(
         default=None,
-        description="the source's config, to plan where the source is not at hand; checked against the real one",
+        description="config of the source, for planning without it; checked against the real config when the source is available",
     )
-    pretrain: PretrainConfig | None = Field(default=None, description="instead of model: train a small source first")
-    allow_nonfinite: bool = Field(default=False, description="convert weights with NaN or infinity, and record it")
+    pretrain: PretrainConfig | None = Field(
+        default=None, description="train a small source first; instead of source.model"
+    )
+    allow_nonfinite: bool = Field(
+        default=False, description="convert weights that contain NaN or infinity; the record states it"
+    )
 
     @property
     def given(self) -> tuple[str, ...]:
-        """`model`, `pretrain`, or `config` alone: enough to plan, and to run with a source from the command line."""
+        """The alternatives that are given. `config` alone suffices to plan, and to run with --source."""
         return super().given or (("config",) if self.config is not None else ())
 
 
 class TargetConfig(Section):
-    """The model to grow it into."""
+    """The target model."""
 
     alternatives = ("config", "model")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {"revision": ("model",)}
 
-    config: Config | None = Field(default=None, description="keys of the library's own config, over the source's")
+    config: Config | None = Field(
+        default=None, description="keys of the library's config that replace those of the source"
+    )
     model: Text | None = Field(
-        default=None, description="take the config, never the weights, of this model: Hub id, directory or timm name"
+        default=None,
+        description="model whose config (never its weights) is the target's: Hub id, directory or timm name",
     )
     revision: Revision = Field(default="main", description="branch, tag or commit of target.model")
     architecture: Text | None = Field(
         default=None,
-        description="the library's class, such as BertForMaskedLM, where it is to have another head than the source; a new head is drawn",
+        description="library class of the target, such as BertForMaskedLM; a head that the source lacks is initialised randomly",
     )
 
 
 class OperatorConfig(Section):
-    """What the learned operator looks like."""
+    """The form of the growth operator."""
 
     keying: Literal["source", "target", "shared"] | None = Field(
         default=None,
-        description="width maps by source layer (the paper), by target layer (the official code) or one for all; "
+        description="width maps per source layer (LiGO paper), per target layer (official code), or one shared by all layers; "
         "default: shared",
     )
     tie: Literal["paper"] | None = Field(
-        default=None, description="paper: read maps tied to write maps as the paper prints them; implies keying source"
+        default=None, description="paper: tie read maps to write maps as in the LiGO paper; implies keying: source"
     )
 
     @model_validator(mode="before")
@@ -257,75 +268,81 @@ class OperatorConfig(Section):
     @model_validator(mode="after")
     def _check_tie(self) -> Self:
         if self.tie == "paper" and self.keying != "source":
-            raise _fault(f"tie: paper is keyed by source, not by {self.keying}: leave keying out")
+            raise _fault(f"tie: paper needs keying: source, not {self.keying}; remove keying")
         return self
 
 
 class GrowthConfig(Section):
-    """The start: the operator before any learning."""
+    """The initial growth operator, before any fit."""
 
     width: Annotated[Text, AfterValidator(_one_of(tuple(WIDTHS)))] = Field(
-        description="how widths grow", json_schema_extra={"enum": list(WIDTHS)}
+        description="method that grows widths", json_schema_extra={"enum": list(WIDTHS)}
     )
     depth: Annotated[Text, AfterValidator(_one_of(tuple(DEPTHS)))] = Field(
-        description="how layers are added", json_schema_extra={"enum": list(DEPTHS)}
+        description="method that adds layers", json_schema_extra={"enum": list(DEPTHS)}
     )
-    seed: Seed = Field(default=0, description="seed of what is drawn")
-    operator: OperatorConfig = Field(default=OperatorConfig(), description="what the learned operator looks like")
+    seed: Seed = Field(default=0, description="seed of random initial values")
+    operator: OperatorConfig = Field(default=OperatorConfig(), description="form of the growth operator")
 
 
 class HubDataConfig(Section):
-    """A dataset of the Hub."""
+    """A dataset on the Hub."""
 
-    id: HubId = Field(description="the dataset's Hub id")
-    name: Text | None = Field(default=None, description="its configuration, where it has several")
-    split: Text = Field(default="train", description="its split")
-    column: Text = Field(default="text", description="the column that holds the text")
+    id: HubId = Field(description="Hub id of the dataset")
+    name: Text | None = Field(default=None, description="configuration of the dataset, if it has several")
+    split: Text = Field(default="train", description="split of the dataset")
+    column: Text = Field(default="text", description="column with the text")
     revision: Revision = Field(default="main", description="branch, tag or commit")
 
 
 class DataConfig(Section):
-    """What the operator learns on."""
+    """Training data of the fit."""
 
     alternatives = ("text", "hub", "images", "stdlib")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {"tokenizer": ("text", "hub", "stdlib")}
 
     text: list[Text] | None = Field(
-        default=None, min_length=1, description="globs of .txt, .jsonl (`text` field) or .parquet files"
+        default=None, min_length=1, description="glob patterns of .txt, .jsonl (field `text`) or .parquet files"
     )
-    hub: HubDataConfig | None = Field(default=None, description="a dataset of the Hub")
-    images: Text | None = Field(default=None, description="a folder of images, one folder a class")
-    stdlib: bool = Field(default=False, description="the source texts of Python's own standard library")
-    tokenizer: Text | None = Field(default=None, description="a directory or a Hub id; default: the source's own")
+    hub: HubDataConfig | None = Field(default=None, description="dataset on the Hub")
+    images: Text | None = Field(default=None, description="folder of images, with one subfolder per class")
+    stdlib: bool = Field(default=False, description="use the source code of Python's standard library")
+    tokenizer: Text | None = Field(
+        default=None, description="tokenizer: directory or Hub id; default: the source's tokenizer"
+    )
 
 
 class LearningRateConfig(Section):
     """Peak learning rates."""
 
-    width: Rate = Field(default=3e-5, description="of the width maps")
-    depth: Rate = Field(default=1e-2, description="of the depth maps")
+    width: Rate = Field(default=3e-5, description="peak learning rate of the width maps")
+    depth: Rate = Field(default=1e-2, description="peak learning rate of the depth maps")
 
 
 class FitConfig(Section):
-    """Learning the operator."""
+    """The fit of the growth operator."""
 
     steps: Count = Field(description="optimiser steps")
-    batch_size: Count = Field(default=16, description="sequences or images a step")
-    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens a sequence")
+    batch_size: Count = Field(default=16, description="sequences or images per step")
+    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens per sequence")
     learning_rate: LearningRateConfig = Field(default=LearningRateConfig(), description="peak learning rates")
-    seed: Seed = Field(default=0, description="seed of the order of the data")
-    warmup_steps: CountOrZero | None = Field(default=None, description="steps to the peak; default: chosen by the fit")
-    weight_decay: Rate = Field(default=0.0, description="decay of the width maps towards the start")
-    evaluate_every: Count = Field(default=10, description="steps between losses on the held-out slice")
-    heldout_tokens: Count = Field(default=16384, description="tokens of each held-out slice")
-    heldout_images: Count = Field(default=512, description="images of each held-out slice")
+    seed: Seed = Field(default=0, description="seed of the data order")
+    warmup_steps: CountOrZero | None = Field(
+        default=None,
+        description="steps of linear warmup to the peak learning rate; default: a tenth of the steps, at most 10",
+    )
+    weight_decay: Rate = Field(default=0.0, description="weight decay of the width maps towards the initial operator")
+    evaluate_every: Count = Field(default=10, description="steps between validation losses")
+    heldout_tokens: Count = Field(default=16384, description="tokens in each held-out split (validation and test)")
+    heldout_images: Count = Field(default=512, description="images in each held-out split (validation and test)")
     micro_batch_size: Count | None = Field(
-        default=None, description="sequences at a time, gradients summed; default: what fits"
+        default=None,
+        description="sequences or images per forward pass, gradients summed; default: chosen from the memory of one sequence",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="precision of the arithmetic; auto: bfloat16 where it is faster"
+        default="auto", description="precision of the computation; auto: bfloat16 where it is faster"
     )
-    data: DataConfig = Field(description="what to learn on")
+    data: DataConfig = Field(description="training data")
 
 
 class CompareConfig(Section):
@@ -374,21 +391,25 @@ class CompareConfig(Section):
 
 
 class OutputConfig(Section):
-    """What is written, and where."""
+    """The output directory and the form of its weights."""
 
-    dir: Text = Field(description="the output directory, relative to the working directory")
+    dir: Text = Field(description="output directory, relative to the working directory")
     dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = Field(
-        default=None, description="of every weight; default: each tensor as the source stores it"
+        default=None, description="dtype of all weights; default: the dtype of each source tensor"
     )
-    max_shard_size: Size = Field(default=5 * 10**9, description="the most bytes a file of weights holds; 5GB")
+    max_shard_size: Size = Field(default=5 * 10**9, description="largest size of a weight file; default: 5GB")
 
 
 class PublishConfig(Section):
-    """Where the result is published."""
+    """Where to publish the output."""
 
-    repo: Annotated[str, AfterValidator(_clean), AfterValidator(_repo_id)] = Field(description="org/name on the Hub")
-    license: Text | None = Field(default=None, description="licence identifier; default: the source card's")
-    public: bool = Field(default=False, description="readable by everyone; private otherwise")
-    branch: Annotated[Text, AfterValidator(_reference)] = Field(default="main", description="what people load it from")
-    tag: Annotated[Text, AfterValidator(_reference)] | None = Field(default=None, description="put on the commit")
-    replace: bool = Field(default=False, description="take away files there that no earlier publication left")
+    repo: Annotated[str, AfterValidator(_clean), AfterValidator(_repo_id)] = Field(
+        description="Hub repository, as org/name"
+    )
+    license: Text | None = Field(default=None, description="licence identifier; default: from the source's model card")
+    public: bool = Field(default=False, description="make the repository public; default: private")
+    branch: Annotated[Text, AfterValidator(_reference)] = Field(default="main", description="branch that is updated")
+    tag: Annotated[Text, AfterValidator(_reference)] | None = Field(default=None, description="tag for the commit")
+    replace: bool = Field(
+        default=False, description="delete files in the repository that were not uploaded by ligo-convert"
+    )

@@ -223,7 +223,7 @@ def mean_loss(
     dtype: torch.dtype,
     autocast: bool = False,
 ) -> float:
-    """Return the mean loss over all examples. Every example (for masked tokens, every label) has the same weight, whatever the batch size."""
+    """Return the mean loss over all examples, each (for masked tokens, each label) with the same weight."""
     total, weights = 0.0, 0.0
     with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
         for first in range(0, len(examples), batch_size):

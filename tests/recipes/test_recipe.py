@@ -224,11 +224,11 @@ def test_nothing_changes_afterwards(write: Write) -> None:
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-NOT_A_SIZE = "is no size: give bytes, or a number with one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
-CONTROL = "holds a control character"
-NO_SECRETS = "a recipe cannot set this; the environment can (HF_TOKEN, HF_ENDPOINT)"
-NEITHER = "is neither a directory here nor a Hub id (`name` or `org/name`)"
-CODE = "would run code from elsewhere; leave it out"
+NOT_A_SIZE = "is not a size: give bytes, or a number with one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
+CONTROL = "contains a control character"
+NO_SECRETS = "not allowed in a recipe; set it in the environment (HF_TOKEN, HF_ENDPOINT)"
+NEITHER = "is neither a local directory nor a Hub id (`name` or `org/name`)"
+CODE = "would run code from the model repository; remove it"
 DEPTHS = "one of copy, stack, interpolate, identity, direct, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
@@ -238,20 +238,25 @@ CONFIG = "  config: {n_layer: 24, n_embd: 1024, n_head: 16}"
 RATES = "  learning_rate: {width: 1, depth: 3e-5}"
 MODEL = "  model: openai-community/gpt2"
 TEXT = "    text: [corpus/*.txt]"
-URL = "a url; give a Hub id, or a path without file://"
+URL = "is a URL; give a Hub id, or a path without file://"
 
 # (a line of FULL, what stands there instead, line:column, the fault)
 BAD = [
-    (MODEL, "  model: ~no-such-user/x", "3:10", "source.model: nobody here has such a home: '~no-such-user/x'"),
+    (
+        MODEL,
+        "  model: ~no-such-user/x",
+        "3:10",
+        "source.model: no such user: the home directory of '~no-such-user/x' is unknown",
+    ),
     ("  batch_size: 16", "  bathc_size: 8", "12:3", "fit.bathc_size: unknown key (did you mean 'batch_size'?)"),
     ("  seed: 0", "  qqq: 0", "15:3", f"fit.qqq: unknown key (keys here: {FIT_KEYS})"),
     ("version: 1", "versoin: 1", "1:1", "versoin: unknown key (did you mean 'version'?)"),
     ("version: 1", "version: 2", "1:10", "version: should be 1, not 2"),
     ("version: 1", "version: true", "1:10", "version: should be a whole number, not true"),
     ("version: 1", 'version: "1"', "1:10", "version: should be 1, not '1'"),
-    ("  width: lemon", "  width: lemmon", "8:10", "growth.width: no start 'lemmon' (did you mean 'lemon'?)"),
-    ("  depth: identity", "  depth: xyz", "9:10", f"growth.depth: no start 'xyz' ({DEPTHS})"),
-    ("  depth: identity", "  depth: on", "9:10", f"growth.depth: no start 'on' ({DEPTHS})"),
+    ("  width: lemon", "  width: lemmon", "8:10", "growth.width: unknown name 'lemmon' (did you mean 'lemon'?)"),
+    ("  depth: identity", "  depth: xyz", "9:10", f"growth.depth: unknown name 'xyz' ({DEPTHS})"),
+    ("  depth: identity", "  depth: on", "9:10", f"growth.depth: unknown name 'on' ({DEPTHS})"),
     ("  depth: identity", "  seed: 1", "7:1", f"growth.depth: missing ({DEPTHS})"),
     ("  steps: 1e2", '  steps: "20"', "11:10", "fit.steps: should be a whole number, not '20'"),
     ("  steps: 1e2", "  steps: 1.5", "11:10", "fit.steps: should be a whole number, not 1.5"),
@@ -286,11 +291,11 @@ BAD = [
         TEXT,
         "    images: x\n    tokenizer: gpt2",
         "16:3",
-        "fit.data: tokenizer goes with text or hub or stdlib, not with images",
+        "fit.data: tokenizer is allowed only with text or hub or stdlib, not with images",
     ),
     (TEXT, "    stdlib: 1", "17:13", "fit.data.stdlib: should be true or false, not 1"),
-    (TEXT, "    hub: {name: x}", "17:5", "fit.data.hub.id: missing (the dataset's Hub id)"),
-    (TEXT, "    hub: {id: a/b/c}", "17:15", "fit.data.hub.id: is no Hub id: give `name` or `org/name`"),
+    (TEXT, "    hub: {name: x}", "17:5", "fit.data.hub.id: missing (Hub id of the dataset)"),
+    (TEXT, "    hub: {id: a/b/c}", "17:15", "fit.data.hub.id: is not a Hub id: give `name` or `org/name`"),
     (TEXT, "    stdlib: true\n    tokenizer: a/b/c", "18:16", f"fit.data.tokenizer: 'a/b/c' {NEITHER}"),
     (MODEL, "  allow_nonfinite: true", "2:1", "source: give exactly one of model, pretrain (found: none)"),
     (MODEL, "  model: 12e3", "3:10", "source.model: should be text, not 12000.0; quote it"),
@@ -308,10 +313,10 @@ BAD = [
         MODEL,
         "  pretrain: {config: {model_type: gpt2}, steps: 3}",
         "2:1",
-        "source: revision goes with model, not with pretrain",
+        "source: revision is allowed only with model, not with pretrain",
     ),
     ("  revision: main", "  revision: 1234567", "4:13", "source.revision: should be text, not 1234567; quote it"),
-    ("  revision: main", "  revision: ../x", "4:13", "source.revision: is no branch, tag or commit"),
+    ("  revision: main", "  revision: ../x", "4:13", "source.revision: is not a branch, tag or commit"),
     ("  revision: main", "  config: {auto_map: {AutoModel: x.Y}}", "4:12", f"source.config.auto_map: {CODE}"),
     (
         "  revision: main",
@@ -328,7 +333,7 @@ BAD = [
         "5:1",
         "target: give exactly one of config, model (found: config and model)",
     ),
-    (CONFIG, "  config: {}\n  revision: main", "5:1", "target: revision goes with model, not with config"),
+    (CONFIG, "  config: {}\n  revision: main", "5:1", "target: revision is allowed only with model, not with config"),
     (CONFIG, "  [a]", "6:3", "target: should be a mapping, not a list"),
     (
         "  dir: out/gpt2-medium",
@@ -360,19 +365,19 @@ BAD = [
         "publish: {repo: org/name, license: mit}",
         "publish: {repo: name}",
         "22:17",
-        "publish.repo: is no repository of the Hub: give `org/name`",
+        "publish.repo: is not a Hub repository: give `org/name`",
     ),
     (
         "publish: {repo: org/name, license: mit}",
         "publish: {license: mit}",
         "22:1",
-        "publish.repo: missing (org/name on the Hub)",
+        "publish.repo: missing (Hub repository, as org/name)",
     ),
     (
         "  width: lemon",
         "  width: lemon\n  operator: {tie: paper, keying: target}",
         "9:3",
-        "growth.operator: tie: paper is keyed by source, not by target: leave keying out",
+        "growth.operator: tie: paper needs keying: source, not target; remove keying",
     ),
     (
         "  width: lemon",
@@ -393,14 +398,14 @@ def test_a_fault_is_shown_where_it_was_written(write: Write, line: str, instead:
     number, column = map(int, where.split(":"))
     shown = FULL.replace(f"{line}\n", f"{instead}\n").splitlines()[number - 1]
     assert lines[2].index("^") - 4 == column - 1
-    if "cannot set this" not in what:
+    if NO_SECRETS not in what:
         assert lines[1] == f"    {shown}"
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "a recipe is a mapping with version, source, target, growth and output; it is empty"),
+        ("", "a recipe is a mapping with version, source, target, growth and output; the file is empty"),
         ("- a\n", "a recipe is a mapping with version, source, target, growth and output; found a list"),
         ("gpt2\n", "a recipe is a mapping with version, source, target, growth and output; found 'gpt2'"),
     ],
@@ -416,7 +421,7 @@ def test_every_fault_is_named_at_once_in_the_order_of_the_file(write: Write) -> 
         "recipe.yaml:1:1: version: missing: begin with `version: 1`\n"
         "    source:\n"
         "    ^\n"
-        "  recipe.yaml:7:10: growth.width: no start 'lemmon' (did you mean 'lemon'?)\n"
+        "  recipe.yaml:7:10: growth.width: unknown name 'lemmon' (did you mean 'lemon'?)\n"
         "      width: lemmon\n"
         "             ^\n"
         "  recipe.yaml:11:3: fit.bathc_size: unknown key (did you mean 'batch_size'?)\n"
@@ -515,9 +520,9 @@ def test_a_set_says_what_the_file_could_say(write: Write) -> None:
         (
             "fit={steps: 0}",
             "--set fit={steps: 0}: fit.steps: should be at least 1, not 0\n"
-            "  --set fit={steps: 0}: fit.data: missing (what to learn on)",
+            "  --set fit={steps: 0}: fit.data: missing (training data)",
         ),
-        ("fit.data.hub.name=x", "--set fit.data.hub.name=x: fit.data.hub.id: missing (the dataset's Hub id)"),
+        ("fit.data.hub.name=x", "--set fit.data.hub.name=x: fit.data.hub.id: missing (Hub id of the dataset)"),
         (
             "growth.operator.tie=paperr",
             "--set growth.operator.tie=paperr: growth.operator.tie: should be 'paper', "
@@ -526,12 +531,12 @@ def test_a_set_says_what_the_file_could_say(write: Write) -> None:
         (
             "source.model.x=1",
             "--set source.model.x=1: source.model is 'openai-community/gpt2', not a mapping\n"
-            "  replace source.model as a whole",
+            "  replace the whole value of source.model",
         ),
         ("fit.data.text.0=a", "--set fit.data.text.0=a: fit.data.text is a list, not a mapping"),
-        ("fit.steps", "--set fit.steps: not KEY=VALUE\n  such as --set fit.steps=20"),
-        ("=3", "--set =3: not KEY=VALUE"),
-        ("fit..steps=3", "--set fit..steps=3: not KEY=VALUE"),
+        ("fit.steps", "--set fit.steps: expected KEY=VALUE\n  for example --set fit.steps=20"),
+        ("=3", "--set =3: expected KEY=VALUE"),
+        ("fit..steps=3", "--set fit..steps=3: expected KEY=VALUE"),
         ("fit.steps=[1", "--set fit.steps: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("fit.steps=012", "--set fit.steps: 012 is a number to some readers and text to others\n    012\n    ^"),
         ("fit.steps=&a 1", "--set fit.steps: an anchor; write the value out where it is used"),
@@ -622,9 +627,12 @@ def test_out_gives_or_replaces_the_output_directory(write: Write) -> None:
 def test_faults_of_source_and_out_name_the_option(write: Write) -> None:
     path = write(FULL)
     assert refusal(path, source="a/b/c") == (
-        "--source a/b/c: source.model: 'a/b/c' is neither a directory here nor a Hub id (`name` or `org/name`)"
+        "--source a/b/c: source.model: 'a/b/c' is neither a local directory nor a Hub id (`name` or `org/name`)"
     )
-    assert refusal(path, source="~no-such-user/x") == "--source ~no-such-user/x: nobody here has such a home"
+    assert (
+        refusal(path, source="~no-such-user/x")
+        == "--source ~no-such-user/x: no such user: the home directory is unknown"
+    )
     assert refusal(path, source="") == "--source : source.model: is empty"
     assert refusal(path, source="file:///x") == f"--source file:///x: source.model: {URL}"
     assert refusal(path, out="") == "--out : output.dir: is empty"
