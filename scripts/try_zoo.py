@@ -1,12 +1,11 @@
-"""Convert and publish the small zoo of recipes/zoo/, to a Hub on this machine's loopback interface, and load what is there by its name.
+"""Convert and publish the small zoo of recipes/zoo/ to a Hub on this machine's loopback interface, then load every repository by name.
 
     python scripts/try_zoo.py
     python scripts/try_zoo.py --engine ray
 
-What comes in: nothing; the sources are trained. What goes out: the batch's own table and summary, then a line for every
-repository: what the real library, asked for it by name, has loaded. The Hub forgets everything when this ends; outputs stay in
-the folder it names. The exit code is that of the batch, which has one entry that must fail (3), or 1 where anything else is not
-as it should be: another entry that is not done, one whose repository was not loaded, a key that was left over.
+Input: none; the sources are trained. Output: the table and summary of the batch, then one line per repository with what was loaded.
+The Hub loses everything when the script ends; outputs remain in the folder that is printed. The exit code is the batch's, which has one
+entry that must fail (3), or 1 for any other problem: another entry failed, a repository was not loaded, or keys were left over.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ for name in sys.argv[1:]:
 
 
 @click.command()
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--engine", default="local", show_default=True)
 @click.option("--jobs", default=2, show_default=True)
-@click.option("--keep", type=click.Path(path_type=Path), help="Where the outputs are made; default: a new folder.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the outputs. Default: a new one.")
 def main(engine: str, jobs: int, keep: Path | None) -> None:
     """Run the batch, then load every repository."""
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="ligo-zoo-"))
@@ -62,7 +61,7 @@ def main(engine: str, jobs: int, keep: Path | None) -> None:
             command += ["--jobs", str(jobs)] if engine == "local" else []
             click.echo(f"outputs in {folder}", err=True)
             code = subprocess.run(command, env=environment, cwd=folder, check=False).returncode
-            told = json.loads(
+            report = json.loads(
                 subprocess.run(
                     [*command, "--json"],
                     env=environment,
@@ -72,7 +71,7 @@ def main(engine: str, jobs: int, keep: Path | None) -> None:
                     check=False,
                 ).stdout
             )
-            names = [entry["published"]["repo"] for entry in told["entries"].values() if entry.get("published")]
+            names = [entry["published"]["repo"] for entry in report["entries"].values() if entry.get("published")]
             click.echo()
             lines = subprocess.run(
                 [sys.executable, "-c", LOAD, *names],
@@ -85,23 +84,23 @@ def main(engine: str, jobs: int, keep: Path | None) -> None:
             click.echo(lines)
         finally:
             hub.terminate()
-    wrong = faults(told, code, [json.loads(line) for line in lines.splitlines()])
-    for fault in wrong:
-        click.echo(f"not as it should be: {fault}", err=True)
-    sys.exit(1 if wrong else code)
+    problems = faults(report, code, [json.loads(line) for line in lines.splitlines()])
+    for problem in problems:
+        click.echo(f"problem: {problem}", err=True)
+    sys.exit(1 if problems else code)
 
 
-def faults(told: dict[str, Any], code: int, loaded: list[dict[str, Any]]) -> list[str]:
-    """What is not as it should be, of what the batch and the real library have told."""
-    found = [] if code == POISONED_CODE else [f"the batch ended with {code}"]
-    states = {name: entry["state"] for name, entry in told["entries"].items()}
+def faults(report: dict[str, Any], code: int, loaded: list[dict[str, Any]]) -> list[str]:
+    """Return what is wrong in the reports of the batch and of the real library."""
+    problems = [] if code == POISONED_CODE else [f"the batch ended with {code}"]
+    states = {name: entry["state"] for name, entry in report["entries"].items()}
     wanted = {name: "failed" if name == POISONED else "done" for name in {*states, POISONED}}
-    found += [f"{name} is {states.get(name)}" for name in wanted if states.get(name) != wanted[name]]
-    left = {one["repo"]: one["left over"] for one in loaded}
+    problems += [f"{name} is {states.get(name)}" for name in wanted if states.get(name) != wanted[name]]
+    left = {line["repo"]: line["left over"] for line in loaded}
     repositories = [f"{ACCOUNT}/{name}" for name in states if name != POISONED]
-    found += [f"{repo} was not loaded" for repo in repositories if repo not in left]
-    found += [f"{repo} has {count} keys left over" for repo, count in left.items() if count]
-    return found if repositories else [*found, "nothing was published"]
+    problems += [f"{repo} was not loaded" for repo in repositories if repo not in left]
+    problems += [f"{repo} has {count} keys left over" for repo, count in left.items() if count]
+    return problems if repositories else [*problems, "nothing was published"]
 
 
 if __name__ == "__main__":
