@@ -1,1 +1,1 @@
-"""What an output directory holds besides weights: card, provenance, checksums, plots; verify it and publish it."""
+"""Write the files of an output directory besides the weights (card, provenance, checksums, plots), verify it and publish it."""

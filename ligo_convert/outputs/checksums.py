@@ -1,7 +1,6 @@
-"""SHA256SUMS of an output directory: every file in it, and nothing else.
+"""Write, read and check SHA256SUMS, which lists every other file of an output directory.
 
-What comes in: digests by name, or a directory. What goes out: the bytes that `sha256sum -c` takes, or the digests after every file has
-been hashed again.
+Input: digests by name, or a directory. Output: bytes in the format of `sha256sum -c`, or the digests of all files, checked by hashing them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ligo_convert.errors import LigoError, VerificationError
 from ligo_convert.io.files import reporting
 from ligo_convert.outputs.layout import CHECKSUMS
 
-# What the Hub and its client leave in a downloaded copy; no library reads a model from there.
+# Files that the Hub and its client add to a downloaded copy. No library reads a model from them.
 HUB_LEFTOVERS = (".gitattributes", ".cache/huggingface")
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -29,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 def sums(files: Mapping[str, str]) -> bytes:
-    """SHA256SUMS as coreutils writes it, names sorted: `sha256sum -c ligo/SHA256SUMS` in the directory checks them."""
+    """Return the content of SHA256SUMS, sorted by name. `sha256sum -c ligo/SHA256SUMS` in the directory checks it."""
     for name, digest in files.items():
         if not _is_name(name) or not _HEX.fullmatch(digest):
             raise LigoError("not a file name and its SHA-256", where=CHECKSUMS, found=f"{digest}  {name}")
@@ -37,7 +36,7 @@ def sums(files: Mapping[str, str]) -> bytes:
 
 
 def read_sums(data: bytes) -> dict[str, str]:
-    """Name -> SHA-256 of a SHA256SUMS that `sums` wrote. Raises VerificationError for any other line or order."""
+    """Parse a SHA256SUMS file written by `sums` to name -> SHA-256. Raises VerificationError for any other format or order."""
     try:
         lines = data.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -45,7 +44,7 @@ def read_sums(data: bytes) -> dict[str, str]:
     if lines == [""]:
         raise VerificationError("the file is empty", where=CHECKSUMS)
     if lines.pop():
-        raise VerificationError("the last line is cut off", where=CHECKSUMS)
+        raise VerificationError("the last line is incomplete", where=CHECKSUMS)
     files: dict[str, str] = {}
     last = ""
     for number, line in enumerate(lines, start=1):
@@ -59,7 +58,7 @@ def read_sums(data: bytes) -> dict[str, str]:
             )
         if match[2] <= last:
             raise VerificationError(
-                "names are not sorted, or there twice", where=f"{CHECKSUMS}:{number}", found=_short(match[2])
+                "the names are not sorted or not unique", where=f"{CHECKSUMS}:{number}", found=_short(match[2])
             )
         last = match[2]
         files[last] = match[1]
@@ -67,48 +66,49 @@ def read_sums(data: bytes) -> dict[str, str]:
 
 
 def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
-    """Hash every file of an output directory again and compare with its SHA256SUMS.
+    """Hash every file of an output directory and compare with its SHA256SUMS.
 
-    What the Hub's client leaves in a downloaded copy (`HUB_LEFTOVERS`) is passed over. A snapshot in its cache is such a copy: its links
-    to the blobs of its repository are the files themselves.
+    Files that the Hub's client adds to a downloaded copy (`HUB_LEFTOVERS`) are ignored. In a snapshot in the client's cache, symbolic links
+    to blobs of the same repository count as files.
 
     Args:
-        on_bytes: called with the number of bytes after each block.
+        root: the output directory.
+        on_bytes: called after each block with its number of bytes.
 
     Returns:
-        Name -> SHA-256 of every file listed.
+        Name -> SHA-256 of every listed file.
 
     Raises:
-        VerificationError: a file that is missing, differs, is listed nowhere, or is no regular file of this directory.
+        VerificationError: a file is missing, differs, is not listed, or is not a regular file.
     """
-    there = dict(_walk(root, "", blobs=blob_folders(root)))
-    if CHECKSUMS not in there:
-        raise VerificationError("there is no SHA256SUMS", where=root / CHECKSUMS)
-    with reporting(there[CHECKSUMS], "read"):
-        data = there[CHECKSUMS].read_bytes()
+    existing = dict(_walk(root, "", blobs=blob_folders(root)))
+    if CHECKSUMS not in existing:
+        raise VerificationError("SHA256SUMS is missing", where=root / CHECKSUMS)
+    with reporting(existing[CHECKSUMS], "read"):
+        data = existing[CHECKSUMS].read_bytes()
     listed = read_sums(data)
-    missing = [name for name in listed if name not in there]
+    missing = [name for name in listed if name not in existing]
     if missing:
         raise VerificationError(
-            f"listed in {CHECKSUMS}, and not there",
+            f"listed in {CHECKSUMS}, but missing",
             where=root / missing[0],
             expected=listed[missing[0]],
             found="no such file" + _more(missing),
         )
-    extra = sorted(set(there) - set(listed) - {CHECKSUMS})
+    extra = sorted(set(existing) - set(listed) - {CHECKSUMS})
     if extra:
         raise VerificationError(
-            f"there, and not listed in {CHECKSUMS}",
+            f"the file is not listed in {CHECKSUMS}",
             where=root / extra[0],
             expected="no such file",
             found="a file" + _more(extra),
-            hint="move it out of the directory: nothing vouches for it",
+            hint="move it out of the directory",
         )
     for name, expected in listed.items():
-        found = _sha256(there[name], on_bytes)
+        found = _sha256(existing[name], on_bytes)
         if found != expected:
             raise VerificationError(
-                "the file is not the one that was written", where=root / name, expected=expected, found=found
+                "the file changed since it was written", where=root / name, expected=expected, found=found
             )
     return listed
 
@@ -118,7 +118,7 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _is_name(name: str) -> bool:
-    """Whether `name` is a file's inside the directory, in its only spelling, without what coreutils would escape."""
+    """Return True if `name` is a normalised relative path inside the directory, without characters that coreutils escapes."""
     parts = PurePosixPath(name).parts
     plain = not any(character < " " or character in "\\\x7f" for character in name) and name.strip() == name
     inside = bool(parts) and not name.startswith("/") and ".." not in parts
@@ -126,7 +126,11 @@ def _is_name(name: str) -> bool:
 
 
 def _walk(root: Path, prefix: str, *, blobs: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """Name and place of the bytes of every file below `root`. Raises VerificationError for a special file, or a link not to `blobs`."""
+    """Yield name and real path of every file below `root`.
+
+    Raises:
+        VerificationError: a special file, or a symbolic link that does not point into `blobs`.
+    """
     with reporting(root, "list"):
         paths = sorted(root.iterdir())
     for path in paths:

@@ -1,4 +1,4 @@
-"""The names of the files in an output directory; each name stands here alone."""
+"""Name the files of an output directory. Every other module takes the names from here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The last guard before a text is written that others will read: it names no place, person, machine or secret.
+"""Search texts that will be shared for local paths, account and host names, and secrets.
 
-Records are made of chosen values, so nothing private should be in them to begin with. This looks all the same.
+Records contain chosen values only, so nothing private should be in them. This check is the second line of defence.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SHORTEST_SECRET = 8
 
 _SHORTEST_NAME = 4
 
-# Accounts and hosts that name nobody, and words that a record holds anyway.
+# Generic account and host names, and words that occur in every record.
 # fmt: off
-_NOBODY = frozenset((
+_GENERIC_NAMES = frozenset((
     "admin", "administrator", "anonymous", "build", "builder", "cloud", "code", "copy", "data", "default",
     "developer", "direct", "docker", "fit", "gpu", "guest", "hidden", "home", "host", "jovyan", "json", "jupyter",
     "laptop", "layer", "lemon", "ligo", "linear", "linux", "local", "localhost", "machine", "main", "model",
@@ -46,19 +46,21 @@ def check_nothing_private(
     public: Iterable[str] = (),
     refusing: type[LigoError] = LigoError,
 ) -> None:
-    """The last guard before a text is written: our own records must name no place, person, machine or secret.
+    """Raise an error if a text contains something private.
 
-    Paths are the home, working and temporary directory; secrets the values of environment variables that are named like one, and
-    Hub tokens; both are looked for everywhere. The account's and the machine's names are ordinary words at times: they are
-    looked for as whole words, and only in what came from outside.
+    Local paths (the home, working and temporary directory) and secrets (Hub tokens, and the values of environment variables whose names
+    look like secrets) are searched for in the whole text. The names of the account and the machine may be ordinary words, so they are
+    searched for as whole words and only in strings from outside.
 
     Args:
-        where: the text's file. names_in: the foreign strings of the text; None: the whole text.
-        public: strings that are public by nature, such as Hub ids; their words are no finding.
-        refusing: the class of the error: a bug of ours where a text is made, a refusal where one that is there is to be shared.
+        text: the text to be shared.
+        where: the file of the text, for the message.
+        names_in: the strings of the text that came from outside; None: the whole text.
+        public: strings that are public anyway, such as Hub ids; their words are not findings.
+        refusing: class of the error: `LigoError` while writing (a bug), `PublishRefused` while publishing.
 
     Raises:
-        LigoError: something private; the message says what kind, never what.
+        LigoError: the text contains something private. The message names the kind, never the value.
     """
     readings = _readings(text)
     for kind, needle in _needles():
@@ -77,36 +79,36 @@ def check_nothing_private(
 
 
 def public_name(label: str, *, of_hub: bool) -> str:
-    """What a source may be called in public: a Hub id as it is, a directory's name unless it tells whose or where it is."""
+    """Return a source's public name: a Hub id unchanged, a directory's name unless it contains something private."""
     private = any(_holds_word(label, name) for _, name in _names()) or any(needle in label for _, needle in _needles())
     return "a local checkpoint" if private and not of_hub else label
 
 
 def _refuse(kind: str, where: str, refusing: type[LigoError]) -> None:
     hint = (
-        "this is a bug of ligo-convert; please report it with the recipe. Nothing has been published."
+        "this is a bug in ligo-convert; please report it with the recipe. Nothing has been published."
         if refusing is LigoError
-        else "nothing has been published; convert again where it does not stand in the inputs"
+        else "nothing has been published; remove it from the inputs and convert again"
     )
-    raise refusing(f"{kind} would stand in a file that is meant to be shared", where=where, hint=hint)
+    raise refusing(f"{kind} would appear in a file that is meant to be shared", where=where, hint=hint)
 
 
 def _readings(text: str) -> tuple[str, ...]:
-    """The text as it is, and as a reader of Markdown or JSON sees it."""
+    """Return the text unchanged, without Markdown escapes, and without JSON escapes."""
     unescaped = html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text))
     decoded = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), unescaped)
     return tuple(dict.fromkeys((text, unescaped, decoded)))
 
 
 def _needles() -> Iterator[tuple[str, str]]:
-    """What must not be found anywhere: kind and text."""
+    """Yield kind and text of everything that must not occur anywhere."""
     home = os.environ.get("HOME") or str(Path.home())
-    places = {"the home directory": home, "the working directory": str(Path.cwd())}
-    places["the temporary directory"] = os.environ.get("TMPDIR", "")
-    for kind, place in places.items():
-        for spelling in dict.fromkeys((place, os.path.realpath(place) if place else "")):
+    directories = {"the home directory": home, "the working directory": str(Path.cwd())}
+    directories["the temporary directory"] = os.environ.get("TMPDIR", "")
+    for kind, directory in directories.items():
+        for spelling in dict.fromkeys((directory, os.path.realpath(directory) if directory else "")):
             spelling = spelling.rstrip("/")
-            # The root of everything, or a name that is no absolute path, says nothing.
+            # The root directory and relative paths are not private.
             if spelling.startswith("/"):
                 yield kind, spelling
     for variable, value in os.environ.items():
@@ -115,14 +117,15 @@ def _needles() -> Iterator[tuple[str, str]]:
 
 
 def _names() -> Iterator[tuple[str, str]]:
+    """Yield kind and text of the names of the account and the machine."""
     accounts = {os.environ.get(variable, "") for variable in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
-    with contextlib.suppress(OSError, KeyError, ImportError):  # an account without an entry in the system's list
+    with contextlib.suppress(OSError, KeyError, ImportError):  # the account has no entry in the password database
         accounts.add(getpass.getuser())
     host = platform.node()
-    found = [("the account's name", name) for name in sorted(accounts)]
-    found += [("the machine's name", name) for name in dict.fromkeys((host, host.partition(".")[0]))]
-    for kind, name in found:
-        if len(name) >= _SHORTEST_NAME and name.lower() not in _NOBODY:
+    names = [("the account's name", name) for name in sorted(accounts)]
+    names += [("the machine's name", name) for name in dict.fromkeys((host, host.partition(".")[0]))]
+    for kind, name in names:
+        if len(name) >= _SHORTEST_NAME and name.lower() not in _GENERIC_NAMES:
             yield kind, name
 
 

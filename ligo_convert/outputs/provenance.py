@@ -1,8 +1,9 @@
-"""Provenance: what went in, what was done, what came out, in a form that others read and check.
+"""Write and read the provenance of an output: inputs, recipe, software, results, in a standard format.
 
-What comes in: a `Record` of plain values and the SHA-256 of every output file. What goes out: an in-toto Statement v1 with a SLSA
-provenance v1 predicate (docs/reference/provenance-format.md), and SHA256SUMS, which covers every file. Neither is signed: they say what this
-program did, and show a changed byte; they prove nobody's identity and support no SLSA level.
+Input: a `Record` of plain values and the SHA-256 of every output file. Output: an in-toto Statement v1 with a SLSA provenance v1 predicate
+(docs/reference/provenance-format.md).
+
+The statement is not signed. It documents a run and reveals changed files; it proves no identity and supports no SLSA level.
 """
 
 from __future__ import annotations
@@ -35,24 +36,31 @@ PRESERVATION = "urn:ligo-convert:preservation:v1"
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
-# Keys that a library writes for itself; they may hold a path, and say nothing about the model.
+# Config keys that a library writes for its own use. They may contain a path and do not describe the model.
 _LOCAL_KEYS = frozenset(("_name_or_path", "name_or_path", "transformers_version"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Everything the pipeline knows at the end, as plain JSON values.
+    """Everything that is known at the end of a run, as plain JSON values.
 
     Attributes:
-        family: the family's name. recipe: `Recipe.public()`. recipe_digest: SHA-256, hex.
-        key: SHA-256, hex, of recipe, source and versions: a finished output is recognised by it.
-        source: `label` (Hub id or a directory's name), `revision` (the Hub's commit or None), `files` {name: sha256},
+        family: name of the family.
+        recipe: `Recipe.public()`.
+        recipe_digest: SHA-256 in hex.
+        key: SHA-256, in hex, of recipe, source and versions; identifies a finished output.
+        source: `label` (Hub id or directory name), `revision` (commit on the Hub, or None), `files` {name: sha256},
             `pretrained_here`, `license` (or None).
-        data: `digest`, `kind`, `tokens` or `images` {slice: count}, `tokenizer` {file: sha256}; None where nothing was learned.
-        operator: `digest` of its file, `keying`, `tie`, `parameters` {"width", "depth"}, `starts`.
-        source_config, target_config: configs. metrics: as `run --json` prints them. versions: package -> version.
-        drawn: what was drawn as the library initialises. nonfinite_allowed: whether NaN and infinity were let through.
-        started, finished: UTC, ISO 8601, whole seconds.
+        data: `digest`, `kind`, `tokens` or `images` {slice: count}, `tokenizer` {file: sha256}; None without training.
+        operator: `digest` of the file, `keying`, `tie`, `parameters` {"width", "depth"}, `starts`.
+        source_config: config of the source.
+        target_config: config of the target.
+        metrics: as `run --json` prints them.
+        versions: package -> version.
+        drawn: parts that were randomly initialised as in the library.
+        nonfinite_allowed: whether NaN and infinite values were accepted.
+        started: UTC, ISO 8601, whole seconds.
+        finished: UTC, ISO 8601, whole seconds.
         family_source: of a family that is not built in: `kind` (`file` or `plugin`) and `sha256` of the file that defines it.
     """
 
@@ -75,14 +83,14 @@ class Record:
 
     @property
     def hub_id(self) -> str | None:
-        """The source's Hub id; None where it is a directory, or was trained by this recipe."""
+        """The source's Hub id; None for a directory or a source that the recipe trained."""
         label, commit = str(self.source["label"]), str(self.source["revision"])
         of_hub = not self.source["pretrained_here"] and is_hub_id(label) and is_commit(commit)
         return label if of_hub else None
 
     @property
     def source_name(self) -> str:
-        """What the source is called in public: the name of a directory only where it gives nobody away."""
+        """The source's public name; the name of a directory only if it contains nothing private."""
         return public_name(str(self.source["label"]), of_hub=self.hub_id is not None)
 
     @property
@@ -99,7 +107,7 @@ class Record:
         return tuple(name for name in found if isinstance(name, str) and not name.startswith("."))
 
     def config_changes(self) -> dict[str, dict[str, Any]]:
-        """Config keys that differ, with `source` and `target`; a side that lacks the key is left out."""
+        """Return the config keys that differ, each with its values under `source` and `target`; a missing key has no value."""
         sides = {"source": self.source_config, "target": self.target_config}
         changes = {}
         for key in sorted({*self.source_config, *self.target_config} - _LOCAL_KEYS):
@@ -109,18 +117,19 @@ class Record:
         return changes
 
     def strings(self) -> Iterator[str]:
-        """Every string of the record that came from outside, but for Hub ids and configs, which are public by nature."""
-        # The label goes out as `source_name`.
+        """Yield every string that came from outside, except Hub ids and configs, which are public."""
+        # The label is replaced by `source_name`.
         public = {*self.hub_ids, self.source["label"]}
         parts = (self.recipe, self.source, self.data, self.operator, self.metrics, self.drawn)
         return (text for text in _strings(parts) if text not in public)
 
 
 def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
-    """The in-toto statement of a run.
+    """Return the in-toto statement of a run.
 
     Args:
-        outputs: file name, relative and with forward slashes -> SHA-256, hex; the statement and SHA256SUMS themselves are left out.
+        record: the record of the run.
+        outputs: relative file name with forward slashes -> SHA-256 in hex. The statement itself and SHA256SUMS are ignored.
     """
     left_out = (PROVENANCE, CHECKSUMS)
     metrics = {name: value for name, value in record.metrics.items() if name != "preservation"}
@@ -171,14 +180,14 @@ def _family_source(record: Record) -> dict[str, Any]:
 
 
 def statement_bytes(record: Record, outputs: Mapping[str, str]) -> bytes:
-    """The statement as JSON in ASCII; the same record gives the same bytes. Raises LigoError where it holds something private."""
+    """Serialise the statement to ASCII JSON, the same bytes for the same record. Raises LigoError if it contains something private."""
     text = json.dumps(statement(record, outputs), indent=2, allow_nan=False) + "\n"
     check_nothing_private(text, where=PROVENANCE, names_in=record.strings(), public=record.hub_ids)
     return text.encode("ascii")
 
 
 def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
-    """A statement of ours, checked as far as this program relies on it. Raises VerificationError where it is none."""
+    """Parse a statement and check the parts that this program uses. Raises VerificationError for any other document."""
     try:
         found = strict_json(data, label=label)
     except SourceError as error:
@@ -189,29 +198,29 @@ def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
         (("predicate", "buildDefinition", "buildType"), BUILD_TYPE),
     )
     for path, expected in expectations:
-        value = _at(found, path, str, label)
+        value = _value_at(found, path, str, label)
         if value != expected:
             where = f"{label}: {'.'.join(path)}"
             raise VerificationError(
-                "not a provenance statement of this program", where=where, expected=expected, found=value
+                "not a provenance statement of ligo-convert", where=where, expected=expected, found=value
             )
     definition = ("predicate", "buildDefinition")
-    if not _HEX.fullmatch(_at(found, (*definition, "internalParameters", "key"), str, label)):
-        raise VerificationError("the key is no SHA-256", where=f"{label}: internalParameters.key")
-    _at(found, (*definition, "internalParameters", "nonfiniteAllowed"), bool, label)
+    if not _HEX.fullmatch(_value_at(found, (*definition, "internalParameters", "key"), str, label)):
+        raise VerificationError("the key is not a SHA-256 digest", where=f"{label}: internalParameters.key")
+    _value_at(found, (*definition, "internalParameters", "nonfiniteAllowed"), bool, label)
     resources: tuple[tuple[str, ...], ...] = (("subject",), (*definition, "resolvedDependencies"))
     for path in resources:
-        for number, item in enumerate(_at(found, path, list, label)):
+        for number, item in enumerate(_value_at(found, path, list, label)):
             _check_resource(item, f"{label}: {path[-1]}[{number}]")
-    for number, item in enumerate(_at(found, ("predicate", "runDetails", "byproducts"), list, label)):
+    for number, item in enumerate(_value_at(found, ("predicate", "runDetails", "byproducts"), list, label)):
         where = f"{label}: byproducts[{number}]"
-        _at(item, ("name",), str, where)
-        _at(item, ("annotations",), dict, where)
+        _value_at(item, ("name",), str, where)
+        _value_at(item, ("annotations",), dict, where)
     return found
 
 
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a statement that `read_statement` has read, as they were recorded."""
+    """Return the metrics of a statement from `read_statement` as they were recorded, with NaN and infinity as numbers."""
     parts = {item["name"]: item["annotations"] for item in found["predicate"]["runDetails"]["byproducts"]}
     metrics = _numbers({**parts.get("metrics", {}), "preservation": parts.get("preservation")})
     assert isinstance(metrics, dict)
@@ -219,15 +228,15 @@ def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_subjects(found: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    """Require that a statement is about the files beside it: the same names and digests as `check_sums` gave. Raises VerificationError."""
+    """Raise VerificationError unless a statement lists exactly the files and digests that `check_sums` returned."""
     stated = {item["name"]: item["digest"]["sha256"] for item in found["subject"]}
     if len(stated) != len(found["subject"]):
-        raise VerificationError("a file is stated twice", where=f"{PROVENANCE}: subject")
+        raise VerificationError("a file is listed twice", where=f"{PROVENANCE}: subject")
     there = {name: digest for name, digest in digests.items() if name not in (PROVENANCE, CHECKSUMS)}
     for name in sorted({*stated, *there}):
         if stated.get(name) != there.get(name):
             raise VerificationError(
-                "the provenance is about other files than these",
+                "the provenance describes other files",
                 where=name,
                 expected=stated.get(name, "no such file"),
                 found=there.get(name, "no such file"),
@@ -263,13 +272,13 @@ def _data(record: Record) -> Iterator[dict[str, Any]]:
 
 
 def package_url(hub_id: str, commit: str, name: str) -> str:
-    """The package URL of a file of the Hub: `pkg:huggingface/org/name@commit#file`."""
+    """Return the package URL of a file on the Hub: `pkg:huggingface/org/name@commit#file`."""
     parts = "/".join(urllib.parse.quote(part, safe="") for part in hub_id.split("/"))
     return f"pkg:huggingface/{parts}@{urllib.parse.quote(commit, safe='')}#{urllib.parse.quote(name)}"
 
 
 def _plain(value: object) -> object:
-    """`value` as JSON holds it. JSON has no NaN and no infinity: they go as their names."""
+    """Convert `value` to JSON types. JSON has no NaN or infinity, so they become strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -282,7 +291,7 @@ def _plain(value: object) -> object:
 
 
 def _numbers(value: object) -> object:
-    """What `_plain` was given: the names of NaN and infinity are numbers again."""
+    """Undo `_plain` for numbers: the strings for NaN and infinity become numbers."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -290,23 +299,23 @@ def _numbers(value: object) -> object:
     return float(value) if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity") else value
 
 
-def _at(value: object, path: Sequence[str], kind: type, label: str) -> Any:
+def _value_at(value: object, path: Sequence[str], kind: type, label: str) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, kind):
         where = f"{label}: {'.'.join(path)}"
         raise VerificationError(
-            "the provenance lacks something", where=where, expected=kind.__name__, found=_short(value)
+            "the provenance lacks a value", where=where, expected=kind.__name__, found=_short(value)
         )
     return value
 
 
 def _check_resource(item: object, where: str) -> None:
-    _at(item, ("name",), str, where)
-    if not _HEX.fullmatch(_at(item, ("digest", "sha256"), str, where)):
-        raise VerificationError("the digest is no SHA-256", where=where)
+    _value_at(item, ("name",), str, where)
+    if not _HEX.fullmatch(_value_at(item, ("digest", "sha256"), str, where)):
+        raise VerificationError("the digest is not a SHA-256 digest", where=where)
     if isinstance(item, dict) and "annotations" in item:
-        _at(item, ("annotations",), dict, where)
+        _value_at(item, ("annotations",), dict, where)
 
 
 def _short(value: object) -> str:

@@ -1,7 +1,8 @@
-"""What lies beside the weights: config, tokenizer, what is new, recipe, card, provenance, digests.
+"""Write the files of an output directory besides the weights: config, tokenizer, new parameters, recipe, card, provenance, digests.
 
-What comes in: the plan, the source, what was learned. What goes out: files in the staging directory. Nothing here holds a path, a name or a
-time, but for the log, its picture, the card and the provenance, which carry times.
+Input: the record of a run, the source and the operator. Output: files in the staging directory.
+
+No file contains a local path or a user's name. Only the log, its plot, the card and the provenance contain times.
 """
 
 from __future__ import annotations
@@ -27,25 +28,29 @@ from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PRO
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record, statement_bytes
 
-# Written by the library for its own use; another machine's path may stand in it.
-_LEFT_OUT = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version", "quantization_config")
+# Config keys that the library writes for its own use. They may contain a path of another machine.
+_DROPPED_KEYS = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version", "quantization_config")
 
 
 def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Serialise to indented ASCII JSON with a final newline."""
     return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
 def target_config(
     family: Family, target: Mapping[str, object], specs: tuple[TensorSpec, ...], *, stored: Mapping[str, object]
 ) -> dict[str, object]:
-    """config.json of the target: what the library needs to build the right class, at the stored dtype.
+    """Return the target's config.json, from which the library builds the right class with the stored dtype.
 
     Args:
-        target: as families read it. stored: the source's config.json.
+        family: the model family.
+        target: the target's flattened config.
+        specs: the tensors of the target; the dtype with the most bytes becomes the config's `dtype`.
+        stored: the source's config.json as it is on disk.
     """
     if family.library == "timm":
         return written_config(family, target, stored)
-    kept = {key: value for key, value in target.items() if key not in _LEFT_OUT}
+    kept = {key: value for key, value in target.items() if key not in _DROPPED_KEYS}
     sizes: dict[str, int] = {}
     for spec in specs:
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
@@ -61,7 +66,7 @@ def write_model_files(
     source: CheckpointReader,
     staging: Staging,
 ) -> None:
-    """config.json, and the source's generation config and tokenizer as they are."""
+    """Write config.json, and copy the source's generation config and tokenizer files byte for byte."""
     config = target_config(family, target, specs, stored=source.stored_config)
     staging.write_bytes("config.json", json_bytes(config))
     for name in ("generation_config.json", *source.tokenizer_files):
@@ -70,7 +75,7 @@ def write_model_files(
 
 
 def write_new_parameters(family: Family, operator: Operator, staging: Staging) -> None:
-    """Which parts of the target growth has added."""
+    """Write new_parameters.json, which lists the parameters that growth added."""
     staging.write_bytes(NEW_PARAMETERS, json_bytes(new_parameters(family, operator)))
 
 
@@ -81,23 +86,27 @@ def write_record(
     weights: Mapping[str, str],
     staging: Staging,
 ) -> None:
-    """The recipe, the picture, the card, the provenance, and, last of all, the digests of everything.
+    """Write the recipe, the plot of the fit, the card, the provenance and finally SHA256SUMS, which lists all other files.
 
     Args:
-        weights: digests of the weight files, taken while they were written.
+        record: the record of the run, for card and provenance.
+        recipe: the public recipe with every default filled in.
+        log: one mapping a step of the fit; empty if the operator was not trained.
+        weights: weight file -> SHA-256, computed while writing.
+        staging: the staging directory of the output.
     """
     text = dump_yaml(recipe)
-    # The card and the provenance look after themselves.
+    # `card` and `statement_bytes` check their own text.
     check_nothing_private(text, where=RECIPE, names_in=())
     staging.write_bytes(RECIPE, text.encode())
     if log:
-        picture = fit_picture(
+        plot = fit_picture(
             log,
             losses=record.metrics["loss"],
             title=f"{record.source_name}, grown",
             best_step=record.metrics["fit"]["best_step"],
         )
-        staging.write_bytes(FIT_PLOT, picture)
+        staging.write_bytes(FIT_PLOT, plot)
     for name in (CARD, PROVENANCE, CHECKSUMS):
         staging.remove(name)
     digests = {name: weights.get(name) or rehash(staging.path / name) for name in staging.files()}

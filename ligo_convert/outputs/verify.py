@@ -1,6 +1,6 @@
-"""Verification: that an output directory holds what was meant, byte for byte, and loads in the library it is for.
+"""Verify an output directory: every byte, every tensor, and that the library loads it.
 
-What comes in: a directory, and where given the source it grew from. What goes out: a report; a failure raises VerificationError (7).
+Input: a directory, optionally its source. Output: a report. Any failure raises VerificationError (exit code 7).
 """
 
 from __future__ import annotations
@@ -25,17 +25,27 @@ from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
 from ligo_convert.outputs.provenance import check_subjects, metrics_of, read_statement
 from ligo_convert.progress import Progress
 
-# Units in the last place of a tensor's largest value, by which it may differ when it is derived again.
+# Allowed difference of a recomputed tensor on another kind of processor, in units in the last place of the tensor's largest value.
 ROUNDING = 32
 
 
 def check_weights(
     root: Path, specs: Mapping[str, TensorSpec], *, allow_nonfinite: bool, progress: Progress, values: bool = True
 ) -> dict[str, Any]:
-    """Read written weights back: names, shapes and dtypes as planned, and finite values, unless others are allowed.
+    """Read written weights back and check names, shapes, dtypes and that all values are finite.
 
     Args:
-        values: False reads the headers alone, for bytes whose digests say that they are the ones already looked at.
+        root: the directory of the checkpoint.
+        specs: the planned tensors by name.
+        allow_nonfinite: accept NaN and infinite values.
+        progress: receives the progress of reading.
+        values: False reads the headers only, for bytes whose values were checked while writing and whose digests were verified.
+
+    Returns:
+        `tensors`, their number, and `finite`, whether all values that were read are finite.
+
+    Raises:
+        VerificationError: a tensor is not as planned, or a value is not finite.
     """
     nonfinite = 0
     try:
@@ -44,14 +54,14 @@ def check_weights(
             if found != dict(specs):
                 different = sorted({*found.items()} ^ {*specs.items()}, key=lambda pair: pair[0])
                 raise VerificationError(
-                    "the weights are not the planned ones",
+                    "the tensors differ from the planned ones",
                     where=root,
                     found=", ".join(name for name, _ in different[:4]),
                 )
-            looked_at = specs if values else {}
-            total = sum(spec.nbytes for spec in looked_at.values())
+            to_read = specs if values else {}
+            total = sum(spec.nbytes for spec in to_read.values())
             with progress.task("reading back", total, unit="bytes") as task:
-                for name, spec in looked_at.items():
+                for name, spec in to_read.items():
                     bad = nonfinite_count(written.read(name), spec.dtype)
                     nonfinite += bad
                     task.advance(spec.nbytes)
@@ -65,19 +75,26 @@ def check_weights(
 
 
 def check_loads(root: Path, family: Family) -> dict[str, Any]:
-    """Load a directory in the library it is for; every key set must be empty. Raises VerificationError."""
+    """Load a directory with the family's library, and require no missing, unexpected or mismatched keys.
+
+    Returns:
+        `class`, the name of the model's class, and the three empty lists of keys.
+
+    Raises:
+        VerificationError: the library raises an error or reports keys.
+    """
     from ligo_convert.training.functional_model import quiet
 
     with quiet():
         try:
             name, keys = _LOADERS[family.library](root, family)
-        except Exception as error:  # noqa: BLE001  whatever the library raises, the directory does not load
+        except Exception as error:  # noqa: BLE001  whatever the library raises, it does not load the directory
             raise VerificationError(
-                f"{family.library} cannot load it: {type(error).__name__}: {error}", where=root
+                f"{family.library} cannot load the directory: {type(error).__name__}: {error}", where=root
             ) from None
     if any(keys.values()):
         raise VerificationError(
-            f"{family.library} loads it with keys left over", where=root, expected="no such key", found=keys
+            f"{family.library} reports missing, unexpected or mismatched keys", where=root, expected="none", found=keys
         )
     return {"class": name, **keys}
 
@@ -93,7 +110,7 @@ def _load_transformers(root: Path, family: Family) -> tuple[str, dict[str, list[
 
 
 def _load_timm(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
-    """timm refuses keys that do not match by itself, and says no more of them than that."""
+    """Load with timm, which raises an error for keys that do not match and reports none, so they are compared here."""
     import timm
 
     model = timm.create_model(f"local-dir:{root.absolute()}", pretrained=True)
@@ -118,12 +135,17 @@ def verify(
     """Verify a finished output directory.
 
     Args:
-        source: the checkpoint it grew from: every tensor is then derived again and compared: bit for bit on the kind of
-            processor that wrote it, to rounding on another. The Hub id that was recorded means the commit that was.
-        load: also load it in the real library.
+        directory: the output directory.
+        source: the source checkpoint. If given, every tensor is recomputed and compared: bit for bit on the kind of processor that wrote
+            it, up to rounding on another. The recorded Hub id stands for the recorded commit.
+        load: also load the model with its library.
+        progress: receives the progress of the checks.
+
+    Returns:
+        The report that `verify --json` prints.
 
     Raises:
-        VerificationError: anything is not what was recorded.
+        VerificationError: something differs from what was recorded.
     """
     progress = progress or Progress()
     if not directory.is_dir():
@@ -168,15 +190,15 @@ def _allows_nonfinite(statement: Mapping[str, Any]) -> bool:
 
 
 def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
-    """What is stored, required to be exactly what the family's table says at the sizes of config.json."""
+    """Return the stored tensors. Raises VerificationError if they differ from the family's table at the sizes in config.json."""
     try:
         with open_source(str(directory.absolute()), base=directory, weights=False) as written:
             if find_family(written.config, where="config.json").name != family.name:
-                raise VerificationError("config.json is of another family", where=directory, expected=family.name)
+                raise VerificationError("config.json belongs to another family", where=directory, expected=family.name)
             tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
             claim_tensors(family, written.config, tensors, label=directory.name)
     except SourceError as error:
-        raise VerificationError(f"not a whole {family.name}: {error.what}", where=error.where) from None
+        raise VerificationError(f"not a complete {family.name} checkpoint: {error.what}", where=error.where) from None
     return tensors
 
 
@@ -189,7 +211,7 @@ def _derive_again(
     source: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Grow every tensor once more and compare. Raises VerificationError naming the first that differs."""
+    """Grow every tensor again and compare. Raises VerificationError with the name of the first tensor that differs."""
     files = _source_files(statement)
     recorded = {item["name"]: item["digest"]["sha256"] for item in files}
     with (
@@ -200,7 +222,7 @@ def _derive_again(
         for name, expected in recorded.items():
             if digests.get(name) != expected:
                 raise VerificationError(
-                    "this is not the source it grew from",
+                    "this is not the source of the model",
                     where=f"{old.label}/{name}",
                     expected=expected,
                     found=digests.get(name, "no such file"),
@@ -210,13 +232,13 @@ def _derive_again(
         )
         ordered = tuple(specs.values())
         identical = 0
-        with progress.task("deriving every tensor again", len(ordered), unit="tensors") as task:
+        with progress.task("recomputing every tensor", len(ordered), unit="tensors") as task:
             for name, data in grow(old.read, family, inventory, operator, ordered):
                 if memoryview(data).cast("B") == new.read(name):
                     identical += 1
                 elif _written_on(statement) == processor() or not _equal_to_rounding(data, new.read(name), specs[name]):
                     raise VerificationError(
-                        "a tensor is not what source and operator give", where=f"{directory.name}: {name}"
+                        "the tensor differs from the result of source and operator", where=f"{directory.name}: {name}"
                     )
                 task.advance()
         old.recheck()
@@ -229,7 +251,7 @@ def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _revision_of(files: list[Mapping[str, Any]], source: str) -> str:
-    """The commit that was recorded where `source` is the repository that was: what its branches mean by now is nothing it grew from."""
+    """Return the recorded commit if `source` is the recorded repository, otherwise `main`: branches may have moved since."""
     recorded = {
         str(item["annotations"]["revision"])
         for item in files
@@ -244,25 +266,25 @@ def _written_on(statement: Mapping[str, Any]) -> object:
 
 
 def _equal_to_rounding(one: Any, two: Any, spec: TensorSpec) -> bool:
-    """Whether two tensors differ by no more than another order of summation does.
+    """Return True if two tensors differ by no more than a different order of summation explains.
 
-    Kinds of processors sum in orders of their own; that the bytes on disk are the ones that were written is what digests say.
+    Processors of different kinds sum in different orders. The digests already show that the bytes on disk did not change.
     """
     import torch
 
     from ligo_convert.checkpoints.torch_io import TORCH_DTYPES, tensor_from_bytes
 
     first, second = (tensor_from_bytes(bytearray(data), spec).double() for data in (one, two))
-    # A sum of n products rounds by some sqrt(n) units in the last place of its largest terms; n is thousands at most.
+    # The rounding error of a sum of n products is about sqrt(n) units in the last place of its largest terms; n is at most thousands.
     scale = float(first.abs().max()) * torch.finfo(TORCH_DTYPES[spec.dtype]).eps
     return bool((first - second).abs().max() <= ROUNDING * scale)
 
 
 def check_digests(root: Path, digests: Mapping[str, str]) -> None:
-    """Hash written files again: what the disk gives back must be what was written. Raises VerificationError."""
+    """Hash written files again. Raises VerificationError if the bytes on disk differ from the bytes written."""
     for name, expected in digests.items():
         found = rehash(root / name)
         if found != expected:
             raise VerificationError(
-                "the disk gives back other bytes than were written", where=root / name, expected=expected, found=found
+                "the bytes on disk differ from the bytes written", where=root / name, expected=expected, found=found
             )

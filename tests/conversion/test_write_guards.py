@@ -53,7 +53,7 @@ def test_weights_that_change_on_disk_after_writing_are_found(tmp_path: Path, mon
 
     monkeypatch.setattr(Writer, "__init__", remember)
     monkeypatch.setattr(Writer, "close", close_and_flip_a_bit)
-    with pytest.raises(VerificationError, match=r"model\.safetensors.*other bytes"):
+    with pytest.raises(VerificationError, match=r"model\.safetensors.*the bytes on disk differ"):
         convert(recipe(tmp_path, target=DEEPER["gpt2"], width="copy"))
     assert not (tmp_path / "out").exists()
 

@@ -623,4 +623,4 @@ def test_a_source_that_has_moved_on_is_verified_at_the_commit_that_was_recorded(
         derived: Any = said["derived"]
         assert derived["source"] == ID
         assert derived["identical"] == derived["tensors"]
-        fails(verified("org/fork"), "VerificationError", "not the source it grew from")
+        fails(verified("org/fork"), "VerificationError", "not the source of the model")

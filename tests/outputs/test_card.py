@@ -462,7 +462,7 @@ def test_a_card_of_hostile_strings_has_the_structure_of_a_tame_one(text: str) ->
 def test_a_private_string_stops_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/canary-person")
     preservation = {**records.METRICS["preservation"], "reasons": ["read /home/canary-person/models"]}
-    with pytest.raises(LigoError, match=r"README\.md: the home directory would stand in a file") as caught:
+    with pytest.raises(LigoError, match=r"README\.md: the home directory would appear in a file") as caught:
         body(records.with_metrics(RECORD, preservation=preservation))
     assert caught.value.exit_code == 70
     assert "canary" not in str(caught.value)

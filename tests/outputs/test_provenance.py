@@ -147,15 +147,15 @@ def test_only_plain_values_are_recorded() -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "type": (lambda s: s.update(_type="other"), "not a provenance statement of this program"),
+    "type": (lambda s: s.update(_type="other"), "not a provenance statement of ligo-convert"),
     "predicate type": (lambda s: s.update(predicateType="https://slsa.dev/provenance/v0.2"), "predicateType"),
     "build type": (lambda s: s["predicate"]["buildDefinition"].update(buildType="urn:other"), "buildType"),
-    "no predicate": (lambda s: s.pop("predicate"), "lacks something"),
-    "predicate is a list": (lambda s: s.update(predicate=[]), "lacks something"),
+    "no predicate": (lambda s: s.pop("predicate"), "lacks a value"),
+    "predicate is a list": (lambda s: s.update(predicate=[]), "lacks a value"),
     "no key": (lambda s: s["predicate"]["buildDefinition"]["internalParameters"].pop("key"), "internalParameters.key"),
     "short key": (
         lambda s: s["predicate"]["buildDefinition"]["internalParameters"].update(key="ab"),
-        "the key is no SHA-256",
+        "the key is not a SHA-256 digest",
     ),
     "flag": (
         lambda s: s["predicate"]["buildDefinition"]["internalParameters"].update(nonfiniteAllowed=1),
@@ -164,7 +164,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "subject": (lambda s: s.update(subject={}), "subject"),
     "subject digest": (
         lambda s: s["subject"][2]["digest"].update(sha256="00"),
-        r"subject\[2\]: the digest is no SHA-256",
+        r"subject\[2\]: the digest is not a SHA-256 digest",
     ),
     "subject name": (lambda s: s["subject"][1].pop("name"), r"subject\[1\]: name"),
     "dependency": (
@@ -207,7 +207,7 @@ def test_a_statement_that_is_not_ours_is_refused(name: str) -> None:
     ],
 )
 def test_what_is_no_statement_at_all_is_refused(data: bytes) -> None:
-    with pytest.raises(VerificationError, match=r"provenance\.json.*(not a provenance statement|lacks something)"):
+    with pytest.raises(VerificationError, match=r"provenance\.json.*(not a provenance statement|lacks a value)"):
         read_statement(data, label="provenance.json")
 
 
@@ -258,7 +258,7 @@ def test_every_changed_file_is_found(output: Path) -> None:
     for name in (*OUTPUTS, "ligo/provenance.json"):
         before = (output / name).read_bytes()
         (output / name).write_bytes(bytes([before[0] ^ 1]) + before[1:])
-        with pytest.raises(VerificationError, match="the file is not the one that was written") as caught:
+        with pytest.raises(VerificationError, match="the file changed since it was written") as caught:
             check_sums(output)
         assert caught.value.where == str(output / name)
         assert caught.value.expected == hashlib.sha256(before).hexdigest()
@@ -270,7 +270,7 @@ def test_every_changed_file_is_found(output: Path) -> None:
 def test_a_missing_file_is_named(output: Path) -> None:
     (output / "config.json").unlink()
     (output / "ligo/fit.png").unlink()
-    with pytest.raises(VerificationError, match=r"config\.json: listed in ligo/SHA256SUMS, and not there") as caught:
+    with pytest.raises(VerificationError, match=r"config\.json: listed in ligo/SHA256SUMS, but missing") as caught:
         check_sums(output)
     assert "and 1 more" in str(caught.value)
 
@@ -281,7 +281,7 @@ def test_a_missing_file_is_named(output: Path) -> None:
 def test_an_extra_file_is_named(output: Path, name: str) -> None:
     (output / name).parent.mkdir(parents=True, exist_ok=True)
     (output / name).write_bytes(b"x")
-    with pytest.raises(VerificationError, match="there, and not listed in ligo/SHA256SUMS") as caught:
+    with pytest.raises(VerificationError, match="the file is not listed in ligo/SHA256SUMS") as caught:
         check_sums(output)
     assert caught.value.where == str(output / name)
 
@@ -316,7 +316,7 @@ def test_a_pipe_is_refused_without_waiting(output: Path) -> None:
 
 def test_without_sums_nothing_is_vouched_for(output: Path) -> None:
     (output / "ligo/SHA256SUMS").unlink()
-    with pytest.raises(VerificationError, match="there is no SHA256SUMS"):
+    with pytest.raises(VerificationError, match="SHA256SUMS is missing"):
         check_sums(output)
 
 
@@ -390,10 +390,10 @@ def test_a_statement_about_other_files_is_found(output: Path) -> None:
         {**found, "new": HEX},
         {k: v for k, v in found.items() if k != "config.json"},
     ):
-        with pytest.raises(VerificationError, match="the provenance is about other files than these"):
+        with pytest.raises(VerificationError, match="the provenance describes other files"):
             check_subjects(stated, changed)
     stated["subject"].append(stated["subject"][0])
-    with pytest.raises(VerificationError, match="stated twice"):
+    with pytest.raises(VerificationError, match="listed twice"):
         check_subjects(stated, found)
 
 
@@ -422,7 +422,7 @@ def with_reason(text: str) -> Record:
 def test_canaries_stop_the_statement(text: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "canary-secret-value")
     monkeypatch.setenv("DB_PASSWORD", "p\u00e4ssword-canary")
-    with pytest.raises(LigoError, match=f"{kind} would stand in a file that is meant to be shared") as caught:
+    with pytest.raises(LigoError, match=f"{kind} would appear in a file that is meant to be shared") as caught:
         statement_bytes(with_reason(text), OUTPUTS)
     assert caught.value.exit_code == 70
     assert "canary" not in str(caught.value)
