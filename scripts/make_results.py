@@ -26,6 +26,7 @@ import click
 
 from ligo_convert.comparison.methods import METHODS
 from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
+from ligo_convert.comparison.report import best_method, source_cost_known
 from ligo_convert.comparison.results import first_point_at
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
@@ -302,7 +303,7 @@ def _summary(kinds: Data) -> Iterator[str]:
     head = ("what", "scratch's loss", "most saved", "most without learning", "`ligo`", "`ligo-paper`", "best baseline")
     rows = []
     for kind, figures in kinds.items():
-        methods, charged = figures["methods"], _charged(figures)
+        methods, charged = figures["methods"], source_cost_known(figures)
         unlearned = [name for name, method in methods.items() if method["start"] and not method["flops"]["fit"]]
         loss = scratch_loss(full(figures))
         rows.append(
@@ -319,11 +320,9 @@ def _summary(kinds: Data) -> Iterator[str]:
 
 
 def _best(methods: Data, names: Sequence[str], charged: bool) -> str:
-    way = "net" if charged else "paper"
-    there = [name for name in names if methods[name]["savings"][way] is not None]
-    if not there:
+    best = best_method(methods, names, "net" if charged else "paper")
+    if best is None:
         return "none reached it" if names else ""
-    best = max(there, key=lambda name: methods[name]["savings"][way])
     return f"{code(best)} {_saved_in_short(methods[best])}"
 
 
@@ -396,7 +395,7 @@ def _scale(figures: Data) -> Iterator[str]:
 
 
 def _table(figures: Data) -> Iterator[str]:
-    methods, budget, charged = figures["methods"], figures["budget"]["flops"], _charged(figures)
+    methods, budget, charged = figures["methods"], figures["budget"]["flops"], source_cost_known(figures)
     accuracy = any(run["final"]["accuracy"] is not None for method in methods.values() for run in _runs(method))
     head = ["method", "start", "strategy", "rate", "final loss", *(["accuracy"] if accuracy else [])]
     head += ["FLOPs, % of scratch's", "saved, paper", "saved, net"]
@@ -449,11 +448,6 @@ def _runs(method: Data) -> list[Data]:
     return list(method["seeds"].values())
 
 
-def _charged(figures: Data) -> bool:
-    """Whether what the source has cost is known."""
-    return finite(figures["source"]["flops"]) is not None
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known and len(known) == len(values) else None
@@ -476,7 +470,7 @@ def _alternative(figures: Data) -> str:
     """The picture for those who cannot see it: no foreign words, as nothing is escaped here."""
     loss = scratch_loss(full(figures))
     end = "" if loss is None else f"; scratch ends at {loss:.3f}"
-    right = "with it" if _charged(figures) else "nothing, because that cost is not known"
+    right = "with it" if source_cost_known(figures) else "nothing, because that cost is not known"
     return (
         f"Loss against FLOPs of {len(figures['methods'])} methods: on the left without the cost of the source, on the right {right}{end}."
         " The table below has the figures."

@@ -50,7 +50,7 @@ RECIPE: Mapping[str, Any] = {
         "learning_rates": [2e-3, 8e-3],
         "schedules": ["stable"],
         "budget_fractions": [0.5, 1.0],
-        "points": 6,
+        "eval_points": 6,
     },
     "output": {"dir": "out/grown"},
 }
@@ -127,7 +127,7 @@ def test_one_object_is_printed(whole: tuple[Path, Ended], record: dict[str, Any]
 
 def test_the_layout_is_as_documented(record: dict[str, Any]) -> None:
     """`methods: {NAME: {curve: [{step, flops, loss}], savings: {paper, net}}}`, and what is known of each."""
-    assert record["format"] == "ligo-comparison/1"
+    assert record["format"] == "ligo-comparison/2"
     assert list(record["methods"]) == METHODS
     for name, method in record["methods"].items():
         assert method["savings"].keys() == {"paper", "net"}
@@ -164,7 +164,7 @@ def test_savings_are_those_of_the_curves(record: dict[str, Any]) -> None:
             continue
         charged = record["source"]["flops"] if name != "stackbert" else 0
         total = scratch["final"]["flops"]
-        # ReportProgress to two digits.
+        # Rounded to two digits.
         assert method["savings"]["paper"] == pytest.approx(100 * (1 - there[0] / total), abs=5.1e-3)
         assert method["savings"]["net"] == pytest.approx(100 * (1 - (there[0] + charged) / total), abs=5.1e-3)
 

@@ -121,8 +121,8 @@ def test_every_method_reason_and_breach_is_there(seeds: tuple[int, ...], charged
 
 def test_breaches_come_first_and_only_where_there_are_some() -> None:
     with_some, without = comparison_html(comparison(fairness_warnings=WARNINGS)), comparison_html(comparison())
-    assert with_some.index('class="fairness_warnings"') < with_some.index('class="lead"')
-    assert 'class="fairness_warnings"' not in without
+    assert with_some.index('class="warnings"') < with_some.index('class="lead"')
+    assert 'class="warnings"' not in without
     assert "Concerns ligo." in Page(with_some).text
 
 
