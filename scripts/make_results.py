@@ -25,7 +25,7 @@ from typing import Any
 import click
 
 from ligo_convert.comparison.methods import METHODS
-from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, finite, scratch_loss
+from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, scratch_loss
 from ligo_convert.comparison.report import best_method, source_cost_known
 from ligo_convert.comparison.results import first_point_at
 from ligo_convert.conversion.run_record import finite as without_nan
