@@ -553,8 +553,9 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
     with torch.no_grad():
         for name, content in grow_stream(source.read, family, source.inventory, operator, planned):
             parameters[name].data = tensor_from_bytes(content, by_name[name]).to(device=device).clone()
-    if hasattr(made, "tie_weights"):
-        made.tie_weights()
+    tie_weights = getattr(made, "tie_weights", None)
+    if callable(tie_weights):
+        tie_weights()
     if getattr(model, "generation_config", None) is not None:
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(device).eval()

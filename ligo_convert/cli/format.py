@@ -1,4 +1,7 @@
-"""TODO: one sentence."""
+"""Format values for the terminal: text, tables, counts, sizes and percentages.
+
+Everything foreign (names, labels, reasons) passes `printable` and becomes `Text`, never markup.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ from rich.text import Text
 
 from ligo_convert.errors import printable
 
-# Batches.
-
+# State of a batch entry -> style of rich.
 STATE_STYLES = {
     "waiting": "dim",
     "running": "bold cyan",
@@ -23,10 +25,12 @@ STATE_STYLES = {
 
 
 def text_of(value: object) -> Text:
+    """Return a value as text that cannot control the terminal; `-` for None."""
     return Text(printable("-" if value is None else value))
 
 
 def make_table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
+    """Return a table without rules. `right`: numbers of the columns that are aligned to the right."""
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
@@ -36,6 +40,7 @@ def make_table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
 
 
 def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> None:
+    """Print names and values in two columns."""
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
     )
@@ -45,7 +50,7 @@ def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> Non
 
 
 def amount(number: float | None) -> str:
-    """A count with three figures and its thousand: 124439808 -> 124M."""
+    """Return a count with three significant digits and a decimal prefix: 124439808 -> 124M."""
     if number is None:
         return "-"
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -55,8 +60,23 @@ def amount(number: float | None) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes in decimal units."""
+    """Return a number of bytes in decimal units: 1500000 -> 1.50 MB."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if nbytes >= limit:
             return f"{nbytes / limit:.2f} {unit}"
     return f"{nbytes:.0f} B"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage: 0.314 -> 31.4%."""
+    return f"{share:.1%}"
+
+
+def saving(value: float | None, spread: float | None) -> str:
+    """Return a saving that is given in per cent, with its spread over seeds; `-` for a method without one."""
+    return "-" if value is None else f"{value:.1f} %" + ("" if spread is None else f" +- {spread:.1f}")
+
+
+def with_spread(value: float | None, spread: float | None) -> str | None:
+    """Return a loss with its spread over seeds."""
+    return None if value is None else f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")

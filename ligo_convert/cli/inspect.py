@@ -1,4 +1,7 @@
-"""What is there: families, starts, and what a path holds. Plain data for the command line to print."""
+"""List families and methods, and inspect checkpoints, operators and output directories.
+
+Output: plain data that the command line prints.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 
 
 def families_list() -> list[dict[str, str]]:
+    """Return name, class, task and a summary of every family."""
     return [
         {
             "name": family.name,
@@ -37,7 +41,7 @@ def families_list() -> list[dict[str, str]]:
 
 
 def _norms(family: Family) -> str:
-    """What normalises and scales the residual stream, as far as exact starts ask for it."""
+    """Return the kind and place of the norms, and whether LayerScale is used: exact methods depend on these."""
     place = " after the sum" if family.norm.placement == "post" else ""
     return _NORMS[family.norm.kind] + place + (", LayerScale" if family.layer_scales else "")
 
@@ -47,12 +51,12 @@ def _growing(family: Family) -> list[str]:
 
 
 def methods_list() -> list[dict[str, str]]:
-    """Every start, every training strategy and option, and every method that `compare` knows: paper, what it keeps, what it costs."""
+    """Return width and depth methods, training strategies and their options, and the methods of `compare`."""
     return [*starts_list(), *_strategies_list(), *_comparison_methods()]
 
 
 def starts_list() -> list[dict[str, str]]:
-    """The starts for width and depth. Beginning with one costs nothing but the copying."""
+    """Return the width and depth methods. Using one costs no training."""
     widths = [
         _method("width", name, "yes" if start.preserving else "see plan", start.summary, start.paper, "none")
         for name, start in WIDTHS.items()
@@ -104,12 +108,12 @@ def _method(axis: str, name: str, keeps: str, summary: str, paper: str, cost: st
 
 
 def describe_family(name: str) -> dict[str, Any]:
-    """A family's axes, streams and rows at the library's default sizes. Raises RecipeError."""
+    """Return the axes, streams and rows of a family at the library's default sizes. Raises RecipeError for an unknown name."""
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, n=1)
         raise RecipeError(
-            f"no family {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
-            hint="there are: " + ", ".join(FAMILIES),
+            f"unknown family {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+            hint="families: " + ", ".join(FAMILIES),
         )
     family = FAMILIES[name]
     sizes = family.sizes(family.defaults)
@@ -144,14 +148,14 @@ def _note(family: Family, axis: str) -> str:
 
 
 def family_layout(family: Family, pattern: str) -> str:
-    """The layout text of an expanded row, as the table has it."""
+    """Return the layout of an expanded row as the family's table writes it."""
     from ligo_convert.families.notation import expand
 
     return next(layout for key, layout in family.tensors.items() if pattern in expand(key))
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """What a checkpoint directory, an output directory or an operator file holds. Raises SourceError."""
+    """Return the content of a checkpoint, an output directory or an operator file. Raises SourceError."""
     if path.is_file():
         return _inspect_operator(path)
     if not path.exists():
@@ -188,21 +192,21 @@ def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str
     sizes = family.sizes(config)
     return {
         "family": family.name,
-        "fits": "every tensor is claimed by one row",
+        "fits": "every tensor matches one row",
         "axes": {axis: sizes[axis] for axis in family.axes},
         "ignored": list(inventory.ignored),
     }
 
 
 def _added(path: Path) -> dict[str, int]:
-    """How many of an output's parameters are new; nothing where no file says so."""
+    """Return the number of new parameters of an output; empty for a directory without that file."""
     file = path / NEW_PARAMETERS
     if not file.is_file():
         return {}
     match strict_json(file.read_bytes(), label=NEW_PARAMETERS):
         case {"counts": {"new": int(new)}}:
             return {"new_parameters": new}
-    raise SourceError("it does not count what is new", where=NEW_PARAMETERS)
+    raise SourceError("the number of new parameters is missing", where=NEW_PARAMETERS)
 
 
 def _provenance(path: Path) -> dict[str, Any]:

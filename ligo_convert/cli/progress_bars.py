@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Show the progress of a run, and the states of a batch, on stderr."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from ligo_convert.progress import Progress, Task
 
 if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import Watcher
-
-
-# Progress.
 
 
 class _ShownTask(Task):
@@ -82,7 +79,7 @@ class ShownProgress(Progress):
 
 
 def message_console() -> Console:
-    """Stderr, where messages go."""
+    """Return a console on stderr that does not wrap lines outside a terminal."""
     console = Console(stderr=True, highlight=False)
     return console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
 
@@ -98,24 +95,24 @@ def shown_progress(*, announce: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
-    """A table of all entries that lives on a terminal; without one, a line for every change of a state."""
+    """Show a live table of all entries on a terminal; without one, print a line for every change of state."""
     from rich.live import Live
 
     from ligo_convert.batch.scheduler import EntryStatus, Watcher
 
     console = message_console()
-    standings = {name: EntryStatus() for name in names}
+    statuses = {name: EntryStatus() for name in names}
     last = dict.fromkeys(names, "")
 
     def table() -> Table:
         shown = make_table("", "entry", "state", "seconds", "", right=(2,))
-        for name, standing in standings.items():
-            began = standing.started if standing.state == "running" else None
-            seconds = time.monotonic() - began if began is not None else standing.seconds
-            what = standing.activity if standing.state == "running" else (standing.why or "").partition("\n")[0]
+        for name, status in statuses.items():
+            began = status.started if status.state == "running" else None
+            seconds = time.monotonic() - began if began is not None else status.seconds
+            what = status.activity if status.state == "running" else (status.why or "").partition("\n")[0]
             shown.add_row(
                 text_of(name),
-                Text(standing.state, style=STATE_STYLES[standing.state]),
+                Text(status.state, style=STATE_STYLES[status.state]),
                 f"{seconds:.0f}" if seconds else "",
                 text_of(what),
             )
@@ -128,13 +125,13 @@ def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
         def say(name: str, text: str) -> None:
             live.console.print(Text(printable(f"{name}: {text}")))
 
-        def changed(name: str, standing: EntryStatus) -> None:
-            standings[name] = standing
-            if standing.state != last[name]:
-                last[name] = standing.state
-                why = f": {standing.why}" if standing.why else ""
-                before = ", by an earlier call" if standing.reused else ""
-                for line in f"{standing.state}{before}{why}".splitlines():
+        def changed(name: str, status: EntryStatus) -> None:
+            statuses[name] = status
+            if status.state != last[name]:
+                last[name] = status.state
+                why = f": {status.why}" if status.why else ""
+                before = " in an earlier run" if status.reused else ""
+                for line in f"{status.state}{before}{why}".splitlines():
                     say(name, line)
 
         yield Watcher(on_change=changed, on_message=say)

@@ -1,7 +1,4 @@
-"""What people look at: progress bars and messages on stderr, tables on stdout. Rich does the drawing.
-
-Everything foreign (names, labels, reasons) passes `printable` and is put into `Text`, never into markup.
-"""
+"""Print the results of the commands as tables on stdout, with rich."""
 
 from __future__ import annotations
 
@@ -11,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import STATE_STYLES, amount, make_pairs, make_table, size, text_of
+from ligo_convert.cli.format import (
+    STATE_STYLES,
+    amount,
+    make_pairs,
+    make_table,
+    percent,
+    saving,
+    size,
+    text_of,
+    with_spread,
+)
 from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:
@@ -22,14 +29,16 @@ if TYPE_CHECKING:
     from ligo_convert.outputs.bundle import Bundle
     from ligo_convert.outputs.hub_destination import PublishResult
 
-_FILES = 8  # names of files in a line
+_FILES = 8  # file names in a line
 
 
 def batch_report(done: Batch) -> None:
-    """What came of every entry, and why where it failed."""
-    told = done.json()
-    table = make_table("", "entry", "state", "parameters", "loss", "start", "seconds", "published", right=(2, 3, 5))
-    for name, entry in told["entries"].items():
+    """Print the state of every entry, and the error of each that failed."""
+    record = done.json()
+    table = make_table(
+        "", "entry", "state", "parameters", "loss", "preservation", "seconds", "published", right=(2, 3, 5)
+    )
+    for name, entry in record["entries"].items():
         sizes, losses, kept = entry.get("parameters"), entry.get("loss") or {}, entry.get("preservation") or {}
         loss = next((losses[key] for key in ("fitted", "initial") if losses.get(key) is not None), None)
         published = entry.get("published")
@@ -44,20 +53,17 @@ def batch_report(done: Batch) -> None:
         )
     console = _out()
     console.print(table)
-    counts = ", ".join(f"{count} {state}" for state, count in told["counts"].items() if count)
-    console.print(Text(f"\n{counts}, in {told['seconds']:.1f} s by {told['engine']}"))
-    for name, entry in told["entries"].items():
+    counts = ", ".join(f"{count} {state}" for state, count in record["counts"].items() if count)
+    console.print(Text(f"\n{counts}, in {record['seconds']:.1f} s by {record['engine']}"))
+    for name, entry in record["entries"].items():
         if entry["why"]:
             console.print(Text(f"\n{printable(name)}: exit code {entry['code']}", style="bold"))
             for line in entry["why"].splitlines():
                 console.print(text_of(f"  {line}"))
 
 
-# Reports.
-
-
 class _Out(Console):
-    """Stdout. That its reader has gone is for `cli.main` to answer, which ends such a process as others do."""
+    """A console on stdout that leaves a closed pipe to `cli.main`."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -65,12 +71,12 @@ class _Out(Console):
 
 def _out() -> Console:
     console = _Out(highlight=False)
-    # Piped into a file or another program a table must not be folded at 80 columns.
+    # In a file or a pipe, a table must not be wrapped at 80 columns.
     return console if console.is_terminal else _Out(highlight=False, width=500)
 
 
 def plan_report(plan: Plan) -> None:
-    """The plan as people read it: every row from its source to its target shape."""
+    """Print a plan: the source and target shape of every row, then sizes and preservation."""
     from ligo_convert.conversion.plan import plan_json
 
     console, data, family = _out(), plan_json(plan), plan.family
@@ -91,8 +97,8 @@ def plan_report(plan: Plan) -> None:
         + (f" @ {plan.revision}" if plan.revision else "")
         + ("" if plan.at_hand else " (not at hand)"),
         "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
-        "start": f"width {growth['width']}, depth {growth['depth']}",
-        "verdict": preservation["verdict"],
+        "method": f"width {growth['width']}, depth {growth['depth']}",
+        "preservation": preservation["verdict"],
     }
     for reason in preservation["reasons"]:
         pairs[" " * len(pairs)] = reason
@@ -102,25 +108,25 @@ def plan_report(plan: Plan) -> None:
         )
     if plan.recipe.fit is not None:
         pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
-            ", tied as the paper prints it" if growth["tie"] else ""
+            ", tied as in the paper" if growth["tie"] else ""
         )
         fit = plan.recipe.fit
         examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
         pairs["fit"] = f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP"
     if data["drawn_rows"]:
-        pairs["new head"] = f"drawn, not grown: {', '.join(data['drawn_rows'])}"
+        pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
     files = data["files"]
-    pairs["files"] = f"{len(files)} of weights, {size(data['nbytes'])}"
+    pairs["files"] = f"{len(files)} weight files, {size(data['nbytes'])}"
     pairs["memory"] = f"about {size(data['memory_bytes'])}"
     if data["ignored"]:
-        pairs["ignored"] = f"{len(data['ignored'])} buffers, such as {data['ignored'][0]}"
+        pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"
     make_pairs(console, "", pairs)
     for warning in plan.warnings:
         Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
 
 
 def run_report(outcome: ConversionResult) -> None:
-    """What a run ends with: the losses side by side, what the start kept, where everything is."""
+    """Print the losses of a run, its preservation and the place of its output."""
     console, metrics = _out(), outcome.metrics
     losses = metrics["loss"]
     if losses["initial"] is not None:
@@ -129,11 +135,13 @@ def run_report(outcome: ConversionResult) -> None:
         what, unit = LOSSES[metrics["task"]]
         right = metrics["accuracy"]
         judged = ("accuracy",) if right["initial"] is not None else ()
-        table = make_table(f"{what}, {unit}, held out", "model", "loss", "against the source", *judged, right=(1, 2, 3))
+        table = make_table(
+            f"{what}, {unit}, held out", "model", "loss", "difference to source", *judged, right=(1, 2, 3)
+        )
         names = {
             "source": "source",
             "random_target": "random target",
-            "initial": "starting operator",
+            "initial": "initial operator",
             "fitted": "fitted operator",
         }
         for key, name in names.items():
@@ -142,8 +150,8 @@ def run_report(outcome: ConversionResult) -> None:
                 apart = f"{losses[key] - losses['source']:+.4f}" if known else ""
                 style = "bold" if key == "fitted" else ""
                 share = right.get(key)
-                told = (("" if share is None else f"{share:.1%}"),) if judged else ()
-                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart, *told)
+                accuracy = (("" if share is None else percent(share)),) if judged else ()
+                table.add_row(Text(name, style=style), Text(f"{losses[key]:.4f}", style=style), apart, *accuracy)
         console.print(table)
         console.print()
     kept = metrics["preservation"]
@@ -152,18 +160,26 @@ def run_report(outcome: ConversionResult) -> None:
         "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
     }
     if kept["verdict"] is not None:
-        loss = "" if kept["loss_difference"] is None else f", loss by {kept['loss_difference']:+.2e}"
-        pairs["start"] = (
-            f"{kept['verdict']}: {kept['compared']} differ by {kept['max_logit_difference']:.2e} at most{loss}"
+        loss = "" if kept["loss_difference"] is None else f", the loss by {kept['loss_difference']:+.2e}"
+        pairs["preservation"] = (
+            f"{kept['verdict']}: {kept['compared']} differ by at most {kept['max_logit_difference']:.2e}{loss}"
         )
     if metrics.get("fit"):
         fit = metrics["fit"]
-        best = f"best at step {fit['best_step']}" if fit["best_step"] else "nothing beat the start, which is kept"
+        best = (
+            f"best at step {fit['best_step']}"
+            if fit["best_step"]
+            else "no step beat the initial operator, which is kept"
+        )
         pairs["fit"] = f"{fit['steps']} steps, {best}, {amount(metrics['flops']['fit'])}FLOP"
-        pairs["picture"] = f"{outcome.out}/ligo/fit.png"
+        pairs["plot"] = f"{outcome.out}/ligo/fit.png"
     checks = metrics.get("verification")
     if checks:
-        loaded = f", loads as {checks['loaded']['class']} with every key set empty" if checks.get("loaded") else ""
+        loaded = (
+            f", loads as {checks['loaded']['class']} without missing, unexpected or mismatched keys"
+            if checks.get("loaded")
+            else ""
+        )
         pairs["verified"] = f"{checks['tensors']} tensors, {_finite(checks)}{loaded}"
     seconds = metrics.get("seconds")
     if seconds:
@@ -173,7 +189,7 @@ def run_report(outcome: ConversionResult) -> None:
 
 
 def compare_report(outcome: ComparisonResult) -> None:
-    """What a comparison ends with: every method's loss and savings, the best first."""
+    """Print the loss and the savings of every method of a comparison, the best first."""
     from ligo_convert.comparison.plot import passing
 
     console, record = _out(), outcome.record
@@ -184,25 +200,27 @@ def compare_report(outcome: ComparisonResult) -> None:
         f" {record['budget']['tokens_per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
     )
     table = make_table(
-        title, "method", "rate", "loss", "FLOPs", "saved, source free", "saved, net", right=(1, 2, 3, 4, 5)
+        title, "method", "rate", "loss", "FLOPs", "saved, source not charged", "saved, net", right=(1, 2, 3, 4, 5)
     )
     for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):
-        saved = [_percent(found["savings"][way], found["std"][way]) for way in ("paper", "net")]
+        savings = [saving(found["savings"][way], found["std"][way]) for way in ("paper", "net")]
         table.add_row(
             text_of(name),
             f"{found['learning_rate']:g}",
-            text_of(_with_spread(found["final"]["loss"], found["std"]["loss"])),
+            text_of(with_spread(found["final"]["loss"], found["std"]["loss"])),
             amount(found["final"]["flops"]),
-            *saved,
+            *savings,
         )
     console.print(table)
     console.print()
     pairs: dict[str, object] = {"output": outcome.out, "report": f"{outcome.out}/report.html"}
     source = record["source"]
     if source["fraction_of_scratch"] is not None:
-        pairs["source"] = f"{source['fraction_of_scratch']:.1%} of scratch's FLOPs, loss {source['loss']:.4f}"
+        pairs["source"] = (
+            f"{percent(source['fraction_of_scratch'])} of the FLOPs from scratch, loss {source['loss']:.4f}"
+        )
     for name, reason in record["skipped"].items():
-        pairs[f"without {name}"] = reason
+        pairs[f"{name} skipped"] = reason
     make_pairs(console, "", pairs)
     for warning in record["fairness_warnings"]:
         about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
@@ -210,20 +228,13 @@ def compare_report(outcome: ComparisonResult) -> None:
 
 
 def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
-    """The most saved first, then the lowest loss."""
+    """Sort key: the largest saving first, then the lowest loss."""
     net, loss = found["savings"]["net"], found["final"]["loss"]
     return (-net if net is not None else 1e9, loss if loss is not None else 1e9)
 
 
-def _percent(value: float | None, spread: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} %" + ("" if spread is None else f" +- {spread:.1f}")
-
-
-def _with_spread(value: float | None, spread: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
-
-
 def fit_report(figures: Mapping[str, Any]) -> None:
+    """Print the figures of `ligo-convert fit`."""
     losses = figures["loss"]
     make_pairs(
         _out(),
@@ -238,77 +249,78 @@ def fit_report(figures: Mapping[str, Any]) -> None:
 
 
 def _finite(checks: Mapping[str, Any]) -> str:
-    return "all finite" if checks["finite"] else "NaN or infinite values among them, as the recipe allows"
+    return "all finite" if checks["finite"] else "some values NaN or infinite, as the recipe allows"
 
 
 def verify_report(report: Mapping[str, Any]) -> None:
+    """Print what `verify` checked."""
     pairs: dict[str, object] = {
         "output": report["out"],
-        "digests": f"{report['files']} files, all as recorded",
-        "weights": f"{report['weights']['tensors']} tensors fit the {report['family']} table, {_finite(report['weights'])}",
+        "digests": f"{report['files']} files match",
+        "weights": f"{report['weights']['tensors']} tensors match the {report['family']} table, {_finite(report['weights'])}",
     }
     if "derived" in report:
         derived = report["derived"]
         pairs["derived"] = (
-            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them bit for bit"
+            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them identical bit for bit"
         )
     if "loaded" in report:
-        pairs["loaded"] = f"as {report['loaded']['class']} with every key set empty"
+        pairs["loaded"] = f"as {report['loaded']['class']} without missing, unexpected or mismatched keys"
     make_pairs(_out(), "", pairs)
 
 
 def contents_report(bundle: Bundle, *, console: Console | None = None) -> None:
-    """Exactly which files are published, with their sizes."""
+    """Print the files to publish, with their sizes."""
     console = console or _out()
     table = make_table(f"{printable(bundle.directory)}, under {bundle.license}", "file", "size", right=(1,))
     for item in bundle.files.values():
         table.add_row(text_of(item.name), size(item.nbytes))
-    table.add_row(Text("in all", style="dim"), size(bundle.nbytes))
+    table.add_row(Text("total", style="dim"), size(bundle.nbytes))
     console.print(table)
 
 
 def foreseen_report(bundle: Bundle, foreseen: Mapping[str, Any]) -> None:
-    """What would be published, and what would come of it there."""
+    """Print what publishing would upload and change."""
     contents_report(bundle)
     if foreseen["changed"] is None:
-        state = "not known: the Hub was not asked"
+        state = "unknown: the Hub was not contacted"
     elif not foreseen["exists"]:
-        state = "a repository would be made"
+        state = "a repository would be created"
     elif not foreseen["changed"]:
-        state = "all of it is there already; nothing would be sent"
+        state = "up to date; nothing would be uploaded"
     else:
-        state = "it would change" if foreseen["revision"] else "a pull request would be opened"
+        state = "it would be updated" if foreseen["revision"] else "a pull request would be opened"
     pairs: dict[str, object] = {
         "repository": foreseen["repo"],
         "pull request": foreseen["pull_request"],
         "revision": foreseen["revision"],
         "tag": foreseen["tag"],
-        "readable by": "those who were let in" if foreseen["private"] else "everyone",
-        "there": state,
-        "taken away": some(foreseen["removed"] or (), _FILES) or None,
+        "readable by": "its members" if foreseen["private"] else "everyone",
+        "change": state,
+        "deleted": some(foreseen["removed"] or (), _FILES) or None,
     }
     make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def publish_report(published: PublishResult) -> None:
-    """Where it is now, and who can see it."""
+    """Print where an output was published, and who can read it."""
     bundle = published.bundle
     pairs: dict[str, object] = {
         "repository": published.url,
         "pull request": published.pull_request,
         "revision": f"{published.revision} at {published.commit}",
         "tag": published.tag,
-        "readable by": "those who were let in" if published.private else "everyone",
+        "readable by": "its members" if published.private else "everyone",
         "licence": bundle.license,
-        "files": f"{len(bundle.files)}, {size(bundle.nbytes)}, every digest as sent",
-        "taken away": some(published.removed, _FILES) or None,
-        "": None if published.changed else "all of it was there already; nothing was sent",
+        "files": f"{len(bundle.files)}, {size(bundle.nbytes)}, every digest verified",
+        "deleted": some(published.removed, _FILES) or None,
+        "": None if published.changed else "already up to date; nothing was uploaded",
     }
     make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def inspect_report(found: Mapping[str, Any]) -> None:
-    """Whatever `inspect` found, nested mappings indented under their names."""
+    """Print what `inspect` found; nested mappings follow under their names."""
     console = _out()
     for key, value in found.items():
         if isinstance(value, Mapping):
@@ -328,6 +340,7 @@ def _short(value: object) -> object:
 
 
 def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
+    """Print one line for each row."""
     table = make_table("", *columns)
     for row in rows:
         table.add_row(*(text_of(row[column]) for column in columns))
@@ -335,6 +348,7 @@ def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None
 
 
 def describe_report(found: Mapping[str, Any]) -> None:
+    """Print the axes, streams and rows of a family."""
     console = _out()
     console.print(
         Text(

@@ -312,7 +312,8 @@ def _sequences(texts: Sequence[str], wanted: BatchFormat, tokenizer: Any, number
     else:
         arrays = {"input_ids": blocks.astype(np.int64)}
     for row in range(len(blocks)):
-        yield _Arrays(arrays={name: array[row] for name, array in arrays.items()}, is_batch=False)
+        example: dict[str, np.ndarray] = {name: array[row] for name, array in arrays.items()}
+        yield _Arrays(arrays=example, is_batch=False)
 
 
 def _frame(tokenizer: Any) -> tuple[int, int]:
