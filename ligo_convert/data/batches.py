@@ -238,7 +238,7 @@ def _image_arrays(item: object, wanted: BatchFormat) -> _Arrays:
             found=f"{classes.dtype} {list(classes.shape)}",
         )
     _check_ids(classes, wanted, name="labels")
-    arrays = {"pixel_values": images.astype(np.float32), "labels": classes.astype(np.int64)}
+    arrays: dict[str, np.ndarray] = {"pixel_values": images.astype(np.float32), "labels": classes.astype(np.int64)}
     return _Arrays(arrays=arrays, is_batch=images.ndim == 4)
 
 
