@@ -1,4 +1,4 @@
-"""Shares of a batch as an array of tasks is told them, and the files to copy."""
+"""Shards from the environment of an array of tasks, and the cluster files to copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ligo_convert.cli.main import _ARRAY, _share
 FILES = Path(__file__).parents[2] / "docs/guide/clusters"
 
 
-def said(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+def set_array(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     for name in _ARRAY:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
@@ -33,17 +33,17 @@ def said(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
         ({"JOB_COMPLETION_INDEX": 1, "JOB_COMPLETIONS": 4}, (1, 4)),
     ],
 )
-def test_a_task_of_an_array_has_its_part(
+def test_a_task_of_an_array_gets_its_shard(
     values: dict[str, int], share: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said(monkeypatch, **values)
+    set_array(monkeypatch, **values)
     assert _share(None) == share
 
 
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("number", [1, 3, 7])
-def test_an_array_with_gaps_needs_to_be_told_the_parts(number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    said(monkeypatch, ID=number, MIN=1, MAX=7, STEP=step, COUNT=3)
+def test_an_array_with_gaps_needs_the_shard_option(number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_array(monkeypatch, ID=number, MIN=1, MAX=7, STEP=step, COUNT=3)
     with pytest.raises(click.BadParameter, match=r'have gaps.*--shard "\$SLURM_ARRAY_TASK_ID/N"'):
         _share(None)
     assert _share(f"{number}/8") == (number, 8)
@@ -57,10 +57,10 @@ def test_an_array_with_gaps_needs_to_be_told_the_parts(number: int, step: int, m
         ({"JOB_COMPLETION_INDEX": 4, "JOB_COMPLETIONS": 4}, "task index 4 is not below the number of tasks 4"),
     ],
 )
-def test_a_task_that_cannot_know_its_part_says_why(
+def test_a_task_without_a_known_shard_fails_with_the_reason(
     values: dict[str, int], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said(monkeypatch, **values)
+    set_array(monkeypatch, **values)
     with pytest.raises(click.BadParameter, match=why):
         _share(None)
 
@@ -69,7 +69,7 @@ def test_a_task_that_cannot_know_its_part_says_why(
 
 
 def run(script: Path, *arguments: str, folder: Path, commands: dict[str, str], **environment: str) -> str:
-    """Run a script with these commands in place of those of the machine; what they were called with, a line each."""
+    """Run a script with stub commands. Returns the exit code, each call of a stub on a line, and stderr."""
     tools = folder / "tools"
     tools.mkdir()
     for name, then in commands.items():
@@ -88,26 +88,26 @@ def run(script: Path, *arguments: str, folder: Path, commands: dict[str, str], *
     return f"{process.returncode}\n{called.read_text() if called.exists() else ''}{process.stderr}"
 
 
-def test_a_slurm_task_uses_its_cores_and_does_its_part_of_the_whole_array(tmp_path: Path) -> None:
+def test_a_slurm_task_uses_its_cores_and_runs_its_shard_of_the_whole_array(tmp_path: Path) -> None:
     activate = tmp_path / "ligo/bin/activate"
     activate.parent.mkdir(parents=True)
     activate.touch()
-    told = {"SLURM_CPUS_PER_TASK": "8", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "5"}
-    found = run(
+    slurm = {"SLURM_CPUS_PER_TASK": "8", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "5"}
+    called = run(
         FILES / "slurm.sh",
         "zoo.yaml",
         folder=tmp_path,
         commands={"srun": ""},
         SLURM_SUBMIT_DIR=str(tmp_path),
-        **told,
+        **slurm,
     )
-    assert found == "0\nsrun --cpus-per-task=8 ligo-convert batch zoo.yaml --shard 3/8 --jobs 1 --json\n"
+    assert called == "0\nsrun --cpus-per-task=8 ligo-convert batch zoo.yaml --shard 3/8 --jobs 1 --json\n"
     text = (FILES / "slurm.sh").read_text()
     assert "--array=0-7\n" in text
     assert "\nparts=8 " in text
 
 
-def test_a_machine_joins_a_cluster_when_the_first_is_there(tmp_path: Path) -> None:
+def test_a_machine_joins_a_cluster_when_the_first_one_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         script = tmp_path / "ray.sh"
@@ -115,11 +115,11 @@ def test_a_machine_joins_a_cluster_when_the_first_is_there(tmp_path: Path) -> No
         script.write_text(text.replace("port=6379", f"port={port}"))
         folder = tmp_path / "there"
         folder.mkdir()
-        found = run(script, "--join", "127.0.0.1", folder=folder, commands={"ray": ""})
-        assert found == f"0\nray start --address 127.0.0.1:{port} --disable-usage-stats --block\n"
+        called = run(script, "--join", "127.0.0.1", folder=folder, commands={"ray": ""})
+        assert called == f"0\nray start --address 127.0.0.1:{port} --disable-usage-stats --block\n"
     script.write_text(text.replace("port=6379", f"port={port}").replace("wait_minutes=10", "wait_minutes=0"))
     folder = tmp_path / "gone"
     folder.mkdir()
     assert run(script, "--join", "127.0.0.1", folder=folder, commands={"ray": ""}) == (
-        f"1\nnobody answers at 127.0.0.1:{port}\n"
+        f"1\nno answer from 127.0.0.1:{port}\n"
     )

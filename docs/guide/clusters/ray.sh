@@ -1,12 +1,11 @@
 #!/bin/bash
 # A batch on a Ray cluster. On the first machine:  bash ray.sh zoo.yaml
 # On each of the others, before or after:          bash ray.sh --join FIRST
-# Every machine needs the same files under the same paths and the same version installed. Workers are told the command's directory, HF_ENDPOINT,
-# HF_HUB_OFFLINE and HF_TOKEN; whatever else they need of the environment has to be there when `ray start` is run, such as an HF_HOME
-# that all share.
+# Every machine needs the same files under the same paths and the same version installed. Workers get the command's working directory,
+# HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN. Set any other variable they need, such as a shared HF_HOME, where you run `ray start`.
 set -euo pipefail
 port=6379
-wait_minutes=10   # for the first machine, which a scheduler may give later than the others
+wait_minutes=10   # for the first machine, which may start later than the others
 
 answers() { timeout 5 bash -c "exec 3<>'/dev/tcp/$1/$port'" 2> /dev/null; }
 
@@ -14,7 +13,7 @@ if [ "$1" = --join ]; then
     until=$((SECONDS + 60 * wait_minutes))
     until answers "$2"; do
         if [ "$SECONDS" -ge "$until" ]; then
-            echo "nobody answers at $2:$port" >&2
+            echo "no answer from $2:$port" >&2
             exit 1
         fi
         sleep 2
