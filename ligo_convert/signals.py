@@ -1,6 +1,7 @@
-"""Signals that ask the process to stop: SIGINT and SIGTERM in, `Stopped` out of wherever the program is, within seconds.
+"""Stop the process within seconds when it receives SIGINT or SIGTERM.
 
-Nothing needs to be finished first: what is staged is whole at every moment, and the next run goes on from it.
+Input: a signal. Output: the exception `Stopped` in the main thread. Nothing has to be finished first: staged files are complete at every
+moment, and the next run continues from them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ GRACE_SECONDS = 3.0
 
 
 class Stopped(BaseException):
-    """A signal asked us to stop. No Exception: nothing on the way, in any library, may take it for a failure of its own."""
+    """A signal asked the process to stop. Not an `Exception`, so that no library handles it as a failure of its own."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,13 +28,13 @@ class Stopped(BaseException):
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """While this lasts SIGINT and SIGTERM raise `Stopped` in the main thread; a second one ends the process at once.
+    """Raise `Stopped` in the main thread on SIGINT and SIGTERM during the block. A second signal ends the process at once.
 
-    Python runs a handler between two of its own instructions, and one call into a library may last longer than anyone
-    waits. Where nothing has come of a signal after `GRACE_SECONDS`, the process ends there.
+    Python runs a signal handler between two bytecode instructions, and a call into a library may last minutes. If the block has not ended
+    `GRACE_SECONDS` after a signal, the process exits.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell that started us in the background has had SIGINT ignored, and it stays so.
+        # A shell starts background processes with SIGINT ignored. Keep that.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     read, write = os.pipe()
@@ -51,35 +52,37 @@ def answered() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While this lasts a signal is only noted, and answered at the end, as it would have been: for a library that takes what a handler
-    raises for a failure of its own, or that puts in a handler of its own. In the main thread; elsewhere no handler runs anyway.
+    """Delay SIGINT and SIGTERM until the end of the block.
+
+    For libraries that handle an exception raised by a signal handler as their own failure, or that install handlers of their own. It has an
+    effect in the main thread only, because other threads run no handlers.
     """
-    noted: list[int] = []
+    received: list[int] = []
     before: dict[int, Callable[[int, FrameType | None], object]] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if callable(handler):
                 before[number] = handler
-                signal.signal(number, lambda found, _: noted.append(found))
+                signal.signal(number, lambda signal_number, _: received.append(signal_number))
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        for one in noted:
-            before[one](one, None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            before[number](number, None)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    # A second signal does not wait for anything.
+    # A second signal ends the process without cleanup.
     signal.signal(number, signal.SIG_DFL)
     raise Stopped(number)
 
 
 def _end_late(read: int, ended: threading.Event) -> None:
-    told = os.read(read, 1)
+    received = os.read(read, 1)
     os.close(read)
-    if told and not ended.wait(GRACE_SECONDS):
-        os.write(2, f"error: {Interrupted(told[0])}\n".encode())
-        os._exit(128 + told[0])
+    if received and not ended.wait(GRACE_SECONDS):
+        os.write(2, f"error: {Interrupted(received[0])}\n".encode())
+        os._exit(128 + received[0])

@@ -1,7 +1,7 @@
-"""What a conversion reads on this machine, told from names, sizes and dates: cheap enough to be asked for every entry of a manifest.
+"""Digest the state of the files that a conversion reads, from their names, sizes and dates.
 
-What comes in: a recipe, or places. What goes out: a digest that is another one where any of the files was written to. It says that
-something has changed, never what a file holds: the digests that a run takes itself do that.
+Input: a recipe, or paths. Output: a digest that changes when any of the files is written. It is cheap enough for every manifest entry. It
+detects a change and does not identify content: the digests of a run do that.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ligo_convert.recipes.recipe import Recipe, is_local
 
 
 def recipe_inputs(recipe: Recipe) -> Iterator[Path]:
-    """Every place that a recipe reads: source, target's config, data, tokenizer. What the Hub has is known by its name and revision."""
+    """Yield the local paths that a recipe reads: source, target config, data, tokenizer. Hub files are identified by name and revision."""
     named = [(recipe.source.model, recipe.source_base), (recipe.target.model, recipe.base)]
     if recipe.fit is not None:
         data = recipe.fit.data
         named += [(data.tokenizer, recipe.base)]
         yield from local_paths(data, base=recipe.base)
-    for place, base in named:
-        if place is not None and is_local(place, base):
-            yield base / Path(place).expanduser()
+    for name, base in named:
+        if name is not None and is_local(name, base):
+            yield base / Path(name).expanduser()
 
 
-def inputs_digest(places: Iterable[Path]) -> str | None:
-    """A digest of how files, and the files in folders, are now; None where one cannot find out."""
+def inputs_digest(paths: Iterable[Path]) -> str | None:
+    """Digest the state of files, and of the files in folders; None if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        for place in places:
-            files = sorted(place.iterdir()) if place.is_dir() else [place]
+        for path in paths:
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
             for file in files:
                 digest.update(f"{file} {_fingerprint(file)}\n".encode("utf-8", "surrogateescape"))
     except (LigoError, OSError):
@@ -41,9 +41,9 @@ def inputs_digest(places: Iterable[Path]) -> str | None:
 
 
 def _fingerprint(file: Path) -> tuple[int, ...] | None:
-    """Of a file as several machines see it, so nothing that numbers disks or files. Of a folder nothing: it is no input itself."""
+    """Return size and dates of a file, None for a folder or a missing file. Device and inode numbers differ between machines."""
     try:
-        found = file.stat()
+        status = file.stat()
     except FileNotFoundError:
         return None
-    return None if file.is_dir() else (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return None if file.is_dir() else (status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,7 +1,8 @@
-"""A manifest: many conversions in one YAML file in, one `BatchEntry` for each out, with an order in which they can be done.
+"""Read a manifest, which lists many conversions.
 
-An entry names a recipe, or a learned operator to apply; a table, or globs, make several of one. What is wrong with the manifest itself is
-found in one reading and shown where it was written, before any work. What is wrong with one recipe is that entry's own business.
+Input: a YAML file. Output: a `BatchEntry` for each conversion, and an order to run them in. An entry names a recipe, or a learned operator
+to apply; a table or globs expand one entry to several. All errors of the manifest are reported together with their positions before any
+work. An error in a recipe fails only the entries that use it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ligo_convert.recipes.schema import PublishConfig
 
 _REPO_NAME = "{name}"
 
-# What Linux and macOS take of a name, and of a whole path.
+# The longest file name and path on Linux and macOS, in bytes.
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 
 
@@ -36,10 +37,16 @@ class BatchEntry:
     """One conversion.
 
     Attributes:
-        name: unique; also of its output directory. where: `file:line:column` of the manifest.
-        recipe, overrides: as `load_recipe` takes them; None where an operator is applied.
-        source: a directory (absolute) or Hub id in place of the recipe's. operator: a learned operator's file.
-        out: absolute. publish: a `publish` section in plain data. after: names of entries that come first.
+        name: unique; also the default name of its output directory.
+        where: `file:line:column` in the manifest.
+        recipe: the recipe's file; None if an operator is applied.
+        overrides: `KEY=VALUE` settings, as `load_recipe` takes them.
+        source: an absolute directory or a Hub id that replaces the recipe's source.
+        operator: a learned operator's file.
+        out: the absolute output directory; None uses the recipe's.
+        publish: a `publish` section as plain data.
+        after: names of the entries to run before this one.
+        resources: what the entry needs.
     """
 
     name: str
@@ -56,7 +63,13 @@ class BatchEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`entries` by name, in the order in which they were written. `state`: the folder of what is known of the work."""
+    """A checked manifest.
+
+    Attributes:
+        path: its file.
+        state: the state folder.
+        entries: by name, in the order of the file.
+    """
 
     path: Path
     state: Path
@@ -64,7 +77,7 @@ class Manifest:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """All names, as they were written, but each after those that it needs."""
+        """All names in the order of the file, but each after its dependencies."""
         left, ordered = dict(self.entries), dict[str, None]()
         while left:
             for name in [name for name in left if all(other in ordered for other in left[name].after)]:
@@ -77,14 +90,16 @@ OPERATOR_OF_OUTPUT = Path("ligo/operator.safetensors")
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest. Places in it are relative to its folder, `out` and `state` to the working directory.
+    """Read a manifest. Paths in it are relative to its folder; `out` and `state` are relative to the working directory.
 
     Raises:
-        RecipeError: anything wrong with the manifest; one error names all that is.
+        RecipeError: the manifest has errors; one exception lists all of them.
     """
     document = load_file(path)
     if not isinstance(document.data, dict):
-        raise RecipeError("a manifest is a mapping with version and entries", where=path, found=shown(document.data))
+        raise RecipeError(
+            "a manifest is a mapping with the keys version and entries", where=path, found=shown(document.data)
+        )
     data, layered = document.data, Layered(document=document)
     faults = screen(data)
     screened = {fault.path for fault in faults}
@@ -104,12 +119,12 @@ def load_manifest(path: Path) -> Manifest:
     return Manifest(path=path.absolute(), state=state, entries=entries)
 
 
-# --- several of one ---------------------------------------------------------------------------------------------------
+# --- expanding entries ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """An entry before names are looked up: `section` with `recipe` and `source` as places, `out` as the output directory."""
+    """An entry whose references to other entries are not resolved yet."""
 
     name: str
     path: KeyPath
@@ -140,7 +155,7 @@ def _drafts(top: ManifestSection, base: Path) -> tuple[dict[KeyPath, _Draft], li
 
 
 def _rows(entries: Sequence[dict[str, Any]], faults: list[Fault]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """Every entry, and for a table every row laid over it, with where it was written."""
+    """Yield every entry with its position, and for a table every row merged with its entry."""
     for number, entry in enumerate(entries):
         path: KeyPath = ("entries", number)
         if "table" not in entry:
@@ -162,7 +177,7 @@ def _rows(entries: Sequence[dict[str, Any]], faults: list[Fault]) -> Iterator[tu
 
 
 def _moved(fault: Fault, path: KeyPath, entries: Sequence[dict[str, Any]]) -> Fault:
-    """A fault of an entry, at its place in the manifest: in the row of a table where the row says it, else in the entry."""
+    """Return a fault of an entry with its position in the manifest: in the table row that has the key, else in the entry."""
     if len(path) == 4 and fault.path:
         row = entries[int(path[1])]["table"][int(path[3])]
         if fault.path[0] not in row:
@@ -173,7 +188,7 @@ def _moved(fault: Fault, path: KeyPath, entries: Sequence[dict[str, Any]]) -> Fa
 def _spread(
     section: EntrySection, path: KeyPath, base: Path, faults: list[Fault]
 ) -> Iterator[tuple[str, Path | None, str | Reference | None]]:
-    """Name, recipe and source of each entry that a section with globs stands for."""
+    """Yield name, recipe and source of each entry that a section with globs expands to."""
     recipes: list[Path | None] = [None]
     if section.recipe is not None:
         recipes = [base / section.recipe]
@@ -181,16 +196,16 @@ def _spread(
         recipes = list(_matches(section.recipes, (*path, "recipes"), base, faults, folders=False))
     sources: list[str | Reference | None] = [section.source]
     if isinstance(section.operator, str):
-        _placed(section.operator, (*path, "operator"), base, faults)
-    # What is neither there nor a name of the Hub is a place that another entry may make.
+        _absolute(section.operator, (*path, "operator"), base, faults)
+    # A path that does not exist and is not a Hub id may be the output of another entry.
     if isinstance(section.source, str) and (is_local(section.source, base) or not is_hub_id(section.source)):
-        sources = [_placed(section.source, (*path, "source"), base, faults)]
+        sources = [_absolute(section.source, (*path, "source"), base, faults)]
     if section.sources is not None:
         if section.source is not None:
-            faults.append(Fault(path=(*path, "sources"), what="goes without source", spot="key"))
+            faults.append(Fault(path=(*path, "sources"), what="cannot be combined with source", spot="key"))
         sources = [str(found) for found in _matches(section.sources, (*path, "sources"), base, faults, folders=True)]
     elif section.operator is not None and section.source is None:
-        faults.append(Fault(path=path, what="an operator is applied to a source: give `source` or `sources`"))
+        faults.append(Fault(path=path, what="an operator needs a source: give `source` or `sources`"))
     for recipe in recipes:
         for source in sources:
             words = [section.name] if section.name else [recipe.stem] if recipe is not None else []
@@ -199,14 +214,14 @@ def _spread(
             yield "-".join(words), recipe, source
 
 
-def _placed(text: str, path: KeyPath, base: Path, faults: list[Fault]) -> str:
-    """An absolute place; where there can be none of that name, with a fault."""
+def _absolute(text: str, path: KeyPath, base: Path, faults: list[Fault]) -> str:
+    """Return an absolute path. Adds a fault if no such path can exist."""
     if is_homeless(text):
-        faults.append(Fault(path=path, what=f"nobody here has such a home: {shown(text)}"))
+        faults.append(Fault(path=path, what=f"no such home directory: {shown(text)}"))
         return text
     place = (base / Path(text).expanduser()).absolute()
     if _bytes(str(place)) > _PATH_BYTES or max(map(_bytes, place.parts)) > _NAME_BYTES:
-        faults.append(Fault(path=path, what=f"no place has so long a name: {shown(text)}"))
+        faults.append(Fault(path=path, what=f"the path is too long: {shown(text)}"))
     return str(place)
 
 
@@ -221,7 +236,7 @@ def _matches(
         found = [place for place in expand(pattern, base) if place.is_dir() == folders]
         if not found:
             kind = "directory" if folders else "file"
-            faults.append(Fault(path=(*path, index), what=f"no {kind} is named so: {shown(pattern)}"))
+            faults.append(Fault(path=(*path, index), what=f"no {kind} matches {shown(pattern)}"))
         yield from (place.absolute() for place in found)
 
 
@@ -231,9 +246,9 @@ def _published(section: EntrySection, publish: object, name: str, path: KeyPath,
     if not isinstance(publish, dict):
         faults.append(Fault(path=(*path, "publish"), what=f"should be a mapping, not {shown(publish)}"))
         return section
-    told = {**publish, "repo": str(publish.get("repo", "")).replace(_REPO_NAME, name)}
+    settings = {**publish, "repo": str(publish.get("repo", "")).replace(_REPO_NAME, name)}
     try:
-        return section.model_copy(update={"publish": PublishConfig.model_validate(told)})
+        return section.model_copy(update={"publish": PublishConfig.model_validate(settings)})
     except ValidationError as error:
         faults += [
             Fault(path=(*path, "publish", *fault.path), what=fault.what, spot=fault.spot)
@@ -248,21 +263,23 @@ def _out(section: EntrySection, top: ManifestSection, name: str) -> Path | None:
     return Path(top.out).absolute() / name if top.out is not None else None
 
 
-# --- how they hang together -------------------------------------------------------------------------------------------
+# --- dependencies and conflicts -------------------------------------------------------------------------------------------
 
 
 def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) -> list[Fault]:
-    """Names that are no names, are there twice, or nobody has; places that two would write to, here or on the Hub; circles."""
+    """Find invalid, duplicate and unknown names, outputs that two entries share, here or on the Hub, and circular dependencies."""
     faults, seen, places = [], dict[str, _Draft](), dict[str, str]()
     for draft in drafts.values():
         if not ENTRY_NAME.fullmatch(draft.name) or ".." in draft.name:
-            faults.append(Fault(path=draft.path, what=f"{shown(draft.name)} is no name: give `name`"))
+            faults.append(Fault(path=draft.path, what=f"{shown(draft.name)} is not a valid name: give `name`"))
         elif draft.name in seen:
-            what = f"a second entry of the name {draft.name}: give it a `name` of its own"
+            what = f"the name {draft.name} is used twice: give this entry another `name`"
             faults.append(Fault(path=draft.path, what=what))
         seen.setdefault(draft.name, draft)
         if draft.out is None and (draft.recipe is None or draft.section.sources is not None):
-            faults.append(Fault(path=draft.path, what="has no output directory: give `out`, here or for all"))
+            faults.append(
+                Fault(path=draft.path, what="has no output directory: give `out` in the entry or in the manifest")
+            )
         for place, what, cure in _destinations(draft, top):
             if place in places:
                 faults.append(Fault(path=draft.path, what=f"{draft.name} {what} {places[place]}; {cure}"))
@@ -273,7 +290,7 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) ->
             if other is None:
                 faults.append(Fault(path=draft.path, what=f"there is no entry {shown(name)}"))
             elif other.out is None and name not in draft.section.after:
-                what = f"{name} says no output directory: give it `out`, or the manifest `out` for all"
+                what = f"{name} has no output directory: give `out` in that entry or in the manifest"
                 faults.append(Fault(path=draft.path, what=what))
     if not faults:
         faults += _circles({draft.name: _needs(draft) for draft in drafts.values()}, seen)
@@ -281,9 +298,9 @@ def _names_and_places(drafts: Mapping[KeyPath, _Draft], top: ManifestSection) ->
 
 
 def _destinations(draft: _Draft, top: ManifestSection) -> Iterator[tuple[str, str, str]]:
-    """Where an entry writes to, by itself or by its recipe; what is told where another writes there, too, and what helps.
+    """Yield each destination of an entry, from the entry or its recipe, with the words for a conflict and its remedy.
 
-    Nothing where the recipe cannot be read: what is wrong with it is its own business.
+    Yields nothing for a recipe that cannot be read: that error is reported when the entry is checked.
     """
     out, publish = draft.out, draft.section.publish
     if draft.recipe is not None and (out is None or publish is None):
@@ -293,24 +310,24 @@ def _destinations(draft: _Draft, top: ManifestSection) -> Iterator[tuple[str, st
             out = out or Path(recipe.output.dir).absolute()
             publish = publish or recipe.publish
     if out is not None:
-        yield os.path.realpath(out), "writes to the output directory of", "give it `out`"
+        yield os.path.realpath(out), "writes to the same output directory as", "give it another `out`"
     if publish is not None:
-        # What is published replaces what is there. The Hub tells no names apart by their case.
+        # Publishing replaces what is there. Names on the Hub ignore case.
         place = f"{publish.repo.lower()} {publish.branch}"
-        yield place, "is published to the repository of", "give it a `publish.repo` of its own, such as org/{name}"
+        yield place, "is published to the same repository as", "give it another `publish.repo`, such as org/{name}"
 
 
 def _overrides(section: EntrySection, top: ManifestSection) -> tuple[str, ...]:
-    """What is laid over a recipe, as `--set` takes it."""
-    laid_over = {**top.set, **section.set} if section.operator is None else {}
+    """Return the settings that override the recipe, in the form of `--set`."""
+    settings = {**top.set, **section.set} if section.operator is None else {}
     if section.target is not None:
-        laid_over["target"] = {"config": section.target}
+        settings["target"] = {"config": section.target}
     # JSON is YAML.
-    return tuple(f"{key}={json.dumps(value)}" for key, value in laid_over.items())
+    return tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
 
 
 def _needs(draft: _Draft) -> tuple[str, ...]:
-    """The entries that this one comes after."""
+    """Return the entries that this one depends on."""
     named = [place.name for place in (draft.source, draft.section.operator) if isinstance(place, Reference)]
     return tuple(dict.fromkeys([*named, *draft.section.after]))
 
@@ -323,7 +340,7 @@ def _circles(needs: Mapping[str, Sequence[str]], drafts: Mapping[str, _Draft]) -
     if not left:
         return []
     names = ", ".join(left)
-    return [Fault(path=drafts[next(iter(left))].path, what=f"these wait for each other: {names}")]
+    return [Fault(path=drafts[next(iter(left))].path, what=f"these entries depend on each other: {names}")]
 
 
 def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection, base: Path, where: str) -> BatchEntry:

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Define the sections of a manifest as pydantic models; their descriptions become the tables of docs/guide/batch.md."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """`{from: NAME}`: what another entry of the manifest makes."""
+    """`{from: NAME}`: the output of another entry of the manifest."""
 
     name: str
 
 
 def _name(text: str) -> str:
     if not ENTRY_NAME.fullmatch(text) or ".." in text:
-        raise PydanticCustomError("recipe", "{text}", {"text": "is no name: give letters, digits, `.`, `_`, `-`"})
+        raise PydanticCustomError(
+            "recipe", "{text}", {"text": "is not a valid name: use letters, digits, `.`, `_`, `-`"}
+        )
     return text
 
 
-def _place_or_entry(value: object) -> str | Reference:
+def _path_or_entry(value: object) -> str | Reference:
     if isinstance(value, dict) and set(value) == {"from"} and isinstance(value["from"], str):
         return Reference(name=_name(value["from"]))
     if isinstance(value, str) and value.strip():
-        return _PLACE.validate_python(value)
-    text = f"should be a place, or {{from: NAME}} of another entry, not {shown(value)}"
+        return _PATH.validate_python(value)
+    text = f"should be a path, or {{from: NAME}} of another entry, not {shown(value)}"
     raise PydanticCustomError("recipe", "{text}", {"text": text})
 
 
-_PLACE: TypeAdapter[str] = TypeAdapter(Text)
+_PATH: TypeAdapter[str] = TypeAdapter(Text)
 
 Name = Annotated[Text, AfterValidator(_name)]
 
-PlaceOrEntry = Annotated[str | Reference, PlainValidator(_place_or_entry, json_schema_input_type=str)]
+PathOrEntry = Annotated[str | Reference, PlainValidator(_path_or_entry, json_schema_input_type=str)]
 
 
 def _whole_above_one(value: float) -> float:
     if value > 1 and not value.is_integer():
-        # Ray gives a part of one, or several that are whole.
-        text = "should be a whole number, or a part of one: 0.5, 1, 2"
+        # Ray shares one GPU among tasks; several GPUs must be whole.
+        text = "should be a whole number, or a fraction below 1: 0.5, 1, 2"
         raise PydanticCustomError("recipe", "{text}", {"text": text})
     return value
 
@@ -61,17 +63,15 @@ Amount = Annotated[
 
 
 class Resources(Section):
-    """What an entry takes of a machine."""
+    """The resources that an entry needs."""
 
-    cpus: Amount | None = Field(default=None, description="processor cores; default: an even share of them")
-    gpus: Amount | None = Field(
-        default=None, description="graphics processors, or a part of one, which only Ray gives; default: none"
-    )
-    memory: Size | None = Field(default=None, description="memory; default: what the entry's plan says")
+    cpus: Amount | None = Field(default=None, description="processor cores; default: an equal share")
+    gpus: Amount | None = Field(default=None, description="GPUs, or a fraction of one with Ray; default: none")
+    memory: Size | None = Field(default=None, description="memory; default: as planned")
 
 
 class EntrySection(Section):
-    """A conversion, or several alike."""
+    """A conversion, or several that differ in one thing."""
 
     alternatives = ("recipe", "recipes", "operator")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -80,35 +80,42 @@ class EntrySection(Section):
     }
 
     name: Name | None = Field(default=None, description="default: the recipe's file name")
-    recipe: Text | None = Field(default=None, description="a recipe's file")
-    recipes: list[Text] | None = Field(default=None, min_length=1, description="globs of recipes: an entry each")
-    operator: PlaceOrEntry | None = Field(
-        default=None, description="instead of a recipe: a learned operator's file, or {from: NAME}, applied to `source`"
+    recipe: Text | None = Field(default=None, description="recipe file")
+    recipes: list[Text] | None = Field(
+        default=None, min_length=1, description="globs of recipe files: one entry per file"
     )
-    source: PlaceOrEntry | None = Field(
-        default=None, description="in place of the recipe's: a directory, a Hub id, or {from: NAME}"
+    operator: PathOrEntry | None = Field(
+        default=None,
+        description="instead of a recipe: a learned operator's file, or {from: NAME}, to apply to `source`",
     )
-    sources: list[Text] | None = Field(default=None, min_length=1, description="globs of directories: an entry each")
-    target: Config | None = Field(default=None, description="in place of the recipe's target.config")
-    set: dict[str, Any] = Field(default={}, description="recipe keys, dotted, with what replaces them")
-    out: Text | None = Field(default=None, description="the output directory; default: named by the entry, in `out`")
+    source: PathOrEntry | None = Field(
+        default=None, description="replaces the recipe's source: a directory, a Hub id, or {from: NAME}"
+    )
+    sources: list[Text] | None = Field(
+        default=None, min_length=1, description="globs of source directories: one entry per directory"
+    )
+    target: Config | None = Field(default=None, description="replaces the recipe's target.config")
+    set: dict[str, Any] = Field(default={}, description="dotted recipe keys and their values")
+    out: Text | None = Field(
+        default=None, description="output directory; default: the entry's name, in the manifest's `out`"
+    )
     publish: PublishConfig | None = Field(
-        default=None, description="where it is published; {name} stands for the entry's name"
+        default=None, description="where to publish; {name} is replaced with the entry's name"
     )
-    after: list[Name] = Field(default=[], description="entries that come first")
-    resources: Resources = Field(default=Resources(), description="what it takes of a machine")
+    after: list[Name] = Field(default=[], description="names of entries to run before this one")
+    resources: Resources = Field(default=Resources(), description="resources it needs")
 
 
 class ManifestSection(Section):
-    """Many conversions."""
+    """A manifest: many conversions."""
 
     version: Annotated[Literal[1], BeforeValidator(whole)] = Field(description="version of the manifest format")
-    out: Text | None = Field(default=None, description="a folder for the outputs; default: where each recipe says")
+    out: Text | None = Field(default=None, description="folder of the outputs; default: each recipe's output.dir")
     state: Text | None = Field(
         default=None,
-        description="a folder for what is known of the work, shared by all who do it; default: beside `out`",
+        description="state folder, shared by all processes of the batch; default: beside `out`",
     )
-    set: dict[str, Any] = Field(default={}, description="laid over every recipe; an entry's own `set` goes before it")
-    publish: dict[str, Any] | None = Field(default=None, description="of every entry that has none of its own")
-    resources: Resources = Field(default=Resources(), description="of every entry, where it says nothing else")
+    set: dict[str, Any] = Field(default={}, description="for every recipe; an entry's own `set` takes precedence")
+    publish: dict[str, Any] | None = Field(default=None, description="default for every entry")
+    resources: Resources = Field(default=Resources(), description="defaults for every entry")
     entries: list[dict[str, Any]] = Field(min_length=1, description="the conversions")

@@ -1,4 +1,4 @@
-"""Manifests: many conversions from one file, and every fault of it shown where it was written."""
+"""Manifests: expansion to entries, dependencies, and every error at its position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Load = Callable[[str], Manifest]
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Loads a manifest in a folder with recipes a.yaml, b.yaml, and sources one and two."""
+    """Return a function that loads a manifest beside recipes a.yaml and b.yaml and sources one and two."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text("version: 1\n")
@@ -115,39 +115,42 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no table": ("- {recipe: a.yaml, table: 3}", ("should be a list of mappings",)),
     "two kinds": ("- {recipe: a.yaml, operator: x}", ("exactly one of",)),
     "no kind": ("- {name: x}", ("exactly one of",)),
-    "nothing matches": ("- {recipes: [nothing-*.yaml]}", ("zoo.yaml:4:14", "no file is named so")),
+    "nothing matches": ("- {recipes: [nothing-*.yaml]}", ("zoo.yaml:4:14", "no file matches")),
     "no such entry": ("- {recipe: a.yaml, source: {from: b}}", ("there is no entry 'b'",)),
-    "twice": ("- {recipe: a.yaml}\n- {recipe: a.yaml}", ("zoo.yaml:5:3", "a second entry of the name a")),
+    "twice": ("- {recipe: a.yaml}\n- {recipe: a.yaml}", ("zoo.yaml:5:3", "the name a is used twice")),
     "one place": (
         "- {recipe: a.yaml, out: here}\n- {recipe: b.yaml, out: here}",
-        ("writes to the output directory of a",),
+        ("writes to the same output directory as a",),
     ),
     "circle": (
         "- {recipe: a.yaml, after: [b]}\n- {recipe: b.yaml, source: {from: a}}",
-        ("wait for each other: a, b",),
+        ("depend on each other: a, b",),
     ),
-    "itself": ("- {recipe: a.yaml, source: {from: a}}", ("wait for each other",)),
-    "no name": ("- {recipe: a.yaml, name: 'a/b'}", ("is no name",)),
+    "itself": ("- {recipe: a.yaml, source: {from: a}}", ("depend on each other",)),
+    "no name": ("- {recipe: a.yaml, name: 'a/b'}", ("is not a valid name",)),
     "a place or an entry": ("- {recipe: a.yaml, source: {form: b}}", ("{from: NAME}",)),
-    "operator of nothing": ("- {name: x, operator: o.safetensors}", ("is applied to a source",)),
+    "operator of nothing": ("- {name: x, operator: o.safetensors}", ("an operator needs a source",)),
     "nobody's home": (
         "- {recipe: a.yaml, source: '~nobody-of-this-name/x'}",
-        ("zoo.yaml:4:28", "source", "nobody here has such a home"),
+        ("zoo.yaml:4:28", "source", "no such home directory"),
     ),
     "nobody's operator": (
         "- {name: x, operator: '~nobody-of-this-name/x', source: runs/one}",
-        ("zoo.yaml:4:23", "operator", "nobody here has such a home"),
+        ("zoo.yaml:4:23", "operator", "no such home directory"),
     ),
-    "a long source": (f"- {{recipe: a.yaml, source: ./{'x' * 256}}}", ("zoo.yaml:4:28", "so long a name")),
+    "a long source": (f"- {{recipe: a.yaml, source: ./{'x' * 256}}}", ("zoo.yaml:4:28", "the path is too long")),
     "a long operator": (
         f"- {{name: x, operator: {'x/' * 2048}o, source: runs/one}}",
-        ("zoo.yaml:4:23", "so long a name"),
+        ("zoo.yaml:4:23", "the path is too long"),
     ),
     "no text": ('- {recipe: a.yaml, source: "a\\0b"}', ("source", "control character")),
-    "a part of several": ("- {recipe: a.yaml, resources: {gpus: 1.5}}", ("zoo.yaml:4:38", "a whole number, or a part")),
+    "a part of several": (
+        "- {recipe: a.yaml, resources: {gpus: 1.5}}",
+        ("zoo.yaml:4:38", "a whole number, or a fraction"),
+    ),
     "a repository": ("- {recipe: a.yaml, publish: {repo: nothing}}", ("publish.repo", "org/name")),
     "a secret": ("- {recipe: a.yaml, publish: {repo: a/b, token: x}}", ("HF_TOKEN",)),
-    "set for an operator": ("- {name: x, operator: o, source: runs/one, set: {a: 1}}", ("set goes with recipe",)),
+    "set for an operator": ("- {name: x, operator: o, source: runs/one, set: {a: 1}}", ("set is allowed only with recipe",)),
 }
 
 
@@ -175,7 +178,7 @@ def test_two_that_are_published_to_one_place_are_refused(load: Load, tmp_path: P
         for entries in (here, named):
             with pytest.raises(RecipeError) as caught:
                 load(f"version: 1\nout: o\n{top}entries:\n{entries}")
-            assert "two is published to the repository of " in str(caught.value)
+            assert "two is published to the same repository as " in str(caught.value)
     # On branches of their own, or each in one of its own, they may.
     load(
         "version: 1\nout: o\nentries:\n- {recipe: one.yaml}\n- {recipe: two.yaml, publish: {repo: me/all, branch: b}}\n"
@@ -190,7 +193,7 @@ def test_two_that_write_where_their_recipes_say_may_not_say_the_same(load: Load,
     for entries in (table, "- {recipe: same.yaml, name: row-1}\n- {recipe: too.yaml, name: row-2}\n"):
         with pytest.raises(RecipeError) as caught:
             load(f"version: 1\nentries:\n{entries}")
-        for word in ("zoo.yaml:", "row-2 writes to the output directory of row-1"):
+        for word in ("zoo.yaml:", "row-2 writes to the same output directory as row-1"):
             assert word in str(caught.value)
     # What is laid over a recipe counts, and a place for each is none that is shared.
     load(

@@ -12,7 +12,7 @@
 set -euo pipefail
 parts=8   # number of tasks of the whole array above, so that an array of some of them runs only their shards
 source "$HOME/ligo/bin/activate"
-# srun forwards signals: a task that is asked to stop leaves its work staged, and the next one continues. Since Slurm 22.05, it uses one core
+# srun forwards signals: a task that is asked to stop leaves its work staged, and the next one continues. Since Slurm 22.05 it uses one core
 # unless --cpus-per-task is given.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ligo-convert batch "$1" --shard "$SLURM_ARRAY_TASK_ID/$parts" --jobs 1 --json \
