@@ -438,7 +438,7 @@ def test_the_working_and_the_temporary_directory_stop_it_too(tmp_path: Path, mon
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "canary-cwd")
     monkeypatch.setenv("HOME", str(link))
-    with pytest.raises(LigoError, match="directory would stand"):
+    with pytest.raises(LigoError, match="directory would appear"):
         statement_bytes(with_reason(str(tmp_path / "canary-cwd" / "file")), OUTPUTS)
 
 
