@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 import ligo_convert
 from ligo_convert.errors import LigoError, MachineError, RecipeError
-from ligo_convert.workers import WorkerPool
+from ligo_convert.workers import ChildProcess, WorkerPool
 
 OnStep = Callable[[float, str], None]
 PATIENCE = 60.0  # seconds a process may take to start or to end on a busy machine
@@ -151,15 +153,15 @@ def test_a_job_may_wait_for_another(tmp_path: Path) -> None:
 def test_an_error_of_this_package_keeps_its_fields(count: int, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         worked([Task(what="refuse", number=7)], tmp_path, count=count)
-    found = error.value
-    assert (found.what, found.where, found.expected, found.found, found.hint) == (
+    raised = error.value
+    assert (raised.what, raised.where, raised.expected, raised.found, raised.hint) == (
         "nothing to do",
         "compare",
         7,
         None,
         "do more",
     )
-    assert found.exit_code == 2
+    assert raised.exit_code == 2
 
 
 def test_a_bug_in_a_worker_is_raised_with_its_traceback(tmp_path: Path) -> None:
@@ -200,6 +202,25 @@ def until(what: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def ignore_sigterm(pipe: Connection, seconds: float) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send((os.getpid(), signal.getsignal(signal.SIGINT)))
+    time.sleep(seconds)
+
+
+def test_a_process_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it ignores Ctrl-C from the start."""
+    monkeypatch.setattr("ligo_convert.workers.STOP_SECONDS", 0.2)
+    child = ChildProcess(multiprocessing.get_context("spawn"), ignore_sigterm, (2 * PATIENCE,))
+    pid, handler = child.receive()
+    assert handler == signal.SIG_IGN
+    began = time.monotonic()
+    ChildProcess.stop_all([child])
+    assert time.monotonic() - began < PATIENCE
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 PARENT = """

@@ -203,7 +203,7 @@ def _spread(
     if section.sources is not None:
         if section.source is not None:
             faults.append(Fault(path=(*path, "sources"), what="cannot be combined with source", spot="key"))
-        sources = [str(found) for found in _matches(section.sources, (*path, "sources"), base, faults, folders=True)]
+        sources = [str(folder) for folder in _matches(section.sources, (*path, "sources"), base, faults, folders=True)]
     elif section.operator is not None and section.source is None:
         faults.append(Fault(path=path, what="an operator needs a source: give `source` or `sources`"))
     for recipe in recipes:
@@ -233,11 +233,11 @@ def _matches(
     patterns: Sequence[str], path: KeyPath, base: Path, faults: list[Fault], *, folders: bool
 ) -> Iterator[Path]:
     for index, pattern in enumerate(patterns):
-        found = [place for place in expand(pattern, base) if place.is_dir() == folders]
-        if not found:
+        matches = [match for match in expand(pattern, base) if match.is_dir() == folders]
+        if not matches:
             kind = "directory" if folders else "file"
             faults.append(Fault(path=(*path, index), what=f"no {kind} matches {shown(pattern)}"))
-        yield from (place.absolute() for place in found)
+        yield from (match.absolute() for match in matches)
 
 
 def _published(section: EntrySection, publish: object, name: str, path: KeyPath, faults: list[Fault]) -> EntrySection:

@@ -101,8 +101,8 @@ def test_publishing_and_resources_are_said_once_for_all_or_for_each(load: Load) 
         for name, entry in manifest.entries.items()
     }
     assert published == {"a": ("org/x-a", False), "b": None, "c": ("other/c", True)}
-    asked = manifest.entries["a"].resources
-    assert (asked.cpus, asked.gpus, asked.memory) == (2.0, 1.0, 4 * 10**9)
+    resources = manifest.entries["a"].resources
+    assert (resources.cpus, resources.gpus, resources.memory) == (2.0, 1.0, 4 * 10**9)
 
 
 FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -150,7 +150,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a repository": ("- {recipe: a.yaml, publish: {repo: nothing}}", ("publish.repo", "org/name")),
     "a secret": ("- {recipe: a.yaml, publish: {repo: a/b, token: x}}", ("HF_TOKEN",)),
-    "set for an operator": ("- {name: x, operator: o, source: runs/one, set: {a: 1}}", ("set is allowed only with recipe",)),
+    "set for an operator": (
+        "- {name: x, operator: o, source: runs/one, set: {a: 1}}",
+        ("set is allowed only with recipe",),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Batches: every entry done, by whichever engine, once; what fails harms no other; what was stopped goes on."""
+"""Batches: every entry runs once on any engine, a failure stays alone, and a stopped batch continues."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def states(batch: Batch) -> dict[str, str]:
     return {name: status.state for name, status in batch.statuses.items()}
 
 
-# What is learned is kept after every step, not every ten seconds, so that there is something to go on with.
+# Save the fit after every step, not every ten seconds, so that a stopped run has something to continue.
 SAVING_OFTEN = "import ligo_convert.training.loop\nligo_convert.training.loop.SAVE_EVERY_SECONDS = -1.0"
 
 
 def left_of(session: int) -> list[int]:
-    """The processes of a session that are alive."""
-    found = []
+    """Return the processes of a session that are alive."""
+    alive = []
     for place in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, of = place.read_text().rpartition(")")[2].split()[:4]
         except OSError:  # it has ended meanwhile
             continue
         if int(of) == session and state not in "ZX":
-            found.append(int(place.parent.name))
-    return found
+            alive.append(int(place.parent.name))
+    return alive
 
 
-# --- what becomes of entries ------------------------------------------------------------------------------------------
+# --- results of entries ------------------------------------------------------------------------------------------
 
 
-def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
+def test_a_failed_entry_affects_only_its_dependents(zoo: Zoo, source: Path) -> None:
     manifest = zoo(
         *CHAIN,
         POISON,
@@ -79,7 +79,7 @@ def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
         "no-recipe": "failed",
         "sibling": "done",
     }
-    # The first failed in the manifest's order gives the code; each says why.
+    # The first failed entry in the manifest's order gives the exit code.
     assert batch.exit_code == 3
     report = batch.json()
     assert report["counts"] == {"done": 3, "failed": 2, "skipped": 1}
@@ -90,7 +90,7 @@ def test_one_bad_entry_harms_only_what_needs_it(zoo: Zoo, source: Path) -> None:
     assert not Path("zoo/poisoned").exists()
 
 
-def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Path) -> None:
+def test_only_failed_entries_run_again(zoo: Zoo, source: Path) -> None:
     manifest = zoo(*CHAIN, {**POISON, "source": "./later"})
     assert do(manifest).exit_code == 3
     Path("later").symlink_to(source)
@@ -100,7 +100,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Pat
     assert set(states(batch).values()) == {"done"}
     assert {name for name, state in changes if state == "running"} == {"poisoned"}
     assert batch.statuses["first"].reused
-    # An output that is gone, or is not what it was, is not taken for done.
+    # An entry whose output is missing or changed runs again.
     for path in sorted(Path("zoo/second").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     Path("zoo/second").rmdir()
@@ -109,7 +109,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(zoo: Zoo, source: Pat
     assert {name for name, state in changes if state == "running"} == {"second"}
 
 
-def test_a_changed_recipe_is_another_conversion_and_never_replaces_one(zoo: Zoo) -> None:
+def test_a_changed_recipe_never_replaces_an_output(zoo: Zoo) -> None:
     manifest = zoo(CHAIN[0])
     assert do(manifest).exit_code == 0
     before = weights(Path("zoo/first"))
@@ -118,7 +118,7 @@ def test_a_changed_recipe_is_another_conversion_and_never_replaces_one(zoo: Zoo)
     assert weights(Path("zoo/first")) == before
 
 
-def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
+def test_the_output_of_another_source_is_not_reused(zoo: Zoo) -> None:
     assert do(zoo(*CHAIN)).exit_code == 0
     before = weights(Path("zoo/second"))
     shutil.rmtree("zoo/first")
@@ -127,7 +127,7 @@ def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
     assert batch.exit_code == 6
     assert "nothing is ever overwritten" in str(batch.statuses["second"].why)
     assert weights(Path("zoo/second")) == before
-    # Moved away, it is made of what is there now.
+    # After the old output is moved away, the entry runs again.
     Path("zoo/second").rename("before")
     batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
     assert (states(batch), batch.statuses["first"].reused) == ({"first": "done", "second": "done"}, True)
@@ -135,9 +135,7 @@ def test_what_another_source_has_made_is_not_taken_for_done(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("written", ["source", "operator", "data"])
-def test_what_was_done_from_files_that_have_changed_is_not_done(
-    written: str, zoo: Zoo, source: Path, tmp_path: Path
-) -> None:
+def test_an_entry_with_changed_input_files_is_not_reused(written: str, zoo: Zoo, source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "runs/step-1")
     first = do(
         zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml", "set": {"growth.depth": "interpolate"}}, out="o")
@@ -165,7 +163,7 @@ def test_what_was_done_from_files_that_have_changed_is_not_done(
     assert {status.code for status in batch.statuses.values()} == {0, 6}
 
 
-def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Zoo) -> None:
+def test_the_first_failure_in_the_manifest_s_order_gives_the_exit_code(zoo: Zoo) -> None:
     batch = do(
         zoo(
             {"name": "late", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}, "after": ["ok"]},
@@ -183,14 +181,12 @@ def test_the_first_that_was_written_gives_the_code_whatever_is_done_first(zoo: Z
     [
         ({"recipe": "nope.yaml"}, 2),
         ({"recipe": "deeper.yaml", "set": {"growth.width": "nothing"}}, 2),
-        # Of three layers: the first makes four.
+        # Three layers: the first entry makes four.
         ({"recipe": "deeper.yaml", "target": {"n_layer": 3}}, 2),
         ({"operator": "text.txt"}, 3),
     ],
 )
-def test_what_can_be_refused_of_an_entry_that_waits_is_refused_at_once(
-    second: Mapping[str, object], code: int, zoo: Zoo
-) -> None:
+def test_errors_of_a_waiting_entry_are_found_at_the_start(second: Mapping[str, object], code: int, zoo: Zoo) -> None:
     order: list[tuple[str, str]] = []
     manifest = zoo(
         CHAIN[0],
@@ -203,7 +199,7 @@ def test_what_can_be_refused_of_an_entry_that_waits_is_refused_at_once(
     assert batch.exit_code == code
 
 
-def test_a_place_that_an_entry_will_make_is_not_missed_before(zoo: Zoo, tmp_path: Path) -> None:
+def test_the_future_output_of_an_entry_may_be_missing_at_the_start(zoo: Zoo, tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "deeper.yaml").read_text())
     recipe |= {"source": {"model": "zoo/first/."}, "target": {"config": {"n_layer": 8}}}
     (tmp_path / "second.yaml").write_text(json.dumps(recipe))
@@ -212,7 +208,7 @@ def test_a_place_that_an_entry_will_make_is_not_missed_before(zoo: Zoo, tmp_path
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_chain_is_planned_from_what_its_first_will_be(name: str, tmp_path: Path) -> None:
+def test_a_chain_is_planned_from_the_future_config_of_its_first_entry(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     recipe = {
         "version": 1,
@@ -231,13 +227,13 @@ def test_a_chain_is_planned_from_what_its_first_will_be(name: str, tmp_path: Pat
     assert sizes == second.family.sizes(second.start.target) == first.family.sizes(first.start.target)
 
 
-def test_a_bug_met_in_planning_or_starting_ends_one_entry(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_planning_or_starting_fails_one_entry(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     start = InProcessEngine.start
 
-    def plan(recipe: Recipe, **said: Any) -> Plan:
+    def plan(recipe: Recipe, **options: Any) -> Plan:
         if recipe.output.dir.endswith("unplanned"):
             raise KeyError("a bug")
-        return plan_recipe(recipe, **said)
+        return plan_recipe(recipe, **options)
 
     def refuse(self: InProcessEngine, request: ResourceRequest) -> None:
         if request.name == "unstarted":
@@ -254,9 +250,7 @@ def test_a_bug_met_in_planning_or_starting_ends_one_entry(zoo: Zoo, monkeypatch:
     assert not list(Path("zoo.ligo-batch/leases").iterdir())
 
 
-def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
-    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_cannot_be_written_changes_no_result(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     finish, take = Leases.complete, Leases.acquire
 
     def finish_unless_full(self: Leases, name: str, record: Mapping[str, Any]) -> object:
@@ -271,21 +265,23 @@ def test_a_record_that_cannot_be_kept_changes_nothing_of_what_came_of_it(
 
     monkeypatch.setattr(Leases, "complete", finish_unless_full)
     monkeypatch.setattr(Leases, "acquire", take_unless_full)
-    said: list[tuple[str, str]] = []
+    messages: list[tuple[str, str]] = []
     manifest = zoo(*CHAIN, POISON, {"name": "unleased", "recipe": "deeper.yaml"})
-    batch = do(manifest, watcher=Watcher(on_message=lambda name, text: said.append((name, text))))
+    batch = do(manifest, watcher=Watcher(on_message=lambda name, text: messages.append((name, text))))
     assert states(batch) == {"first": "done", "second": "done", "poisoned": "failed", "unleased": "failed"}
     assert [status.code for status in batch.statuses.values()] == [0, 0, 3, 5]
-    assert {name for name, text in said if "cannot record the result" in text} == {"first", "poisoned", "unleased"}
+    assert {name for name, text in messages if "cannot record the result" in text} == {"first", "poisoned", "unleased"}
     assert not list(Path("zoo.ligo-batch/leases").iterdir())
 
 
-def test_what_was_lost_to_another_is_looked_at_as_another_s(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_whose_lease_was_lost_takes_the_other_process_s_result(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ligo_convert.batch.scheduler.WATCH_SECONDS", 0.0)
     finish, lost = Leases.complete, list[str]()
 
     def lose_once(self: Leases, name: str, record: Mapping[str, Any]) -> bool:
-        finish(self, name, record)  # the other's, who has made the same
+        finish(self, name, record)  # as the other process, with the same result
         lost.append(name)
         return False
 
@@ -297,7 +293,7 @@ def test_what_was_lost_to_another_is_looked_at_as_another_s(zoo: Zoo, monkeypatc
     assert batch.statuses["first"].reused
 
 
-def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_entry_needs_no_disk_space(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = zoo(CHAIN[0], {"name": "other", "recipe": "deeper.yaml"})
     assert do(manifest).exit_code == 0
     shutil.rmtree("zoo.ligo-batch")
@@ -310,7 +306,7 @@ def test_what_is_finished_needs_no_room(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
     assert "not enough room" in str(batch.statuses["other"].why)
 
 
-def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
+def test_an_engine_elsewhere_is_not_limited_by_this_machine(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(tmp_path / "fitted.yaml")
@@ -336,17 +332,17 @@ def test_what_is_done_elsewhere_is_not_judged_by_this_machine(
     assert "more memory than" in str(do(zoo(entry), engine="local").statuses["fitted"].why)
 
 
-def test_what_a_plan_refuses_has_failed_before_anything_is_begun(zoo: Zoo) -> None:
+def test_an_entry_that_its_plan_refuses_fails_before_any_entry_starts(zoo: Zoo) -> None:
     order: list[tuple[str, str]] = []
     manifest = zoo(CHAIN[0], {"name": "wide", "recipe": "deeper.yaml", "set": {"growth.width": "nothing"}})
     do(manifest, watcher=Watcher(on_change=lambda name, status: order.append((name, status.state))))
     assert order[0] == ("wide", "failed")
 
 
-def test_publishing_without_a_licence_fails_by_itself_and_at_once(
+def test_publishing_without_a_licence_fails_alone_and_at_the_start(
     zoo: Zoo, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A licence is asked for after an account, and whether or not the Hub is there.
+    # The licence is checked after the account, even if the Hub cannot be reached.
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     to = {"publish": {"repo": "org/{name}"}}
@@ -367,7 +363,7 @@ def test_publishing_without_a_licence_fails_by_itself_and_at_once(
 # --- done once --------------------------------------------------------------------------------------------------------
 
 
-def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Zoo) -> None:
+def test_equal_fits_and_digests_are_computed_once_with_the_same_bytes(zoo: Zoo) -> None:
     batch = do(zoo({"name": "alone", "recipe": "fitted.yaml"}, state="alone-state"))
     assert batch.exit_code == 0
     manifest = zoo(
@@ -386,7 +382,7 @@ def test_equal_fits_and_digests_are_done_once_and_the_same_bytes_come_out(zoo: Z
     assert len(weights(Path("zoo/two"))) > 1
 
 
-def test_a_digest_that_is_known_still_holds_every_tensor_that_is_read(source: Path, tmp_path: Path) -> None:
+def test_a_cached_digest_still_checks_every_tensor(source: Path, tmp_path: Path) -> None:
     cache = ResultCache(tmp_path / "cache")
     with open_source(str(source), base=source) as first:
         digests = first.digest(memo=cache)
@@ -421,7 +417,7 @@ def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
-def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo) -> None:
+def test_worker_processes_write_the_same_bytes_and_a_killed_one_fails_alone(zoo: Zoo) -> None:
     manifest = zoo(*CHAIN, {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}})
     killed: list[int] = []
 
@@ -449,7 +445,7 @@ def test_workers_give_what_one_process_gives_and_a_killed_one_is_alone(zoo: Zoo)
 
 
 @pytest.mark.slow
-def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
+def test_a_stopped_batch_continues(zoo: Zoo) -> None:
     long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
     manifest = zoo(CHAIN[0], long, {"name": "last", "recipe": "deeper.yaml", "after": ["long"]})
     process = cli(manifest, "--json", before=SAVING_OFTEN)
@@ -473,7 +469,7 @@ def test_a_stopped_batch_goes_on_where_it_was(zoo: Zoo) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
+def test_another_process_finishes_the_entry_of_a_killed_one(zoo: Zoo) -> None:
     long = {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 60}}
     manifest = zoo(long, {"name": "other", "recipe": "deeper.yaml"}, {"name": "last", "recipe": "deeper.yaml"})
     shard = cli(manifest, "--json", "--shard", "0/2", before=SAVING_OFTEN)
@@ -481,7 +477,7 @@ def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
     shard.kill()
     assert finish(shard, seconds=60)[0] == ""
     assert shard.returncode == -signal.SIGKILL
-    # It could not give anything back.
+    # A killed process releases nothing.
     assert [path.name for path in (manifest.parent / "zoo.ligo-batch/leases").glob("[!.]*")] == ["long"]
     whole = cli(manifest, "--json", before=SAVING_OFTEN)
     out, err = finish(whole, seconds=120)
@@ -495,7 +491,7 @@ def test_what_a_killed_process_was_at_another_ends(zoo: Zoo) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_of_several_jobs_that_is_stopped_leaves_nobody_and_goes_on(zoo: Zoo) -> None:
+def test_a_stopped_batch_of_several_jobs_leaves_no_process_and_continues(zoo: Zoo) -> None:
     long = [
         {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 250, "fit.seed": number}}
         for number in range(2)
@@ -526,7 +522,7 @@ GOING_ON = "resuming from the staged files of an earlier run"
 
 
 def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
-    """That an output in `zoo` holds what the same entry, never stopped, comes to."""
+    """Check that an output in `zoo` equals that of the same entry without interruption."""
     name = str(entry["name"])
     whole = cli(zoo(entry, out="whole"))
     _, err = finish(whole, seconds=120)
@@ -535,11 +531,11 @@ def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
         assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
 
 
-def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: Zoo) -> None:
+def test_several_processes_run_each_entry_once(zoo: Zoo) -> None:
     entries = [{"name": f"n{number}", "recipe": "deeper.yaml"} for number in range(6)]
     manifest = zoo(*entries, POISON)
     array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1"}
-    # One by the option, one by what Slurm says; and a third who does the whole, as after a requeue.
+    # One shard by the option, one by Slurm's environment, and a third process with every entry, as after a requeue.
     processes = [cli(manifest, "--json", "--shard", "0/2"), cli(manifest, "--json", SLURM_ARRAY_TASK_ID="2", **array)]
     processes.append(cli(manifest, "--json"))
     reports, ran = [], []
@@ -554,7 +550,7 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
     done = [name for one in reports for name, entry in one["entries"].items() if not entry["again"]]
     for one in reports:
         assert {state["state"] for name, state in one["entries"].items() if name != "poisoned"} == {"done"}
-    # Of the two or three who saw an entry done, one has done it; the others were told.
+    # One process ran each entry; the others reused its record.
     assert sorted(ran) == [f"n{number}" for number in range(6)]
     assert sorted(name for name in done if name != "poisoned") == sorted(ran)
     assert [process.returncode for process in processes].count(3) >= 2
@@ -569,7 +565,7 @@ def test_two_processes_share_the_work_and_neither_does_what_the_other_does(zoo: 
         ({}, ["--shard", "one"], 2),
     ],
 )
-def test_a_share_is_said_whole(environment: dict[str, str], option: list[str], code: int, zoo: Zoo) -> None:
+def test_a_shard_needs_index_and_count(environment: dict[str, str], option: list[str], code: int, zoo: Zoo) -> None:
     process = cli(zoo(CHAIN[0], {"name": "x", "recipe": "deeper.yaml"}), "--json", *option, **environment)
     out, err = finish(process, seconds=60)
     assert process.returncode == code, err

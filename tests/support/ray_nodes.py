@@ -1,7 +1,7 @@
-"""A Ray cluster of two nodes on this machine, each with its own processes, as a program.
+"""A program that runs a Ray cluster of two nodes on this machine, each with its own processes.
 
-Prints the cluster's address; then kills the second node at the line `kill` on stdin, and ends at the end of stdin.
-A process of its own, as Ray warns of this and that, and tests take warnings for errors.
+It prints the cluster's address, kills the second node when it reads the line `kill`, and ends at the end of stdin. It is a separate
+process because Ray emits warnings, which are errors in tests.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 
-# Beside other tests its workers would get no processor at the niceness they have by default.
+# With Ray's default niceness, its workers would get no CPU time beside other tests.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  as Ray spells it
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
 
-# A node that is gone is noticed within two seconds, not within a minute.
+# Detect a lost node within two seconds instead of a minute.
 PATIENCE = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
