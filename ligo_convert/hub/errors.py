@@ -50,7 +50,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a request was for. The same exception means different things to somebody who downloads and somebody who uploads.
+    """The purpose of a request: the same exception means different things for a download and an upload.
 
     Attributes:
         repo: the repository, for messages.

@@ -27,7 +27,7 @@ from ligo_convert.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class PublishResult:
-    """What publishing to the Hub did.
+    """The result of publishing to the Hub.
 
     Attributes:
         bundle: the published files.
@@ -195,7 +195,7 @@ class HubDestination:
                 if number is not None:
                     data |= {"revision": f"refs/pr/{number}", "pull_request": repo.pull_request_url(number)}
         except HubUnreachable as error:
-            progress.warn(f"the Hub was asked without success: {error.what}")
+            progress.warn(f"the Hub cannot be asked: {error.what}")
             return data
         changes = {"exists": state.exists, "changed": state.changed, "removed": list(state.removed)}
         return {**data, **changes, "private": state.private}

@@ -18,7 +18,7 @@ from ligo_convert.progress import Progress
 
 
 class Report(Protocol):
-    """What a destination reports after publishing."""
+    """The report of a destination after publishing."""
 
     def json(self) -> dict[str, Any]:
         """Return the report as plain data, for `--json`."""
@@ -28,7 +28,7 @@ class Report(Protocol):
 class Destination(Protocol):
     """A place that bundles are published to.
 
-    The methods are called in the order in which they stand here. Only `put` changes anything at the destination.
+    The methods are called in this order. Only `put` changes anything at the destination.
     """
 
     def check_options(self) -> None:
