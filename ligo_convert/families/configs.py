@@ -1,8 +1,8 @@
-"""What lies in config.json, and the flat config that families read.
+"""Convert config.json to the flat config that families read, and back.
 
-What comes in: config.json as plain data. What goes out: keys and values at one level, with a `model_type` that names the family; and back
-again, for the target. transformers' configs are flat as they are. timm's name an architecture that stands for most sizes, set arguments
-over it (`model_args`), and say in `pretrained_cfg` how images are prepared.
+Input: config.json as plain data. Output: keys and values at one level, with the family's `model_type`.
+Configs of transformers are already flat. A config of timm names an architecture, which determines most sizes; `model_args`
+overrides them, and `pretrained_cfg` describes how images are prepared.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ligo_convert.errors import SourceError
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Config, Family
 
-# What an image is normalised with where config.json does not say (the mean and deviation of ImageNet).
+# Mean and standard deviation of ImageNet, for a config.json without its own.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Arguments that timm's configs keep beside the others; transformers passes them a second time if they stand among them.
+# Arguments that timm's configs hold outside `model_args`; inside it, transformers would pass them twice.
 _BESIDE = ("num_classes", "in_chans", "global_pool")
 
 _PREPARED = (
@@ -33,13 +33,13 @@ _PREPARED = (
     "license",
 )
 
-# Sizes are always written out: a target is then what it says, whatever its architecture's name stands for.
+# Sizes are always written, so that a target does not depend on the meaning of its architecture's name.
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_token_only")
 
-# Follows from the architecture's name, and is no argument.
+# Determined by the architecture's name; not arguments.
 _IMPLIED = ("prefix_tokens", "distilled")
 
-# Where a source's weights were fetched from: the target's are not there.
+# Where the source's weights were published; not valid for the target.
 _ORIGINS = (
     "url",
     "file",
@@ -55,10 +55,10 @@ _ORIGINS = (
 
 
 def flat_config(config: Config, *, where: str = "config.json") -> dict[str, object]:
-    """config.json as families read it.
+    """Flatten config.json.
 
     Raises:
-        SourceError: an architecture of timm's that no family lists.
+        SourceError: a timm architecture that no family lists, or an argument that is not supported.
     """
     named = config.get("architecture")
     if "model_type" in config or not isinstance(named, str):
@@ -69,16 +69,16 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     architecture = named.partition(".")[0]
     family = next((family for family in FAMILIES.values() if architecture in family.architectures), None)
     if family is None:
-        known = [name for found in FAMILIES.values() for name in found.architectures]
+        known = [name for other in FAMILIES.values() for name in other.architectures]
         near = difflib.get_close_matches(architecture, known, n=3)
         raise SourceError(
             f"architecture {named!r} is not supported",
             where=where,
-            expected="one that a family lists" + (f", such as {', '.join(near)}" if near else ""),
-            hint="`ligo-convert families` lists the families; docs/extending/adding-a-family.md says how one is added",
+            expected="an architecture that a family lists" + (f", such as {', '.join(near)}" if near else ""),
+            hint="`ligo-convert families` lists the families; docs/extending/adding-a-family.md describes how to add one",
         )
     given = config.get("pretrained_cfg")
-    # timm's older layout has at the top what says how images are prepared.
+    # timm's older layout holds the keys of `pretrained_cfg` at the top level.
     top = {key: config[key] for key in _PREPARED if key in config}
     prepared: dict[str, object] = dict(given) if isinstance(given, dict) else top
     arguments = config.get("model_args")
@@ -90,7 +90,7 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
         flat.update({"in_chans": shape[0], "img_size": shape[-1]})
     flat.update({key: prepared[key] for key in ("num_classes",) if key in prepared})
     flat.update(arguments if isinstance(arguments, dict) else {})
-    # What stands at the top is what was trained.
+    # Top-level keys describe the trained model and take precedence.
     flat.update(
         {
             key: value
@@ -105,9 +105,9 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
             "an image model without a head (num_classes: 0) is not supported",
             where=where,
             expected="a classifier",
-            hint="take the checkpoint that has one, such as the fine-tuned one",
+            hint="use a checkpoint with a classifier, such as a fine-tuned one",
         )
-    # timm writes sides as pairs.
+    # timm writes side lengths as pairs.
     for key in ("img_size", "patch_size"):
         pair = flat[key]
         if isinstance(pair, list | tuple) and len(set(pair)) == 1:
@@ -116,7 +116,7 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
 
 
 def _check_known(family: Family, arguments: Config, *, where: str) -> None:
-    """Refuse arguments that no row of the family depends on: a model that is built otherwise is not the one it describes."""
+    """Refuse arguments that the family does not know: they may build a model that its table does not describe. Raises SourceError."""
     known = {
         *family.defaults,
         *family.required_values,
@@ -128,25 +128,27 @@ def _check_known(family: Family, arguments: Config, *, where: str) -> None:
     unknown = [str(key) for key in arguments if key not in known]
     if {"hidden_size", "num_hidden_layers", "num_attention_heads"} & set(unknown):
         raise SourceError(
-            f"this config is of transformers' own {family.name}, which is not supported",
+            f"this config is for the {family.name} of transformers, which is not supported",
             where=where,
             expected=f"timm's: {', '.join(family.defaults)}",
-            hint="take the checkpoint that timm has of it",
+            hint="use timm's checkpoint of the model",
         )
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(map(str, known)), n=1)
         raise SourceError(
-            f"{unknown[0]}: no argument of a {family.name} that is supported here",
+            f"{unknown[0]}: not a supported argument of a {family.name}",
             where=where,
             expected=f"did you mean {near[0]!r}?" if near else f"timm's own: {', '.join(family.defaults)}",
         )
 
 
 def written_config(family: Family, target: Config, stored: Config) -> dict[str, Any]:
-    """config.json of a timm target.
+    """Build config.json of a timm target.
 
     Args:
-        target: as families read it. stored: the source's config.json, for what is passed on.
+        family: the family of the target.
+        target: the flat config.
+        stored: the source's config.json, whose class names are copied if the number of classes is the same.
     """
     complete = family.complete(target)
     architecture = _architecture_of(family, complete)
@@ -163,7 +165,7 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
     side = complete["img_size"]
     shape = {"input_size": [complete["in_chans"], side, side], "fixed_input_size": True}
     defaults = {"interpolation": "bicubic", "crop_pct": 1.0, "mean": list(_MEAN), "std": list(_DEVIATION)}
-    # Names of classes go with the classes.
+    # Class names are valid only for the same classes.
     same = complete["num_classes"] == stored.get("num_classes", complete["num_classes"])
     named = {key: stored[key] for key in ("label_names", "label_descriptions") if same and key in stored}
     return {
@@ -178,7 +180,7 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
 
 
 def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
-    """The architecture whose sizes these are, else the source's: its arguments are written out."""
+    """The architecture with exactly these sizes, else the source's architecture, whose arguments are then written out."""
     keys = [key for key in family.defaults if key not in _BESIDE]
     for name, entry in family.architectures.items():
         implied = {**family.defaults, **entry}
@@ -187,7 +189,7 @@ def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
     named = complete.get("architecture")
     if isinstance(named, str) and named in family.architectures:
         return named
-    # A source that was trained here names none: any that implies the same will do, as every argument is written.
+    # A source trained by the recipe names no architecture. Any with the same implied keys fits, since all arguments are written.
     same = [
         name
         for name, entry in family.architectures.items()
@@ -197,7 +199,7 @@ def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
 
 
 def image_preprocessing(config: Config) -> dict[str, Any]:
-    """How a model wants its images: side, mean, deviation, interpolation and the share that is cropped from the middle."""
+    """The preprocessing of images: side length, mean, standard deviation, interpolation and the share of the centre crop."""
     prepared = config.get("pretrained_cfg")
     found: dict[str, Any] = dict(prepared) if isinstance(prepared, dict) else {}
     return {

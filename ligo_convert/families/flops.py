@@ -1,9 +1,9 @@
-"""Floating-point operations, counted from a family's table and a config alone.
+"""Count floating-point operations from a family's table and a config.
 
-A forward pass multiplies every weight that is read and written once a token (2 operations each), and attention takes 2 products of
-2 * sequence * width operations a token and layer; backward costs twice forward: once for what goes in, once for the weights. Lookups,
-norms, softmax, biases and the optimizer are left out, as is usual. The head counts, tied or not. An image is a sequence of its patches;
-what is applied to one token of a sequence alone (class attention, classifiers) counts once a sequence.
+A forward pass takes 2 operations for each weight of a matrix and token, and 4 * sequence * width for attention in each layer
+and token. A backward pass takes twice as many: once for the inputs, once for the weights. Lookups, norms, softmax, biases and
+the optimizer are not counted, as usual. The head counts, tied or not. An image is a sequence of patches. A module applied to
+one token of a sequence (class attention, classifiers) counts once per sequence.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ EVERYTHING = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """What one matrix, or the attention of one layer, costs in a forward pass.
+    """The cost of one matrix, or of the attention of one layer, in a forward pass.
 
     Attributes:
-        pattern: of the matrix's row; "" for attention, which has no weights. axis, layer: where it stands; None outside the layers.
-        below: whether it comes before the layers. flops: operations. power: 2 where they grow with the square of the tokens.
+        pattern: pattern of the matrix's row; "" for attention, which has no weights.
+        axis: depth axis; None outside the layers.
+        layer: index along `axis`; None outside the layers.
+        below: True if it comes before the layers.
+        flops: number of operations.
+        power: 2 if the cost grows with the square of the number of tokens, else 1.
     """
 
     pattern: str
@@ -43,7 +47,7 @@ class Product:
 
 
 def products(family: Family, config: Mapping[str, object], *, tokens: int, sequence_length: int) -> tuple[Product, ...]:
-    """Every matrix product of one forward pass over `tokens` tokens in sequences of `sequence_length`."""
+    """The matrix products of one forward pass over `tokens` tokens in sequences of `sequence_length`."""
     return tuple(_products(family, config, tokens, sequence_length))
 
 
@@ -53,7 +57,7 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
         if not row.present(family.complete(config)) or len(row.layout.dims) < 2:
             continue
         reads = [dim for dim in row.layout.dims if dim.role == "read"]
-        # What reads nothing is added; what reads ids is looked up.
+        # A row without a read dim is added, and one that reads ids is a lookup: neither is a matrix product.
         if not reads or any(set(dim.parts) <= set(family.lookup_axes) for dim in reads):
             continue
         count = tokens // sequence_length if row.module in family.pooled_modules else tokens
@@ -71,14 +75,14 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
 
 
 def is_below(family: Family, row: Row) -> bool:
-    """Whether a row outside the layers comes before them: embeddings, what is added to them, and patches."""
+    """Return whether a row outside the layers comes before them: embeddings, patches, and tensors added to them."""
     if row.depth is not None or row.pattern in family.pooled_modules:
         return False
     given = {*family.never_grown, *family.lookup_axes, family.vocabulary, family.positions}
     reads = {part for dim in row.layout.dims if dim.role == "read" for part in dim.parts}
     if reads:
         return reads <= given
-    # Norms and biases: above where they are the head's or belong to what is.
+    # Norms and biases come after the layers if they feed the head or belong to a module that does.
     if family.feeds_head(row):
         return False
     beside = [other for other in family.rows if other.module == row.module and other is not row]
@@ -88,18 +92,18 @@ def is_below(family: Family, row: Row) -> bool:
 
 
 def _head_modules(family: Family, given: set[str]) -> set[str]:
-    """The modules outside the layers that read a stream, and those that they lie in."""
-    found = set()
+    """The modules outside the layers that read a stream, and their parent modules."""
+    modules = set()
     for row in family.rows:
         reads = {part for dim in row.layout.dims if dim.role == "read" for part in dim.parts}
         if row.depth is None and reads and not reads <= given:
-            found |= {row.module, row.module.rpartition(".")[0]}
-    return found - {""}
+            modules |= {row.module, row.module.rpartition(".")[0]}
+    return modules - {""}
 
 
 def forward_flops(family: Family, config: Mapping[str, object], *, tokens: int, sequence_length: int) -> int:
     """Operations of one forward pass over `tokens` tokens in sequences of `sequence_length`."""
-    return sum(found.flops for found in products(family, config, tokens=tokens, sequence_length=sequence_length))
+    return sum(product.flops for product in products(family, config, tokens=tokens, sequence_length=sequence_length))
 
 
 def step_flops(family: Family, config: Mapping[str, object], *, tokens: int, sequence_length: int) -> int:
@@ -107,9 +111,9 @@ def step_flops(family: Family, config: Mapping[str, object], *, tokens: int, seq
     return 3 * forward_flops(family, config, tokens=tokens, sequence_length=sequence_length)
 
 
-Trained = Callable[[Row, int | None], bool]  # whether a row's tensor (of a layer) learns
+Trained = Callable[[Row, int | None], bool]  # (row, layer) -> whether its tensor is trained
 
-Share = Callable[[str, int], float]  # (depth axis, layer) -> the part of the tokens that pass it
+Share = Callable[[str, int], float]  # (depth axis, layer) -> the share of tokens that the layer processes
 
 
 def partial_step_flops(
@@ -143,7 +147,7 @@ def partial_step_flops(
 
 
 def _height(family: Family, axis: str | None, layer: int | None, below: bool) -> tuple[int, int]:
-    """Where something stands between input and output."""
+    """The position of a product between input and output, for comparison."""
     if axis is None:
         return (-1, 0) if below else (len(family.depth_axes), 0)
     assert layer is not None
@@ -165,9 +169,9 @@ def _lowest(family: Family, config: Mapping[str, object], trained: Trained | Non
 
 
 def growth_flops(family: Family, source: Mapping[str, object], target: Mapping[str, object]) -> int:
-    """Operations of growing every tensor once by dense maps: along each dim that grows, then over the layers.
+    """Operations of growing every tensor once with dense maps: along each dim that grows, then over the layers.
 
-    Widening comes first, as the source has fewer layers; `fixed` axes are not multiplied.
+    Width comes first, since the source has fewer layers. Rotary axes are not multiplied.
     """
     old, new = family.sizes(source), family.sizes(target)
     total = 0
@@ -198,9 +202,9 @@ def fit_flops(
     tokens: int,
     sequence_length: int,
 ) -> int:
-    """Operations of a whole fit: at every step the target's training step, and growth four times over.
+    """Operations of a complete fit: in each step, one training step of the target and the cost of four growths.
 
-    Growth runs once for the weights and once more for its gradient, whose backward pass costs two.
+    The weights are grown once in the forward pass and once more to recompute it; the backward pass costs two.
     """
     step = step_flops(family, target, tokens=tokens, sequence_length=sequence_length)
     return steps * (step + 4 * growth_flops(family, source, target))

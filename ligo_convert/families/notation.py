@@ -1,22 +1,22 @@
-"""The notation: tensor-name patterns, layouts such as `query+key+value <- embed`, and size expressions. Strings only.
+"""Parse the notation of family tables: tensor-name patterns, layouts such as `query+key+value <- embed`, and size expressions.
 
 A row of a family's table is `name pattern : layout`.
 
     pattern   transformer.h.{layer}.(ln_1|ln_2).weight     `{layer}` is a depth axis, `(a|b)` alternatives
     layout    mlp <- embed                                 stored (out, in): `mlp` is written, `embed` is read
-              embed -> mlp                                 stored (in, out): the arrow always points at what is written
+              embed -> mlp                                 stored (in, out): the arrow points at the written dim
               embed                                        no arrow: every dim is written (a bias, a token)
               embed gain | embed shift                     a norm's scale and offset
-              embed scale                                  a LayerScale: what a branch is multiplied with before it is added
-              query+key+value <- embed                     a fused dim: the parts lie one after the other
+              embed scale                                  a LayerScale, which multiplies a branch before it is added
+              query+key+value <- embed                     a fused dim: the parts are concatenated
               1 position embed                             `1` is a dummy dim
-              query if attention_bias                      there only where the config key is true (`if not KEY` where it is not)
-              embed <- embed in pooler                     belongs to a part of the checkpoint that is there or not as a whole
+              query if attention_bias                      exists only if the config key is true (`if not KEY`: false)
+              embed <- embed in pooler                     belongs to a part that a checkpoint has completely or not at all
 
-    size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `+`, `or` (where None); a product
-                                                           with a fraction among its factors is rounded down
+    size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `+`, `or` (if None); a product with
+                                                           a fractional factor is rounded down
 
-docs/development/adr/0001-arrow-notation.md says why it is this way.
+docs/development/adr/0001-arrow-notation.md gives the reasons for this notation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Literal
 
 Role = Literal["write", "read", "gain", "shift", "scale"]
 
-# Roles that a layout names by a word at its end.
+# Roles named by the last word of a layout.
 NAMED_ROLES: tuple[Role, ...] = ("gain", "shift", "scale")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -41,7 +41,7 @@ _DEPTH = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class Dim:
-    """One stored dim: the streams that lie along it, one after the other, and what the tensor does with them."""
+    """One stored dim: the streams concatenated along it, and the role they have in the tensor."""
 
     parts: tuple[str, ...]
     role: Role
@@ -49,25 +49,35 @@ class Dim:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the stored dims of a tensor mean, in storage order, and when the tensor exists."""
+    """The meaning of a tensor's stored dims, and the condition for its existence.
+
+    Attributes:
+        dims: the dims in storage order.
+        condition: config key that decides whether the tensor exists; "" if it always does.
+        negated: True if the tensor exists when the key is false.
+        part: the part of the checkpoint that the tensor belongs to; "" for the body.
+    """
 
     dims: tuple[Dim, ...]
-    condition: str = ""  # config key, "" for always
+    condition: str = ""
     negated: bool = False
-    part: str = ""  # of the checkpoint, "" for what is always there
+    part: str = ""
 
     @property
     def streams(self) -> tuple[str, ...]:
         return tuple(part for dim in self.dims for part in dim.parts if part != "1")
 
     def pieces(self) -> tuple[tuple[str, tuple[Dim, ...]], ...]:
-        """The unfused pieces, in storage order: (label, dims with one part each); the label is "" where nothing is fused."""
+        """The unfused pieces, in storage order: (label, dims with one part each); the label is "" if no dim is fused."""
         fused = [position for position, dim in enumerate(self.dims) if len(dim.parts) > 1]
         if not fused:
             return (("", self.dims),)
         position = fused[0]
         return tuple(
-            (part, tuple(replace(dim, parts=(part,)) if at == position else dim for at, dim in enumerate(self.dims)))
+            (
+                part,
+                tuple(replace(dim, parts=(part,)) if index == position else dim for index, dim in enumerate(self.dims)),
+            )
             for part in self.dims[position].parts
         )
 
@@ -77,11 +87,11 @@ class Layout:
 
 
 class NotationError(ValueError):
-    """A table that does not follow the notation: a bug in a family's file."""
+    """A table does not follow the notation: a bug in the family's file."""
 
 
 def parse_layout(text: str) -> Layout:
-    """Parse one layout.
+    """Parse one layout. Raises NotationError.
 
     >>> [dim.role for dim in parse_layout("embed -> query+key").dims]
     ['read', 'write']
@@ -91,9 +101,9 @@ def parse_layout(text: str) -> Layout:
     negated = condition.startswith("not ")
     condition = condition.removeprefix("not ").strip()
     if condition and not _NAME.match(condition):
-        raise NotationError(f"layout {text!r}: {condition!r} is no config key")
+        raise NotationError(f"layout {text!r}: {condition!r} is not a config key")
     if part and not _NAME.match(part):
-        raise NotationError(f"layout {text!r}: {part!r} is no part of a checkpoint")
+        raise NotationError(f"layout {text!r}: {part!r} is not the name of a part")
     words = body.split()
     role: Role = "write"
     for named in NAMED_ROLES:
@@ -106,11 +116,11 @@ def parse_layout(text: str) -> Layout:
     if not arrows:
         dims = tuple(_dim(word, role, text) for word in words)
     else:
-        at = arrows[0]
-        before: Role = "read" if words[at] == "->" else "write"
-        after: Role = "write" if words[at] == "->" else "read"
-        dims = tuple(_dim(word, before, text) for word in words[:at])
-        dims += tuple(_dim(word, after, text) for word in words[at + 1 :])
+        arrow = arrows[0]
+        before: Role = "read" if words[arrow] == "->" else "write"
+        after: Role = "write" if words[arrow] == "->" else "read"
+        dims = tuple(_dim(word, before, text) for word in words[:arrow])
+        dims += tuple(_dim(word, after, text) for word in words[arrow + 1 :])
     layout = Layout(dims=dims, condition=condition, negated=negated, part=part)
     if not dims or (arrows and arrows[0] in (0, len(words) - 1)):
         raise NotationError(f"layout {text!r}: a side of the arrow is empty")
@@ -120,22 +130,22 @@ def parse_layout(text: str) -> Layout:
 
 
 def _suffix(body: str, text: str, mark: str) -> tuple[str, str]:
-    """A layout's text before and after a mark such as ` if `; both sides hold something, or there is no mark."""
-    head, found, tail = body.partition(mark)
-    if found and not (head.strip() and tail.strip()):
-        raise NotationError(f"layout {text!r}: nothing beside {mark.strip()!r}")
+    """Split a layout's text at a mark such as ` if `. Raises NotationError if the text before or after it is empty."""
+    head, separator, tail = body.partition(mark)
+    if separator and not (head.strip() and tail.strip()):
+        raise NotationError(f"layout {text!r}: no text before or after {mark.strip()!r}")
     return head, tail.strip()
 
 
 def _dim(word: str, role: Role, text: str) -> Dim:
     parts = tuple(word.split("+"))
     if not all(part == "1" or _NAME.match(part) for part in parts):
-        raise NotationError(f"layout {text!r}: {word!r} is no stream, fused streams (a+b) or 1")
+        raise NotationError(f"layout {text!r}: {word!r} is not a stream, fused streams (a+b) or 1")
     return Dim(parts=parts, role=role)
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """Every name pattern that the alternatives of `pattern` stand for.
+    """Expand the alternatives of a pattern into one name pattern each.
 
     >>> expand("h.{layer}.(ln_1|ln_2).bias")
     ('h.{layer}.ln_1.bias', 'h.{layer}.ln_2.bias')
@@ -148,31 +158,31 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 
 def depth_axis(pattern: str) -> str | None:
-    """The depth axis that a pattern runs over, or None: `h.{layer}.weight` -> `layer`."""
-    found = _DEPTH.findall(pattern)
-    if len(found) > 1:
+    """The depth axis of a pattern, or None: `h.{layer}.weight` -> `layer`."""
+    axes = _DEPTH.findall(pattern)
+    if len(axes) > 1:
         raise NotationError(f"pattern {pattern!r}: one depth axis at most")
-    return found[0] if found else None
+    return axes[0] if axes else None
 
 
 def matcher(pattern: str) -> re.Pattern[str]:
-    """A regular expression that matches the names of one expanded pattern, with the layer as its only group."""
+    """Compile an expanded pattern to a regular expression for its tensor names; the only group is the layer."""
     axis = depth_axis(pattern)
     if axis is None:
         return re.compile(re.escape(pattern) + r"\Z")
     head, tail = pattern.split("{" + axis + "}")
-    # No leading zeros: `h.01.weight` is no layer's name.
+    # No leading zeros: `h.01.weight` is not the name of a layer.
     return re.compile(re.escape(head) + r"(0|[1-9][0-9]{0,5})" + re.escape(tail) + r"\Z")
 
 
 def name_at(pattern: str, layer: int | None) -> str:
-    """The tensor name of a pattern at one layer (None where the pattern has no depth axis)."""
+    """The tensor name of a pattern at one layer (None if the pattern has no depth axis)."""
     axis = depth_axis(pattern)
     return pattern if axis is None else pattern.replace("{" + axis + "}", str(layer))
 
 
 class SizeError(ValueError):
-    """A size expression that has no positive integer value; the message names the keys and their values."""
+    """A size expression has no positive integer value; the message gives the keys and their values."""
 
 
 def size_keys(expression: str) -> tuple[str, ...]:
@@ -181,7 +191,7 @@ def size_keys(expression: str) -> tuple[str, ...]:
 
 
 def evaluate(expression: str, config: Mapping[str, object]) -> int:
-    """The value of a size expression over `config`; the first alternative whose keys are all there and not None counts.
+    """Evaluate a size expression: the first alternative in which no key is missing or None. Raises SizeError.
 
     >>> evaluate("n_inner or 4 * n_embd", {"n_inner": None, "n_embd": 8})
     32
@@ -191,15 +201,15 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         values = {key: config.get(key) for key in keys}
         if any(value is None for value in values.values()):
             continue
-        # Nothing may be added, but nothing is as wide as nothing.
+        # A term of a sum may be zero; a size may not.
         least = 0.0 if " + " in alternative else math.ulp(0.0)
         for key, value in values.items():
             if type(value) not in (int, float) or not least <= float(value) < math.inf:  # type: ignore[arg-type]
                 raise SizeError(f"{key} is {value!r}, and must be a positive number")
         total = sum(_product(term, values) for term in alternative.split(" + "))
         if total < 1:
-            said = ", ".join(f"{key} = {number}" for key, number in values.items())
-            raise SizeError(f"{alternative} is below one ({said})")
+            known = ", ".join(f"{key} = {number}" for key, number in values.items())
+            raise SizeError(f"{alternative} is below one ({known})")
         return total
     missing = [key for key in dict.fromkeys(size_keys(expression)) if config.get(key) is None]
     raise SizeError(f"{' and '.join(missing)} missing, needed for {expression!r}")
@@ -209,7 +219,7 @@ def _product(expression: str, values: Mapping[str, object]) -> int:
     words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[*/]", expression)
     if "".join(words) != expression.replace(" ", "") or len(words) % 2 == 0:
         raise NotationError(f"size {expression!r}: keys and integers joined by * and /")
-    said = ", ".join(f"{key} = {number}" for key, number in values.items())
+    known = ", ".join(f"{key} = {number}" for key, number in values.items())
     result: int | float = 1
     for operator, word in zip(["*", *words[1::2]], words[::2], strict=True):
         value = values[word] if word in values else int(word)
@@ -217,10 +227,10 @@ def _product(expression: str, values: Mapping[str, object]) -> int:
         if operator == "*":
             result *= value
         elif not value or result % value:
-            raise SizeError(f"{expression} is not a whole number ({said})")
+            raise SizeError(f"{expression} is not a whole number ({known})")
         else:
             result //= value
-    # A lone size is no product: 12.5 layers are a mistake, 4.5 times the width is a ratio.
+    # A fraction is allowed as a factor (4.5 times the width) but not as a size of its own (12.5 layers).
     if isinstance(result, float) and len(words) == 1:
         raise SizeError(f"{expression} is {result}, and must be a positive integer")
     return int(result)

@@ -1,1 +1,1 @@
-"""One file of data for each model family; a family is found by its file being here."""
+"""The built-in families, one file of data for each: every file in this package defines the family of its name."""

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., 2019) as transformers stores it: post-LayerNorm, learned positions, a head that is the embedding."""
+"""BERT (Devlin et al., 2019) as transformers stores it: post-LayerNorm, learned positions, a head tied to the embedding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAININGS = tuple(
 BERT = Family(
     name="bert",
     model_type="bert",
-    # What a checkpoint holds says which of these it is: the published ones hold all the parts, fine-tuned encoders none.
+    # The stored parts determine the class: published checkpoints have all parts, fine-tuned encoders have none.
     heads=(
         Head(parts=("lm",), task="masked-lm", architecture="BertForMaskedLM", auto_class="AutoModelForMaskedLM"),
         Head(
@@ -66,7 +66,7 @@ BERT = Family(
         "query": "heads*head_dim",
         "key": "heads*head_dim",
         "value": "heads*head_dim",
-        # The sum of the embeddings, the pooled token, and what the head's norm reads: as wide as the residual stream, and not it.
+        # The sum of the embeddings, the pooled token and the input of the head's norm have the width of the residual stream.
         "token": "embed",
         "pooled": "embed",
         "transformed": "embed",

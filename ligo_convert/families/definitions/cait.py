@@ -1,4 +1,4 @@
-"""CaiT (Touvron et al., 2021) as timm stores it: talking heads, LayerScale, and class attention in layers of its own."""
+"""CaiT (Touvron et al., 2021) as timm stores it: talking heads, LayerScale, and separate layers of class attention."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CAIT = Family(
         "blocks.{layer}.(gamma_1|gamma_2)": "embed scale",
         "blocks.{layer}.attn.qkv.weight": "query+key+value <- embed",
         "blocks.{layer}.attn.qkv.bias": "query+key+value if qkv_bias",
-        # Talking heads: the logits, and the attention after its softmax, are mixed over heads.
+        # Talking heads: linear maps over the heads, before (proj_l) and after (proj_w) the softmax.
         "blocks.{layer}.attn.(proj_l|proj_w).weight": "heads <- heads",
         "blocks.{layer}.attn.(proj_l|proj_w).bias": "heads",
         "blocks.{layer}.attn.proj.weight": "embed <- value",
@@ -77,7 +77,7 @@ CAIT = Family(
     labels="classes",
     lookup_axes=("position",),
     pooled=(
-        # It meets the patches in the layers of class attention.
+        # The class token enters in the layers of class attention.
         "cls_token",
         "blocks_token_only.{class_layer}.attn.(q|proj)",
         "blocks_token_only.{class_layer}.mlp.(fc1|fc2)",
@@ -104,7 +104,7 @@ CAIT = Family(
         "proj_drop_rate",
         "attn_drop_rate",
         "drop_path_rate",
-        # The value that LayerScale begins with when it is trained.
+        # Initial value of LayerScale; irrelevant once trained.
         "init_values",
     ),
     initializer=0.02,

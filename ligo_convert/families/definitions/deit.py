@@ -1,4 +1,4 @@
-"""DeiT (Touvron et al., 2021) and DeiT III as timm stores them: vision transformers, some with a second token and head to distil into."""
+"""DeiT (Touvron et al., 2021) and DeiT III as timm stores them: vision transformers, some with a distillation token and head."""
 
 from __future__ import annotations
 

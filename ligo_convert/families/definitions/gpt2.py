@@ -11,7 +11,7 @@ PAPER = r"""@techreport{radford2019language,
   year        = {2019}
 }"""
 
-# GPT-2's own rates are not published; these are of the same layers.
+# GPT-2's learning rates are not published; these models have the same layers.
 _GPT3 = "GPT-3, arXiv:2005.14165, table 2.1"
 
 DECODERS = tuple(

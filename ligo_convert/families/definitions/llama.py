@@ -14,7 +14,7 @@ PAPER = r"""@misc{touvron2023llama,
 
 _LLAMA = "LLaMA, arXiv:2302.13971, table 2"
 
-# Of small models of this kind: GPT-3's, whose layers differ less than its sizes do.
+# Published rates of small models; GPT-3's layers are similar to Llama's.
 TRAININGS = (
     *(training for training in DECODERS if training.parameters < 1e9),
     Training(
@@ -44,7 +44,7 @@ LLAMA = Family(
         "group": "num_attention_heads / num_key_value_heads or 1",
         "head_dim": "head_dim or hidden_size / num_attention_heads",
     },
-    # Queries by group: a grown head stays with the key and value that it reads.
+    # Queries lie by group, so that a grown head keeps its key and value.
     streams={
         "query": "kv_heads*group*head_dim",
         "context": "kv_heads*group*head_dim",

@@ -36,7 +36,7 @@ QWEN3 = replace(
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed",
     },
-    # Without a list of layer types the window begins at a layer counted from below.
+    # Without a list of layer types, the index of a layer decides whether it has a window.
     layer_index_keys=("use_sliding_window",),
     per_layer_keys={"layer_types": "layer"},
     conditional_keys={"use_sliding_window": ("sliding_window", "max_window_layers")},

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al., 2019) as transformers stores it: BERT's body with positions counted from the padding id, another head."""
+"""RoBERTa (Liu et al., 2019) as transformers stores it: BERT's body, positions that start after the padding id, a different head."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ROBERTA = Family(
         "query": "heads*head_dim",
         "key": "heads*head_dim",
         "value": "heads*head_dim",
-        # The sum of the embeddings, the pooled token, and what the head's norm reads: as wide as the residual stream, and not it.
+        # The sum of the embeddings, the pooled token and the input of the head's norm have the width of the residual stream.
         "token": "embed",
         "pooled": "embed",
         "transformed": "embed",
@@ -104,7 +104,7 @@ ROBERTA = Family(
         activated_streams=("transformed",),
     ),
     positions="position",
-    # Positions are counted from behind the padding id.
+    # Positions start after the padding id.
     position_offset="pad_token_id + 1",
     lookup_axes=("vocab", "position", "segment"),
     pooled=("roberta.pooler.dense",),

@@ -1,4 +1,4 @@
-"""StarCoder2 (Lozhkov et al., 2024) as transformers stores it: Llama's attention, LayerNorm, a plain MLP, biases everywhere."""
+"""StarCoder2 (Lozhkov et al., 2024) as transformers stores it: Llama's attention, LayerNorm, an MLP without a gate, biases everywhere."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ PAPER = r"""@inproceedings{dosovitskiy2021image,
   url       = {https://arxiv.org/abs/2010.11929}
 }"""
 
-# Its recipe trains all of these from scratch on ImageNet-1k; the rate is 5e-4 for every 512 images of a batch.
+# DeiT trains these models from scratch on ImageNet-1k with a rate of 5e-4 per 512 images of a batch.
 TRAININGS = (
     Training(
         parameters=86e6,
@@ -44,7 +44,7 @@ VIT = Family(
         "mlp": "embed_dim * mlp_ratio",
         "rgb": "in_chans",
         "patch": "patch_size",
-        # The tokens beside the patches have positions too, unless a model says otherwise.
+        # Class and distillation tokens have positions unless `no_embed_class` is set.
         "position": "img_size / patch_size * img_size / patch_size + prefix_tokens",
         "classes": "num_classes",
         "layer": "depth",
@@ -129,7 +129,7 @@ VIT = Family(
         "init_values": None,
         "no_embed_class": False,
         "global_pool": "token",
-        # What follows from the architecture's name and is no argument of its own.
+        # Determined by the architecture's name; not arguments.
         "prefix_tokens": 1,
         "distilled": False,
     },
