@@ -359,15 +359,15 @@ def exit_codes() -> str:
         for child in kind.__subclasses__():
             yield from tree(child)
 
-    meanings: dict[str, list[str]] = {"0": ["done, and verified where something was written"]}
+    meanings: dict[str, list[str]] = {"0": ["done; what was written is verified"]}
     for kind in tree(LigoError):
         if kind.__module__ != errors.__name__ or kind is LigoError:
             continue
         code = "130, 143" if kind is Interrupted else str(kind.exit_code)
         assert kind.__doc__ is not None
         meanings.setdefault(code, []).append(lower(kind.__doc__.strip().splitlines()[0].rstrip(".")))
-    meanings[str(LigoError.exit_code)] = ["a bug of ours; please report it"]
-    meanings["141"] = ["whoever read our output has gone (a closed pipe)"]
+    meanings[str(LigoError.exit_code)] = ["a bug in ligo-convert; please report it"]
+    meanings["141"] = ["the reader of the output closed the pipe"]
     rows = sorted(meanings.items(), key=lambda item: int(item[0].partition(",")[0]))
     return table(("code", "meaning"), [(f"`{code}`", "; ".join(texts)) for code, texts in rows])
 
