@@ -116,7 +116,7 @@ def plan_report(plan: Plan) -> None:
     if data["drawn_rows"]:
         pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
     files = data["files"]
-    pairs["files"] = f"{len(files)} weight files, {size(data['nbytes'])}"
+    pairs["files"] = f"{len(files)} weight file{'' if len(files) == 1 else 's'}, {size(data['nbytes'])}"
     pairs["memory"] = f"about {size(data['memory_bytes'])}"
     if data["ignored"]:
         pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"

@@ -986,7 +986,7 @@ def test_plan_and_run_report_every_task(
     recipe = place.recipe(source, TARGETS[name]["even"], "hyperclone", "copy", **sections)
     plan_report(plan_recipe(recipe))
     planned = capsys.readouterr().out
-    assert "verdict" in planned
+    assert "preservation" in planned
     assert ("images" in planned) == (learned and task == "image-classification")
     outcome = place.grow(source, TARGETS[name]["even"], "hyperclone", **sections)
     assert outcome.metrics["task"] == task
