@@ -1,9 +1,10 @@
-"""The comparison: the target trained from several starting points under equal conditions, and what each has saved.
+"""Run a comparison: train the target with several methods under equal conditions, and report what each method saves.
 
-What comes in: a recipe, names of methods, a budget. What goes out: a directory with `compare.json`, a picture of loss against operations
-and a report. Until all of it is there it lies in a staging directory beside, with a result for every job that is done; the same command
-goes on from there. The order: the source (trained where the recipe says so), operators and scratch's rates, scratch itself, everybody's
-rates, everybody's training, each until it reaches scratch's final loss.
+Input: a recipe, method names, a budget.
+Output: a directory with `compare.json`, a plot of loss against FLOPs and a report.
+A staging directory holds the result of every finished job until the output is complete; the same command resumes from it. Order of the
+work: the source (if the recipe trains it), the operators and scratch's tuning runs, scratch itself, the tuning runs of the other methods,
+their training until each reaches scratch's final loss.
 """
 
 from __future__ import annotations
@@ -48,14 +49,20 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
-    """What a comparison ends with: `record` as compare.json holds it; `changed` False where it was there already."""
+    """The result of a comparison.
+
+    Attributes:
+        out: the output directory.
+        record: the contents of compare.json.
+        changed: False if the comparison was already finished.
+    """
 
     out: Path
     record: Mapping[str, Any]
     changed: bool
 
     def json(self) -> dict[str, Any]:
-        """As `compare --json` prints it."""
+        """Return the object that `compare --json` prints."""
         return {"out": str(self.out), "changed": self.changed, **finite(self.record)}
 
 
@@ -70,13 +77,16 @@ def compare(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ComparisonResult:
-    """Carry out a comparison; run again after a stop, it goes on where it stopped.
+    """Run a comparison, or resume one that was stopped.
 
     Args:
-        methods, steps, seeds: instead of the recipe's. jobs: worker processes; 0 for one a core, and one alone on a GPU.
+        methods: method names; overrides the recipe.
+        steps: the budget; overrides the recipe.
+        seeds: overrides the recipe.
+        jobs: worker processes; 0 for one per core, or one on a GPU.
 
     Raises:
-        LigoError: of the class that says what went wrong; the output directory is then absent, or as it was.
+        LigoError: a subclass that describes the failure. The output directory is then absent or unchanged.
     """
     progress = progress or Progress()
     before = _finished_record(out)
@@ -137,20 +147,20 @@ def compare(
 
 
 def workers(plan: Plan, *, device: str) -> int:
-    """How many processes train at a time where nobody says: one a core, as far as memory goes; one alone on a GPU."""
+    """Return the default number of worker processes: one per core if memory suffices, one on a GPU."""
     if device != "cpu":
         return 1
     return max(1, min(cores(), physical_memory() // max(1, plan.memory)))
 
 
 def _check_room(experiment: Experiment, out: Path) -> None:
-    """Require disk for states: of a run its weights and two moments, and those of the depends_on_run_length that longer runs go on from."""
+    """Require disk space for training states: weights and two moments per run, and the states that longer runs resume from."""
     one, rates = 12 * experiment.plan.parameters["target"], len(experiment.settings.learning_rates)
     check_room(out, one * (len(experiment.entries) * rates + (os.cpu_count() or 1)) + 64_000_000)
 
 
 def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) -> str:
-    """What makes two comparisons the same."""
+    """Return a digest of everything that determines the result; equal keys mean the same comparison."""
     return sha256_of(
         {
             "recipe": recipe_digest,
@@ -165,7 +175,7 @@ def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) 
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
-    """The record of a finished comparison in the output's place; None where nothing is there. OutputBusy where something else is."""
+    """Return the record of a finished comparison in `out`, or None. Raises OutputBusy if `out` contains anything else."""
     if not os.path.lexists(out / RECORD):
         check_place(out)
         return None
@@ -199,14 +209,14 @@ def _write(record: Mapping[str, Any], staging: Staging) -> None:
 
 
 def open_job_runner(**arguments: Any) -> JobRunner:
-    """A worker's tool. Heavy modules are imported where they are needed, in the worker."""
+    """Create the job runner of a worker process. Heavy modules are imported here, in the worker."""
     from ligo_convert.comparison.worker import JobRunner
 
     return JobRunner(**arguments)
 
 
 class _JobLoop:
-    """Everything that is to be done, done by a pool; every result is staged as it comes, and told."""
+    """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
 
     def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, jobs: int) -> None:
         self.experiment, self.staging, self.progress, self.jobs = experiment, staging, progress, jobs
@@ -216,7 +226,7 @@ class _JobLoop:
         self._stack = contextlib.ExitStack()
 
     def carry_out(self, arguments: Mapping[str, Any]) -> None:
-        """Do everything that is not done yet. `arguments`: of the workshop."""
+        """Run every job without a result. `arguments` are passed to `open_job_runner`."""
         from ligo_convert.workers import WorkerPool
 
         threads = max(1, cores() // self.jobs) if self.jobs > 1 else 0
@@ -239,7 +249,7 @@ class _JobLoop:
             self._announce_result(job, result)
 
     def _delete_states(self, job: TrainingJob) -> None:
-        """Remove the states that nobody needs any more, once the result is staged."""
+        """Delete the training states that no later job needs, once the result is staged."""
         names = [f"{job.name}.*"]
         if job.kind == "train":
             names += [f"{shared_state_name(job, job.resume_from)}.*"] if job.resume_from else []
@@ -259,16 +269,16 @@ class _JobLoop:
     def _announce_result(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
         final, loss = result["final"], result["final"]["loss"]
         scratch = self.scheduler.final(SCRATCH, job.seed)
-        told = "no number" if loss is None else f"{loss:.4f}"
+        outcome = "not finite" if loss is None else f"{loss:.4f}"
         there = first_point_at(result["curve"], scratch["loss"]) if scratch is not None else None
         if job.method != SCRATCH and scratch is not None:
-            told += (
-                f", not at scratch's {scratch['loss']:.4f}"
+            outcome += (
+                f", above scratch's {scratch['loss']:.4f}"
                 if there is None
-                else f", at scratch's {scratch['loss']:.4f} after {there['flops'] / scratch['flops']:.0%} of its operations"
+                else f"; reached scratch's {scratch['loss']:.4f} at {there['flops'] / scratch['flops']:.0%} of its FLOPs"
             )
         how = f"seed {job.seed}, rate {job.learning_rate:g}, {job.shape}"
-        self.progress.say(f"{job.method} ({how}): {final['step']} steps end at {told}")
+        self.progress.say(f"{job.method} ({how}): {final['step']} steps, final loss {outcome}")
         budget_fractions = self.experiment.budget_fractions_of(job.method)
         if job.method in self._bars and (job.budget_fraction == budget_fractions[-1] or there is not None):
             self._bars[job.method].reach(self.experiment.most_flops(job.method))

@@ -1,8 +1,8 @@
-"""Leaving out layers and tokens while a model is trained: a model of the library in, the same with some of its work left out.
+"""Skip layers or tokens while a library model trains.
 
-Layers: progressive layer dropping (Zhang and He, arXiv:2010.13369, equations 5 and 6; what is left is not rescaled). Tokens: they skip the
-middle layers (Hou et al., arXiv:2203.13240) and are drawn at random (random-LTD, arXiv:2211.11586). Which ones follows from seed and
-step: the same for ever, whatever ran before.
+Layers: progressive layer dropping (Zhang and He, arXiv:2010.13369, equations 5 and 6; the remaining layers are not rescaled).
+Tokens: a random part of the tokens skips the middle layers (Hou et al., arXiv:2203.13240; random-LTD, arXiv:2211.11586).
+Seed and step alone determine which layers and tokens are skipped.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ligo_convert.errors import RecipeError
 from ligo_convert.training.functional_model import LibraryModel
 from ligo_convert.training.tasks import IGNORED
 
-DRAWS = "token_draws"  # of a batch: [batch, tokens] uniform; those with the highest draws leave
+DRAWS = "token_draws"  # key in a batch: [batch, tokens], uniform; the tokens with the highest draws are skipped
 
 
 @contextmanager
 def layer_drop(model: LibraryModel, axis: str, layers: tuple[int, ...]) -> Iterator[None]:
-    """While this lasts these layers pass on what they are given.
+    """Within the context, the given layers return their input.
 
-    They are run and not listened to: whether a layer returns a tensor or a tuple depends on the library's version. No gradient goes
-    through them.
+    The layers still run, because the type of their output (tensor or tuple) depends on the library version. Their output is discarded,
+    and no gradient flows through them.
     """
 
     def pass_on(_module: torch.nn.Module, args: tuple[Any, ...], found: Any) -> Any:
@@ -42,7 +42,7 @@ def layer_drop(model: LibraryModel, axis: str, layers: tuple[int, ...]) -> Itera
 
 @contextmanager
 def token_drop(model: LibraryModel, axis: str, dropping: Dropping, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """While this lasts tokens skip the middle layers, by the batch's DRAWS: they come back, as they left, before the last."""
+    """Within the context, tokens selected by the batch's DRAWS skip the middle layers and return unchanged before the last layer."""
     names = model.layers(axis)
     skipping = skipped_layers(len(names))
     state: dict[str, torch.Tensor] = {}
@@ -55,8 +55,8 @@ def token_drop(model: LibraryModel, axis: str, dropping: Dropping, batch: Mappin
     def follow(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if any(_is_mask(value) for value in (*args[1:], *kwargs.values())):
             raise RecipeError(
-                f"token-drop: {model.family.name} gives its layers an attention mask, which tokens cannot leave",
-                hint="leave the option out",
+                f"token-drop does not support {model.family.name}: its layers get an attention mask",
+                hint="remove the option",
             )
         positions = kwargs.get("position_embeddings")
         if positions is not None:
@@ -67,7 +67,7 @@ def token_drop(model: LibraryModel, axis: str, dropping: Dropping, batch: Mappin
         _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         rows = state["rows"].unsqueeze(-1).expand(-1, -1, args[0].shape[-1])
-        # Not in place: the whole is what gradients of the layers below need.
+        # Not in place: autograd needs the complete tensor for the layers below.
         return (state["whole"].to(args[0].dtype).scatter(1, rows, args[0]), *args[1:]), kwargs
 
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def token_drop(model: LibraryModel, axis: str, dropping: Dropping, batch: Mappin
 
 
 def _rows(whole: torch.Tensor, dropping: Dropping, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Which tokens stay, in order: [batch, kept]. The first stays (a class token may be there), and those that are asked for."""
+    """Return the indices of the tokens that stay, ascending: [batch, kept]. The first token and labelled ones stay."""
     count, length = whole.shape[:2]
     draws = batch[DRAWS][:, :length].clone()
     if draws.shape != (count, length):

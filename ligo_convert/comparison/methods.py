@@ -1,7 +1,7 @@
-"""What `compare` compares: every method as a start, a strategy and what it learns first, in one table.
+"""The methods of `compare` in one table: each has an initialisation, a training strategy and optionally a learned operator.
 
-What comes in: a name as people write it, with options behind plus signs (`ligo+token-drop`), or any two starts (`lemon/stack`). What goes
-out: a `Method`. The starts themselves lie in `methods`, the strategies in `strategies`.
+Input: a method name, with options after plus signs (`ligo+token-drop`), or WIDTH/DEPTH (`lemon/stack`).
+Output: a `Method`. The starts themselves lie in `methods`, the strategies in `strategies`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True, kw_only=True)
 class FitRates:
-    """How a method learns its operator, where not as the recipe's `fit` says."""
+    """Learning rates for the operator that replace those of the recipe's `fit`."""
 
     width_rate: float
     depth_rate: float
@@ -52,17 +52,17 @@ class Method:
 
     @property
     def random_init(self) -> bool:
-        """Whether it begins with nothing of the source."""
+        """Return whether the target starts from random weights, without the source."""
         return self.width == self.depth == "random"
 
     @property
     def needs_source(self) -> bool:
-        """Whether it begins from the source or is taught by it, so that the source's training is charged in `net`."""
+        """Return whether the method uses the source, as initialisation or as teacher; `net` then charges the source's training."""
         return not self.random_init or self.strategy == "inherit"
 
     @property
     def preserves(self) -> str:
-        """Whether the start keeps the source's function, in a word."""
+        """Describe in a word whether the initialisation preserves the source's function."""
         if self.random_init:
             return "no source"
         if self.learns_operator:
@@ -158,7 +158,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """The method of a name. Raises ValueError, whose message says what is known."""
+    """Return the method with this name. Raises ValueError with the known names."""
     base, *options = name.split("+")
     found = METHODS.get(base)
     if found is None:
@@ -192,5 +192,5 @@ def _unknown(name: str) -> str:
 
 
 def methods_named(names: Iterable[str]) -> dict[str, Method]:
-    """The methods of these names, scratch first: it is what all others are measured by. Raises ValueError."""
+    """Return the methods with these names; scratch, the baseline, comes first. Raises ValueError."""
     return {name: method_named(name) for name in dict.fromkeys((SCRATCH, *names))}

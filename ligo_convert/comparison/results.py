@@ -22,7 +22,7 @@ FORMAT = "ligo-comparison/2"
 
 
 def first_point_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Mapping[str, Any] | None:
-    """The first point of a curve at or below a loss; None where it never gets there."""
+    """Return the first point of a curve at or below a loss; None if there is none."""
     if loss is None:
         return None
     return next((point for point in curve if point["loss"] is not None and point["loss"] <= loss), None)
@@ -31,7 +31,7 @@ def first_point_at(curve: Sequence[Mapping[str, Any]], loss: float | None) -> Ma
 def savings(
     experiment: Experiment, name: str, curve: Sequence[Mapping[str, Any]], *, scratch: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """Per cent of scratch's operations that a method needs less to reach scratch's final loss, by both ways of counting.
+    """Return the saving at scratch's final loss, in per cent of scratch's FLOPs, without (`paper`) and with (`net`) the source.
 
     Args:
         curve: its operations with the fit and without the source. scratch: the last point of scratch's curve.
@@ -48,19 +48,19 @@ def savings(
 
 
 def std(values: Sequence[float | None]) -> float | None:
-    """The standard deviation over seeds; None for one seed, or where a figure is missing."""
+    """Return the standard deviation over seeds; None for one seed or if a value is missing."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return round(statistics.stdev(known), 4) if len(known) == len(values) and len(known) > 1 else None
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean over seeds; None where a figure is missing."""
+    """Return the mean over seeds; None if a value is missing."""
     known = [value for value in values if value is not None]
     return round(statistics.fmean(known), 6) if known and len(known) == len(values) else None
 
 
 def grid_edge_warnings(experiment: Experiment, tuned: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Methods whose best rate is the highest or the lowest that was tried: a better one may lie beyond."""
+    """Return warnings for methods with their best learning rate at the edge of the grid: a better one may lie outside."""
     rates = sorted(set(experiment.settings.learning_rates))
     if len(rates) < 2:
         return []
@@ -87,7 +87,7 @@ def method_record(
     runs: Mapping[int, Mapping[str, Any]],
     scratch: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """One method of compare.json.
+    """Return the record of one method.
 
     Args:
         tuned: the rate and shape that were chosen. tuning_runs: every rate with its loss. runs: seed -> curve, final, finals.
@@ -138,7 +138,7 @@ def comparison_record(
     versions: Mapping[str, str],
     fairness_warnings: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What compare.json holds."""
+    """Return the contents of compare.json."""
     plan, images = experiment.plan, experiment.plan.family.reads == "images"
     flops, scratch = experiment.source_flops, experiment.scratch_flops
     return {

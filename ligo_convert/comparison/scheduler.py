@@ -34,7 +34,7 @@ class Scheduler:
         self.results[job.name] = result
 
     def next_job(self) -> TrainingJob | None:
-        """The next job that can be begun; None where there is none, or all that are left wait for one that is running."""
+        """Return the next job that can start; None if no job is left or all wait for running jobs."""
         for job in self._runnable_jobs():
             if job.name not in self.results and job.name not in self._running:
                 self._running.add(job.name)
@@ -42,7 +42,7 @@ class Scheduler:
         return None
 
     def _runnable_jobs(self) -> Iterator[TrainingJob]:
-        """All jobs whose needs are met, the most urgent first; those that are done among them."""
+        """Yield all jobs with met dependencies, finished ones included, most urgent first."""
         experiment = self.experiment
         yield TrainingJob(kind="probe")
         yield TrainingJob(kind="source")
@@ -65,7 +65,7 @@ class Scheduler:
                     yield from self._training_jobs(name, seed)
 
     def _fit_jobs(self) -> Iterator[TrainingJob]:
-        """One for every operator that is learned."""
+        """Yield one job per operator to learn."""
         seen = set()
         for seed in self.experiment.seeds:
             for name, entry in self.experiment.entries.items():
@@ -75,7 +75,7 @@ class Scheduler:
                     yield TrainingJob(kind="fit", method=name, seed=seed, flops=self.experiment.fit_flops(name))
 
     def _ready(self, name: str, seed: int) -> bool:
-        """Whether a method's operator is there."""
+        """Return whether the operator of a method is available."""
         method = self.experiment.entries[name].method
         if not method.learns_operator:
             return True
@@ -87,14 +87,14 @@ class Scheduler:
         )
 
     def _tuning_jobs(self, name: str) -> Iterator[TrainingJob]:
-        """One for every rate, by the first seed; scratch by every shape, the others by the one that was best there."""
+        """Yield one tuning run per learning rate, with the first seed: scratch with each schedule, others with scratch's best one."""
         experiment, best = self.experiment, self._best_tuning(SCRATCH) if name != SCRATCH else None
         for rate, shape in experiment.rates(name):
             chosen = {"learning_rate": rate, "schedule": shape or (best or {})["schedule"]}
             yield self._training_job(name, experiment.seeds[0], chosen, experiment.settings.tuning_fraction)
 
     def _tuning_results(self, name: str) -> list[dict[str, Any]]:
-        """Every rate that was tried, with its loss."""
+        """Return every finished tuning run, with its validation loss."""
         return [
             {
                 "learning_rate": job.learning_rate,
@@ -106,7 +106,7 @@ class Scheduler:
         ]
 
     def _best_tuning(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that were best; None resume_from all are tried."""
+        """Return the best learning rate and schedule of the tuning runs; None until all are finished."""
         if name != SCRATCH and self._best_tuning(SCRATCH) is None:
             return None
         trials = self._tuning_results(name)
@@ -116,17 +116,17 @@ class Scheduler:
         if best["validation_loss"] is None and name == SCRATCH:
             rates = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
             raise RecipeError(
-                f"{name}: training ends at no number at every peak rate that was tried ({rates})",
+                f"{name}: the loss is not finite at any learning rate tried ({rates})",
                 where=self.experiment.plan.recipe.where("compare", "learning_rates"),
-                hint="give lower ones",
+                hint="set lower learning rates",
             )
         return {"learning_rate": best["learning_rate"], "schedule": best["schedule"]}
 
     def _chosen_settings(self, name: str) -> dict[str, Any] | None:
-        """The rate and the shape that a method is trained with; None resume_from they are known.
+        """Return the learning rate and schedule that a method is trained with; None until they are known.
 
-        A short run favours a high rate, and scratch alone is always trained for the whole budget: it has its best rate and the one below
-        it tried for that long, on the validation slice.
+        Short runs favour high learning rates, and only scratch is always trained for the whole budget. Scratch therefore tries its best
+        and its next lower learning rate over the whole budget, judged on the validation split.
         """
         if name != SCRATCH:
             return self._best_tuning(name)
@@ -137,14 +137,14 @@ class Scheduler:
         job, run = min(done, key=lambda pair: _loss_of(pair[1]))
         if run["validation_loss"] is None:
             raise RecipeError(
-                f"training from scratch ends at no number at a peak rate of {job.learning_rate:g}",
+                f"training from scratch ends with a non-finite loss at a learning rate of {job.learning_rate:g}",
                 where=self.experiment.plan.recipe.where("compare", "learning_rates"),
-                hint="give lower ones",
+                hint="set lower learning rates",
             )
         return {"learning_rate": job.learning_rate, "schedule": job.shape}
 
     def _scratch_runs(self) -> Iterator[TrainingJob]:
-        """Scratch by the first seed for the whole budget, at its best rate of the short runs and the one below it."""
+        """Yield the runs of scratch over the whole budget with the first seed: at its best and next lower learning rate."""
         best = self._best_tuning(SCRATCH)
         if best is None:
             return
@@ -205,7 +205,7 @@ class Scheduler:
         return [self.results[job.name] for job in self._training_jobs(name, seed) if job.name in self.results]
 
     def reached(self, job: TrainingJob) -> bool:
-        """Whether a run has reached scratch's final loss, or was stopped short by a loss that is no number: longer ones are not run."""
+        """Return whether a run reached scratch's final loss or diverged, so that longer runs are not needed."""
         found = self.results[job.name]
         goal = self.final(SCRATCH, job.seed) if job.method != SCRATCH else None
         return found["final"]["loss"] is None or (
@@ -213,7 +213,7 @@ class Scheduler:
         )
 
     def final(self, name: str, seed: int) -> dict[str, Any] | None:
-        """The end of a method's longest run."""
+        """Return the final values of a method's longest run."""
         if self._chosen_settings(name) is None:
             return None
         runs = self._runs(name, seed)
@@ -222,11 +222,11 @@ class Scheduler:
     # Results.
 
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """Method -> the rate and the shape that it was trained with."""
+        """Return the learning rate and schedule of each method."""
         return {name: found for name in self.experiment.entries if (found := self._chosen_settings(name)) is not None}
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Every method of compare.json."""
+        """Return the record of each method, for compare.json."""
         experiment = self.experiment
         scratch = {}
         for seed in experiment.seeds:
@@ -252,14 +252,14 @@ class Scheduler:
 
 
 def _loss_of(result: Mapping[str, Any]) -> tuple[bool, float]:
-    """For the least: a loss that is no number is the worst."""
+    """Return a sort key: a non-finite loss is the worst."""
     loss = result["validation_loss"]
     return (loss is None, loss if loss is not None else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One piece of work.
+    """One job of a comparison.
 
     Attributes:
         kind: `probe` measures training speed, `source` the source's loss, `fit` learns an operator, `train` trains a model.
@@ -278,7 +278,7 @@ class TrainingJob:
 
     @property
     def name(self) -> str:
-        """What its result and its state are called."""
+        """Return the name under which the result and the state are stored."""
         parts = [
             self.kind,
             self.method,
@@ -291,7 +291,7 @@ class TrainingJob:
 
 
 def operator_name(method: Method, seed: int) -> str:
-    """Methods with the same name here learn the same operator."""
+    """Return a name for a method's operator; methods with the same name share one operator."""
     rates = f"{method.fit_rates.width_rate:g}-{method.fit_rates.depth_rate:g}" if method.fit_rates else "recipe"
     return f"{method.width}-{method.depth}-{method.tie or 'untied'}-{rates}-{seed}"
 

@@ -1,7 +1,8 @@
-"""What a step of training costs, stage by stage: which tensors learn in it, what it leaves out, who teaches.
+"""Count the FLOPs of a training step in each stage: trained tensors, skipped layers and tokens, a teacher's forward pass.
 
-What comes in: a family, a config, a stage of a strategy. What goes out: operations, as `flops` counts them. No torch: a comparison says
-what it will cost before it begins, and its runs count what they did by the same code.
+Input: a family, a config, a stage of a strategy.
+Output: operations, counted as in `families.flops`. This module does not import torch: the same code predicts the cost of a comparison and
+counts the work done.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Step:
         return self.family.sizes(self.config)[self.family.depth_axes[0]]
 
     def learns(self, row: Row, layer: int | None, height: int, *, late: bool = False) -> bool:
-        """Whether a row's tensor (of a layer) learns in the sub-model of `height` layers. `late`: after the stage's `until`."""
+        """Return whether a row's tensor (of a layer) learns in the sub-model of `height` layers; `late`: after `until_fraction`."""
         if self.stage.trains == "added":
             return row.name(layer) in self.added
         if self.stage.trains == "all" or late:
@@ -65,7 +66,7 @@ class Step:
         return row.depth is not None or not is_below(self.family, row)
 
     def flops(self, height: int, dropped: Collection[int] = (), *, late: bool = False) -> int:
-        """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after the stage's `until`."""
+        """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after `until_fraction`."""
         family, axis = self.family, self.family.depth_axes[0]
         config = with_layers(family, self.config, height)
         kept = kept_tokens(self.dropping, self.length) / self.length

@@ -1,7 +1,8 @@
-"""Training strategies: how a target is trained once it has its start, as stages of plain data.
+"""Training strategies as plain data: the stages in which a target is trained after its initialisation.
 
-What comes in: how many layers the target has. What goes out: its stages in order: what part of the steps each takes, how many layers the
-model has in it, which of its tensors learn. `course` trains by them and `flops` counts them. Nothing here knows a family.
+Input: the number of layers of the target.
+Output: the stages in order: fraction of the steps, number of layers, trained tensors. `trainer` executes them, `step_costs` counts them.
+This module knows no model family.
 
 Sources: StackBERT (Gong et al., ICML 2019, section 4), MSLT (Yang et al., arXiv:2011.13635, section 3), bert2BERT (arXiv:2110.07143,
 section 3.4 and algorithm 1), knowledge inheritance (Qin et al., arXiv:2105.13880, section 3), LLaMA-Pro (arXiv:2401.02415), progressive
@@ -30,11 +31,12 @@ JOINT = 0.2  # the part of a run in which all layers are trained at the end, arX
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stretch of training.
+    """One stage of training.
 
     Attributes:
-        share: of the run's steps. layers: how many layers the model has (of its first depth axis); 0 for all of the target's.
-        layers_from: where layers that the stage before did not have take their weights: the whole stack again, or its top layers.
+        share: fraction of the run's steps.
+        layers: number of layers along the first depth axis; 0 for all layers of the target.
+        layers_from: source of the weights of added layers: the whole `stack` again, or its `top` layers.
         trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
         top: how many layers are the top. exits: heights of sub-models, of which each step draws one. teacher: whether the source teaches,
             with a weight that falls from one to zero. until: the part of the stage for which exits, teacher and `trains` hold; after it
@@ -67,7 +69,7 @@ class Strategy:
 
 
 def depends_on_run_length(stages: tuple[Stage, ...]) -> bool:
-    """Whether what happens at a step depends on how many there are in all, so that runs of different length share nothing."""
+    """Return whether steps depend on the length of the run, so that runs of different length share no steps."""
     return len(stages) > 1 or stages[0].until_fraction < 1
 
 

@@ -54,7 +54,7 @@ PROBE_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class _BranchedState:
-    """A state that begins where another run left the common stretch."""
+    """A training state that starts from the shared state of a shorter run."""
 
     own: FolderState
     trunk: FolderState
@@ -67,7 +67,7 @@ class _BranchedState:
 
 
 class JobRunner:
-    """Does jobs.
+    """Runs jobs.
 
     Args:
         source: folder of the source. work: folder for states and operators, this comparison's own. threads: of torch; 0 for its choice.
@@ -96,7 +96,7 @@ class JobRunner:
         )
 
     def do(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
-        """Do a job. `on_step` is told the part that is done, and a word."""
+        """Run a job. `on_step` receives the fraction done and a short note."""
         return _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
 
     # The source.
@@ -186,8 +186,8 @@ class JobRunner:
 ReportProgress = Callable[[float, str], None]
 
 
-def _probe(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
-    """Operations a second of training the target here, by a few steps."""
+def _probe(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
+    """Measure FLOPs per second of training the target, over a few steps."""
     experiment, family = runner.experiment, runner.family
     config = experiment.entries[SCRATCH].start.target
     model = LibraryModel(family, config, device=runner.device)
@@ -210,14 +210,14 @@ def _probe(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[st
             autocast=runner.setup.autocast,
         )
         seconds.append(time.monotonic() - began)
-        told((step + 1) / PROBE_STEPS, "")
+        report((step + 1) / PROBE_STEPS, "")
     _try_dropping(runner, model, parameters)
     flops = step_flops(family, config, tokens=experiment.tokens, sequence_length=experiment.length)
     return {"flops_a_second": flops / min(seconds)}
 
 
 def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Leave out tokens once where a method will: a model that cannot is told now, not after hours. Raises RecipeError."""
+    """Try token dropping once if a method uses it, so that an unsupported model fails early. Raises RecipeError."""
     for name in runner.experiment.entries:
         dropping = runner.experiment.dropping(name)
         if dropping.tokens:
@@ -228,8 +228,8 @@ def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[st
             return
 
 
-def _source(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
-    """The source's loss on the slice that curves are read on."""
+def _source(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
+    """Measure the source's loss on the test split."""
     teacher = runner.teacher
     return {
         "loss": _finite(round(runner.measured(teacher.parameters, teacher.model.loss, runner.slices.test), 6)),
@@ -237,8 +237,8 @@ def _source(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[s
     }
 
 
-def _fit(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
-    """Learn a method's operator, choosing on the validation slice."""
+def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
+    """Learn a method's operator; the validation split selects the best step."""
     method, settings, plan = runner.experiment.entries[job.method].method, runner.settings, runner.plan
     start = start_of(plan, method, job.seed)
     initial = initial_operator(start)
@@ -247,7 +247,7 @@ def _fit(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str,
     )
 
     def on_step(step: int, line: Mapping[str, Any]) -> None:
-        told(step / settings.steps, f"fit, loss {line['loss']:.3f}")
+        report(step / settings.steps, f"fit, loss {line['loss']:.3f}")
 
     operator, outcome = fit(
         initial,
@@ -281,7 +281,7 @@ def _fit(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str,
     return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": settings.steps}
 
 
-def _train(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[str, Any]:
+def _train(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
     """Train for a fraction of the budget, resuming from a shorter run where possible; evaluate on the test split."""
     experiment = runner.experiment
     steps = experiment.steps_of(job.budget_fraction)
@@ -304,7 +304,7 @@ def _train(runner: JobRunner, job: TrainingJob, told: ReportProgress) -> dict[st
         teacher=runner.teacher if _is_taught(run) else None,
         store=store,
         milestone=milestone,
-        on_step=lambda step, flops: told(step / steps, f"step {step} of {steps}"),
+        on_step=lambda step, flops: report(step / steps, f"step {step} of {steps}"),
     )
     model = LibraryModel(runner.family, run.config, device=runner.device)
     fitted = experiment.fit_flops(job.method)
