@@ -294,7 +294,7 @@ def run_cost(experiment: Experiment, name: str, steps: int, *, first: int = 0) -
 
 
 def spent(experiment: Experiment, name: str, shape: str) -> float:
-    """Operations of a method that never reaches scratch's loss: its fit, every rate, every budget_fraction, as jobs do them."""
+    """Operations of a method that never reaches scratch's loss: its fit, every rate, every budget fraction, as jobs do them."""
     shares, tried = (
         shape == "stable" and not depends_on_run_length(experiment.entries[name].stages),
         experiment.settings.tuning_fraction,

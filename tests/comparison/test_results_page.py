@@ -211,7 +211,7 @@ def test_curves_are_thinned_where_it_does_not_matter(tmp_path: Path) -> None:
     for method in data["methods"].values():
         for seed, run in method["seeds"].items():
             points = curve(7.0, run["final"]["loss"], seed=int(seed), points=400)
-            # Seeds may end at different budget_fractions.
+            # Seeds may end at different budget fractions.
             run["curve"] = points[: 400 - 100 * int(seed)]
             run["final"] = {**run["curve"][-1], "accuracy": None, "budget_fraction": 1.0}
         method["curve"] = method["seeds"]["0"]["curve"]

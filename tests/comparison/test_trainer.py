@@ -334,7 +334,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     same(resumed, tensors)
 
 
-# --- budget_fractions ---------------------------------------------------------------------------------------------------------
+# --- budget fractions ---------------------------------------------------------------------------------------------------------
 
 
 def branched(run: RunSpec, shorter: int, path: Path, setup: TrainSetup) -> tuple[Any, Any]:
