@@ -1,7 +1,9 @@
-"""Examples to learn from and to measure on: rows in, batches of arrays out, whatever the task.
+"""Training and evaluation examples for every task.
 
-A batch maps the names of a model's inputs and labels to arrays with one row an example. What is random about an example, such as which of
-its tokens are masked, follows from its row and the number of the draw: the same for ever.
+Input: row numbers. Output: batches of arrays.
+
+A batch maps the names of a model's inputs and labels to arrays with one row per example. Random parts of an example, such as its masked
+tokens, depend only on the row and the number of the draw, so they are reproducible.
 """
 
 from __future__ import annotations
@@ -19,18 +21,18 @@ Batch = Mapping[str, np.ndarray]
 
 
 class Examples(Protocol):
-    """Rows that can be taken in any order, as often as one likes."""
+    """Examples with random access by row."""
 
     def __len__(self) -> int: ...
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
-        """These rows as one batch. `draw` numbers the draws of what is random: 0 for what is held out, 1 for the first epoch."""
+        """Return these rows as one batch. `draw` numbers the random draws: 0 for held-out data, N for epoch N, counted from 1."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArrayExamples:
-    """Examples that lie in memory as they are: name -> array, one row an example."""
+    """Examples in memory: name -> array with one row per example."""
 
     arrays: Batch
 
@@ -43,15 +45,15 @@ class ArrayExamples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenExamples:
-    """Blocks of token ids, uint32 [blocks, sequence]: `input_ids` int64."""
+    """Blocks of token ids, uint32 [blocks, sequence]. Batches hold `input_ids`, int64."""
 
     blocks: np.ndarray
 
     def __post_init__(self) -> None:
         assert self.blocks.dtype == np.uint32, f"token ids are uint32, not {self.blocks.dtype}"
-        assert self.blocks.ndim == 2, f"a slice is [blocks, sequence], not {self.blocks.shape}"
-        assert self.blocks.size, "empty slice"
-        # A view: the caller's own array stays writable.
+        assert self.blocks.ndim == 2, f"a split is [blocks, sequence], not {self.blocks.shape}"
+        assert self.blocks.size, "empty split"
+        # A view, so that the caller's array stays writable.
         frozen = self.blocks.view()
         frozen.flags.writeable = False
         object.__setattr__(self, "blocks", frozen)
@@ -76,17 +78,21 @@ class _Head:
 
 
 def head(examples: Examples, count: int) -> Examples:
-    """The first `count` examples, or all where there are fewer."""
+    """Return the first `count` examples, or all if there are fewer."""
     return _Head(examples=examples, count=min(count, len(examples)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSplits:
-    """What an operator learns on, is chosen on and is reported on: three slices without a common document or image.
+    """Three splits without a common document or image: train, validation (selects the operator) and test (reported).
 
     Attributes:
-        digest: SHA-256 of all three; two runs with the same digest learn from the same examples.
-        sizes: slice -> how many `unit` it holds.
+        train: examples to train on.
+        validation: examples that select the best operator.
+        test: examples for the reported losses.
+        digest: SHA-256 of all three splits; two runs with the same digest use the same examples.
+        sizes: split -> number of tokens or images.
+        unit: the unit of `sizes`.
     """
 
     train: Examples
@@ -97,17 +103,23 @@ class DataSplits:
     unit: Literal["tokens", "images"]
 
     def batch(self, step: int, *, batch_size: int, seed: int, order: str = "batches") -> Batch:
-        """Batch number `step` of the train slice; `order` names one of its orders, of which `seed` numbers many.
+        """Return batch number `step` of the training split.
 
-        Every example comes once an epoch, each epoch in an order of its own and with a draw of its own. A batch depends on nothing but its
-        number, so a run that goes on from step N sees what an uninterrupted one would have seen.
+        Every example occurs once per epoch. Each epoch has its own order and its own random draw. A batch depends only on the arguments, so a
+        run that resumes at step N sees the same batches as an uninterrupted run.
+
+        Args:
+            step: the number of the batch, from 0.
+            batch_size: examples per batch.
+            seed: seed of the order.
+            order: name of the order; different names give independent orders for the same seed.
         """
         count = len(self.train)
         parts = []
         rows: list[int] = []
         first = step * batch_size // count
-        for place in range(step * batch_size, (step + 1) * batch_size):
-            epoch, index = divmod(place, count)
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            epoch, index = divmod(position, count)
             if epoch != first:
                 parts.append(self.train.take(rows, draw=first + 1))
                 rows, first = [], epoch
@@ -117,9 +129,9 @@ class DataSplits:
 
 
 def random_slice(*, vocabulary: int, sequence_length: int, blocks: int, seed: int) -> np.ndarray:
-    """Token ids for where there is no text: uniform, uint32 [blocks, sequence_length], the same for ever."""
+    """Return uniform random token ids, uint32 [blocks, sequence_length], reproducible by `seed`. Used where there is no text."""
     assert vocabulary > 0
     count = blocks * sequence_length
     stream = hashlib.shake_256(f"random/{seed}".encode()).digest(8 * count)
-    # 64 bits an id, so that the remainder favours no id measurably.
+    # 64 bits per id, so that the remainder is practically uniform.
     return (np.frombuffer(stream, dtype="<u8") % vocabulary).astype(np.uint32).reshape(blocks, sequence_length)

@@ -1,7 +1,6 @@
-"""Parquet files and datasets of the Hub in, the text of their rows out, as streams (extra `datasets`).
+"""Stream the text of Parquet files and of Hub datasets (extra `datasets`).
 
-A stream cannot be shuffled without being read: row groups come in an order that `seed` decides, rows change places
-within a window.
+A stream cannot be shuffled as a whole. Row groups of Parquet files come in seeded order; rows are shuffled within a window.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from ligo_convert.errors import LigoError, MissingExtra, RecipeError, SourceChan
 
 PARQUET_SUFFIX = ".parquet"
 
-WINDOW_ROWS = 1024  # streamed rows that are held to be reordered
+WINDOW_ROWS = 1024  # streamed rows that are shuffled at a time
 
 
 class HubText(Protocol):
-    """A dataset of the Hub and the column that holds its text."""
+    """A Hub dataset and the column that holds its text."""
 
     @property
     def id(self) -> str: ...
@@ -39,27 +38,27 @@ class HubText(Protocol):
 
 
 def require_datasets(what: str) -> None:
-    """Raise MissingExtra, saying that `what` needs it, where the extra is not installed."""
+    """Raise MissingExtra if the extra `datasets` is not installed. `what` names the feature in the message."""
     if any(importlib.util.find_spec(package) is None for package in ("datasets", "pyarrow")):
         raise MissingExtra(f"data: {what} needs the package datasets", extra="datasets")
 
 
 def open_parquet(path: Path) -> Any:
-    """A parquet file with a text column `text`; only its footer is read. RecipeError where it is none."""
+    """Open a Parquet file and read its footer. Raises RecipeError unless it is readable and has a column `text`."""
     pyarrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
     try:
         table = parquet.ParquetFile(path)
         names = list(table.schema_arrow.names)
     except (pyarrow.ArrowException, OSError) as error:
-        raise RecipeError("data.text: no readable parquet file", where=path, found=str(error)[:120]) from None
+        raise RecipeError("data.text: not a readable parquet file", where=path, found=str(error)[:120]) from None
     if "text" not in names:
         raise RecipeError("data.text: no column text", where=path, found=", ".join(names)[:200])
     return table
 
 
 def parquet_rows(files: Sequence[Path], seed: int) -> Iterator[str]:
-    """The rows of all files, row group by row group in shuffled order. RecipeError names file and row of what is no text."""
+    """Yield the rows of all files, row group by row group in shuffled order. Raises RecipeError, with file and row, for a row without text."""
     pyarrow = importlib.import_module("pyarrow")
     groups = [(path, group) for path in files for group in range(open_parquet(path).num_row_groups)]
     for index in range(len(groups)):
@@ -86,18 +85,18 @@ def _row_text(value: object, where: str) -> str:
 
 
 def hub_rows(hub: HubText) -> Iterator[str]:
-    """The rows of a dataset of the Hub, as a stream: only what is read is downloaded.
+    """Stream the rows of a Hub dataset. Only the rows that are read are downloaded.
 
     Raises:
-        RecipeError: a folder of its name, an unknown configuration, split or column, a row without text.
-        SourceChanged: out of reach, or broken on the way.
+        RecipeError: a local folder with the name of the dataset; an unknown configuration, split or column; a row without text.
+        SourceChanged: the dataset cannot be reached, or the connection broke.
     """
     import datasets
 
-    # `load_dataset` takes a folder of this name before it asks the Hub: another dataset, without a word.
+    # `load_dataset` prefers a local folder of this name over the Hub, without a warning.
     if Path(hub.id).exists():
         raise RecipeError(
-            "data.hub.id: there is a folder of this name here, so the dataset of the Hub would be passed over",
+            "data.hub.id: a local folder of this name hides the dataset of the Hub",
             found=hub.id,
             hint="run from another folder, or name local files with data.text",
         )
@@ -114,8 +113,8 @@ def hub_rows(hub: HubText) -> Iterator[str]:
     except LigoError:
         raise
     except ValueError as error:
-        # An unknown configuration or split: the library lists those there are.
-        raise RecipeError("data.hub: the dataset refuses this", where=hub.id, found=str(error)[:300]) from None
+        # An unknown configuration or split; the message of the library lists the existing ones.
+        raise RecipeError("data.hub: the dataset cannot be loaded with these settings", where=hub.id, found=str(error)[:300]) from None
     except Exception as error:
         raise SourceChanged(
             "data.hub: the dataset cannot be read",
@@ -143,7 +142,7 @@ class HubDatasetSource:
 
 
 def reordered(rows: Iterator[str], seed: int) -> Iterator[str]:
-    """A stream cannot be shuffled without being read; its rows change places within windows."""
+    """Shuffle the rows of a stream within windows of `WINDOW_ROWS` rows."""
     for number in itertools.count():
         window = list(itertools.islice(rows, WINDOW_ROWS))
         if not window:

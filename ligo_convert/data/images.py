@@ -1,7 +1,9 @@
-"""Images in, slices of normalised pixels with their classes out: what an image model's operator learns on.
+"""Image folders as training, validation and test splits.
 
-Images are prepared as timm prepares them to evaluate a model: the shorter side resized, the middle cropped out, mean and deviation taken
-off. The same folder gives the same slices wherever it lies: order follows from names within the folder and the seed.
+Input: a folder with one subfolder per class. Output: normalised pixels with class labels.
+
+Images are prepared as timm does for evaluation: resize the shorter side, crop the centre, normalise by mean and standard deviation. The
+order depends only on the names inside the folder and the seed, so a folder gives the same splits in any location.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ CACHE_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How a model wants its images: side in pixels, channels, mean and deviation a channel, share that is cropped from the middle."""
+    """Preprocessing of the images of a model.
+
+    Attributes:
+        size: side of the square input, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+        interpolation: name of the resize filter of PIL.
+        crop_pct: share of the shorter side that the centre crop keeps.
+    """
 
     size: int
     channels: int
@@ -35,7 +46,7 @@ class Preparation:
     crop_pct: float
 
     def pixels(self, path: Path) -> np.ndarray:
-        """One image, uint8 [channels, size, size]. Raises RecipeError for a file that cannot be decoded."""
+        """Decode one image to uint8 [channels, size, size]. Raises RecipeError for a file that cannot be decoded."""
         from PIL import Image
 
         try:
@@ -43,13 +54,13 @@ class Preparation:
                 image = opened.convert("L" if self.channels == 1 else "RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise RecipeError(
-                f"data.images: an image that cannot be read: {error}", where=path, hint="remove it or repair it"
+                f"data.images: the image cannot be decoded: {error}", where=path, hint="remove it or repair it"
             ) from None
         array = np.asarray(_cropped(image, self.size, self.crop_pct, self.interpolation))
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [images, channels, size, size] -> float32, mean and deviation taken off."""
+        """Normalise uint8 [images, channels, size, size] to float32 of the same shape."""
         mean, deviation = (
             np.asarray(values, dtype=np.float32)[: self.channels].reshape(1, -1, 1, 1)
             for values in (self.mean, self.std)
@@ -67,7 +78,7 @@ def _cropped(image: Any, size: int, crop_pct: float, interpolation: str) -> Any:
         target = (shorter, int(shorter * height / width))
     else:
         target = (int(shorter * width / height), shorter)
-    filters = {name.lower(): found for name, found in Image.Resampling.__members__.items()}
+    filters = {name.lower(): member for name, member in Image.Resampling.__members__.items()}
     resized = image if image.size == target else image.resize(target, filters.get(interpolation, filters["bicubic"]))
     left, top = (round((side - size) / 2) for side in resized.size)
     return resized.crop((left, top, left + size, top + size))
@@ -75,10 +86,17 @@ def _cropped(image: Any, size: int, crop_pct: float, interpolation: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageExamples:
-    """Images as `pixel_values` float32 [images, channels, size, size] and `labels` int64, decoded when they are first asked for."""
+    """Images that are decoded at first use. Batches hold `pixel_values`, float32 [images, channels, size, size], and `labels`, int64.
+
+    Attributes:
+        files: the image files.
+        classes: int64 [images].
+        preparation: the preprocessing of the model.
+        cache: row -> decoded pixels, up to `CACHE_BYTES` in all.
+    """
 
     files: tuple[Path, ...]
-    classes: np.ndarray  # [images] int64
+    classes: np.ndarray
     preparation: Preparation
     cache: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -92,10 +110,10 @@ class ImageExamples:
     def _pixels(self, row: int) -> np.ndarray:
         if row in self.cache:
             return self.cache[row]
-        found = self.preparation.pixels(self.files[row])
-        if (len(self.cache) + 1) * found.nbytes <= CACHE_BYTES:
-            self.cache[row] = found
-        return found
+        pixels = self.preparation.pixels(self.files[row])
+        if (len(self.cache) + 1) * pixels.nbytes <= CACHE_BYTES:
+            self.cache[row] = pixels
+        return pixels
 
 
 def image_splits(
@@ -109,17 +127,27 @@ def image_splits(
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
-    """Test, validation and train images of a folder with a folder a class; no image is in two of them.
+    """Split a folder with one subfolder per class into test, validation and training images. No image is in two splits.
 
-    Every class is shuffled and they are taken in turn, so that each slice has them about evenly. Held-out slices are at most an eighth of
-    the images each, and do not depend on `train_images`.
+    Classes are shuffled and interleaved, so that every split has about the same share of each. Each held-out split has at most an eighth of
+    the images and does not depend on `train_images`.
+
+    Args:
+        folder: the folder as the recipe names it.
+        base: the folder that a relative `folder` starts from.
+        preparation: the preprocessing of the model.
+        classes: the number of classes of the model.
+        train_images: the largest number of training images.
+        heldout_images: the largest number of images of each held-out split.
+        seed: seed of the order.
+        on_progress: called with the numbers of images read and of all images.
 
     Raises:
-        RecipeError: another number of classes than the model has, too few images; as `class_folders`.
+        RecipeError: the number of classes differs from the model's; too few images; as `class_folders`.
     """
-    found = class_folders(base / Path(folder).expanduser())
-    check_classes(found, classes, where=folder)
-    ordered = _in_turn(found, seed)
+    images = class_folders(base / Path(folder).expanduser())
+    check_classes(images, classes, where=folder)
+    ordered = _interleave_classes(images, seed)
     heldout = min(heldout_images, len(ordered) // 8)
     if heldout < 1:
         raise RecipeError("data.images: too few images", where=folder, expected="at least 8", found=len(ordered))
@@ -149,11 +177,11 @@ def image_splits(
     )
 
 
-def _in_turn(found: dict[str, list[Path]], seed: int) -> list[tuple[Path, int]]:
-    """Every image with its class: one of each class, another of each, and so on, until all are taken."""
+def _interleave_classes(images: dict[str, list[Path]], seed: int) -> list[tuple[Path, int]]:
+    """Return every image with its class: first one image of each class, then a second of each, and so on."""
     shuffled = [
         [files[permuted(index, len(files), f"images/{seed}/{name}")] for index in range(len(files))]
-        for name, files in found.items()
+        for name, files in images.items()
     ]
     most = max(len(files) for files in shuffled)
     return [(files[turn], label) for turn in range(most) for label, files in enumerate(shuffled) if turn < len(files)]
@@ -164,42 +192,44 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-# What the formats that are read begin with; WebP says so after its length.
+# First bytes of the supported formats. RIFF stands for WebP, which has its name after the length.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its images, both sorted by name. Hidden files are passed over.
+    """Return class -> images, both sorted by name. Hidden files and folders are skipped.
 
     Raises:
-        RecipeError: no such folder, no folders in it, a class without images. MachineError: no permission.
+        DataMissing: the folder does not exist.
+        RecipeError: the folder has no subfolders, or a class has no images.
+        MachineError: no permission to read a folder.
     """
     try:
         if not folder.is_dir():
-            raise DataMissing("data.images: no such folder", where=folder, expected="a folder with a folder a class")
+            raise DataMissing("data.images: no such folder", where=folder, expected="a folder with one subfolder per class")
         classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-        found = {
+        images = {
             item.name: sorted(file for file in item.iterdir() if file.is_file() and not file.name.startswith("."))
             for item in classes
         }
     except OSError as error:
         raise MachineError(f"cannot be read: {error.strerror}", where=error.filename or folder) from None
-    if not found:
-        raise RecipeError("data.images: no class folders", where=folder, expected="a folder with a folder a class")
-    for name, files in found.items():
+    if not images:
+        raise RecipeError("data.images: no class folders", where=folder, expected="a folder with one subfolder per class")
+    for name, files in images.items():
         if not files:
             raise RecipeError("data.images: a class without images", where=folder / name)
-    return found
+    return images
 
 
-def check_classes(found: dict[str, list[Path]], classes: int, *, where: str) -> None:
-    """Require as many class folders as a model has classes. Raises RecipeError."""
-    if len(found) != classes:
+def check_classes(images: dict[str, list[Path]], classes: int, *, where: str) -> None:
+    """Raise RecipeError unless the number of class folders is the number of classes of the model."""
+    if len(images) != classes:
         raise RecipeError(
-            "data.images: another number of classes than the model has",
+            "data.images: the number of class folders is not the number of classes of the model",
             where=where,
             expected=f"{classes} folders",
-            found=len(found),
+            found=len(images),
             hint="set target.config.num_classes for a new head, or give another folder",
         )
 

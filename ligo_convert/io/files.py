@@ -1,9 +1,10 @@
-"""Every effect on the file system: durable files, locks, and places where an output may be made.
+"""All changes to the file system: durable files, locks and checks of output paths.
 
-In: bytes and paths. Out: a file that is old or new, never half, whatever stops the run. All effects pass through the
-table `EFFECTS`, so a test can make any one of them fail, or end the process there.
+Input: bytes and paths.
+Output: a file with either its old or its new content, never a part of it, whatever stops the run.
 
-The protocol: a file is written under a temporary name, synced, renamed, and its directory synced.
+A file is written under a temporary name, synced and renamed; then its directory is synced. All changes pass through the table `EFFECTS`, so
+that a test can make any one of them fail or end the process at that point.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _TRIES = 100
 
 
-# --- the seam ---------------------------------------------------------------------------------------------------------
+# --- effects ---------------------------------------------------------------------------------------------------------
 
 
 def _fsync(path: Path, descriptor: int) -> None:
@@ -50,17 +51,17 @@ def _fsync_directory(path: Path, descriptor: int) -> None:
     try:
         _fsync(path, descriptor)
     except OSError as error:
-        # Some network and FUSE file systems have no sync of a directory to offer; any other failure is one.
+        # Some network and FUSE file systems cannot sync a directory. Any other error is a failure.
         if error.errno not in _UNSUPPORTED:
             raise
 
 
 def _exclusive_rename() -> Callable[[bytes, bytes], int] | None:
-    """The C library's rename that never replaces; returns 0, or sets the ctypes errno."""
+    """Return the C library's rename that never replaces: it returns 0, or sets the ctypes errno. None if there is no such function."""
     library = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "renameat2"):
-        here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
-        return lambda old, new: int(library.renameat2(here, old, here, new, no_replace))
+        working_directory, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+        return lambda old, new: int(library.renameat2(working_directory, old, working_directory, new, no_replace))
     if hasattr(library, "renamex_np"):
         exclusive = 4  # RENAME_EXCL
         return lambda old, new: int(library.renamex_np(old, new, exclusive))
@@ -68,7 +69,7 @@ def _exclusive_rename() -> Callable[[bytes, bytes], int] | None:
 
 
 def _rename_new(path: Path, target: Path) -> None:
-    """Rename `path` to `target`; FileExistsError where `target` is there, even as an empty directory."""
+    """Rename `path` to `target`. Raises FileExistsError if `target` exists, even as an empty directory."""
     call = _exclusive_rename()
     if call is not None:
         if call(os.fsencode(path), os.fsencode(target)) == 0:
@@ -76,7 +77,7 @@ def _rename_new(path: Path, target: Path) -> None:
         number = ctypes.get_errno()
         if number not in _UNSUPPORTED:
             raise OSError(number, os.strerror(number), str(path), None, str(target))
-    # Not atomic against strangers, only against other runs of this program.
+    # Atomic only between runs of this program, not against other programs.
     descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -87,7 +88,7 @@ def _rename_new(path: Path, target: Path) -> None:
         os.close(descriptor)
 
 
-# Each takes the path it is about first. Modes are left to the umask.
+# The first argument is the path that the effect changes. File modes are left to the umask.
 EFFECTS: dict[str, Callable[..., Any]] = {
     "mkdir": lambda path: path.mkdir(0o777),
     "open": lambda path, flags: os.open(path, flags, 0o666),
@@ -103,12 +104,12 @@ EFFECTS: dict[str, Callable[..., Any]] = {
 }
 
 _VERBS = {
-    "mkdir": "make this directory",
+    "mkdir": "create this directory",
     "open": "open for writing",
     "write": "write",
     "truncate": "truncate",
-    "fsync": "bring to the disk",
-    "fsync_directory": "bring to the disk",
+    "fsync": "sync to the disk",
+    "fsync_directory": "sync to the disk",
     "rename": "rename",
     "rename_new": "rename",
     "link": "link",
@@ -124,9 +125,14 @@ def do(
     needed: int | None = None,
     passing: tuple[type[OSError], ...] = (),
 ) -> Any:
-    """Do one of `EFFECTS` on `path`: an OSError comes out as MachineError, but for those of `passing`.
+    """Run one of `EFFECTS` on `path` and convert an OSError to a MachineError.
 
-    `needed`: bytes, for the message of a full disk.
+    Args:
+        effect: key of `EFFECTS`.
+        path: the path that the effect changes.
+        arguments: further arguments of the effect.
+        needed: bytes still to be written, for the message about a full disk.
+        passing: kinds of OSError that are raised unchanged.
     """
     try:
         return EFFECTS[effect](path, *arguments)
@@ -136,44 +142,51 @@ def do(
         raise machine_error(error, path, _VERBS[effect], needed=needed) from error
 
 
-# --- what went wrong --------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------------
 
-_ROOM = "free some room, then run the same command again"
+_FREE_SPACE = "free some disk space, then run the same command again"
 
-_PLACE = "choose a place that this user may write to"
+_WRITABLE = "choose a path that this user may write to"
 
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", _ROOM),
-    errno.EDQUOT: ("the disk quota is used up", _ROOM),
-    errno.EACCES: ("permission denied", _PLACE),
-    errno.EPERM: ("permission denied", _PLACE),
-    errno.EROFS: ("the file system is read-only", _PLACE),
+    errno.ENOSPC: ("the disk is full", _FREE_SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _FREE_SPACE),
+    errno.EACCES: ("permission denied", _WRITABLE),
+    errno.EPERM: ("permission denied", _WRITABLE),
+    errno.EROFS: ("the file system is read-only", _WRITABLE),
     errno.EFBIG: (
         "the file would be larger than the file system or the limit of this process (ulimit -f) allows",
         "raise the limit, or lower output.max_shard_size",
     ),
     errno.EIO: (
         "input/output error",
-        "the disk or its connection fails, and nothing was tried twice: read the system's log before another run",
+        "the disk or its connection failed; check the system log before the next run",
     ),
 }
 
 
 def machine_error(error: OSError, path: Path, verb: str, *, needed: int | None = None) -> MachineError:
-    """The MachineError for `error` met when trying to `verb` at `path`; `needed` is in bytes, where known."""
+    """Convert an OSError to a MachineError.
+
+    Args:
+        error: the error of the system call.
+        path: the file or directory.
+        verb: the action that failed, such as `write`.
+        needed: bytes still to be written, if known.
+    """
     number = error.errno or 0
     reason, hint = _REASONS.get(number, (os.strerror(number) if number else str(error), ""))
     expected = found = None
     if number in (errno.ENOSPC, errno.EDQUOT):
-        expected = None if needed is None else f"room for {needed:,} bytes more"
-        with contextlib.suppress(OSError):  # the free space is an extra; the first error is the one to tell
+        expected = None if needed is None else f"{needed:,} more bytes of disk space"
+        with contextlib.suppress(OSError):  # the free space is optional; report the original error
             found = f"{_free(path):,} bytes free"
     return MachineError(f"cannot {verb}: {reason}", where=path, expected=expected, found=found, hint=hint)
 
 
 @contextlib.contextmanager
 def reporting(path: Path, verb: str) -> Iterator[None]:
-    """Turn an OSError of the block, one that only reads, into a MachineError about `path`."""
+    """Convert an OSError of a block that only reads to a MachineError about `path`."""
     try:
         yield
     except OSError as error:
@@ -181,18 +194,18 @@ def reporting(path: Path, verb: str) -> Iterator[None]:
 
 
 def _nearest(path: Path) -> Path:
-    """The nearest of `path` and its parents that exists."""
+    """Return `path`, or its nearest parent that exists."""
     return next(directory for directory in (path, *path.parents) if directory.exists())
 
 
 def _free(path: Path) -> int:
-    room = os.statvfs(_nearest(path))
-    return room.f_bavail * room.f_frsize
+    status = os.statvfs(_nearest(path))
+    return status.f_bavail * status.f_frsize
 
 
 def check_room(directory: Path, nbytes: int) -> None:
-    """Raise MachineError if the file system of `directory`, which need not exist yet, has fewer than `nbytes` free."""
-    with reporting(directory, "find out the free space"):
+    """Raise MachineError if the file system of `directory` has fewer than `nbytes` bytes free. The directory need not exist."""
+    with reporting(directory, "read the free disk space"):
         free = _free(Path(os.path.realpath(directory)))
     if free < nbytes:
         raise MachineError(
@@ -200,15 +213,15 @@ def check_room(directory: Path, nbytes: int) -> None:
             where=directory,
             expected=f"{nbytes:,} bytes free",
             found=f"{free:,} bytes free",
-            hint=_ROOM,
+            hint=_FREE_SPACE,
         )
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
+# --- output paths -----------------------------------------------------------------------------------------------------------
 
 
 def absolute_path(path: Path) -> Path:
-    """`path` with its parents resolved and its own name kept, link or not."""
+    """Return `path` with resolved parents. Its last name is kept, even if it is a link."""
     if "\0" in str(path):
         raise RecipeError("a path cannot hold a NUL character", where=path)
     with reporting(path, "find the working directory"):
@@ -218,29 +231,29 @@ def absolute_path(path: Path) -> Path:
 
 
 def output_path(out: Path) -> Path:
-    """The absolute path of an output directory.
+    """Return the absolute path of an output directory.
 
     Raises:
-        RecipeError: it is the root, the working directory, or a directory that holds the working directory.
+        RecipeError: it is the root, the working directory, or a parent of the working directory.
     """
-    absolute, here = absolute_path(out), Path.cwd()
+    absolute, working = absolute_path(out), Path.cwd()
     target = Path(os.path.realpath(absolute))
-    if target in (here, *here.parents):
+    if target in (working, *working.parents):
         name = "the root of the file system" if target == Path(target.anchor) else "in use as the working directory"
-        if target not in (here, Path(target.anchor)):
+        if target not in (working, Path(target.anchor)):
             name = "a directory that holds the working directory"
         raise RecipeError(f"the output directory is {name}", where=out, hint="name a new directory inside it")
     return absolute
 
 
 def partial_path(target: Path) -> Path:
-    """Where `target` is made until it is whole."""
+    """Return the temporary name of `target` while it is written."""
     return target.with_name(f".{target.name}.ligo-partial")
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise OutputBusy unless `out` is absent or an empty directory."""
-    with reporting(out, "look"):
+    """Raise OutputBusy unless `out` does not exist or is an empty directory."""
+    with reporting(out, "read"):
         try:
             mode = out.lstat().st_mode
         except FileNotFoundError:
@@ -248,7 +261,7 @@ def refuse_taken(out: Path) -> None:
         if stat.S_ISDIR(mode):
             if out.is_mount():
                 raise MachineError(
-                    "the output directory is a mount point and cannot be put in place in one step",
+                    "the output directory is a mount point, so it cannot be created in one step",
                     where=out,
                     hint="name a new directory inside it",
                 )
@@ -264,34 +277,34 @@ def refuse_taken(out: Path) -> None:
 
 
 def check_place(out: Path) -> None:
-    """See that the directory `out` could be made, by trying to make one where it would be; leaves nothing behind.
+    """Check that the directory `out` can be created: create and remove a directory beside it.
 
     Raises:
-        RecipeError: `out` is a place no output may take.
-        OutputBusy: something is there.
-        MachineError: nothing can be created there.
+        RecipeError: `out` cannot be an output directory.
+        OutputBusy: `out` exists and is not empty.
+        MachineError: no directory can be created there.
     """
     out = output_path(out)
     refuse_taken(out)
-    with reporting(out, "look"):
+    with reporting(out, "read"):
         probe = _nearest(out.parent) / f".{secrets.token_hex(8)}.ligo-partial"
-    # Asking for permissions is not enough: they say nothing about read-only mounts, nor about root.
+    # Checking permissions is not enough: they do not cover read-only mounts, nor the root user.
     do("mkdir", probe)
     do("rmdir", probe)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, durably."""
-    with reporting(folder, "look"):
+    """Create `folder` and its missing parents, durably."""
+    with reporting(folder, "read"):
         missing = [directory for directory in (folder, *folder.parents) if not directory.is_dir()]
     for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another run may have made it since
+        with contextlib.suppress(FileExistsError):  # another run may have created it
             do("mkdir", directory, passing=(FileExistsError,))
         sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring the names in `directory` to the disk."""
+    """Sync the names in `directory` to the disk."""
     with reporting(directory, "open"):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -301,7 +314,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Bring the bytes of a file that someone else wrote to the disk."""
+    """Sync the bytes of a file that another process or library wrote to the disk."""
     with reporting(path, "open"):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -314,7 +327,7 @@ def sync_file(path: Path) -> None:
 
 
 def hold(path: Path, opening: Callable[[], int]) -> int:
-    """A descriptor of `path`, opened by `opening` and locked for this process alone; OutputBusy if another has it."""
+    """Open `path` with `opening` and lock it for this process. Raises OutputBusy if another process holds the lock."""
     for _ in range(_TRIES):
         try:
             descriptor = opening()
@@ -326,10 +339,10 @@ def hold(path: Path, opening: Callable[[], int]) -> int:
             except BlockingIOError:
                 raise OutputLocked(path) from None
             except OSError as error:
-                # No locks on this file system: the run's own mark, read again before the commit, has to do.
+                # The file system has no locks. The file `run`, read again before the commit, detects another run instead.
                 if error.errno not in (*_UNSUPPORTED, errno.ENOLCK):
                     raise machine_error(error, path, "lock") from error
-            # Whoever had the lock may have renamed the entry meanwhile; then the lock is on something finished.
+            # The previous owner of the lock may have renamed the entry; then this lock is on a finished output.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.lstat()):
                     return descriptor
@@ -337,33 +350,48 @@ def hold(path: Path, opening: Callable[[], int]) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise OutputBusy("it kept changing while this run tried to take it", where=path, hint="see who else writes there")
+    raise OutputBusy(
+        "the path kept changing while this run tried to lock it",
+        where=path,
+        hint="stop the other process that writes there",
+    )
 
 
 def flat(data: Buffer) -> memoryview:
-    """The bytes of a C-contiguous buffer of any shape and format, not copied."""
+    """Return the bytes of a C-contiguous buffer of any shape and format, without a copy."""
     view = memoryview(data)
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 class Handle:
-    """A file written in sequence under a temporary name; `close` makes it whole, durable and visible, in this order.
+    """A file that is written in sequence under a temporary name. `close` syncs it and then renames it to its final name.
 
-    As a context manager it closes, or aborts on an exception. Attributes: `written`, in bytes so far; `open`.
+    As a context manager it closes, or aborts on an exception.
+
+    Attributes:
+        written: bytes written so far.
+        open: False after `close` or `abort`.
     """
 
     def __init__(self, temporary: Path, target: Path, *, nbytes: int = 0, replace: bool = True) -> None:
-        """`nbytes` is the size to come, for messages; `replace` allows that `target` exists."""
+        """Create the temporary file.
+
+        Args:
+            temporary: the path while the file is written.
+            target: the final path.
+            nbytes: the expected size, for messages.
+            replace: True if `target` may exist.
+        """
         self.written = 0
         self._temporary, self._target, self._nbytes, self._replace = temporary, target, nbytes, replace
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
         self._descriptor = hold(temporary, lambda: int(do("open", temporary, flags, passing=(FileNotFoundError,))))
-        self.open = self._temporary_there = True
+        self.open = self._temporary_exists = True
         with self._aborting():
             do("truncate", temporary, self._descriptor, 0)
 
     def write(self, data: Buffer) -> None:
-        """Append all of `data`, any C-contiguous buffer. MachineError, and the file is gone, where that fails."""
+        """Append all of `data`, any C-contiguous buffer. On failure, remove the file and raise MachineError."""
         view = flat(data)
         with self._aborting():
             while view:
@@ -373,29 +401,28 @@ class Handle:
                 view = view[count:]
 
     def close(self) -> None:
-        """Sync the data, give the file its name, sync the directory. OutputBusy if the name must be new and is not."""
+        """Sync the data, rename the file, sync the directory. Raises OutputBusy if the name exists and may not be replaced."""
         if not self.open:
             return
         with self._aborting():
             with reporting(self._target, "write"):
                 if os.fstat(self._descriptor).st_size != self.written:
-                    raise OSError(errno.EIO, "bytes that were accepted are not in the file")
+                    raise OSError(errno.EIO, "the file is shorter than the bytes written to it")
             do("fsync", self._target, self._descriptor)
             try:
                 effect = "rename" if self._replace else "rename_new"
                 do(effect, self._temporary, self._target, passing=(FileExistsError,))
             except FileExistsError:
                 raise _file_there(self._target) from None
-            self._temporary_there = False
+            self._temporary_exists = False
         self._release()
         sync_directory(self._target.parent)
 
     def abort(self) -> None:
-        """Give up the file."""
-        # The temporary name says that the file is not whole, so that failing here harms nothing; and there is an
-        # earlier error to tell.
+        """Remove the file."""
+        # A temporary name marks the file as incomplete, so a failure here does no harm, and the earlier error is reported.
         with contextlib.suppress(MachineError):
-            if self.open and self._temporary_there:
+            if self.open and self._temporary_exists:
                 do("unlink", self._temporary)
         with contextlib.suppress(MachineError):
             self._release()
@@ -426,18 +453,23 @@ class Handle:
 
 
 def _file_there(path: Path) -> OutputBusy:
-    return OutputBusy("there is something already", where=path, hint="choose another name, or move it away")
+    return OutputBusy("the path already exists", where=path, hint="choose another name, or move it away")
 
 
 def write_file(path: Path, data: Buffer | Iterator[Buffer], *, replace: bool = False) -> None:
-    """Write one file, whole and durably or not at all; `data` is a buffer, or an iterator of them.
+    """Write one file, completely and durably or not at all.
+
+    Args:
+        path: the file.
+        data: a buffer, or an iterator of buffers.
+        replace: True if `path` may exist.
 
     Raises:
         OutputBusy: `path` exists and `replace` is false, or it is a directory, or another run is writing it.
-        MachineError: the machine refuses.
+        MachineError: the file cannot be written.
     """
     path = absolute_path(path)
-    with reporting(path, "look"):
+    with reporting(path, "read"):
         if path.is_dir() or (os.path.lexists(path) and not replace):
             raise _file_there(path)
     make_folder(path.parent)

@@ -1,4 +1,4 @@
-"""A glob pattern in, the paths it names out: sorted, without following loops, the same in every version of Python."""
+"""Expand glob patterns to sorted paths, the same in every version of Python."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ligo_convert.errors import MachineError, RecipeError
 
 
 def expand(pattern: str, base: Path) -> list[Path]:
-    """Every path that `pattern` names, sorted by its POSIX form.
+    """Return every path that matches `pattern`, sorted by its POSIX form.
 
-    Written out, not left to `glob`: what `**` follows and whether `*` takes hidden names has changed between versions
-    of Python, and a loop of links must end. Here `**` follows no links and nothing takes a leading dot unasked.
+    The standard `glob` is not used because its rules for links under `**` and for hidden names differ between versions of Python. Here `**`
+    follows no links, so that a loop of links ends, and a wildcard matches no leading dot.
+
+    Raises:
+        RecipeError: the pattern holds a NUL character.
+        MachineError: a folder cannot be listed.
     """
     if "\0" in pattern:
         raise RecipeError("data.text: a name cannot hold a NUL character", found=repr(pattern))
@@ -24,7 +28,7 @@ def expand(pattern: str, base: Path) -> list[Path]:
     root, parts = base, Path(pattern).parts
     if Path(pattern).is_absolute():
         root, parts = Path(parts[0]), parts[1:]
-    # `**/**` says what `**` says, at the price of a walk for every way to share the folders out.
+    # `**/**` matches the same paths as `**`, but would walk them many times.
     once = tuple(part for index, part in enumerate(parts) if part != "**" or parts[index - 1 : index] != ("**",))
     return sorted(set(_walk(root, once)), key=Path.as_posix)
 

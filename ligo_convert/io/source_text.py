@@ -1,4 +1,4 @@
-"""Text that a user wrote: an index in, the line and column of it out, and the line itself to show in a message."""
+"""Locate and quote positions of a text that a user wrote, such as a recipe, for error messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from ligo_convert.errors import RecipeError, printable
 
-EXCERPT_COLUMNS = 100  # of a line that is shown
+EXCERPT_COLUMNS = 100  # characters of a line that are shown
 
 MAX_MESSAGE = 200
 
@@ -20,41 +20,49 @@ _NAMED = re.compile(r"""(?i)(?<![a-z_])((?:hf_|auth_|use_auth_)?(?:token|passwor
 
 
 def holds_secret(text: str) -> bool:
-    """Whether `text` has the form of an access token of the Hub, or a url with a password."""
+    """Return True if `text` contains a Hub access token or a URL with a password."""
     return bool(_SECRET.search(text))
 
 
 def redacted(text: str) -> str:
-    """`text` with secrets, and what is given for a key such as `token`, starred out: messages end up in logs."""
+    """Replace secrets, and the values of keys such as `token`, with stars: messages end up in logs."""
     return _NAMED.sub(r"\1***", _SECRET.sub("***", text))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Text with its lines counted as an editor counts them; lines and columns start at 1."""
+    """A text with its lines numbered as in an editor. Lines and columns start at 1.
+
+    Attributes:
+        text: the text.
+        label: name of the text in messages.
+        single: True for a value of the command line; messages then show no line number.
+    """
 
     text: str
     label: str
-    single: bool = False  # a value of the command line: it has a label, and no lines worth counting
+    single: bool = False
 
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *(match.end() for match in re.finditer(r"\r\n|\n|\r", self.text))]
 
     def place(self, index: int) -> tuple[int, int]:
-        """Line and column of the character at `index`."""
+        """Return line and column of the character at `index`."""
         line = bisect.bisect_right(self._starts, index)
         return line, index - self._starts[line - 1] + 1
 
     def where(self, line: int, column: int) -> str:
-        """`label:line:column`, or the label alone for a value of the command line."""
+        """Return `label:line:column`, or only the label for a value of the command line."""
         return self.label if self.single else f"{self.label}:{line}:{column}"
 
     def excerpt(self, line: int, column: int, *, end: int | None = None) -> str:
-        """The line and, below it, a caret; a long line is cut around the column, secrets are starred out.
+        """Return the line with a caret below the column. Long lines are cut around the column; secrets are replaced with stars.
 
         Args:
-            end: a column from which on nothing is shown.
+            line: the line.
+            column: the column of the caret.
+            end: first column that is not shown; None shows the whole line.
         """
         start = self._starts[line - 1]
         stop = self._starts[line] if line < len(self._starts) else len(self.text)
@@ -62,7 +70,7 @@ class Text:
         if end is not None:
             whole = whole[: end - 1] + " ..."
         first = max(0, column - 1 - EXCERPT_COLUMNS // 2)
-        # Stars may be shorter than what they hide, so both sides of the caret are starred out before they are cut.
+        # Stars can be shorter than the secret, so replace secrets on both sides of the caret before cutting.
         before = redacted(whole[: column - 1])
         after = redacted(whole[column - 1 :])
         before = ("..." + before[-EXCERPT_COLUMNS // 2 :]) if first else before

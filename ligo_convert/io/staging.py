@@ -1,8 +1,8 @@
-"""The staging directory of an output: files in, one at a time and resumable, and one atomic commit out.
+"""The staging directory of an output: written file by file, resumable, committed in one atomic step.
 
-A directory is staged as `.NAME.ligo-partial` beside NAME, locked through its own descriptor (the kernel frees that lock
-whenever the process ends, and it follows the rename), and renamed to NAME once it is whole. What is staged survives a
-stop, for the next run.
+The output NAME is staged as `.NAME.ligo-partial` in the same parent directory and renamed to NAME when it is complete. The lock on the
+staging directory is held through the directory's own descriptor: the kernel releases it when the process ends, and it follows the rename.
+Staged files survive a stop, and the next run resumes from them.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ WORK = ".work"
 
 
 class Staging:
-    """The staging directory of an output directory, held by this process until `close`.
+    """The staging directory of an output directory, locked by this process until `close`.
+
+    File names are relative POSIX paths below `path`. As a context manager it releases the lock on exit and keeps the staged files.
 
     Attributes:
-        out: the output directory, absolute.
-        path: the staging directory, which becomes `out`.
-        work: a directory in it for what is no output: journals, states. It is gone from `out`.
-        resumed: whether an earlier run with the same key left it.
-
-    Names are relative POSIX paths below `path`. A context manager; leaving it keeps what is staged and frees the lock.
+        out: absolute path of the output directory.
+        path: the staging directory; it becomes `out`.
+        work: subdirectory for journals and states; it is not part of `out`.
+        resumed: True if an earlier run with the same key left the directory.
     """
 
     def __init__(self, out: Path, descriptor: int, key: str) -> None:
@@ -60,17 +60,21 @@ class Staging:
         make_folder(self.work / "new")
         if not self.resumed:
             self.write_bytes(f"{WORK}/key", f"{key}\n".encode())
-        # Where locks lie, as on some network file systems, the last run to come writes this, and the others see it.
+        # On file systems with unreliable locks, the latest run overwrites this file, and earlier runs notice at the commit.
         self.write_bytes(f"{WORK}/run", self._run.encode())
 
     @classmethod
     def open(cls, out: Path, *, key: str) -> Staging:
-        """Make or find the staging directory of `out`; `key` (one line) says which work it may go on with.
+        """Create the staging directory of `out`, or open an existing one to resume.
+
+        Args:
+            out: the output directory.
+            key: one line that identifies the work; only staged work with the same key is resumed.
 
         Raises:
-            RecipeError: `out` is a place no output may take.
-            OutputBusy: something is in `out`; another run has the staging directory; or it holds other work.
-            MachineError: the machine refuses.
+            RecipeError: `out` cannot be an output directory.
+            OutputBusy: `out` is not empty, another run holds the staging directory, or it holds other work.
+            MachineError: the directory cannot be created or opened.
         """
         assert len(key.splitlines()) == 1, "a key is one line"
         out = output_path(out)
@@ -95,52 +99,52 @@ class Staging:
             refuse_taken(out)
             return cls(out, descriptor, key)
         except BaseException:
-            with contextlib.suppress(MachineError):  # nothing stays where nothing was begun
+            with contextlib.suppress(MachineError):  # leave no empty directory behind
                 do("rmdir", path)
             os.close(descriptor)
             raise
 
     def _find_earlier_work(self, key: str) -> bool:
-        """Whether work under `key` is here. OutputBusy if other work, or anything else, is."""
+        """Return True if the directory holds work with `key`, False if it is empty. Raises OutputBusy for anything else."""
         aside = _aside(self.out)
         if os.path.lexists(aside):
             _refuse_strange_work(aside)
             with reporting(self.path, "list"):
                 names = {entry.name for entry in self.path.iterdir()}
             if names and WORK not in names:
-                # A commit stopped between its two renames.
+                # An earlier commit stopped between its two renames.
                 do("rename", aside, self.work)
                 sync_directory(self.path)
                 sync_directory(self.out.parent)
             else:
-                # A commit stopped after both; its output has been taken away since.
+                # An earlier commit stopped after both renames, and its output has been moved away.
                 _remove_work(aside)
-        found = _read_key(self.work)
-        if found is None:
+        staged_key = _read_key(self.work)
+        if staged_key is None:
             with reporting(self.path, "list"):
                 if {entry.name for entry in self.path.iterdir()} - {WORK} or (
                     os.path.lexists(self.work) and {entry.name for entry in self.work.iterdir()} - {"new"}
                 ):
                     raise _not_ours(self.path)
             return False
-        if found != key:
+        if staged_key != key:
             raise OutputBusy(
-                "unfinished work of another recipe, source or version is staged for this output directory",
+                "the staging directory holds unfinished work of another recipe, source or version",
                 where=self.path,
                 expected=key,
-                found=found,
-                hint=f"run that one again to finish it; or remove {self.path}; or choose another output directory",
+                found=staged_key,
+                hint=f"run that recipe again to finish it, remove {self.path}, or choose another output directory",
             )
         return True
 
     def _target(self, name: str) -> Path:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\0" in name or PurePosixPath(name).as_posix() != name:
-            raise LigoError("not a name of a file inside the output directory", where=name)
+            raise LigoError("not a file name inside the output directory", where=name)
         return self.path.joinpath(*parts)
 
     def create(self, name: str, *, nbytes: int = 0) -> Handle:
-        """A file to be written in sequence, which shows under `name` once it is closed. `nbytes`: the size to come."""
+        """Open a new file for sequential writing. It appears as `name` when it is closed. `nbytes` is the expected size, for messages."""
         target = self._target(name)
         if target.parent != self.path:
             make_folder(target.parent)
@@ -150,20 +154,20 @@ class Staging:
         return self._handles[-1]
 
     def write_bytes(self, name: str, data: Buffer | Iterator[Buffer]) -> None:
-        """Write a whole file, durably; `data` is a buffer, or an iterator of them."""
+        """Write a whole file durably. `data` is a buffer or an iterator of buffers."""
         with self.create(name) as handle:
             for piece in data if isinstance(data, Iterator) else (data,):
                 handle.write(piece)
 
     def remove(self, name: str) -> None:
-        """Remove the file `name`, durably; nothing happens where there is none."""
+        """Remove the file `name` durably. Does nothing if it does not exist."""
         target = self._target(name)
         with contextlib.suppress(FileNotFoundError):
             do("unlink", target, passing=(FileNotFoundError,))
             sync_directory(target.parent)
 
     def append_line(self, name: str, line: str) -> None:
-        """Append one line, durably. A torn line that an earlier run left at the end is cut off first."""
+        """Append one line durably. First cut off an incomplete last line of an earlier run."""
         assert "\n" not in line, "a line holds no line break"
         target = self._target(name)
         make_folder(target.parent)
@@ -184,14 +188,14 @@ class Staging:
             sync_directory(target.parent)
 
     def read_lines(self, name: str) -> list[str]:
-        """The whole lines of a file of `append_line`, without a torn last one; none where there is no such file.
+        """Return the complete lines of a file written by `append_line`; empty if the file does not exist.
 
-        Bytes that are no UTF-8 come out as U+FFFD: a reader checks its lines anyway.
+        Invalid UTF-8 is decoded to U+FFFD. Callers validate each line.
         """
         return _whole_lines(self._target(name)).decode(errors="replace").split("\n")[:-1]
 
     def files(self) -> list[str]:
-        """Sorted names of the files that the output holds so far."""
+        """Return the sorted names of the staged output files."""
         return sorted(
             path.relative_to(self.path).as_posix()
             for path, is_directory in _tree(self.path, without=self.work)
@@ -199,11 +203,11 @@ class Staging:
         )
 
     def commit(self) -> None:
-        """Make the staged directory the output directory, in one step and for good.
+        """Rename the staging directory to the output directory, atomically and durably.
 
         Raises:
-            OutputBusy: something has appeared in its place, or another run has taken the staging directory over.
-            MachineError: the machine refuses; the output directory is absent, or whole.
+            OutputBusy: the output directory appeared meanwhile, or another run has taken over the staging directory.
+            MachineError: a sync or rename failed; the output directory is then either absent or complete.
         """
         assert self._descriptor is not None, "the staging directory is closed"
         assert not any(handle.open for handle in self._handles), "a file is still open"
@@ -213,9 +217,9 @@ class Staging:
         for path, is_directory in _tree(self.path, without=self.work):
             if is_directory:
                 sync_directory(path)
-            else:  # an earlier run, or a library, may have written it
+            else:  # may have been written by an earlier run or a library
                 sync_file(path)
-        # Aside, not away: a staging directory without its key, left by a stop right here, would be a stranger's.
+        # Move the work directory instead of removing it: after a stop here, the next run still finds the key.
         do("rename", self.work, _aside(self.out))
         sync_directory(self.path)
         sync_directory(self.out.parent)
@@ -231,7 +235,7 @@ class Staging:
         clear_leftovers(self.out)
 
     def discard(self) -> None:
-        """Remove everything that is staged, and the staging directory: there will be no output. The lock is freed."""
+        """Remove the staging directory with all files and release the lock. No output is made."""
         for path, is_directory in _tree(self.path, without=self.work):
             if path != self.path:
                 do("rmdir" if is_directory else "unlink", path)
@@ -241,7 +245,7 @@ class Staging:
         self.close()
 
     def close(self) -> None:
-        """Free the lock; what is staged stays, but for files still open."""
+        """Release the lock. Staged files stay; files that are still open are removed."""
         for handle in self._handles:
             handle.abort()
         if self._descriptor is not None:
@@ -258,7 +262,7 @@ class Staging:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what a commit stopped right after its last rename left beside the finished output directory `out`."""
+    """Remove the work directory of a commit that stopped after its last rename."""
     out = absolute_path(out)
     aside = _aside(out)
     if os.path.lexists(aside) and out.is_dir() and not os.path.lexists(partial_path(out)):
@@ -267,12 +271,12 @@ def clear_leftovers(out: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
-    """Where the work directory waits while its staging directory is renamed."""
+    """Return the path of the work directory while the staging directory is renamed."""
     return target.with_name(f".{target.name}.ligo-partial.work")
 
 
 def _tree(directory: Path, *, without: Path | None = None) -> Iterator[tuple[Path, bool]]:
-    """Everything below `directory` but `without`, then `directory` itself; with each, whether it is a directory."""
+    """Yield everything below `directory` except `without`, then `directory` itself, each with True if it is a directory."""
     with reporting(directory, "list"):
         names = sorted(entry.name for entry in directory.iterdir())
     for path in (directory / name for name in names):
@@ -290,7 +294,7 @@ def _tree(directory: Path, *, without: Path | None = None) -> Iterator[tuple[Pat
 
 
 def _remove_work(directory: Path) -> None:
-    """Remove a work directory, its key last: what is left by a stop on the way is still known as ours."""
+    """Remove a work directory, its key last, so that a partly removed directory is still recognised."""
     if not directory.exists():
         return
     for path, is_directory in sorted(_tree(directory), key=lambda pair: pair[0] == directory / "key"):
@@ -318,7 +322,7 @@ def _refuse_strange_work(aside: Path) -> None:
 
 def _not_ours(path: Path) -> OutputBusy:
     return OutputBusy(
-        "this program did not make what is there, and needs the place to stage its output",
+        "the path of the staging directory is taken by something that this program did not create",
         where=path,
         hint=f"remove {path}, or choose another output directory",
     )

@@ -1,7 +1,7 @@
 """Strict JSON: untrusted bytes in, plain data with one meaning out.
 
-Readers disagree on a repeated key, on NaN, on half of a surrogate pair; here each is a `SourceError` that names the
-file, and so is what is no JSON at all, said by what it seems to be instead.
+JSON readers disagree about repeated keys, NaN and unpaired surrogates. Here each of them is a `SourceError` that names the file. For a file
+that is not JSON, the error names the format that it looks like.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _OTHER_FORMATS = (
 
 
 class Pairs(list[tuple[str, object]]):
-    """A JSON object as the pairs that were written, so that a repeated key can be seen and named."""
+    """A JSON object as a list of pairs, so that repeated keys can be found."""
 
 
 def short(name: object) -> str:
-    """`name` cut to what fits on a line of an error."""
+    """Cut `name` to 100 characters for an error message."""
     text = str(name)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def looks_like(prefix: bytes) -> str | None:
-    """What a file that is not what it should be seems to be, from its first bytes; None where nothing is recognised."""
+    """Return the format that a file has by its first bytes; None if unknown."""
     for magic, name in _OTHER_FORMATS:
         if prefix.startswith(magic):
             return name
@@ -49,7 +49,7 @@ def looks_like(prefix: bytes) -> str | None:
 
 
 def strict_json(data: bytes, *, label: str) -> dict[str, object]:
-    """A JSON object as plain data: one meaning only, finite numbers, bounded depth.
+    """Parse a JSON object: no ambiguity, finite numbers, bounded depth.
 
     Raises:
         SourceError: not UTF-8 JSON, a repeated key, NaN or Infinity, nested too deeply, or not an object.
@@ -74,7 +74,7 @@ def _plain(value: object, *, label: str, depth: int) -> object:
     if isinstance(value, list):
         return [_plain(item, label=label, depth=depth + 1) for item in value]
     if isinstance(value, str) and not is_unicode(value):
-        raise SourceError("a string holds half of a surrogate pair", where=label, found=short(value))
+        raise SourceError("a string holds an unpaired surrogate", where=label, found=short(value))
     return value
 
 
@@ -83,7 +83,7 @@ def _refuse_constant(text: str) -> object:
 
 
 def _integer(text: str) -> int | float:
-    # "-0" is a float to other readers; as the integer 0 it would be taken for an offset or a size.
+    # Other readers parse "-0" as a float. As the integer 0 it would pass as an offset or a size.
     return int(text) if text != "-0" else -0.0
 
 
@@ -100,7 +100,7 @@ _DECODER = json.JSONDecoder(
 
 
 def decode(data: bytes, *, label: str) -> object:
-    """What JSON says, its objects as `Pairs`, unchecked but for numbers. SourceError where it is malformed."""
+    """Parse JSON with objects as `Pairs`. Only numbers are checked. Raises SourceError for malformed JSON."""
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -108,12 +108,12 @@ def decode(data: bytes, *, label: str) -> object:
     except RecursionError:
         raise SourceError("the JSON is nested too deeply", where=label) from None
     except ValueError as error:
-        # JSONDecodeError, our own refusals above, and integers of thousands of digits.
+        # JSONDecodeError, the ValueErrors raised above, and integers with thousands of digits.
         raise SourceError(f"malformed JSON: {error}", where=label) from None
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` is free of halves of surrogate pairs."""
+    """Return True if `text` holds no unpaired surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -122,17 +122,17 @@ def is_unicode(text: str) -> bool:
 
 
 def distinct(entries: Pairs, *, label: str, kind: str) -> Iterator[tuple[str, object]]:
-    """The pairs of an object. SourceError at the first key that is there twice, or is no Unicode."""
+    """Yield the pairs of an object. Raises SourceError at a key that repeats or holds an unpaired surrogate."""
     seen = set()
     for key, value in entries:
         if key in seen:
-            raise SourceError(f"the {kind} {short(key)!r} is there twice", where=label)
+            raise SourceError(f"the {kind} {short(key)!r} appears twice", where=label)
         if not is_unicode(key):
-            raise SourceError(f"the name of a {kind} holds half of a surrogate pair", where=label, found=short(key))
+            raise SourceError(f"the name of a {kind} holds an unpaired surrogate", where=label, found=short(key))
         seen.add(key)
         yield key, value
 
 
 def sha256_of(data: object) -> str:
-    """SHA-256, in hex, of plain data as canonical JSON."""
+    """Return the SHA-256, in hex, of plain data as canonical JSON."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()

@@ -112,21 +112,21 @@ BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
         framed(b'{"a":{"dtype":"F32","shape":[%b],"data_offsets":[0,8]}}' % (b"9" * 5000), bytes(8)),
         ("malformed JSON",),
     ),
-    "tensor twice": (framed(TWICE_A, bytes(8)), ("the tensor 'a' is there twice",)),
-    "tensor twice by an escape": (framed(ESCAPED_A, bytes(8)), ("the tensor 'a' is there twice",)),
+    "tensor twice": (framed(TWICE_A, bytes(8)), ("the tensor 'a' appears twice",)),
+    "tensor twice by an escape": (framed(ESCAPED_A, bytes(8)), ("the tensor 'a' appears twice",)),
     "metadata twice": (
         framed(f'{{"__metadata__":{{}},"a":{LAST},"__metadata__":{{}}}}'.encode(), bytes(8)),
-        ("'__metadata__' is there twice",),
+        ("'__metadata__' appears twice",),
     ),
     "metadata key twice": (
         framed(f'{{"__metadata__":{{"license":"mit","license":"gpl"}},"a":{LAST}}}'.encode(), bytes(8)),
-        ("'license' is there twice", "__metadata__"),
+        ("'license' appears twice", "__metadata__"),
     ),
     "metadata is no object": (framed({"__metadata__": [], "a": entry()}, bytes(8)), ("__metadata__ is not an object",)),
     "metadata is no string": (framed({"__metadata__": {"n": 1}, "a": entry()}, bytes(8)), ("'n' is not a string",)),
     "field twice": (
         framed(b'{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
-        (f"{LABEL}: a", "'dtype' is there twice"),
+        (f"{LABEL}: a", "'dtype' appears twice"),
     ),
     "unknown field": (framed({"a": entry(scale=2)}, bytes(8)), (f"{LABEL}: a", "unknown field 'scale'")),
     "missing field": (
@@ -406,5 +406,5 @@ def test_an_index_without_a_map_is_refused(text: str) -> None:
 
 
 def test_an_index_entry_twice_is_refused() -> None:
-    with pytest.raises(SourceError, match="the key 'a' is there twice"):
+    with pytest.raises(SourceError, match="the key 'a' appears twice"):
         parse_index(b'{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}', label=INDEX)

@@ -479,7 +479,10 @@ def test_weight_files_of_another_plan_do_not_stay(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True, timeout=60).returncode
+    ):
         pytest.skip("a full disk is made by a mount of one's own, which this system does not allow")
     script = """
 import sys
@@ -510,7 +513,7 @@ print(sorted(path.name for path in out.iterdir()), list(out.parent.iterdir()) ==
     mount = 'mount -t tmpfs -o size=5m none "$1"; exec "$2" -c "$3" "$1"'
     command = ["unshare", "-rm", "sh", "-euc", mount, "sh", str(tmp_path), sys.executable, script]
     environment = os.environ | {"PYTHONPATH": str(Path(fs.__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     names = [f"model-{number:05}-of-00006.safetensors" for number in range(1, 7)]

@@ -83,7 +83,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     raw = bytearray(damaged.read_bytes())
     raw[4:400] = b"\xff" * 396
     damaged.write_bytes(raw)
-    for name, message in [("broken", "no readable parquet file"), ("other", "no column text")]:
+    for name, message in [("broken", "not a readable parquet file"), ("other", "no column text")]:
         with pytest.raises(RecipeError, match=rf"{name}\.parquet: data\.text: {message}"):
             check_data(Data(text=[f"{name}.parquet"]), base=tmp_path)
     with pytest.raises(RecipeError, match=r"null\.parquet: row group 1, row 10: data: row without text"):
@@ -97,7 +97,7 @@ def test_a_folder_is_not_taken_for_a_dataset_of_the_hub(tmp_path: Path, monkeypa
     write(tmp_path / "org" / "name" / "a.txt", "text")
     monkeypatch.chdir(tmp_path)
     assert check_data(Data(hub=Hub(id="org/name")), base=tmp_path).kind == "hub"
-    with pytest.raises(RecipeError, match="there is a folder of this name here"):
+    with pytest.raises(RecipeError, match="a local folder of this name"):
         next(documents(Data(hub=Hub(id="org/name")), base=tmp_path, seed=0))
 
 

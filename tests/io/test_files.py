@@ -92,10 +92,13 @@ def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
 
 def in_own_mounts(script: str, *arguments: str) -> str:
     """Run a shell script where it may mount, or skip the test."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True, timeout=60).returncode
+    ):
         pytest.skip("a full disk is made by a mount of one's own, which this system does not allow")
     command = ["unshare", "-rm", "sh", "-euc", script, "sh", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -138,7 +141,7 @@ def test_a_full_disk_says_how_much_is_needed_and_how_much_is_there(tmp_path: Pat
     assert "bytes free" in lines[2]
     assert lines[4:6] == ["fine", "fine"]
     assert "big: cannot write: the disk is full" in lines[6]
-    assert lines[7].endswith("bytes more")
+    assert lines[7].endswith("more bytes of disk space")
     assert lines[8].startswith("  found:    0 bytes free")
     assert lines[10:] == ["fine", "['small', 'small2'] False", "['small', 'small2']"]
 

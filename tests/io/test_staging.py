@@ -312,7 +312,7 @@ def test_names_stay_inside(tmp_path: Path, name: str) -> None:
             lambda: staging.append_line(name, ""),
             lambda: staging.read_lines(name),
         ):
-            with pytest.raises(LigoError, match="not a name of a file inside"):
+            with pytest.raises(LigoError, match="not a file name inside"):
                 attempt()
 
 
@@ -474,7 +474,7 @@ def test_a_second_run_is_turned_away_at_once_and_a_killed_one_holds_nothing(
         Staging.open(tmp_path / "OUT", key=KEY)
     assert time.monotonic() - start < 1
     holder.kill()
-    holder.wait()
+    holder.wait(timeout=60)
     with Staging.open(tmp_path / "OUT", key=KEY) as staging:
         assert staging.resumed
         assert staging.files() == ["config.json"]
