@@ -128,7 +128,7 @@ class DataSplits:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def random_slice(*, vocabulary: int, sequence_length: int, blocks: int, seed: int) -> np.ndarray:
+def random_token_ids(*, vocabulary: int, sequence_length: int, blocks: int, seed: int) -> np.ndarray:
     """Return uniform random token ids, uint32 [blocks, sequence_length], reproducible by `seed`. Used where there is no text."""
     assert vocabulary > 0
     count = blocks * sequence_length

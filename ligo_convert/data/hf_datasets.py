@@ -114,7 +114,9 @@ def hub_rows(hub: HubText) -> Iterator[str]:
         raise
     except ValueError as error:
         # An unknown configuration or split; the message of the library lists the existing ones.
-        raise RecipeError("data.hub: the dataset cannot be loaded with these settings", where=hub.id, found=str(error)[:300]) from None
+        raise RecipeError(
+            "data.hub: the dataset cannot be loaded with these settings", where=hub.id, found=str(error)[:300]
+        ) from None
     except Exception as error:
         raise SourceChanged(
             "data.hub: the dataset cannot be read",

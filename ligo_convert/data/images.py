@@ -206,7 +206,9 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     """
     try:
         if not folder.is_dir():
-            raise DataMissing("data.images: no such folder", where=folder, expected="a folder with one subfolder per class")
+            raise DataMissing(
+                "data.images: no such folder", where=folder, expected="a folder with one subfolder per class"
+            )
         classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
         images = {
             item.name: sorted(file for file in item.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -215,7 +217,9 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     except OSError as error:
         raise MachineError(f"cannot be read: {error.strerror}", where=error.filename or folder) from None
     if not images:
-        raise RecipeError("data.images: no class folders", where=folder, expected="a folder with one subfolder per class")
+        raise RecipeError(
+            "data.images: no class folders", where=folder, expected="a folder with one subfolder per class"
+        )
     for name, files in images.items():
         if not files:
             raise RecipeError("data.images: a class without images", where=folder / name)

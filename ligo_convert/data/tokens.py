@@ -1,7 +1,8 @@
-"""Text in, slices of token ids out: what an operator learns on, is chosen on and is reported on.
+"""Tokenise text into training, validation and test splits.
 
-Only as much text is read and tokenised as the slices need: a corpus of any size costs the same. The same text gives the
-same slices wherever it lies.
+Input: the data of a recipe and a tokenizer. Output: `DataSplits` of token ids.
+
+Only as much text is read and tokenised as the splits need. The same text gives the same splits in any location.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ from ligo_convert.data.masking import MaskedExamples, Masking
 from ligo_convert.data.tokenizers import encoder, known_files, load_tokenizer
 from ligo_convert.errors import MachineError, RecipeError
 
-ENCODE_CHARACTERS = 256 * 1024  # tokenised at a time
+ENCODE_CHARACTERS = 256 * 1024  # UTF-8 bytes that are tokenised at a time
 
 
 def content_digest(facts: DataFacts, *, tokenizer: Path | None) -> str:
-    """The SHA-256, in hex, that names text and tokenizer by what their files hold, wherever those lie.
+    """Return a SHA-256, in hex, of the content of data and tokenizer. The location of the files does not matter.
 
-    It covers the SHA-256 of each file of `facts`, sorted (of images with class and name),
-    and name and SHA-256 of each file that makes up the tokenizer
-    in the folder `tokenizer`, if one is given. A dataset of the Hub has no files and adds nothing. Every file is read
-    to its end.
+    It covers the sorted SHA-256 of the files (for images with class and file name), and name and SHA-256 of each tokenizer file. A Hub
+    dataset has no files and adds nothing. Every file is read to its end.
+
+    Args:
+        facts: names the files of the data.
+        tokenizer: folder of the tokenizer; None for none.
 
     Raises:
-        MachineError: a file that is gone or cannot be read.
+        MachineError: a file was removed or cannot be read.
     """
     lines = sorted(
         (f"{path.parent.name}/{path.name} " if facts.names_matter else "") + _file_digest(path) for path in facts.files
@@ -51,74 +54,65 @@ def _file_digest(path: Path) -> str:
         raise MachineError(f"cannot be read: {error.strerror}", where=path) from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitSizes:
+    """Requested sizes of token splits. Each split is rounded up to whole blocks.
+
+    Attributes:
+        sequence_length: tokens per block.
+        train_tokens: tokens of the training split.
+        heldout_tokens: tokens of the validation split, and of the test split.
+    """
+
+    sequence_length: int
+    train_tokens: int
+    heldout_tokens: int
+
+
 def token_splits(
     data: DataSection,
     tokenizer_directory: Path,
     *,
     base: Path,
-    sequence_length: int,
-    train_tokens: int,
-    heldout_tokens: int,
+    sizes: SplitSizes,
     seed: int,
     vocabulary: int,
     masking: Masking | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
-    """Tokenise as much of `data` as three slices need, test first, then validation, then train.
+    """Tokenise as much of `data` as the three splits need: test first, then validation, then training.
 
-    Sizes are rounded up to whole blocks of `sequence_length`; documents are joined by the tokenizer's end token and
-    what the last document has beyond a slice is dropped. While the text suffices, the held-out slices do not depend on
-    `train_tokens`. Where it does not, each held-out slice is at most an eighth of it and train is the rest; steps
-    beyond that begin a new epoch.
+    Documents are joined by the tokenizer's end token, and what the last document has beyond a split is dropped. If there is enough text,
+    the held-out splits do not depend on `train_tokens`. Otherwise each held-out split is at most an eighth of the text and training gets
+    the rest; further steps begin a new epoch.
 
     Args:
+        data: the recipe's `fit.data`.
         tokenizer_directory: local folder of the tokenizer.
         base: the folder that relative globs start from.
-        train_tokens, heldout_tokens: wanted sizes, in tokens; `heldout_tokens` for each of the two slices.
-        vocabulary: the model's number of embeddings.
-        masking: for a masked language model: blocks then begin and end as the tokenizer frames a sequence, and tokens are masked.
-        on_progress: called with tokens found and tokens wanted.
+        sizes: requested sizes.
+        seed: seed of the order of the text.
+        vocabulary: the number of embeddings of the model.
+        masking: set for a masked language model; blocks then begin and end with the tokenizer's special tokens, and tokens are masked.
+        on_progress: called with the numbers of tokens found and requested.
 
     Raises:
-        RecipeError: less text than one block for each slice; a token id beyond the model's vocabulary; as `documents`.
+        RecipeError: less text than one block for each split; a token id beyond the vocabulary of the model; as `documents`.
         SourceError, MissingExtra: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     frame = _frame(tokenizer, tokenizer_directory) if masking is not None else ()
-    length = sequence_length - len(frame)
+    length = sizes.sequence_length - len(frame)
     if length < 1:
-        raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sequence_length)
-    heldout, train = (-(-max(1, wanted) // sequence_length) * length for wanted in (heldout_tokens, train_tokens))
-    slices = _Fill(sizes=[heldout, heldout, train])
-    seen: list[np.ndarray] = []
-    tokens = 0
+        raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sizes.sequence_length)
     encoded = _encoded(documents(data, base=base, seed=seed), tokenizer, tokenizer_directory, vocabulary)
-    while not slices.full and (document := next(encoded, None)) is not None:
-        seen.append(document)
-        slices.add(document)
-        tokens += len(document)
-        if on_progress is not None:
-            on_progress(min(tokens, 2 * heldout + train), 2 * heldout + train)
-    if not slices.full:
-        share = max(1, min(heldout, tokens // 8) // length) * length
-        slices = _Fill(sizes=[share, share, train])
-        for document in seen:
-            slices.add(document)
-    test, validation, rest = (slices.blocks(index, length) for index in range(3))
-    if not (len(test) and len(validation) and len(rest)):
-        raise RecipeError(
-            "too little text",
-            expected=f"a block of {sequence_length} tokens for each of test, validation and train, "
-            "no document in two of them",
-            found=f"{tokens} tokens in {len(seen)} documents",
-            hint="give more text or a shorter fit.sequence_length",
-        )
-    blocks = {"train": rest, "validation": validation, "test": test}
+    blocks = _fill_splits(encoded, sizes, length, on_progress)
+    splits: dict[str, Examples]
     if masking is None:
-        found: dict[str, Examples] = {name: TokenExamples(blocks=array) for name, array in blocks.items()}
+        splits = {name: TokenExamples(blocks=array) for name, array in blocks.items()}
     else:
         blocks = {name: _framed(array, frame) for name, array in blocks.items()}
-        found = {
+        splits = {
             name: MaskedExamples(
                 blocks=array,
                 masking=masking,
@@ -130,15 +124,59 @@ def token_splits(
             for name, array in blocks.items()
         }
     return DataSplits(
-        **found,
+        **splits,
         digest=blocks_digest(blocks),
         sizes={name: int(array.size) for name, array in blocks.items()},
         unit="tokens",
     )
 
 
+def _fill_splits(
+    encoded: Iterator[np.ndarray], sizes: SplitSizes, length: int, on_progress: Callable[[int, int], None] | None
+) -> dict[str, np.ndarray]:
+    """Return split -> uint32 [blocks, length], in the order train, validation, test. Takes no more documents than needed.
+
+    Args:
+        encoded: the documents' token ids.
+        sizes: requested sizes, special tokens included.
+        length: tokens per block without the special tokens.
+        on_progress: as for `token_splits`.
+
+    Raises:
+        RecipeError: less text than one block for each split.
+    """
+    heldout, train = (
+        -(-max(1, tokens) // sizes.sequence_length) * length for tokens in (sizes.heldout_tokens, sizes.train_tokens)
+    )
+    fill = _Fill(sizes=[heldout, heldout, train])
+    seen: list[np.ndarray] = []
+    tokens = 0
+    while not fill.full and (document := next(encoded, None)) is not None:
+        seen.append(document)
+        fill.add(document)
+        tokens += len(document)
+        if on_progress is not None:
+            on_progress(min(tokens, 2 * heldout + train), 2 * heldout + train)
+    if not fill.full:
+        share = max(1, min(heldout, tokens // 8) // length) * length
+        fill = _Fill(sizes=[share, share, train])
+        for document in seen:
+            fill.add(document)
+    blocks = {name: fill.blocks(index, length) for index, name in enumerate(("test", "validation", "train"))}
+    if not all(len(array) for array in blocks.values()):
+        raise RecipeError(
+            "too little text",
+            expected=f"a block of {sizes.sequence_length} tokens for each of test, validation and train, "
+            "no document in two of them",
+            found=f"{tokens} tokens in {len(seen)} documents",
+            hint="give more text or a shorter fit.sequence_length",
+        )
+    # The digest of the splits covers them in this order.
+    return {name: blocks[name] for name in ("train", "validation", "test")}
+
+
 def blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of slices by name, shapes included."""
+    """Return the SHA-256 of the splits' names, shapes and token ids, in hex."""
     digest = hashlib.sha256()
     for name, array in blocks.items():
         digest.update(f"{name} {array.shape[0]}x{array.shape[1]}\n".encode())
@@ -147,11 +185,11 @@ def blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
 
 
 def _frame(tokenizer: Any, directory: Path) -> tuple[int, int]:
-    """The ids that a sequence begins and ends with. Raises RecipeError where the tokenizer cannot mask."""
+    """Return the ids of the first and the last token of a sequence. Raises RecipeError if the tokenizer cannot mask."""
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     lacking = [
-        name for name, found in (("mask", tokenizer.mask_token_id), ("first", first), ("last", last)) if found is None
+        name for name, token in (("mask", tokenizer.mask_token_id), ("first", first), ("last", last)) if token is None
     ]
     if lacking:
         raise RecipeError(
@@ -163,19 +201,26 @@ def _frame(tokenizer: Any, directory: Path) -> tuple[int, int]:
 
 
 def _framed(blocks: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
-    """Every block between the first and the last token of a sequence."""
+    """Put the first and the last token of a sequence around every block."""
     first, last = (np.full((len(blocks), 1), token, dtype=np.uint32) for token in frame)
     return np.concatenate([first, blocks, last], axis=1)
 
 
 @dataclass(kw_only=True)
 class _Fill:
-    """Slices filled one after another with whole documents, until each has `sizes` tokens."""
+    """Fills splits one after another with whole documents.
+
+    Attributes:
+        sizes: tokens that each split needs.
+        parts: documents of each split.
+        current: the split that is being filled.
+        tokens: tokens in the current split.
+    """
 
     sizes: list[int]
     parts: list[list[np.ndarray]] = field(default_factory=lambda: [[], [], []])
     current: int = 0
-    tokens: int = 0  # in the current slice
+    tokens: int = 0
 
     @property
     def full(self) -> bool:
@@ -188,16 +233,16 @@ class _Fill:
             self.current, self.tokens = self.current + 1, 0
 
     def blocks(self, index: int, length: int) -> np.ndarray:
-        """Slice `index` in whole blocks of `length` tokens: [blocks, length]."""
+        """Return split `index` as whole blocks of `length` tokens: uint32 [blocks, length]."""
         ids = np.concatenate([np.empty(0, np.uint32), *self.parts[index]])
         return ids[: min(self.sizes[index], len(ids) // length * length)].reshape(-1, length)
 
 
 def _encoded(texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: int) -> Iterator[np.ndarray]:
-    """Each document's ids with the separator behind them, uint32 [tokens]; tokenised many at a time."""
+    """Yield the token ids of each document followed by the separator token, uint32 [tokens]. Tokenises many documents at a time."""
     encode = encoder(tokenizer)
-    marks = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
-    separator = [mark for mark in marks if mark is not None][:1]
+    candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+    separator = [token for token in candidates if token is not None][:1]
     while batch := list(first_bytes(texts, ENCODE_CHARACTERS)):
         for ids in encode(batch):
             document = np.array([*ids, *separator], dtype=np.uint32)

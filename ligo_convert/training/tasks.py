@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ligo_convert.data.examples import random_slice
+from ligo_convert.data.examples import random_token_ids
 from ligo_convert.families.schema import Family
 
 Tensors = Mapping[str, torch.Tensor]
@@ -135,7 +135,7 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
         pixels = rng.standard_normal(shape, dtype=np.float32)  # type: ignore[arg-type]
         return {"pixel_values": pixels, "labels": rng.integers(0, sizes[family.labels], size=count)}
     length = min(128, family.longest(config) or 128)
-    ids = random_slice(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
+    ids = random_token_ids(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
     tokens = ids.astype(np.int64)
     return {"input_ids": tokens} if family.task == "causal-lm" else {"input_ids": tokens, "labels": tokens}
 

@@ -24,7 +24,7 @@ from support.corpora import (
 
 from ligo_convert.data.corpus import check_data
 from ligo_convert.data.data_source import DataFacts
-from ligo_convert.data.examples import DataSplits, TokenExamples, random_slice
+from ligo_convert.data.examples import DataSplits, TokenExamples, random_token_ids
 from ligo_convert.data.tokenizers import load_tokenizer
 from ligo_convert.data.tokens import blocks_digest, content_digest
 from ligo_convert.errors import MachineError, RecipeError
@@ -206,10 +206,10 @@ def test_each_epoch_takes_every_block_once_in_an_order_of_its_own() -> None:
 
 
 def test_random_slices_are_the_same_for_ever() -> None:
-    found = random_slice(vocabulary=50257, sequence_length=8, blocks=3, seed=0)
+    found = random_token_ids(vocabulary=50257, sequence_length=8, blocks=3, seed=0)
     assert (found.shape, found.dtype) == ((3, 8), np.dtype(np.uint32))
     assert hashlib.sha256(found.astype("<u4").tobytes()).hexdigest() == GOLDEN_RANDOM
-    many = random_slice(vocabulary=11, sequence_length=100, blocks=100, seed=1)
+    many = random_token_ids(vocabulary=11, sequence_length=100, blocks=100, seed=1)
     counts = np.bincount(many.reshape(-1), minlength=11)
     assert len(counts) == 11
     assert abs(counts - 10_000 / 11).max() < 150

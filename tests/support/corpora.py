@@ -14,7 +14,7 @@ from typing import Any
 import ligo_convert
 from ligo_convert.data.corpus import check_data, documents
 from ligo_convert.data.examples import DataSplits
-from ligo_convert.data.tokens import token_splits
+from ligo_convert.data.tokens import SplitSizes, token_splits
 from ligo_convert.data.train_tokenizer import train_tokenizer
 
 HAS_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -88,11 +88,10 @@ def trained(folder: Path) -> Path:
 def slices(folder: Path, tokenizer: Path, **changes: Any) -> DataSplits:
     options: dict[str, Any] = {
         "base": folder,
-        "sequence_length": 32,
-        "train_tokens": 2000,
-        "heldout_tokens": 320,
         "seed": 0,
         "vocabulary": VOCABULARY,
     }
     data = changes.pop("data", Data(text=["*"]))
-    return token_splits(data, tokenizer, **{**options, **changes})
+    sizes = {"sequence_length": 32, "train_tokens": 2000, "heldout_tokens": 320}
+    sizes |= {name: changes.pop(name) for name in sizes if name in changes}
+    return token_splits(data, tokenizer, sizes=SplitSizes(**sizes), **{**options, **changes})
