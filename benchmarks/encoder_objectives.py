@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ligo_convert.data.masking import Masking
-from ligo_convert.data.tokens import token_splits
+from ligo_convert.data.tokens import SplitSizes, token_splits
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.growth.apply import Grower
@@ -82,9 +82,9 @@ def main(
             DataConfig(text=[text]),
             encoder,
             base=Path.cwd(),
-            sequence_length=SEQUENCE,
-            train_tokens=steps * BATCH * SEQUENCE,
-            heldout_tokens=128 * SEQUENCE,
+            sizes=SplitSizes(
+                sequence_length=SEQUENCE, train_tokens=steps * BATCH * SEQUENCE, heldout_tokens=128 * SEQUENCE
+            ),
             seed=0,
             vocabulary=family.sizes(config)[family.vocabulary],
             masking=Masking(seed=0),

@@ -80,7 +80,7 @@ def _load_text(
 ) -> DataSplits:
     assert tokenizer is not None, "text needs a tokenizer"
     from ligo_convert.data.masking import Masking
-    from ligo_convert.data.tokens import token_splits
+    from ligo_convert.data.tokens import SplitSizes, token_splits
 
     settings = fit.settings
     with progress.task("reading text", unit="tokens") as task:
@@ -88,9 +88,9 @@ def _load_text(
             settings.data,
             tokenizer,
             base=plan.recipe.base,
-            sequence_length=sequence_length,
-            train_tokens=train_tokens,
-            heldout_tokens=fit.heldout_tokens,
+            sizes=SplitSizes(
+                sequence_length=sequence_length, train_tokens=train_tokens, heldout_tokens=fit.heldout_tokens
+            ),
             seed=settings.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
             masking=None if plan.family.task == "causal-lm" else Masking(seed=settings.seed),

@@ -105,8 +105,8 @@ class DataSplits:
     def batch(self, step: int, *, batch_size: int, seed: int, order: str = "batches") -> Batch:
         """Return batch number `step` of the training split.
 
-        Every example occurs once per epoch. Each epoch has its own order and its own random draw. A batch depends only on the arguments, so a
-        run that resumes at step N sees the same batches as an uninterrupted run.
+        Every example occurs once per epoch. Each epoch has its own order and its own random draw. A batch depends only on the arguments, so
+        a run that resumes at step N sees the same batches as an uninterrupted run.
 
         Args:
             step: the number of the batch, from 0.

@@ -58,7 +58,7 @@ def open_parquet(path: Path) -> Any:
 
 
 def parquet_rows(files: Sequence[Path], seed: int) -> Iterator[str]:
-    """Yield the rows of all files, row group by row group in shuffled order. Raises RecipeError, with file and row, for a row without text."""
+    """Yield the rows of all files, row group by row group in shuffled order. Raises RecipeError for a row without text."""
     pyarrow = importlib.import_module("pyarrow")
     groups = [(path, group) for path in files for group in range(open_parquet(path).num_row_groups)]
     for index in range(len(groups)):

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Train a tokenizer on the text of a recipe, for sources that are trained from scratch."""
 
 from __future__ import annotations
 

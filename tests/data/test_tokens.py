@@ -205,7 +205,7 @@ def test_each_epoch_takes_every_block_once_in_an_order_of_its_own() -> None:
     assert not np.array_equal(found.batch(0, batch_size=21, seed=6)["input_ids"].reshape(-1), stream[:21])
 
 
-def test_random_slices_are_the_same_for_ever() -> None:
+def test_random_token_ids_are_reproducible() -> None:
     found = random_token_ids(vocabulary=50257, sequence_length=8, blocks=3, seed=0)
     assert (found.shape, found.dtype) == ((3, 8), np.dtype(np.uint32))
     assert hashlib.sha256(found.astype("<u4").tobytes()).hexdigest() == GOLDEN_RANDOM
