@@ -221,13 +221,13 @@ def test_the_error_for_a_quota_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_single_file_is_written_whole_and_replaces_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "new" / "operator.safetensors"
     write_file(path, iter([b"one", b""]))
-    with pytest.raises(OutputBusy, match="something already"):
+    with pytest.raises(OutputBusy, match="the path already exists"):
         write_file(path, b"two")
     assert path.read_bytes() == b"one"
     write_file(path, b"two", replace=True)
     assert path.read_bytes() == b"two"
     path.with_name("dir").mkdir()
-    with pytest.raises(OutputBusy, match="something already"):
+    with pytest.raises(OutputBusy, match="the path already exists"):
         write_file(path.with_name("dir"), b"two", replace=True)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["dir", "operator.safetensors"]
 
@@ -269,7 +269,7 @@ def test_a_lock_on_a_file_that_was_finished_meanwhile_does_not_empty_it(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", finish_before_locking)
-    with pytest.raises(OutputBusy, match="something already"):
+    with pytest.raises(OutputBusy, match="the path already exists"):
         write_file(path, b"second")
     assert content(tmp_path) == {"file": b"first"}
 
@@ -281,6 +281,6 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         yield b"ours"
         path.write_bytes(b"theirs")
 
-    with pytest.raises(OutputBusy, match="something already"):
+    with pytest.raises(OutputBusy, match="the path already exists"):
         write_file(path, pieces())
     assert content(tmp_path) == {"file": b"theirs"}
