@@ -1,17 +1,18 @@
-"""Growth: W' = constant + sum over terms of sum_j D[i, j] B_j W_j A_j^T, factor by factor, in torch.
+"""Apply a growth operator to weights: W' = constant + sum over terms of sum_j D[i, j] B_j W_j A_j^T, in torch.
 
-What comes in: an operator (data), a family's rows, source tensors. What goes out: target tensors. LiGO, arXiv:2303.00980, eq. 6
-to 8, with what `operator` adds to it. The Kronecker product of the paper's M is never built: a dim of `heads*head_dim` is
-unflattened and each factor contracted by itself, and selected rows of a map are gathered instead of multiplied.
+Input: an operator, a family, source tensors. Output: target tensors. Nothing here reads files: callers load the source.
 
-Shapes are written [..., new, old] for maps and as the row's layout for weights; `old`, `new` are sizes of source and target.
+Source: LiGO, arXiv:2303.00980, equations 6 to 8, extended as `growth.operator` describes. The Kronecker product of the paper's M
+is never built. A dim of `heads*head_dim` is unflattened and each factor is contracted alone; selected rows of a map are gathered
+instead of multiplied. Maps have the shape [..., new, old], where `old` and `new` are sizes in the source and in the target.
+Weights have the shape of the row's layout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,20 +28,28 @@ from ligo_convert.growth.verdict import generator
 
 @dataclass(frozen=True, kw_only=True)
 class TorchMap:
-    """A `maps.Map` on a device, with what decides the cheapest way to apply it."""
+    """A `maps.Map` on a device.
 
-    index: torch.Tensor  # [selected] int64
-    weight: torch.Tensor  # [selected]
-    tail: torch.Tensor  # [new - selected, old]
+    Attributes:
+        index: [selected] int64, the columns of the selected rows.
+        weight: [selected], the coefficients of the selected rows.
+        tail: [new - selected, old], the dense rows.
+        identity: True if the map changes nothing and is not learned.
+        plain: True if all weights are 1 and are not learned, so that selecting is enough.
+    """
+
+    index: torch.Tensor
+    weight: torch.Tensor
+    tail: torch.Tensor
     identity: bool
-    plain: bool  # all weights are 1 and are not learned
+    plain: bool
 
     @property
     def old(self) -> int:
         return self.tail.shape[1]
 
     def apply(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """M along one dim: [..., old, ...] -> [..., new, ...]."""
+        """Apply the map along one dim: [..., old, ...] -> [..., new, ...]."""
         if self.identity:
             return tensor
         parts = []
@@ -63,59 +72,32 @@ class TorchMap:
 
 Factors = tuple[Mapping[str, TorchMap], ...]
 
-Cache = dict[tuple[int, int], dict[int, torch.Tensor]]
+Pieces = list[torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """One unfused piece of a row under one term, while its layers are grown one after the other."""
+class RowSource:
+    """The source tensors of one row that are in memory while its target layers are grown one after the other.
 
-    grower: Grower
-    row: Row
-    term: Term
-    dims: tuple[Dim, ...]
-    number: int
-    load: Callable[[int | None], torch.Tensor]
+    Attributes:
+        pieces: source layer -> the unfused pieces of `Grower.prepare`; None is the key of a row without a depth axis.
+        widened: (piece, term) -> source layer -> the widened piece, kept for later target layers.
+    """
 
-    def grow(
-        self, used: list[int], weights: torch.Tensor, layer: int | None, wide: dict[int, torch.Tensor]
-    ) -> torch.Tensor:
-        """sum over `used` source layers; `wide` holds what was widened for earlier layers."""
-        keying = "shared" if self.row.depth is None else self.grower.operator.keying
-        if keying == "target" or (keying == "shared" and len(used) > 1):
-            mixed = self._source(used[0]) * weights[used[0]]
-            for source in used[1:]:
-                mixed = mixed + self._source(source) * weights[source]
-            return self._widen(mixed, None, layer)
-        if len(used) == 1:
-            # One-hot depth asks for one source after the other: only the last is worth keeping.
-            for source in set(wide) - set(used):
-                del wide[source]
-        total = None
-        for source in used:
-            if source not in wide:
-                wide[source] = self._widen(self._source(source), source, layer)
-            grown = wide[source] if weights[source] == 1 else wide[source] * weights[source]
-            total = grown if total is None else total + grown
-        assert total is not None
-        return total
-
-    def _source(self, source: int) -> torch.Tensor:
-        layer = None if self.row.depth is None else source
-        return self.grower.pieces(self.row, self.grower.prepared(self.row, layer, self.load(layer)))[self.number]
-
-    def _widen(self, tensor: torch.Tensor, old: int | None, new: int | None) -> torch.Tensor:
-        return self.grower.widen(self.term, self.row, self.dims, tensor, old, new)
+    pieces: dict[int | None, Pieces] = field(default_factory=dict)
+    widened: dict[tuple[int, int], dict[int, torch.Tensor]] = field(default_factory=dict)
 
 
 class Grower:
     """An operator on a device, ready to grow rows.
 
     Args:
-        operator: its arrays may be numpy's, or torch tensors (parameters that are being learned).
-        family: the operator's family, narrowed to the target's class. dtype: of the arithmetic, float32 or wider.
-        fetch: any tensor of the source, for what looks at another tensor than its own (LayerScale, post-norm).
-        keep_drawn: hold what is drawn in memory instead of drawing it each time it is asked for.
+        operator: its arrays are numpy arrays, or torch parameters while the operator is learned.
+        family: the operator's family, narrowed to the target's class.
+        device: where tensors are grown.
+        dtype: dtype of the arithmetic, float32 or wider.
+        fetch: returns any source tensor, for rows that depend on the tensors of other rows (LayerScale, post-norm). These are vectors.
+        keep_drawn: keep random tensors in memory instead of drawing them again at every use.
     """
 
     def __init__(
@@ -138,14 +120,13 @@ class Grower:
         self._drawn_rows = {row.pattern: self._row_is_drawn(row) for row in family.rows}
         self._mean_preserver = self._make_mean_preserver() if "mean-preserving" in operator.rewrites else None
 
-    # Maps on the device.
-
     def _tensor(self, array: object, dtype: torch.dtype) -> torch.Tensor:
         if isinstance(array, torch.Tensor):
             return array
         return torch.tensor(np.asarray(array), dtype=dtype, device=self.device)
 
     def map_of(self, found: Map) -> TorchMap:
+        """Return a map on the device. Each map is converted once."""
         if id(found) not in self._maps:
             learned = isinstance(found.tail, torch.Tensor) or isinstance(found.weight, torch.Tensor)
             self._keep.append(found)  # ids stay unique while the object lives
@@ -167,7 +148,7 @@ class Grower:
         return self._factors[id(factors)]
 
     def depth_matrix(self, term: Term, key: str) -> torch.Tensor:
-        """D [new layers, old layers] of one piece."""
+        """Return the depth matrix D of one piece: [new layers, old layers]."""
         return self._tensor(term.depths[key], self.dtype)
 
     # Width.
@@ -175,44 +156,52 @@ class Grower:
     def widen(
         self, term: Term, row: Row, dims: tuple[Dim, ...], tensor: torch.Tensor, old: int | None, new: int | None
     ) -> torch.Tensor:
-        """B W A^T of one unfused piece; leading dims of `tensor` beyond the layout's (stacked layers) are kept."""
+        """Return B W A^T of one unfused piece.
+
+        Args:
+            dims: the dims of the piece.
+            tensor: the source tensor; leading dims beyond `dims` (stacked layers) are kept.
+            old: source layer that selects the maps, where maps belong to source layers.
+            new: target layer that selects the maps, where maps belong to target layers.
+        """
         lead = tensor.ndim - len(dims)
         for position, dim in enumerate(dims):
             (part,) = dim.parts
             factors = self._torch_factors(self.operator.stream(term, part, row.depth, old, new)) if part != "1" else ()
             maps = [factor[dim.role] for factor in factors]
-            if all(found.identity for found in maps):
+            if all(factor.identity for factor in maps):
                 continue
-            at = lead + position
+            first = lead + position
             if len(maps) == 1:
-                tensor = maps[0].apply(tensor, at)
+                tensor = maps[0].apply(tensor, first)
                 continue
             shape = tensor.shape
-            tensor = tensor.reshape(*shape[:at], *(found.old for found in maps), *shape[at + 1 :])
-            for offset, found in enumerate(maps):
-                tensor = found.apply(tensor, at + offset)
-            tensor = tensor.flatten(at, at + len(maps) - 1)
+            tensor = tensor.reshape(*shape[:first], *(factor.old for factor in maps), *shape[first + 1 :])
+            for offset, factor in enumerate(maps):
+                tensor = factor.apply(tensor, first + offset)
+            tensor = tensor.flatten(first, first + len(maps) - 1)
         return tensor
 
     # Rows.
 
-    def pieces(self, row: Row, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The unfused pieces of a source tensor, in storage order."""
-        at = row.layout.fused_dim
-        if at is None:
+    def pieces(self, row: Row, tensor: torch.Tensor) -> Pieces:
+        """Split a source tensor into its unfused pieces, in storage order."""
+        fused = row.layout.fused_dim
+        if fused is None:
             return [tensor]
-        sizes = [self.old[part] for part in row.layout.dims[at].parts]
-        return list(torch.split(tensor, sizes, dim=at - len(row.layout.dims)))
+        sizes = [self.old[part] for part in row.layout.dims[fused].parts]
+        return list(torch.split(tensor, sizes, dim=fused - len(row.layout.dims)))
 
-    def join(self, row: Row, pieces: list[torch.Tensor]) -> torch.Tensor:
-        at = row.layout.fused_dim
-        return pieces[0] if at is None else torch.cat(pieces, at - len(row.layout.dims))
+    def join(self, row: Row, pieces: Pieces) -> torch.Tensor:
+        """Join the grown pieces into one tensor."""
+        fused = row.layout.fused_dim
+        return pieces[0] if fused is None else torch.cat(pieces, fused - len(row.layout.dims))
 
     def grow_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor:
-        """All layers of a row at once: [old layers, ...] -> [new layers, ...] (one layer for a row without a depth axis).
+        """Grow all layers of a row at once: [old layers, ...] -> [new layers, ...]. A row without a depth axis has one layer.
 
-        Widens first where maps belong to source layers or are shared (there are fewer of those), mixes first where they belong to
-        target layers.
+        Layers are widened before they are mixed where maps belong to source layers or are shared, because there are fewer source
+        layers. They are mixed first where maps belong to target layers.
         """
         if row.pattern in self.operator.drawn_rows:
             return torch.stack([self.drawn(row, layer) for layer in self.family.layers(row, self.operator.target)])
@@ -222,7 +211,7 @@ class Grower:
         if self._is_rewritten(row):
             old = self.family.layers(row, self.operator.source)
             stacked = torch.stack(
-                [self.prepared(row, layer, tensor) for layer, tensor in zip(old, stacked, strict=True)]
+                [self._rewritten(row, layer, tensor) for layer, tensor in zip(old, stacked, strict=True)]
             )
         out = []
         for (_, dims), key, piece in zip(row.layout.pieces(), row.piece_keys(), self.pieces(row, stacked), strict=True):
@@ -234,9 +223,9 @@ class Grower:
             assert total is not None
             out.append(total)
         grown = self.join(row, out)
-        added = self._mean_preserving_stacked(row, stacked)
-        if added is not None:
-            grown = grown + added
+        below = self._mean_preserving_stacked(row, stacked)
+        if below is not None:
+            grown = grown + below
         layers = self.family.layers(row, self.operator.target)
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack(
@@ -260,14 +249,52 @@ class Grower:
         mixed = _mix(matrix, piece)
         return torch.stack([self.widen(term, row, dims, layer, None, number) for number, layer in enumerate(mixed)])
 
-    def grow_layer(
-        self, row: Row, layer: int | None, load: Callable[[int | None], torch.Tensor], cache: Cache
-    ) -> torch.Tensor:
-        """One target tensor, asking only for the source layers that it needs.
+    def source_layers(self, row: Row, layer: int | None) -> tuple[int | None, ...]:
+        """Return the source layers whose tensor of this row `grow_layer` needs, in rising order.
 
         Args:
-            layer: of the target; None for a row without a depth axis. load: source layer -> tensor.
-            cache: an empty dict of the caller's, kept over one row: widened pieces that later layers use again.
+            layer: target layer; None for a row without a depth axis.
+
+        Returns:
+            `(None,)` for a row without a depth axis that reads its source tensor; `()` for a row that reads none.
+        """
+        if row.pattern in self.operator.drawn_rows or self.family.is_scale(row):
+            return ()
+        used = {
+            source
+            for term in self.operator.terms
+            for key in row.piece_keys()
+            for source in torch.nonzero(self.depth_matrix(term, key)[layer or 0]).flatten().tolist()
+        }
+        if row.depth is None:
+            return (None,) if used else ()
+        return tuple(sorted(used))
+
+    def reuses_layers(self, row: Row) -> bool:
+        """Return False if every target layer has one source layer under one term, so that only the last one is worth keeping."""
+        if len(self.operator.terms) != 1:
+            return True
+        return any(
+            int((np.asarray(term.depths[key]) != 0).sum(axis=1).max()) > 1
+            for term in self.operator.terms
+            for key in row.piece_keys()
+            if key in term.depths
+        )
+
+    def prepare(self, row: Row, layer: int | None, tensor: torch.Tensor) -> Pieces:
+        """Apply the operator's rewrites to a source tensor and cut it into its unfused pieces.
+
+        Args:
+            layer: source layer. tensor: as the source has it, in the dtype of the arithmetic.
+        """
+        return self.pieces(row, self._rewritten(row, layer, tensor))
+
+    def grow_layer(self, row: Row, layer: int | None, source: RowSource) -> torch.Tensor:
+        """Grow one target tensor.
+
+        Args:
+            layer: target layer; None for a row without a depth axis.
+            source: holds the pieces of every layer in `source_layers(row, layer)`. Widened pieces are added for later layers.
         """
         if row.pattern in self.operator.drawn_rows:
             return self.drawn(row, layer)
@@ -278,45 +305,81 @@ class Grower:
             total = torch.zeros([self.new.get(dim.parts[0], 1) for dim in dims], dtype=self.dtype, device=self.device)
             for position, term in enumerate(self.operator.terms):
                 weights = self.depth_matrix(term, key)[layer or 0]
-                used = [int(source) for source in torch.nonzero(weights).flatten()]
+                used = torch.nonzero(weights).flatten().tolist()
                 if used:
-                    piece = _Piece(grower=self, row=row, term=term, dims=dims, number=number, load=load)
-                    grown = piece.grow(used, weights, layer, cache.setdefault((number, position), {}))
+                    tensors = {old: source.pieces[None if row.depth is None else old][number] for old in used}
+                    widened = source.widened.setdefault((number, position), {})
+                    grown = self._grow_piece(term, row, dims, tensors, weights, layer, widened)
                     total = grown if len(self.operator.terms) == 1 else total + grown
             out.append(total)
         grown = self.join(row, out)
         if self._mean_preserver is not None:
-            grown = self._with_mean_preserving(row, grown, layer, load)
+            grown = self._with_mean_preserving(row, grown, layer, source)
         grown = self._with_unit(row, grown, layer)
         return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
 
-    # What looks at more than its own row.
+    def _grow_piece(
+        self,
+        term: Term,
+        row: Row,
+        dims: tuple[Dim, ...],
+        tensors: Mapping[int, torch.Tensor],
+        weights: torch.Tensor,
+        layer: int | None,
+        widened: dict[int, torch.Tensor],
+    ) -> torch.Tensor:
+        """Return one piece under one term: the widened sum over source layers, weighted by one row of the depth matrix.
 
-    def fetch(self, pattern: str, layer: int | None) -> torch.Tensor:
-        assert self._fetch is not None, "this operator looks at other tensors of the source"
+        Args:
+            tensors: source layer -> piece, for every layer with a nonzero weight. weights: [old layers].
+            layer: target layer. widened: source layer -> piece widened for an earlier target layer; updated.
+        """
+        used = list(tensors)
+        keying = "shared" if row.depth is None else self.operator.keying
+        if keying == "target" or (keying == "shared" and len(used) > 1):
+            mixed = tensors[used[0]] * weights[used[0]]
+            for old in used[1:]:
+                mixed = mixed + tensors[old] * weights[old]
+            return self.widen(term, row, dims, mixed, None, layer)
+        if len(used) == 1:
+            # A one-hot depth matrix needs one source layer at a time: only the last is worth keeping.
+            for old in set(widened) - set(used):
+                del widened[old]
+        total = None
+        for old in used:
+            if old not in widened:
+                widened[old] = self.widen(term, row, dims, tensors[old], old, layer)
+            grown = widened[old] if weights[old] == 1 else widened[old] * weights[old]
+            total = grown if total is None else total + grown
+        assert total is not None
+        return total
+
+    # Rows that depend on the tensors of other rows.
+
+    def _fetched(self, pattern: str, layer: int | None) -> torch.Tensor:
+        assert self._fetch is not None, "this operator needs other tensors of the source: give `fetch`"
         return self._fetch(pattern, layer)
 
     def _is_rewritten(self, row: Row) -> bool:
         return bool(self.operator.rewrites) or self.family.scale_row(row, self.operator.source) is not None
 
-    def prepared(self, row: Row, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
-        """A source tensor after the operator's rewrites."""
+    def _rewritten(self, row: Row, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
         if not self._is_rewritten(row):
             return tensor
-        return rewritten(self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self.fetch)
+        return rewritten(self.family, self.operator.source, self.operator.rewrites, row, layer, tensor, self._fetched)
 
     def _with_unit(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
-        """Where a norm only normalises, its gain is one for all entries: the next norm then finds what this one left. Its shift is zero."""
+        """Set the gain of a unit norm to one in every entry. Its shift is zero already."""
         if layer is None or layer not in self.operator.unit_layers.get(row.pattern, ()):
             return grown
         (dim,) = row.layout.dims
         if dim.role != "gain":
             return grown
-        # What is drawn of a gain is ones already.
+        # Randomly initialised entries of a gain are ones already.
         drawn = self.drawn(row, layer) if self._drawn_rows[row.pattern] else torch.zeros_like(grown)
         return grown + 1 - drawn
 
-    # New entries that carry the mean of a post-norm stream.
+    # New entries that preserve the mean of a post-norm stream.
 
     def _make_mean_preserver(self) -> MeanPreserver:
         stream = self.family.norm.stream
@@ -326,91 +389,102 @@ class Grower:
             source=self.operator.source,
             new=rest,
             scale=math.sqrt(tiles * self.old[stream] / self.new[stream]),
-            fetch=self.fetch,
+            fetch=self._fetched,
         )
 
     def _mean_preserving_entries(
         self, row: Row, tensor: torch.Tensor, source: int | None, old: int | None, new: int | None
     ) -> torch.Tensor | None:
-        """What one source tensor puts into the new entries, along its other dims as wide as the target; None for other rows."""
+        """Return the contribution of one source tensor to the mean-preserving entries, as large as the target tensor.
+
+        Args:
+            tensor: after rewrites. source: source layer. old, new: layers that select the maps of the other dims.
+
+        Returns:
+            None for rows without such entries.
+        """
         if self._mean_preserver is None or len(row.layout.pieces()) > 1:
             return None
         below, dim = self._mean_preserver.rows(row, source, tensor), self._mean_preserver.dim(row)
         if below is None or dim is None:
             return None
-        others = tuple(replace(found, parts=("1",)) if at == dim else found for at, found in enumerate(row.layout.dims))
+        others = tuple(
+            replace(other, parts=("1",)) if position == dim else other for position, other in enumerate(row.layout.dims)
+        )
         wide = self.widen(self.operator.terms[0], row, others, below, old, new)
         full = list(wide.shape)
         full[dim] = self.new[self.family.norm.stream] - self._mean_preserver.new
         return torch.cat([torch.zeros(full, dtype=self.dtype, device=self.device), wide], dim)
 
     def _with_mean_preserving(
-        self, row: Row, grown: torch.Tensor, layer: int | None, load: Callable[[int | None], torch.Tensor]
+        self, row: Row, grown: torch.Tensor, layer: int | None, source: RowSource
     ) -> torch.Tensor:
+        if len(row.layout.pieces()) > 1:
+            return grown
         weights = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])[layer or 0]
         for used in torch.nonzero(weights).flatten().tolist():
-            source = None if row.depth is None else int(used)
-            added = self._mean_preserving_entries(row, self.prepared(row, source, load(source)), source, source, layer)
-            if added is None:
+            old = None if row.depth is None else int(used)
+            below = self._mean_preserving_entries(row, source.pieces[old][0], old, old, layer)
+            if below is None:
                 break
-            grown = grown + weights[used] * added
+            grown = grown + weights[used] * below
         return grown
 
     def _mean_preserving_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor | None:
+        """Return the mean-preserving entries of all layers: [new layers, ...]; None for rows without such entries."""
         if self._mean_preserver is None or self._mean_preserver.dim(row) is None:
             return None
         matrix = self.depth_matrix(self.operator.terms[0], row.piece_keys()[0])
         sources = self.family.layers(row, self.operator.source)
-        if row.depth is None or self.operator.keying != "target":
+
+        def entries(layer: int | None) -> torch.Tensor | None:
+            """[old layers, ...], with the maps of one target layer."""
             parts = [
-                self._mean_preserving_entries(row, tensor, at, at, None)
-                for at, tensor in zip(sources, stacked, strict=True)
+                self._mean_preserving_entries(row, tensor, old, old, layer)
+                for old, tensor in zip(sources, stacked, strict=True)
             ]
-            return (
-                _mix(matrix, torch.stack([part for part in parts if part is not None]))
-                if parts[0] is not None
-                else None
-            )
+            return torch.stack([part for part in parts if part is not None]) if parts[0] is not None else None
+
+        if row.depth is None or self.operator.keying != "target":
+            below = entries(None)
+            return None if below is None else _mix(matrix, below)
         layers = []
         for layer in self.family.layers(row, self.operator.target):
-            parts = [
-                self._mean_preserving_entries(row, tensor, at, at, layer)
-                for at, tensor in zip(sources, stacked, strict=True)
-            ]
-            if parts[0] is None:
+            below = entries(layer)
+            if below is None:
                 return None
-            at = layer or 0
-            layers.append(_mix(matrix[at : at + 1], torch.stack([part for part in parts if part is not None]))[0])
+            number = layer or 0
+            layers.append(_mix(matrix[number : number + 1], below)[0])
         return torch.stack(layers)
 
     def scale(self, row: Row, layer: int | None) -> torch.Tensor:
-        """A LayerScale of the target: copied entries keep theirs, the others take a mean of absolute values.
+        """Return a LayerScale of the target. Copied entries keep their scale; the others take the mean of absolute values.
 
-        A mean of values of both signs may be next to nothing, and what is divided by it would be anything.
+        A mean of values of both signs can be close to zero, and weights are divided by it (`_unscaled`).
         """
         (dim,) = row.layout.dims
         weights = self.depth_matrix(self.operator.terms[0], row.pattern)[layer or 0]
         total = torch.zeros(self.old[dim.parts[0]], dtype=self.dtype, device=self.device)
         for source in torch.nonzero(weights).flatten().tolist():
-            total = total + weights[source] * self.fetch(row.pattern, None if row.depth is None else source)
+            total = total + weights[source] * self._fetched(row.pattern, None if row.depth is None else source)
         for factor in self._torch_factors(
             self.operator.stream(self.operator.terms[0], dim.parts[0], row.depth, 0, layer)
         ):
-            found = factor["scale"]
-            if not found.identity:
-                total = torch.cat([total[found.index] * found.weight, found.tail @ total.abs()])
+            scale = factor["scale"]
+            if not scale.identity:
+                total = torch.cat([total[scale.index] * scale.weight, scale.tail @ total.abs()])
         return total
 
     def _unscaled(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
-        """What a branch writes, divided by the LayerScale that will multiply it; the rewritten source was multiplied by its own."""
+        """Divide a branch's output weights by the target's LayerScale; the rewrite has multiplied them by the source's."""
         scale, dim = self.family.scale_row(row, self.operator.source), written_dim(self.family, row)
         if scale is None or dim is None:
             return grown
-        found = self.scale(scale, layer)
-        # A scale of nothing lets nothing through, whatever is written.
-        return grown / along(torch.where(found == 0, torch.ones_like(found), found), row, dim)
+        values = self.scale(scale, layer)
+        # A scale of zero blocks the branch whatever its weights are.
+        return grown / along(torch.where(values == 0, torch.ones_like(values), values), row, dim)
 
-    # What is drawn.
+    # Random initialisation.
 
     def _row_is_drawn(self, row: Row) -> bool:
         if row.pattern in self.operator.drawn_rows:
@@ -420,7 +494,7 @@ class Grower:
         return any(bool(self._drawn_along(row, stream).any()) for stream in row.layout.streams)
 
     def _drawn_along(self, row: Row, part: str) -> np.ndarray:
-        """[new] bool: the entries of a stream that are drawn. All layers draw the same entries, so the first one's flags serve."""
+        """Return which entries of a stream are drawn: [new] bool. The flags of the first layer hold for all layers."""
         factors = self.operator.stream(self.operator.terms[0], part, row.depth, 0, 0) if part != "1" else ()
         along = np.zeros(1, dtype=bool)
         for axis in factors:
@@ -437,7 +511,7 @@ class Grower:
         return grown + torch.stack([self.drawn(row, number) for number in layers])
 
     def drawn(self, row: Row, layer: int | None) -> torch.Tensor:
-        """What the library's initialisation puts where nothing is taken from the source; zero elsewhere."""
+        """Return the random entries of a target tensor, initialised as the library does it; the other entries are zero."""
         name = row.name(layer)
         if self._kept_drawn is not None and name in self._kept_drawn:
             return self._kept_drawn[name]
@@ -450,6 +524,7 @@ class Grower:
         return drawn
 
     def _drawn_mask(self, row: Row, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+        """Return which entries of a target tensor are drawn: bool of the tensor's shape."""
         flags = self.operator.drawn_layers.get(row.depth or "", ())
         if row.pattern in self.operator.drawn_rows or (layer is not None and flags and flags[layer]):
             return np.ones(shape, dtype=bool)
@@ -466,7 +541,7 @@ class Grower:
 
 
 def _mix(matrix: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
-    """sum_j D[i, j] W_j: [new, old] x [old, ...] -> [new, ...]."""
+    """Return sum_j D[i, j] W_j: [new, old] x [old, ...] -> [new, ...]."""
     mixed: torch.Tensor = torch.tensordot(matrix, stacked, dims=([1], [0]))
     return mixed
 
@@ -474,10 +549,10 @@ def _mix(matrix: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
 def drawn_values(
     family: Family, config: Mapping[str, object], row: Row, layer: int | None, shape: tuple[int, ...], seed: int
 ) -> np.ndarray:
-    """A tensor as the library initialises it, drawn by a generator of its own (its seed and its name).
+    """Return a tensor initialised as the library does it, from a generator keyed by the seed and the tensor's name.
 
-    Gains are ones, shifts and biases zeros, a LayerScale what the config says, weights normal with the family's deviation, divided by
-    sqrt(2 * layers) where the library does so.
+    Gains are ones. Shifts and biases are zeros. A LayerScale takes the config's value. Weights are normal with the family's standard
+    deviation, divided by sqrt(2 * layers) where the library does so.
     """
     role, complete = row.layout.dims[0].role, family.complete(config)
     if role == "gain":

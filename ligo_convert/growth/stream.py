@@ -1,8 +1,10 @@
-"""Streaming: source tensors in, target tensors out, one row of the table at a time.
+"""Stream source tensors through an operator, one row of the family's table at a time.
 
-What comes in: a reader of source bytes, the inventory that names them, an operator. What goes out: (name, bytes) in the order of the
-family's table, layer by layer. Peak memory is the source tensors that one row needs plus one target tensor; a row that is only
-copied never becomes a tensor at all, and a conversion of nothing but such rows never imports torch.
+Input: a reader of source bytes, the inventory of the source, an operator. Output: (name, bytes) of every target tensor, in the order of
+the family's table, layer by layer. Peak memory is the source tensors that one row needs, plus one target tensor. A tensor that is only
+copied stays bytes, and a conversion of nothing but copies does not import torch.
+
+One path: `_Loader` reads and casts, `Grower` prepares and grows, `tensor_to_bytes` casts to the stored dtype.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from ligo_convert.growth.operator import Operator
 if TYPE_CHECKING:
     import torch
 
-    from ligo_convert.growth.apply import Grower
+    from ligo_convert.growth.apply import Grower, RowSource
 
 Read = Callable[[str], Any]  # name on disk -> buffer
 
 
 def source_name(family: Family, inventory: Inventory, row: Row, layer: int | None) -> TensorSpec:
-    """The stored tensor that `row` takes at a source layer; an untied head that the source ties is its embedding."""
+    """Return the stored tensor of a row at a source layer. An untied head takes the embedding of a source that ties it."""
     name = row.name(layer)
     return inventory.stored[name if name in inventory.stored else family.tied[name]]
 
 
 def stored_dtypes(family: Family, inventory: Inventory, row: Row) -> set[str]:
-    """The dtypes that `row` has in the source; none where the source lacks it."""
+    """Return the stored dtypes of a row in the source; empty if the source has no such row."""
     if row.layout.part not in ("", *inventory.family.chosen.parts):
         return set()
     return {source_name(family, inventory, row, layer).dtype for layer in family.layers(row, inventory.config)}
@@ -41,15 +43,19 @@ def stored_dtypes(family: Family, inventory: Inventory, row: Row) -> set[str]:
 def target_specs(
     family: Family, inventory: Inventory, operator_target: Any, *, dtype: str | None
 ) -> tuple[TensorSpec, ...]:
-    """Every tensor of the target in streaming order; `dtype` None keeps the widest that the row has in the source."""
+    """Return every tensor of the target in streaming order.
+
+    Args:
+        dtype: stored dtype of all tensors; None keeps the widest dtype that each row has in the source.
+    """
     specs = []
     kept: dict[str, str] = {}
     everywhere = {spec.dtype for spec in inventory.stored.values()}
     for row, _, spec in family.tensors_of(family.rows_for(operator_target), operator_target, dtype="F32"):
         if row.pattern not in kept:
-            # A new head is stored as the rest is.
+            # A new head takes the widest dtype of the whole source.
             stored = stored_dtypes(family, inventory, row) or everywhere
-            # No 16-bit format holds the other's values.
+            # Neither 16-bit format can hold the values of the other.
             widest = "F32" if stored == {"F16", "BF16"} else min(stored, key=FLOAT_DTYPES.index)
             kept[row.pattern] = dtype or widest
         specs.append(TensorSpec(name=family.written(spec.name), dtype=kept[row.pattern], shape=spec.shape))
@@ -57,7 +63,11 @@ def target_specs(
 
 
 def copied_from(operator: Operator, family: Family, row: Row, layer: int | None) -> tuple[bool, int | None]:
-    """(True, source layer) where a target tensor is a source tensor, byte for byte but for its dtype."""
+    """Decide whether a target tensor equals a source tensor, apart from its dtype.
+
+    Returns:
+        (True, source layer), where the layer is None for a row without a depth axis; (False, None) if the tensor must be grown.
+    """
     if len(operator.terms) != 1:
         return False, None
     (term,) = operator.terms
@@ -65,19 +75,19 @@ def copied_from(operator: Operator, family: Family, row: Row, layer: int | None)
         return False, None
     if row.depth is not None and any(operator.drawn_layers.get(row.depth, ())):
         return False, None
-    # A stream without maps is passed on; layers grow alike, so the first one's maps tell.
+    # A stream without maps does not grow. All layers have maps or none has, so the first layer decides.
     if any(operator.stream(term, stream, row.depth, 0, 0) for stream in row.layout.streams):
         return False, None
-    found: set[int] = set()
+    sources: set[int] = set()
     for key in row.piece_keys():
         weights = np.asarray(term.depths[key])[layer or 0]
         used = np.flatnonzero(weights)
         if len(used) != 1 or weights[used[0]] != 1:
             return False, None
-        found.add(int(used[0]))
-    if len(found) != 1:
+        sources.add(int(used[0]))
+    if len(sources) != 1:
         return False, None
-    return True, None if row.depth is None else found.pop()
+    return True, None if row.depth is None else sources.pop()
 
 
 def grow(
@@ -90,11 +100,16 @@ def grow(
     wanted: frozenset[str] | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[str, Any]]:
-    """Every target tensor as bytes, in the order of `specs`; only those in `wanted` where it is given."""
+    """Yield every target tensor as (name, bytes), in the order of `specs`.
+
+    Args:
+        specs: the target's tensors (`target_specs`).
+        wanted: names to yield; None for all.
+        device: where tensors are grown.
+    """
     by_name = {spec.name: spec for spec in specs}
-    grower: Grower | None = None
+    growth: _Growth | None = None
     for row in family.rows_for(operator.target):
-        loader: _Loader | None = None
         for layer in family.layers(row, operator.target):
             spec = by_name[family.written(row.name(layer))]
             if wanted is not None and spec.name not in wanted:
@@ -105,55 +120,63 @@ def grow(
                 if stored.dtype == spec.dtype:
                     yield spec.name, read(stored.name)
                     continue
-            if grower is None:
-                grower = _grower(operator, family, inventory, read, device)
-            if loader is None:
-                loader = _Loader(row=row, grower=grower)
-            yield spec.name, loader.grown(layer, spec)
+            if growth is None:
+                growth = _Growth(_Loader(read, family, inventory, device), operator)
+            yield spec.name, growth.grown(row, layer, spec)
 
 
 def compute_dtype(inventory: Inventory) -> str:
-    """float32, or float64 where the source holds any."""
+    """Return the dtype of the arithmetic: F32, or F64 if the source holds any float64 tensor."""
     return "F64" if any(spec.dtype == "F64" for spec in inventory.stored.values()) else "F32"
 
 
-def _grower(operator: Operator, family: Family, inventory: Inventory, read: Read, device: str) -> Grower:
-    from ligo_convert.checkpoints.torch_io import TORCH_DTYPES, tensor_from_bytes
-    from ligo_convert.growth.apply import Grower
-
-    dtype = TORCH_DTYPES[compute_dtype(inventory)]
-    rows = {row.pattern: row for row in family.table}
-
-    def fetch(pattern: str, layer: int | None) -> torch.Tensor:
-        stored = source_name(family, inventory, rows[pattern], layer)
-        return tensor_from_bytes(read(stored.name), stored).to(device=device, dtype=dtype)
-
-    return Grower(operator, family, device=device, dtype=dtype, fetch=fetch)
-
-
 class _Loader:
-    """The source tensors of one row, read when first asked for and dropped when no later layer can ask."""
+    """Read source tensors and cast them to the dtype of the arithmetic."""
 
-    def __init__(self, *, row: Row, grower: Grower) -> None:
-        self.row, self.grower = row, grower
-        self.held: dict[int | None, torch.Tensor] = {}
-        self.cache: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
-        # Where every new layer has one source, only the last tensor is worth keeping.
-        self.one_hot = all(
-            int((np.asarray(term.depths[key]) != 0).sum(axis=1).max()) <= 1
-            for term in grower.operator.terms
-            for key in row.piece_keys()
-            if key in term.depths
+    def __init__(self, read: Read, family: Family, inventory: Inventory, device: str) -> None:
+        from ligo_convert.checkpoints.torch_io import TORCH_DTYPES
+
+        self.read, self.family, self.inventory, self.device = read, family, inventory, device
+        self.dtype = TORCH_DTYPES[compute_dtype(inventory)]
+        self.rows = {row.pattern: row for row in family.table}
+
+    def load(self, pattern: str, layer: int | None) -> torch.Tensor:
+        """Return the tensor of a row at a source layer."""
+        from ligo_convert.checkpoints.torch_io import tensor_from_bytes
+
+        stored = source_name(self.family, self.inventory, self.rows[pattern], layer)
+        return tensor_from_bytes(self.read(stored.name), stored).to(device=self.device, dtype=self.dtype)
+
+
+class _Growth:
+    """Grow target tensors one after the other, keeping only the source tensors that the current row still needs."""
+
+    def __init__(self, loader: _Loader, operator: Operator) -> None:
+        from ligo_convert.growth.apply import Grower
+
+        self.loader = loader
+        self.grower: Grower = Grower(
+            operator, loader.family, device=loader.device, dtype=loader.dtype, fetch=loader.load
         )
+        self.row: Row | None = None
+        self.source: RowSource
 
-    def load(self, layer: int | None) -> torch.Tensor:
-        if layer not in self.held:
-            if self.one_hot and len(self.grower.operator.terms) == 1:
-                self.held.clear()
-            self.held[layer] = self.grower.fetch(self.row.pattern, layer)
-        return self.held[layer]
-
-    def grown(self, layer: int | None, spec: TensorSpec) -> memoryview:
+    def grown(self, row: Row, layer: int | None, spec: TensorSpec) -> memoryview:
+        """Return one target tensor as bytes in the dtype of `spec`."""
         from ligo_convert.checkpoints.torch_io import tensor_to_bytes
+        from ligo_convert.growth.apply import RowSource
 
-        return tensor_to_bytes(self.grower.grow_layer(self.row, layer, self.load, self.cache), spec)
+        if row is not self.row:
+            self.row, self.source = row, RowSource()
+        self._load_sources(row, layer)
+        return tensor_to_bytes(self.grower.grow_layer(row, layer, self.source), spec)
+
+    def _load_sources(self, row: Row, layer: int | None) -> None:
+        """Load and prepare every source layer that a target layer needs and that is not in memory yet."""
+        needed, pieces = self.grower.source_layers(row, layer), self.source.pieces
+        if not self.grower.reuses_layers(row):
+            for old in set(pieces) - set(needed):
+                del pieces[old]
+        for old in needed:
+            if old not in pieces:
+                pieces[old] = self.grower.prepare(row, old, self.loader.load(row.pattern, old))

@@ -15,7 +15,7 @@ import transformers
 from ligo_convert.families.configs import flat_config, written_config
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
-from ligo_convert.growth.apply import Grower
+from ligo_convert.growth.apply import Grower, RowSource
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.operator import Operator
 
@@ -227,13 +227,12 @@ def grown_state(
     grower = Grower(operator, family, dtype=dtype, fetch=fetch)
     result = {}
     for row in family.rows_for(operator.target):
-        cache: dict[object, object] = {}
-
-        def load(layer: int | None, pattern: str = row.pattern) -> torch.Tensor:
-            return fetch(pattern, layer)
-
+        source = RowSource()
         for layer in family.layers(row, operator.target):
-            result[family.written(row.name(layer))] = grower.grow_layer(row, layer, load, cache)  # type: ignore[arg-type]
+            for old in grower.source_layers(row, layer):
+                if old not in source.pieces:
+                    source.pieces[old] = grower.prepare(row, old, fetch(row.pattern, old))
+            result[family.written(row.name(layer))] = grower.grow_layer(row, layer, source)
     return result
 
 
