@@ -1,7 +1,7 @@
-"""What a recipe's `growth` will do, decided from configs alone.
+"""Decide from configs alone what a recipe's `growth` section will do.
 
-What comes in: a family, the source's and the target's config, the names of the starts. What goes out: a `GrowthPlan`: its verdict and the
-reasons, what it changes in the target's config, and what `initial` makes the operator from. No arrays, no weights.
+Input: a family, the configs of source and target, the names of the methods. Output: a `GrowthPlan`: the verdict with its reasons, the
+changes to the target's config, and the requests from which `growth.initialize` makes the operator. No arrays and no weights are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ligo_convert.growth.operator import Keying
 from ligo_convert.growth.verdict import CannotPreserve, Claim, Verdict
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, preserves_mean, width_claim
 
-# Changes made to a source before it grows, by name (`rewrites`, `mean_preserving`).
+# Names of the changes made to a source before it grows (`growth.rewrites`, `growth.mean_preserving`).
 REWRITES = ("centre", "mean-preserving")
 
 _RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
@@ -25,7 +25,15 @@ _RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthSettings:
-    """The recipe's `growth`, as this floor needs it."""
+    """The keys of the recipe's `growth` section that decide the initial operator.
+
+    Attributes:
+        width: name of the width method.
+        depth: name of the depth method.
+        keying: which layers own width maps.
+        tie: `paper`, or None.
+        seed: seed of every random draw.
+    """
 
     width: str
     depth: str
@@ -36,7 +44,13 @@ class GrowthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why a start is what it is; `breaks` where it is not a start's own doing and a promise cannot stand beside it."""
+    """One reason for the verdict.
+
+    Attributes:
+        verdict: the verdict that this reason leads to.
+        text: one clause for the plan.
+        breaks: True if the recipe, not the method, changes the function, so that a preserving method must refuse.
+    """
 
     verdict: Verdict
     text: str
@@ -45,15 +59,22 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthPlan:
-    """What a start will do, known before a weight is read.
+    """The effect of the growth methods, known before any weight is read.
 
     Attributes:
-        source, target: the configs; the target's with the start's own edits (epsilon, lists with an entry a layer).
-        verdict, reasons: of the map; one reason for every axis that grows, worst first.
-        requests: axis -> width request. streams: stream -> request of its own, where it is not what its axis is elsewhere.
-        depths: depth axis -> where its layers come from. head: factor on the head's norm.
-        units: pattern of a norm's row -> new layers where it only normalises. drawn_rows: patterns of rows drawn whole: a new head.
-        rewrites: exact changes made to the source first.
+        family: narrowed to the target's class.
+        growth: the recipe's settings.
+        source: config of the source.
+        target: config of the target, with the edits of the methods (epsilon, lists with one entry per layer).
+        verdict: the worst verdict of all reasons.
+        reasons: one text for every growing axis and every config change, worst first.
+        requests: axis -> width request.
+        streams: stream -> its own width request, where it differs from the request of its axis.
+        depths: depth axis -> origin of its layers.
+        head: factor on the gain and shift of the norm that feeds a tied head.
+        units: pattern of a norm's row -> target layers in which the norm has no affine (post-norm).
+        drawn_rows: patterns of rows that are initialised randomly as a whole (a new head).
+        rewrites: names of the changes made to the source first.
     """
 
     family: Family
@@ -72,11 +93,12 @@ class GrowthPlan:
 
     @property
     def grows_width(self) -> bool:
+        """Return True if any axis of the target has another size."""
         return any(map(grows, self.requests.values()))
 
     @property
     def copies_only(self) -> bool:
-        """Whether every target tensor is a source tensor, byte for byte (but for its dtype)."""
+        """Return True if every target tensor equals a source tensor, apart from its dtype."""
         silent = any(any(found.silent) or any(found.drawn) for found in self.depths.values())
         return not self.grows_width and not silent and not self.drawn_rows
 
@@ -91,14 +113,18 @@ def plan_growth(
     where: str,
     source_family: Family | None = None,
 ) -> GrowthPlan:
-    """Decide what the starts do from configs alone.
+    """Decide what the growth methods do, from configs alone.
 
     Args:
-        family: narrowed to the target's class. source_family: narrowed to the source's, where that is another.
-        source, target: configs, the target's as `Family.resize` gave it. asked: what the recipe itself set in the target.
+        family: narrowed to the target's class.
+        source: config of the source.
+        target: config of the target, as `Family.resize` returned it.
+        asked: the keys that the recipe itself sets in the target's config.
+        where: location in the recipe, for errors.
+        source_family: the family narrowed to the source's class, if that is another one.
 
     Raises:
-        RecipeError: a start that promises the function and cannot keep it here, or `copy` for an axis that grows.
+        RecipeError: a method promises the function and cannot preserve it here, or `copy` is used for an axis that grows.
     """
     old, new = family.sizes(source), family.sizes(target)
     tied = family.is_tied(target)
@@ -174,14 +200,14 @@ def _request(
 
 
 def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[int, ...]]:
-    """Where the norms of a post-norm model only normalise, so that silent layers change nothing (docs/reference/exact-starts.md).
+    """Return the target layers in which norms of a post-norm model have no affine, so that silent layers change nothing.
 
-    A silent layer normalises twice what is normalised already, which does nothing as long as no gain and shift come between: those
-    move to the last norm of the layer's silent copies.
+    A silent layer normalises an already normalised stream again. This changes nothing if no gain and shift come between. So the affine
+    moves to the last norm of the layer's last silent copy (docs/reference/exact-starts.md).
     """
     if family.norm.placement != "post":
         return {}
-    found: dict[str, tuple[int, ...]] = {}
+    units: dict[str, tuple[int, ...]] = {}
     for row in family.rows:
         if row.depth is None or row.module not in (family.norm.after_attention, family.norm.after_mlp):
             continue
@@ -191,8 +217,8 @@ def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[in
         else:
             layers = tuple(layer for layer, quiet in enumerate(silent[1:]) if quiet)
         if layers:
-            found[row.pattern] = layers
-    return found
+            units[row.pattern] = layers
+    return units
 
 
 def _drawn_rows(
@@ -202,7 +228,7 @@ def _drawn_rows(
     old: Mapping[str, int],
     new: Mapping[str, int],
 ) -> tuple[str, ...]:
-    """Rows of a head that the source does not have, or has for another number of classes."""
+    """Return the rows of a head that the source lacks, or has for another number of classes."""
     labels = family.labels if family.labels and old[family.labels] != new[family.labels] else None
     parts = ("", *source_family.chosen.parts)
     return tuple(
@@ -227,21 +253,21 @@ def _rewrites(family: Family, growth: GrowthSettings, requests: Mapping[str, Wid
 
 
 def grows(request: WidthRequest) -> bool:
-    """Whether the axis has another size in the target."""
+    """Return True if the axis has another size in the target."""
     return request.old != request.new
 
 
 def _refuse_two_at_once(
     family: Family, growth: GrowthSettings, requests: Mapping[str, WidthRequest], where: str
 ) -> None:
-    """What is added along two factors of a stream at once is no product, and a second term cannot hold it."""
+    """Refuse a stream that grows along two factors: a second term cannot represent the added entries as a product."""
     for stream in family.streams:
         grown = [axis for axis in family.factors(stream) if axis in requests and grows(requests[axis])]
         if len(grown) > 1:
             raise RecipeError(
                 f"growth.width: {growth.width}: {stream} would grow along {' and '.join(grown)} at once",
                 where=where,
-                hint="grow one of them, or take net2net",
+                hint="grow one axis only, or use net2net",
             )
 
 
@@ -258,15 +284,15 @@ def _plan_depth(
         deepens = old[axis] != new[axis]
         if deepens and growth.depth == "copy":
             raise RecipeError(
-                f"growth.depth: copy: {axis} grows from {old[axis]} to {new[axis]}, and `copy` is for a depth that does not grow",
+                f"growth.depth: copy: {axis} grows from {old[axis]} to {new[axis]}, but `copy` is only for a depth that does not grow",
                 where=where,
             )
         depths[axis] = depth_map(growth.depth, old[axis], new[axis])
         if deepens:
-            start = DEPTHS[growth.depth]
-            text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {start.reason}"
-            reasons.append(Reason(verdict=start.verdict, text=text))
-    # A list with an entry a layer moves with its layers, and says what would else follow from their places.
+            method = DEPTHS[growth.depth]
+            text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {method.reason}"
+            reasons.append(Reason(verdict=method.verdict, text=text))
+    # A config list with one entry per layer moves with its layers and replaces what follows from their index.
     listed = any(isinstance(source.get(key), list) for key in family.per_layer_keys)
     moved = [key for key in family.layer_index_keys if family.complete(source).get(key) and not listed]
     if reasons and moved:
@@ -280,7 +306,11 @@ def _plan_depth(
 
 
 def epsilon_of(family: Family, config: Mapping[str, object]) -> float:
-    """The norm's epsilon that a config states. Raises SourceError where it is no positive number."""
+    """Return the norm's epsilon in a config.
+
+    Raises:
+        SourceError: it is not a positive number.
+    """
     value = family.complete(config)[family.norm.epsilon]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
         raise SourceError(f"{family.norm.epsilon} is {value!r}, and must be a positive number", where="config.json")
@@ -296,7 +326,7 @@ def _edit_config(
     depths: Mapping[str, DepthMap],
     where: str,
 ) -> tuple[dict[str, object], list[Reason]]:
-    """The target's config with what the start changes in it: epsilon, and lists with an entry a layer."""
+    """Return the target's config with the edits of the methods (epsilon, lists with one entry per layer), and reasons."""
     final = dict(target)
     reasons: list[Reason] = []
     _edit_epsilon(family, source, claims, asked, where, final, reasons)
@@ -327,7 +357,7 @@ def _edit_epsilon(
         chosen = asked[key]
         if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or chosen <= 0:
             raise RecipeError(f"{key} is {chosen!r}, and must be a positive number", where=where)
-        # An epsilon matters where a variance is as small; within a factor of ten it is a shade, beyond it is a change.
+        # Epsilon matters only for variances of its size: within a factor of ten the effect is small.
         small: Verdict = "near" if 0.1 <= chosen / wanted <= 10 else "lossy"
         text = f"the recipe sets {key} = {chosen} where {wanted} would be exact"
         reasons.append(Reason(verdict=small, text=text, breaks=True))
@@ -335,10 +365,10 @@ def _edit_epsilon(
         final[key] = wanted
 
 
-def drawn_names(start: GrowthPlan) -> list[str]:
-    """What was drawn as the library initialises it, by axis."""
-    drawn = [axis for axis, request in start.requests.items() if request.old != request.new]
-    names = [f"{axis} (new entries)" for axis in drawn if start.growth.width == "direct"]
-    names += [f"{axis} (whole)" for axis in drawn if start.growth.width == "random"]
-    names += [f"{axis} (whole)" for axis, found in start.depths.items() if any(found.drawn)]
-    return names + [f"{pattern} (new head)" for pattern in start.drawn_rows]
+def drawn_names(plan: GrowthPlan) -> list[str]:
+    """Return descriptions of everything that is initialised randomly, for provenance."""
+    drawn = [axis for axis, request in plan.requests.items() if request.old != request.new]
+    names = [f"{axis} (new entries)" for axis in drawn if plan.growth.width == "direct"]
+    names += [f"{axis} (whole)" for axis in drawn if plan.growth.width == "random"]
+    names += [f"{axis} (whole)" for axis, found in plan.depths.items() if any(found.drawn)]
+    return names + [f"{pattern} (new head)" for pattern in plan.drawn_rows]

@@ -1,8 +1,8 @@
-"""Width maps as data: M [new, old] held as selected rows above dense rows, and the four maps of one axis.
+"""Width maps as data: M [new, old], stored as selected rows above dense rows, and the maps of one axis.
 
-What comes in are sizes and numpy arrays; what goes out is data that `operator` stores and `growth` applies. Every start of
-the literature is a selection (copied, scaled or empty rows) over a small dense tail, so that growing by it costs about as
-much as a copy; a learned map is all tail.
+Input: sizes and numpy arrays. Output: data that `growth.operator` stores and `growth.apply` applies. Every width method in the literature
+is a selection (copied, scaled or empty rows) above a small dense tail, so growing by it costs about as much as a copy. A learned map
+is all tail.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 ROLES = ("write", "read", "gain", "shift", "scale")
 
-Array = Any  # numpy.ndarray here; growth and fit hold torch tensors in the same places
+Array = Any  # numpy.ndarray; torch.Tensor in operators that are being learned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """y = M x along one dim.
+    """A linear map y = M x along one dim.
 
     Row i < len(index) of M is `weight[i]` at column `index[i]` and zero elsewhere; the rows of `tail` follow.
 
@@ -42,7 +42,7 @@ class Map:
         return int(self.index.shape[0] + self.tail.shape[0])
 
     def matrix(self) -> np.ndarray:
-        """M as one dense array [new, old]."""
+        """Return M as one dense array: [new, old]."""
         dense = np.zeros((self.new, self.old), dtype=self.tail.dtype)
         selected = len(self.index)
         dense[np.arange(selected), self.index] = self.weight
@@ -50,6 +50,7 @@ class Map:
         return dense
 
     def scaled(self, factor: float) -> Map:
+        """Return the map times a number."""
         return Map(index=self.index, weight=self.weight * factor, tail=self.tail * factor)
 
     @property
@@ -62,29 +63,30 @@ class Map:
 
 
 def selection(index: Array, old: int, weight: Array | None = None, *, tail: Array | None = None) -> Map:
-    """The map whose first rows pick columns `index` (times `weight`, 1 by default), over the dense rows `tail`."""
+    """Return a map of rows that select the columns `index` (times `weight`, default 1) above the dense rows `tail`."""
     index = np.asarray(index, dtype=np.int64)
     weight = np.ones(len(index)) if weight is None else np.asarray(weight, dtype=np.float64)
     return Map(index=index, weight=weight, tail=np.zeros((0, old)) if tail is None else np.asarray(tail))
 
 
 def identity(size: int) -> Map:
+    """Return the identity map."""
     return selection(np.arange(size), size)
 
 
 def dense(matrix: Array) -> Map:
-    """A map that is all tail; works for numpy arrays and, through their own slicing, for torch tensors."""
+    """Return a map that is all tail. `matrix` is a numpy array or a torch tensor."""
     return Map(index=np.zeros(0, dtype=np.int64), weight=np.zeros(0, dtype=np.float64), tail=matrix)
 
 
 def corner(old: int, new: int) -> Map:
-    """[I; 0]: the old entries first, empty rows after them."""
+    """Return [I; 0]: the old entries, followed by empty rows."""
     index = np.concatenate([np.arange(old), np.zeros(new - old, dtype=np.int64)])
     return selection(index, old, np.concatenate([np.ones(old), np.zeros(new - old)]))
 
 
 def kronecker(maps: list[Map]) -> np.ndarray:
-    """The dense map of a stream from the maps of its factors, slowest first: [prod new, prod old]."""
+    """Return the dense map of a stream from the maps of its factors, slowest first: [prod new, prod old]."""
     result = maps[0].matrix()
     for factor in maps[1:]:
         result = np.kron(result, factor.matrix())
@@ -93,17 +95,18 @@ def kronecker(maps: list[Map]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """How one axis (or one whole stream) grows: the maps of the four roles.
+    """The maps of one axis, or of one whole stream: one map for every role.
 
-    The law of every exact width: read^T . norm'(write . x) = norm(x) for all x, each side with its own gain, shift and
-    epsilon; where no norm stands between them, read^T . write = I.
+    A width is exact if read^T . norm'(write . x) = norm(x) for all x, where each side has its own gain, shift and epsilon. Without a norm
+    between writer and reader the condition is read^T . write = I.
 
     Attributes:
-        write: entries of the grown stream as mixtures of the old ones.
-        read: weights that a consumer of the grown stream puts on its entries.
-        gain, shift: the norm's scale and offset.
-        scale: a LayerScale's entries; applied to their absolute values where entries are mixed (`growth`).
-        drawn: [new] bool, entries whose weights are drawn afresh as the library initialises; None for none.
+        write: map of tensors that write the axis.
+        read: map of tensors that read the axis.
+        gain: map of the norm's gain.
+        shift: map of the norm's shift.
+        scale: map of a LayerScale; mixed entries take a mean of absolute values (`growth.apply`).
+        drawn: [new] bool, entries that are initialised randomly as the library does it; None for none.
     """
 
     write: Map
@@ -126,21 +129,22 @@ class Axis:
         return all(self.role(role).is_identity for role in ROLES) and self.drawn is None
 
     def role(self, role: str) -> Map:
-        found = getattr(self, role)
-        assert isinstance(found, Map)
-        return found
+        """Return the map of one role of `ROLES`."""
+        result = getattr(self, role)
+        assert isinstance(result, Map)
+        return result
 
 
 def plain_axis(write: Map, read: Map, *, drawn: Array | None = None) -> Axis:
-    """An axis whose norm parameters, if it has any, are mapped as it is written."""
+    """Return an axis whose norm parameters, if any, are mapped by the write map."""
     return Axis(write=write, read=read, gain=write, shift=write, scale=scale_like(write, drawn), drawn=drawn)
 
 
 def scale_like(write: Map, drawn: Array | None = None) -> Map:
-    """How a LayerScale follows a stream that is written by `write`.
+    """Return the map of a LayerScale for a stream that is written by `write`.
 
-    A copied entry takes its scale along. An entry that is empty or a mixture has none of its own: it takes the mean of all, so that
-    it is neither dead nor divided by nothing. A drawn one is the library's to set.
+    A copied entry keeps its scale. An empty or mixed entry takes the mean of all scales, because a scale of zero would block it and weights
+    are divided by the scale. A drawn entry gets the library's initial value elsewhere.
     """
     old, selected = write.old, len(write.index)
     if write.is_identity:
@@ -158,27 +162,32 @@ def scale_like(write: Map, drawn: Array | None = None) -> Map:
 
 
 def identity_axis(size: int) -> Axis:
+    """Return an axis that does not grow."""
     return plain_axis(identity(size), identity(size))
 
 
-# New entries that carry the mean of a post-norm stream (`mean_preserving` says how).
+# New entries that preserve the mean of a post-norm stream (`growth.mean_preserving`).
 
 
 def mean_preserving_cells(norms: int, new: int) -> np.ndarray | None:
-    """[new] int64: new entries with the same number hold the same. None where there are too few of them to carry the mean.
+    """Return the cell of every new entry: [new] int64. Entries of one cell hold the same value.
 
     Args:
-        norms: how many norms the stream passes. new: how many entries it gains.
+        norms: number of norms that the stream passes.
+        new: number of entries that the stream gains.
+
+    Returns:
+        None if there are too few entries to preserve the mean.
     """
     cells = 1 << norms.bit_length()
     return np.arange(new) % cells if new >= cells else None
 
 
 def mean_preserving_signs(norms: int, new: int) -> np.ndarray:
-    """[norms, new] of +1 and -1: every run of consecutive rows, multiplied, sums to zero over whole sets of cells.
+    """Return signs +1 and -1: [norms, new]. The product of any run of consecutive rows sums to zero over whole sets of cells.
 
-    Row n is q_n q_(n+1), of distinct rows q of Sylvester's Hadamard matrix and the row of ones at the end: a run telescopes to a
-    product of two different rows, which is another one than that of ones.
+    Row n is q_n q_(n+1), where the q are distinct rows of Sylvester's Hadamard matrix and the last one is the row of ones. A run
+    telescopes to the product of two different rows, which is a row other than the row of ones.
     """
     cells = mean_preserving_cells(norms, new)
     assert cells is not None
@@ -193,5 +202,8 @@ def mean_preserving_signs(norms: int, new: int) -> np.ndarray:
 
 
 def mean_preserving_weight(norms: int) -> float:
-    """c: rounding grows by 1/c at every norm, and what is left out shrinks with c^2. The rounding may grow tenfold in all."""
+    """Return the weight c of the second term of a new entry.
+
+    Rounding errors grow by 1/c at every norm, and the approximation error shrinks with c^2. c lets rounding errors grow tenfold in all.
+    """
     return float(10 ** (-1 / norms))

@@ -1,16 +1,17 @@
-"""New entries of a post-norm stream that carry its mean, so that every LayerNorm normalises the old entries as it did.
+"""Compute new entries that preserve the mean of a post-norm stream, so that LayerNorms keep the statistics of the old entries.
 
-A norm of a wider stream sees the old statistics where every new entry holds the mean of the old ones. Behind a post-norm what rides the
-skip is the norm's own output, entry by entry, whose mean is another linear function of what was normalised: a new entry that is the
-mean has lost it. So each new entry holds the mean and, with a sign of its own, what the next norms will need:
+A norm of a wider stream sees the old statistics if every new entry holds the mean of the old entries. In a post-norm model the skip
+connection carries the norm's output, and the mean of that output is a different linear function of the norm's input. A new entry that
+holds only the mean has lost this function. So each new entry holds the mean and, with its own sign, what the next norms need:
 
     t_n = mean(u) + c s_n x~_n.u        x_n = gamma_n / D + c s_(n+1) gamma_n o x~_(n+1),   x_last = 0,   x~ = x - mean(x)
     gain' = sqrt(kappa) s_n / c          shift' = mean(beta_n) + c s_(n+1) x~_(n+1).beta_n
 
-The signs s_n are rows of a Hadamard matrix whose runs s_n s_(n+1) ... s_m all sum to zero over the new entries: the mean of the wide
-stream is then the old mean exactly, and its variance is off by the square of a small number. docs/reference/exact-starts.md derives it.
+The signs s_n are products of rows of a Hadamard matrix (`maps.mean_preserving_signs`). Every run s_n s_(n+1) ... s_m sums to zero over
+the new entries, so the mean of the wide stream equals the old mean, and its variance differs by the square of a small number.
+docs/reference/exact-starts.md derives the formulas.
 
-What comes in: a family, the source's config and its norms. What goes out: the rows that are written below the old ones.
+Input: a family, the source's config and its norms. Output: the rows that are written below the old entries.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from ligo_convert.growth.rewrites import Fetch, written_dim
 
 @dataclass(frozen=True, kw_only=True)
 class MeanPreserver:
-    """What the new entries of the residual stream hold, norm by norm of the source.
+    """The contents of the new entries of the residual stream, for every norm of the source.
 
     Attributes:
-        family: post-norm. source: its config. new: new entries beyond the whole tiles. scale: sqrt(kappa) of the width map.
-        fetch: any tensor of the source.
+        family: a post-norm family.
+        source: the source's config.
+        new: number of new entries beyond the whole tiles.
+        scale: sqrt(kappa) of the width map.
+        fetch: returns any tensor of the source.
     """
 
     family: Family
@@ -43,7 +47,7 @@ class MeanPreserver:
 
     @cached_property
     def norms(self) -> tuple[tuple[str, int | None], ...]:
-        """Every norm of the stream in the order of the forward pass: module and source layer."""
+        """Return every norm of the stream in the order of the forward pass: (module, source layer)."""
         norm = self.family.norm
         (axis,) = self.family.depth_axes
         layers = range(self.family.sizes(self.source)[axis])
@@ -54,22 +58,23 @@ class MeanPreserver:
 
     @cached_property
     def signs(self) -> torch.Tensor:
-        """[norms, new]"""
+        """Return the sign of every new entry at every norm: [norms, new]."""
         return torch.tensor(mean_preserving_signs(len(self.norms), self.new), dtype=torch.float64)
 
     @property
     def weight(self) -> float:
+        """Return c."""
         return mean_preserving_weight(len(self.norms))
 
     @cached_property
     def written(self) -> tuple[torch.Tensor, ...]:
-        """For every norm, how the new entries that it reads are mixed from the old ones: [new, old] float64."""
+        """Return, for every norm, the map from the old entries to the new entries that it reads: [new, old] float64."""
         mixed: list[torch.Tensor] = []
         for number in reversed(range(len(self.norms))):
             gain = self._parameter(number, "weight")
             functional = torch.zeros(self.new, len(gain), dtype=torch.float64)
             if mixed:
-                # What the next norm reads beyond the mean: `mixed` holds 1/D + c s x~.
+                # `mixed[0]` is what the next norm reads: 1/D + c s x~.
                 functional = gain * mixed[0]
             functional = functional - functional.mean(1, keepdim=True)
             mixed.insert(0, 1 / len(gain) + self.weight * self.signs[number][:, None] * functional)
@@ -80,21 +85,22 @@ class MeanPreserver:
         return self.fetch(f"{module}.{name}", layer).to("cpu", torch.float64)
 
     def rows(self, row: Row, layer: int | None, tensor: torch.Tensor) -> torch.Tensor | None:
-        """What stands below a source tensor's old entries, along the dim that it writes or scales; None for rows of other streams.
+        """Return the new entries of a source tensor along `dim(row)`; None for rows of other streams.
 
         Args:
-            layer: of the source. tensor: as growth takes it, without further leading dims.
+            layer: source layer.
+            tensor: one source tensor after rewrites, without leading dims.
         """
         role = row.layout.dims[0].role
         if role in ("gain", "shift"):
-            found = next((number for number, at in enumerate(self.norms) if at == (row.module, layer)), None)
-            if found is None:
+            if (row.module, layer) not in self.norms:
                 return None
-            if found + 1 == len(self.norms):
-                return torch.zeros(self.new).to(tensor)  # nobody needs the mean of the last states
+            number = self.norms.index((row.module, layer))
+            if number + 1 == len(self.norms):
+                return torch.zeros(self.new).to(tensor)  # no norm reads the last states
             if role == "gain":
-                return (self.scale / self.weight * self.signs[found]).to(tensor)
-            return self.written[found + 1].to(tensor) @ tensor
+                return (self.scale / self.weight * self.signs[number]).to(tensor)
+            return self.written[number + 1].to(tensor) @ tensor
         dim = self.dim(row)
         if dim is None:
             return None
@@ -103,7 +109,7 @@ class MeanPreserver:
         return torch.tensordot(mixed, tensor, dims=([1], [dim])).movedim(0, dim) if tensor.ndim > 1 else mixed @ tensor
 
     def dim(self, row: Row) -> int | None:
-        """The stored dim along which a row has new entries that carry; None where it has none."""
+        """Return the stored dim along which a row has mean-preserving entries; None if it has none."""
         role = row.layout.dims[0].role
         if role in ("gain", "shift"):
             norm = self.family.norm
@@ -120,6 +126,6 @@ class MeanPreserver:
         )
 
     def _read_by(self, row: Row) -> str:
-        """The norm that reads what a branch end writes."""
+        """Return the module of the norm that reads the output of a residual branch."""
         ends = self.family.residual_output_modules
         return self.family.norm.after_attention if ends.index(row.module) == 0 else self.family.norm.after_mlp

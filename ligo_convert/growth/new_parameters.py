@@ -1,10 +1,10 @@
-"""What growth has added: which tensors of a target, and which entries of them, continue nothing of the source.
+"""List the parameters that growth has added: the tensors and entries of the target that continue nothing in the source.
 
-What comes in: a family and an operator. What goes out: for every tensor its old entries, as ranges along each stored dim, and the same as
-plain data for `ligo/new_parameters.json` (docs/guide/new-parameters.md), by which training may treat what is new apart from what was there.
-Configs and flags decide; no weight is read.
+Input: a family and an operator. Output: the old entries of every tensor, as ranges along each stored dim, and the content of
+`ligo/new_parameters.json` (docs/guide/new-parameters.md), which lets training treat new entries differently. Only configs and flags are
+read, no weights.
 
-An axis that grows keeps its old entries in front, in every start, and of the layers that take one old layer one continues it.
+In every width method a growing axis keeps its old entries in front. Of the target layers that copy one source layer, one continues it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One tensor of the target: an entry is old where its index lies in the old ranges of every dim, and else new.
+    """The old entries of one target tensor. An entry is old if its index lies in the old ranges of every dim.
 
     Attributes:
-        old: for every stored dim, ranges [begin, end) in rising order that neither touch nor are empty.
+        shape: shape of the tensor.
+        old: for every stored dim, ranges [begin, end) in rising order. Ranges are not empty and do not touch.
     """
 
     shape: tuple[int, ...]
@@ -50,18 +51,18 @@ class Part:
         return "mixed" if self.old_elements else "new"
 
     def mask(self) -> np.ndarray:
-        """[shape] bool: True where an entry is new."""
+        """Return which entries are new: bool of the tensor's shape."""
         old = np.ones(self.shape, dtype=bool)
         for position, ranges in enumerate(self.old):
             along = np.zeros(self.shape[position], dtype=bool)
             for begin, end in ranges:
                 along[begin:end] = True
-            old &= along.reshape([-1 if at == position else 1 for at in range(old.ndim)])
+            old &= along.reshape([-1 if dim == position else 1 for dim in range(old.ndim)])
         return ~old
 
 
 def added_parts(family: Family, operator: Operator) -> dict[str, Part]:
-    """Every tensor of the target by its canonical name (`Row.name`), in the order of the family's table.
+    """Return the old entries of every target tensor, by canonical name (`Row.name`), in the order of the family's table.
 
     Args:
         family: narrowed to the target's class.
@@ -76,7 +77,7 @@ def added_parts(family: Family, operator: Operator) -> dict[str, Part]:
             () if drawn else _ranges(np.concatenate([_old_entries(operator, family, row, part) for part in dim.parts]))
             for dim in row.layout.dims
         )
-        # A dim without old entries leaves none in the others, either.
+        # Without old entries in one dim the tensor has none.
         whole = entries if all(entries) else ((),) * len(shape)
         continuing = _continuing(operator, row, taken[row.depth]) if row.depth else {None}
         for layer in family.layers(row, operator.target):
@@ -85,7 +86,7 @@ def added_parts(family: Family, operator: Operator) -> dict[str, Part]:
 
 
 def new_parameters(family: Family, operator: Operator) -> dict[str, Any]:
-    """What `ligo/new_parameters.json` holds: tensors by the names under which they are stored, sorted."""
+    """Return the content of `ligo/new_parameters.json`: tensors by stored name, sorted."""
     parts = {family.written(name): part for name, part in added_parts(family, operator).items()}
     named = {
         kind: sorted(name for name, part in parts.items() if part.kind == kind) for kind in ("old", "new", "mixed")
@@ -103,27 +104,24 @@ def new_parameters(family: Family, operator: Operator) -> dict[str, Any]:
     }
 
 
-# Width.
-
-
 def _old_entries(operator: Operator, family: Family, row: Row, part: str) -> np.ndarray:
-    """[new] bool: the entries of a stream that continue the source's: the old block in front, less what is drawn of it."""
+    """Return which entries of a stream continue the source: [new] bool. These are the old block in front, without drawn entries."""
     old, new = family.sizes(operator.source), family.sizes(operator.target)
     kept = _product(np.arange(new.get(axis, 1)) < old.get(axis, 1) for axis in family.factors(part))
-    # All layers draw the same entries, so the first one's flags serve.
+    # All layers draw the same entries, so the flags of the first layer hold for all.
     maps = operator.stream(operator.terms[0], part, row.depth, 0, 0)
     if not maps:
         return kept
-    # Learning multiplies factors out, so these may be other factors than the axes above.
+    # A learned operator has multiplied factors out, so these factors can differ from the axes above.
     taken = _product(np.ones(axis.new, dtype=bool) if axis.drawn is None else ~axis.drawn for axis in maps)
     return np.asarray(kept & taken)
 
 
 def _product(flags: Iterable[np.ndarray]) -> np.ndarray:
-    """Flags over a product of axes, slowest first: set where each factor's is."""
+    """Combine the flags of axes into flags over their product, slowest first. A flag is set if all factors set it."""
     along = np.ones(1, dtype=bool)
-    for found in flags:
-        along = np.logical_and.outer(along, found).reshape(-1)
+    for factor in flags:
+        along = np.logical_and.outer(along, factor).reshape(-1)
     return along
 
 
@@ -132,16 +130,13 @@ def _ranges(flags: np.ndarray) -> Ranges:
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-# Depth.
-
-
 def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) -> tuple[int | None, ...]:
-    """For every new layer of a depth axis the old layer it takes; None for a layer that takes none."""
+    """Return, for every target layer of a depth axis, the source layer that it copies; None for a layer that copies none."""
     drawn = operator.drawn_layers.get(axis, ()) or (False,) * new
     if old == new:
         return tuple(None if flag else layer for layer, flag in enumerate(drawn))
     depths: Mapping[str, Any] = operator.terms[0].depths
-    # Learned matrices are dense, and differ by row: a layer takes the one that has most weight in all of them together.
+    # Learned matrices are dense and differ by row. The source layer with the largest total weight counts as copied.
     total = np.zeros((new, old))
     for row in family.rows_for(operator.target):
         if row.depth == axis:
@@ -154,9 +149,9 @@ def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) ->
 
 
 def _continuing(operator: Operator, row: Row, taken: tuple[int | None, ...]) -> set[int | None]:
-    """The layers whose tensor of this row continues the source's: for every old layer the first that takes it and speaks.
+    """Return the target layers in which this row continues the source: for every source layer the first copy that is not silent.
 
-    Where silence moves a norm to a silent layer (`Operator.unit_layers`), the norm continues there, and a new one is left behind.
+    In post-norm models the affine of a norm moves to a silent layer (`Operator.unit_layers`). That layer continues the norm.
     """
     silent = operator.silent_layers.get(row.depth or "", ())
     units = operator.unit_layers.get(row.pattern, ())

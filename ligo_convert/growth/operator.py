@@ -1,11 +1,11 @@
-"""The growth operator as data: width maps by stream, depth weights by module, drawn constants by name; load and save.
+"""The growth operator as data: width maps by stream, depth matrices by module, flags of randomly initialised parts.
 
     W'_i = constant_i + sum over terms of  sum_j D[i, j] B_j W_j A_j^T        keying source (LiGO, arXiv:2303.00980, eq. 6 and 7)
                                            B_i (sum_j D[i, j] W_j) A_i^T      keying target (the paper's published code)
                                            B (sum_j D[i, j] W_j) A^T          keying shared
 
-B is the write map, A the read map of the streams that a tensor's dims lie along. Nothing is applied here (see `growth`), and
-nothing imports torch: arrays are numpy's.
+B is the write map and A the read map of the streams along a tensor's dims. `growth.apply` applies an operator and
+`growth.operator_file` stores it. This module does not import torch; arrays are numpy arrays, or torch parameters during learning.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAP_FIELDS = ("index", "weight", "tail")
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One product of the sum.
+    """One term of the sum.
 
     Attributes:
-        widths: `stream`, or `stream@axis.k` where maps are kept by layer -> the maps of the stream's factors, slowest first.
+        widths: stream -> the maps of its factors, slowest first. The key is `stream`, or `stream@axis.k` for maps of layer k.
         depths: piece (`pattern` or `pattern/part`) -> D [new layers, old layers]; [1, 1] for a row without a depth axis.
     """
 
@@ -41,15 +41,21 @@ class Operator:
     """Everything needed to grow a checkpoint of the given shape.
 
     Attributes:
-        family: its name. head: the name of the library's class that the target is of. source, target: the configs it leads from and to.
-        keying, tie: how width maps are kept (see above); `paper` ties reads, gains and shifts to writes.
-        terms: the sum. drawn_layers: depth axis -> new layers that are drawn. seed: of what is drawn.
-        silent_layers: depth axis -> new layers whose branch ends begin at zero, so that nothing is drawn there either.
-        drawn_rows: patterns of rows that are drawn whole: a new head. They have no depth weights.
-        unit_layers: pattern of a norm's row -> new layers where the norm only normalises: a gain of ones, a shift of zeros, as the
-            old stream has them (post-norm models, whose affine has moved to a later layer).
-        rewrites: names of the exact changes that are made to the source before it grows (`rewrites`).
-        notes: what the operator was made from, for provenance; plain JSON values.
+        family: name of the family.
+        head: name of the library class of the target.
+        source: config of the source.
+        target: config of the target.
+        keying: which layers own width maps (see the equations above).
+        tie: `paper` ties read, gain and shift maps to write maps.
+        terms: the terms of the sum.
+        drawn_layers: depth axis -> [new layers] True for a randomly initialised layer.
+        silent_layers: depth axis -> [new layers] True for a layer whose residual branches end in zeros; nothing is drawn there.
+        seed: seed of random initialisation.
+        drawn_rows: patterns of rows that are initialised randomly as a whole (a new head). They have no depth matrices.
+        unit_layers: pattern of a norm's row -> target layers in which the norm has a gain of ones and a shift of zeros, because
+            its affine has moved to a later layer (post-norm).
+        rewrites: names of the changes made to the source before it grows (`growth.rewrites`).
+        notes: origin of the operator, for provenance; plain JSON values.
     """
 
     family: str
@@ -68,14 +74,20 @@ class Operator:
     notes: Mapping[str, object] = field(default_factory=dict)
 
     def stream(self, term: Term, stream: str, axis: str | None, old: int | None, new: int | None) -> tuple[Axis, ...]:
-        """The maps of `stream` in a row of depth axis `axis`, at source layer `old` or target layer `new`; () where it is passed on."""
+        """Return the maps of a stream's factors; () if the stream does not grow.
+
+        Args:
+            axis: depth axis of the row; None for a row without one.
+            old: source layer, used where maps belong to source layers.
+            new: target layer, used where maps belong to target layers.
+        """
         if axis is not None and stream not in term.widths:
             layer = old if self.keying == "source" else new
             return term.widths.get(f"{stream}@{axis}.{layer}", ())
         return term.widths.get(stream, ())
 
     def map_arrays(self, change: Callable[[str, Array], Array]) -> Operator:
-        """The same operator with every float array replaced by `change(name, array)`; what is shared stays shared."""
+        """Return the operator with every float array replaced by `change(name, array)`. Shared arrays stay shared."""
         done: dict[int, Map] = {}
         depths: dict[int, Array] = {}
         names = self.map_names()
@@ -85,13 +97,13 @@ class Operator:
                 depths[id(array)] = change(name, array)
             return depths[id(array)]
 
-        def changed(found: Map) -> Map:
-            if id(found) not in done:
-                name = names[id(found)]
-                done[id(found)] = replace(
-                    found, weight=change(f"{name}.weight", found.weight), tail=change(f"{name}.tail", found.tail)
+        def changed(width: Map) -> Map:
+            if id(width) not in done:
+                name = names[id(width)]
+                done[id(width)] = replace(
+                    width, weight=change(f"{name}.weight", width.weight), tail=change(f"{name}.tail", width.tail)
                 )
-            return done[id(found)]
+            return done[id(width)]
 
         terms = tuple(
             Term(
@@ -106,7 +118,7 @@ class Operator:
         return replace(self, terms=terms)
 
     def map_names(self) -> dict[int, str]:
-        """id(map) -> its name: term, stream, factor and role of its first use."""
+        """Return id(map) -> name, made of the term, stream, factor and role of its first use."""
         names: dict[int, str] = {}
         for number, term in enumerate(self.terms):
             for key, factors in term.widths.items():
@@ -116,7 +128,7 @@ class Operator:
         return names
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every stored array with its name; a map that is used in several places is there once."""
+        """Yield every stored array with its name. A map that is used in several places is yielded once."""
         names = self.map_names()
         seen: set[str] = set()
         for number, term in enumerate(self.terms):
@@ -136,5 +148,5 @@ class Operator:
 
     @property
     def parameters(self) -> int:
-        """Coefficients of the operator: every number of a width map or depth matrix that is not an index."""
+        """Return the number of coefficients in width maps and depth matrices. Indices do not count."""
         return sum(array.size for name, array in self.arrays() if not name.endswith((".index", "/drawn")))

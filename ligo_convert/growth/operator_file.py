@@ -1,4 +1,7 @@
-"""TODO: one sentence."""
+"""Read, check and serialise growth operators: safetensors arrays with the rest as JSON in the metadata key `ligo`.
+
+Input: a file, or an `Operator`. Output: an `Operator` that growth can apply, or arrays and metadata for the safetensors writer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,11 @@ from ligo_convert.growth.operator import MAP_FIELDS, Operator, Term
 
 
 def read_operator(path: Path) -> Operator:
-    """The growth operator of a file, checked against its family. Raises SourceError where it holds none that could be applied."""
+    """Read the growth operator of a file and check it against its family.
+
+    Raises:
+        SourceError: the file holds no operator, or one that cannot be applied.
+    """
     descriptor = open_file(path)
     try:
         header = read_header(descriptor, label=path.name)
@@ -53,12 +60,12 @@ def read_operator(path: Path) -> Operator:
 
 
 def family_of(operator: Operator) -> Family:
-    """The family of an operator, narrowed to the target's class."""
+    """Return the family of an operator, narrowed to the target's class."""
     return FAMILIES[operator.family].for_architecture(operator.head)
 
 
 def _is_sound(found: Map) -> bool:
-    """Whether the three arrays make one map: rows that select what is there, over rows as long as the axis."""
+    """Return True if the three arrays make one map: matching shapes, and indices inside the axis."""
     return (
         found.index.ndim == 1
         and found.index.dtype == np.int64
@@ -69,10 +76,10 @@ def _is_sound(found: Map) -> bool:
 
 
 def check_operator(operator: Operator, family: Family, *, label: str) -> None:
-    """Require that an operator from a file is one that growth can apply: every map and matrix of the right shape, every index in range.
+    """Check that growth can apply an operator: every map and matrix has the right shape and every index is in range.
 
     Raises:
-        SourceError: it is not; the message names the map or matrix.
+        SourceError: a map or matrix does not fit. The message names it.
     """
     try:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
@@ -167,7 +174,7 @@ def describe(operator: Operator) -> dict[str, str]:
 
 
 def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
-    """The arrays as the safetensors writer takes them."""
+    """Return the arrays in the form that the safetensors writer takes."""
     result = []
     for name, array in operator.arrays():
         array = np.ascontiguousarray(array)
@@ -181,7 +188,11 @@ def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
 def restore(
     metadata: Mapping[str, str], specs: Mapping[str, TensorSpec], read: Callable[[str], Any], *, label: str
 ) -> Operator:
-    """The operator from a file's metadata and arrays. Raises SourceError where the file holds no operator of ours."""
+    """Rebuild the operator from a file's metadata and arrays.
+
+    Raises:
+        SourceError: the file holds no operator, or one of another format version.
+    """
     try:
         data = json.loads(metadata["ligo"])
         if data["format"] != FORMAT:

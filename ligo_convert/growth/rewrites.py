@@ -1,11 +1,11 @@
-"""Exact changes to a source before it grows: tensors in, tensors out, and no output of the source model moves.
+"""Rewrite source tensors before they grow, without changing what the source model computes.
 
-A growth map is the same whatever the weights are; what must look at the weights is done here, named in the operator, and done again for
-whatever source is given.
+A width map does not depend on the weights. Changes that do depend on them are made here. The operator stores their names, and they are
+computed again for every source that the operator is applied to.
 
-    scale    what a LayerScale multiplies is taken times it, as it arrives in the stream; the target's is divided out again (`growth`)
-    centre   what is written into a stream that only LayerNorms read loses its mean over the stream, which they cannot see. In a post-norm
-             model the shift of the norm whose output goes on beside a branch is met by that branch's bias.
+    scale    a branch's output weights are multiplied by the LayerScale behind them; `growth.apply` divides them by the target's
+    centre   weights that write a stream read by LayerNorms only lose their mean over the stream, which LayerNorm ignores. In a
+             post-norm model the bias of the branch also compensates the shift of the norm on the skip connection beside it.
 
 A third rewrite, `mean-preserving`, leaves the source tensors unchanged and computes the new entries from the source's norms
 (`growth.mean_preserving`). docs/reference/exact-starts.md proves when each rewrite is exact.
@@ -19,11 +19,11 @@ import torch
 
 from ligo_convert.families.schema import Family, Row
 
-Fetch = Callable[[str, int | None], torch.Tensor]  # pattern, source layer -> the tensor as the source has it
+Fetch = Callable[[str, int | None], torch.Tensor]  # (pattern, source layer) -> the source tensor
 
 
 def written_dim(family: Family, row: Row) -> int | None:
-    """The stored dim along which a row writes into the normalised stream; None where it does not."""
+    """Return the stored dim along which a row writes the normalised stream; None if it does not write it."""
     for position, dim in enumerate(row.layout.dims):
         if dim.role == "write" and dim.parts == (family.norm.stream,):
             return position
@@ -31,12 +31,12 @@ def written_dim(family: Family, row: Row) -> int | None:
 
 
 def along(values: torch.Tensor, row: Row, dim: int) -> torch.Tensor:
-    """A vector [embed] in a shape that multiplies a tensor of `row` along `dim`."""
+    """Reshape a vector [embed] so that it broadcasts along `dim` of a tensor of `row`."""
     return values.view([-1 if position == dim else 1 for position in range(len(row.layout.dims))])
 
 
 def is_centred(family: Family, row: Row) -> bool:
-    """Whether `centre` takes the mean from what `row` writes: from branches, and under pre-norm from embeddings, too."""
+    """Return True if `centre` changes the row: outputs of residual branches, and under pre-norm also embeddings."""
     return written_dim(family, row) is not None and (family.is_residual_output(row) or family.norm.placement == "pre")
 
 
@@ -49,10 +49,13 @@ def rewritten(
     tensor: torch.Tensor,
     fetch: Fetch,
 ) -> torch.Tensor:
-    """A source tensor as growth takes it.
+    """Return a source tensor after the operator's rewrites.
 
     Args:
-        config: the source's. names: the operator's rewrites. layer: of the source.
+        config: the source's config.
+        names: the operator's rewrites.
+        layer: source layer.
+        fetch: returns any tensor of the source.
     """
     dim = written_dim(family, row)
     if dim is None:
@@ -69,7 +72,11 @@ def rewritten(
 
 
 def _shift_beside(family: Family, row: Row, layer: int | None) -> tuple[str, int | None] | None:
-    """The shift of the norm whose output goes on beside the branch that the bias `row` ends; None for weights, and under pre-norm."""
+    """Return (pattern, layer) of the norm shift on the skip connection beside the branch that ends in the bias `row`.
+
+    Returns:
+        None for weights, and under pre-norm.
+    """
     norm = family.norm
     if norm.placement != "post" or layer is None or len(row.layout.dims) != 1:
         return None
