@@ -13,7 +13,7 @@ from ligo_convert.errors import DataMissing, MissingExtra, RecipeError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.recipes.schema import DataConfig
+from ligo_convert.recipes.schema import DataConfig, FitConfig
 
 
 def check_data_section(
@@ -42,36 +42,8 @@ def check_data_section(
                 where=recipe.where("source", "pretrain"),
             )
         return None
-    facts = None
-    try:
-        facts = check_data(recipe.fit.data, base=recipe.base, wants=family.reads)
-    except MissingExtra as error:
-        if needed:
-            raise
-        warnings.append(f"{error.what}; {error.hint}")
-    except DataMissing as error:
-        if needed:
-            raise _at_data(recipe, error) from None
-        warnings.append(f"{error.what}: {recipe.where('fit', 'data')}; a run needs it")
-    except RecipeError as error:
-        raise _at_data(recipe, error) from None
-    positions = family.longest(start.source)
-    for name, length in _sequence_lengths(recipe):
-        if positions is not None and length > positions:
-            raise RecipeError(
-                f"{'.'.join(name)}: longer than the positions of the model",
-                where=recipe.where(*name),
-                expected=f"at most {positions}",
-                found=length,
-            )
-    warmup = recipe.fit.warmup_steps
-    if warmup and warmup >= recipe.fit.steps:
-        raise RecipeError(
-            "fit.warmup_steps: the warmup leaves no step to train at the peak rate",
-            where=recipe.where("fit", "warmup_steps"),
-            expected=f"fewer than fit.steps, {recipe.fit.steps}",
-            found=warmup,
-        )
+    facts = _find_data(recipe, recipe.fit, family, warnings, needed=needed)
+    _check_steps(recipe, recipe.fit, family, start)
     if family.reads == "images":
         if facts is not None:
             _check_classes(recipe, recipe.fit.data, family, start)
@@ -83,6 +55,46 @@ def check_data_section(
     elif source is not None:
         check_tokenizer(source.root, label=source.label)
     return facts
+
+
+def _find_data(
+    recipe: Recipe, fit: FitConfig, family: Family, warnings: list[str], *, needed: bool
+) -> DataFacts | None:
+    """Return what is known about the data; None, with a warning, where it is missing and not `needed`."""
+    try:
+        return check_data(fit.data, base=recipe.base, wants=family.reads)
+    except MissingExtra as error:
+        if needed:
+            raise
+        warnings.append(f"{error.what}; {error.hint}")
+    except DataMissing as error:
+        if needed:
+            raise _at_data(recipe, error) from None
+        warnings.append(f"{error.what}: {recipe.where('fit', 'data')}; a run needs it")
+    except RecipeError as error:
+        raise _at_data(recipe, error) from None
+    return None
+
+
+def _check_steps(recipe: Recipe, fit: FitConfig, family: Family, start: GrowthPlan) -> None:
+    """Require sequences that fit the model's positions, and a warmup that ends before the fit. Raises RecipeError."""
+    positions = family.longest(start.source)
+    for name, length in _sequence_lengths(recipe):
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"{'.'.join(name)}: longer than the positions of the model",
+                where=recipe.where(*name),
+                expected=f"at most {positions}",
+                found=length,
+            )
+    warmup = fit.warmup_steps
+    if warmup and warmup >= fit.steps:
+        raise RecipeError(
+            "fit.warmup_steps: the warmup leaves no step to train at the peak rate",
+            where=recipe.where("fit", "warmup_steps"),
+            expected=f"fewer than fit.steps, {fit.steps}",
+            found=warmup,
+        )
 
 
 def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:

@@ -104,7 +104,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train the source into the staging directory. Return the figures of `outputs.metrics.PretrainOutcome`."""
     from ligo_convert.training.fit import autocast_pays
-    from ligo_convert.training.pretrain import pretrain
+    from ligo_convert.training.pretrain import PretrainSettings, pretrain
 
     settings, family = pretrain_plan.settings, plan.inventory.family
     config = _stage_config(plan, pretrain_plan, staging, progress)
@@ -123,16 +123,18 @@ def _train(
             family,
             config,
             splits,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            tokens_a_step=tokens_per_step,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-            # `compare` trains the target on the same split. Another order keeps the grown models from meeting the batches in
-            # the order in which the source learned them.
-            order="batches" if train_examples is None else "source",
+            PretrainSettings(
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                tokens_a_step=tokens_per_step,
+                learning_rate=settings.learning_rate,
+                seed=settings.seed,
+                # `compare` trains the target on the same split. Another order keeps the grown models from meeting the batches
+                # in the order in which the source learned them.
+                order="batches" if train_examples is None else "source",
+                autocast=autocast_pays(device, pretrain_plan.fit.settings.precision, width=width),
+            ),
             device=device,
-            autocast=autocast_pays(device, pretrain_plan.fit.settings.precision, width=width),
             store=store,
             on_step=on_step,
         )
