@@ -1030,7 +1030,7 @@ def test_images_that_are_none_are_refused(sources: Callable[..., Path], place: P
     (photos / "class-2" / "notes.txt").write_text("no image")
     fit = image_fit(place, 5, data={"images": "photos-broken"})
     recipe = place.recipe(sources("vit"), TARGETS["vit"]["even"], "hyperclone", "copy", fit=fit)
-    refused(place, recipe, RecipeError, 2, r"(?s)notes\.txt.*no image.*JPEG")
+    refused(place, recipe, RecipeError, 2, r"(?s)notes\.txt.*not an image file.*JPEG")
     fit = image_fit(place, 5, data={"images": "no-photos"})
     recipe = place.recipe(sources("vit"), TARGETS["vit"]["even"], "hyperclone", "copy", fit=fit)
     refused(place, recipe, RecipeError, 2, r"(?s)no-photos.*folder")
