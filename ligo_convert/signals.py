@@ -68,10 +68,10 @@ def deferred() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in received:
-            before[number](number, None)
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+        for received_number in received:
+            before[received_number](received_number, None)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
