@@ -78,6 +78,7 @@ def until_begun(manifest: Path, process: subprocess.Popen[str], *names: str) -> 
     until(lambda: all(place.exists() for place in places), process)
 
 
+@pytest.mark.slow
 def test_workers_get_the_working_directory_and_the_hub_settings(zoo: Zoo, nodes: Nodes) -> None:
     # Without `out`, entries write where their recipes say, relative to the command's working directory.
     to = {"publish": {"repo": "me/grown", "license": "mit"}, "set": {"output.dir": "shared"}}
@@ -96,6 +97,7 @@ def test_workers_get_the_working_directory_and_the_hub_settings(zoo: Zoo, nodes:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_stops_a_batch_on_a_cluster(zoo: Zoo, nodes: Nodes, number: int, code: int) -> None:
     manifest = zoo(LONG[0])
     process = cli(manifest, "--engine", "ray", "--address", nodes.address)
@@ -110,6 +112,7 @@ def test_a_signal_stops_a_batch_on_a_cluster(zoo: Zoo, nodes: Nodes, number: int
     assert not (manifest.parent / "zoo/long-0").exists()
 
 
+@pytest.mark.slow
 def test_an_entry_too_large_for_every_machine_waits_and_then_fails_alone(zoo: Zoo, nodes: Nodes) -> None:
     manifest = zoo({**CHAIN[0], "resources": {"cpus": 2}}, {"name": "other", "recipe": "deeper.yaml"})
     before = "import ligo_convert.batch.ray_cluster as ray_cluster; ray_cluster.JOIN_SECONDS = 5.0"

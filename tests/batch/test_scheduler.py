@@ -363,6 +363,7 @@ def test_publishing_without_a_licence_fails_alone_and_at_the_start(
 # --- done once --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_equal_fits_and_digests_are_computed_once_with_the_same_bytes(zoo: Zoo) -> None:
     batch = do(zoo({"name": "alone", "recipe": "fitted.yaml"}, state="alone-state"))
     assert batch.exit_code == 0
@@ -417,6 +418,7 @@ def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_bytes_and_a_killed_one_fails_alone(zoo: Zoo) -> None:
     manifest = zoo(*CHAIN, {"name": "long", "recipe": "fitted.yaml", "set": {"fit.steps": 100000}})
     killed: list[int] = []
@@ -531,6 +533,7 @@ def same_as_whole(zoo: Zoo, entry: Mapping[str, object]) -> None:
         assert weights(Path("zoo", folder)) == weights(Path("whole", folder)) != {}
 
 
+@pytest.mark.slow
 def test_several_processes_run_each_entry_once(zoo: Zoo) -> None:
     entries = [{"name": f"n{number}", "recipe": "deeper.yaml"} for number in range(6)]
     manifest = zoo(*entries, POISON)

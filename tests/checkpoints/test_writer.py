@@ -328,6 +328,7 @@ def finish(whole: dict[str, bytes], out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_effect_comes_to_the_same_bytes(tmp_path: Path, whole: dict[str, bytes]) -> None:
     kills = 0
     while True:

@@ -170,6 +170,7 @@ def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> Non
     assert "GPT2LMHeadModel" in verified.out
 
 
+@pytest.mark.slow
 def test_plan_prints_one_object_and_writes_nothing(call: Call, place: Path) -> None:
     before = sorted(place.rglob("*"))
     found = call("plan", "fit.yaml", "--json").json
@@ -183,6 +184,7 @@ def test_plan_prints_one_object_and_writes_nothing(call: Call, place: Path) -> N
     assert (place / "out" / "model.safetensors").stat().st_size == found["nbytes"]
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_a_run_would_use(call: Call, place: Path) -> None:
     planned, done = call("plan", "fit.yaml", "--json").json, call("run", "fit.yaml", "--json").json
     assert planned["parameters"] == done["parameters"]

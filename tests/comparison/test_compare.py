@@ -254,6 +254,7 @@ def test_what_cannot_be_compared_is_refused(arguments: tuple[str, ...], told: st
     assert names(place) == []
 
 
+@pytest.mark.slow
 def test_a_rate_at_which_training_comes_to_nothing_is_the_worst(place: Path, warm: WarmCli) -> None:
     """Wherever it stands in the list."""
     rates = ("--set", "compare.learning_rates=[1e30, 2e-3]", "--set", "compare.budget_fractions=[1.0]")
@@ -276,6 +277,7 @@ def test_training_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(place
 
 
 @pytest.mark.parametrize("method", ["lemon+token-drop", "freeze+layer-drop", "bert2bert"])
+@pytest.mark.slow
 def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(method: str, tmp_path: Path) -> None:
     """Every point of the curve, its costs and the held-out loss; where there is no common stretch nothing is taken from the shorter."""
     from ligo_convert.comparison.experiment import make_experiment
@@ -331,6 +333,7 @@ def same(place: Path, whole: tuple[Path, Ended]) -> None:
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_two_workers_come_to_the_same(place: Path, whole: tuple[Path, Ended], warm: WarmCli) -> None:
     """To the last bit where, as here, a worker has as many threads as the one alone; sums depend on their number."""
     done = warm.run(*COMMAND, "--jobs", "2", cwd=place)
@@ -346,6 +349,7 @@ def wait_for(what: Callable[[], bool], running: Running) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, Ended], warm: WarmCli) -> None:
     """Twice by a signal, while a rate is tried and while a target is trained, and once by SIGKILL in the middle of a write."""
     results = place / ".out.ligo-partial" / ".work" / "results.json"
@@ -376,6 +380,7 @@ def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, En
     same(place, whole)
 
 
+@pytest.mark.slow
 def test_workers_stop_with_their_parent(place: Path, warm: WarmCli) -> None:
     """SIGTERM of the parent alone: nothing is left of it or of them, and what is staged is whole."""
     running = warm.start(*COMMAND, "--jobs", "2", cwd=place)

@@ -277,6 +277,7 @@ def test_training_learns() -> None:
 
 @pytest.mark.parametrize("often", [True, False], ids=["saved every step", "saved at the end of a stage"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.slow
 def test_a_run_that_is_stopped_ends_with_the_same_bits(
     strategy: str, often: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,6 +429,7 @@ def test_layers_that_are_frozen_do_not_change(tmp_path: Path) -> None:
     [("stacking", [0, 1, 0, 0, 1, 0]), ("layerwise", [0, 1, 1, 1, 1, 1])],
 )
 @pytest.mark.parametrize("name", ["gpt2", "bert", "cait"])
+@pytest.mark.slow
 def test_new_layers_are_copies(name: str, strategy: str, taken: list[int]) -> None:
     """At a rate of zero nothing moves, and what is left is which layer came from which: heights 2, 3, 6, and 2, 3, 5, 6."""
     key = next(iter(DEEP[name]))
@@ -788,6 +790,7 @@ def test_tokens_that_are_asked_for_never_leave(share: float) -> None:
         ("layerwise", Dropping(layers=0.5, tokens=0.3)),
     ],
 )
+@pytest.mark.slow
 def test_what_is_learned_does_not_depend_on_micro_batches(strategy: str, dropping: Dropping) -> None:
     run = run_of(strategy=strategy, dropping=dropping, steps=8)
     found = [trained(run, setup_of("gpt2", micro_batch_size=size))[0][-1]["loss"] for size in (BATCH, 3, 1)]
@@ -828,6 +831,7 @@ def test_nothing_is_left_out_where_losses_are_read() -> None:
     ("strategy", "dropping"),
     [*((strategy, NOTHING) for strategy in STRATEGIES), ("two-stage", Dropping(tokens=0.3))],
 )
+@pytest.mark.slow
 def test_a_curve_costs_what_torch_counts(strategy: str, dropping: Dropping) -> None:
     """All operations of a run, less those of its measurements, which do not count: to the last one."""
     run, setup = strategy_run(strategy, dropping=dropping), setup_of("gpt2")
@@ -872,6 +876,7 @@ def test_a_curve_costs_the_sum_of_its_steps(strategy: str) -> None:
     assert points[-1]["flops"] == total
 
 
+@pytest.mark.slow
 def test_the_points_of_a_curve_are_where_they_are_asked_for() -> None:
     for strategy in STRATEGIES:
         run = strategy_run(strategy)

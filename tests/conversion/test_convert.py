@@ -256,6 +256,7 @@ def test_a_fit_is_measured(fitted: tuple[Path, ConversionResult]) -> None:
     assert found["peak_rss_bytes"] > 10**8
 
 
+@pytest.mark.slow
 def test_the_same_in_two_places_gives_the_same_bytes(models: Callable[..., Path], place: Path) -> None:
     kept = {}
     for name in ("here", "there"):
@@ -294,6 +295,7 @@ def test_a_second_run_changes_nothing(models: Callable[..., Path], place: Path) 
 
 
 @pytest.mark.parametrize("what", ["recipe", "source", "text", "versions"])
+@pytest.mark.slow
 def test_a_finished_output_of_something_else_is_left_alone(
     what: str, source: Path, models: Callable[..., Path], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +315,7 @@ def test_a_finished_output_of_something_else_is_left_alone(
     assert left_behind(place) == ["out"]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_elsewhere_belongs_to_the_recipe(models: Callable[..., Path], place: Path) -> None:
     tokenizer = place / "tokenizer"
     tokenizer.mkdir()

@@ -163,6 +163,7 @@ for hub in json.loads(sys.argv[1]):
 
 
 @pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -79,6 +79,7 @@ def test_a_line_of_json_that_begins_at_a_cut_is_read_once(tmp_path: Path, length
     ended=st.booleans(),
     mark=st.sampled_from(["", "\ufeff"]),
 )
+@pytest.mark.slow
 def test_every_line_of_json_is_read_once(
     tmp_path: Path, rows: list[tuple[str, int]], blank: bool, ended: bool, mark: str
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_trained_tokenizer_is_read_by_transformers_with_the_same_ids(tmp_path:
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bert"])
+@pytest.mark.slow
 def test_training_gives_the_same_bytes_in_every_process_and_call(model_type: str) -> None:
     program = (
         "import hashlib; from pathlib import Path; from types import SimpleNamespace as N\n"
@@ -243,6 +244,7 @@ def test_broken_tokenizer_files_are_named(
     # The library asks the Hub about the first, and has an opinion about the second.
     [("mistral", "PreTrainedTokenizerFast"), ("llama", "LlamaTokenizer")],
 )
+@pytest.mark.slow
 def test_loading_is_silent_and_asks_no_network(
     tmp_path: Path, tokenizer: Path, model_type: str, class_name: str
 ) -> None:

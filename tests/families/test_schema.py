@@ -263,6 +263,7 @@ def test_every_cait_and_deit_of_timm_is_listed() -> None:
     assert names == {*FAMILIES["cait"].architectures, *FAMILIES["deit"].architectures}
 
 
+@pytest.mark.slow
 def test_every_plain_vit_of_timm_is_listed() -> None:
     """With a class token and a head, and no parameters but the table's: timm has no such model that is not listed."""
     import timm

@@ -58,6 +58,7 @@ def source_parameters(start: GrowthPlan) -> int:
 
 @pytest.mark.parametrize("target", ["even", "uneven", "depth", "both"])
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.slow
 def test_every_parameter_is_counted_once_and_the_old_ones_are_as_many_as_the_source_has(name: str, target: str) -> None:
     found = starts(name, target)
     assert found

@@ -267,6 +267,7 @@ def test_a_moved_branch_gives_the_new_commit(tmp_path: Path) -> None:
         assert ask(hub, tmp_path / "home", revision=COMMIT)["config"] == CONFIG
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_clear_line(tmp_path: Path) -> None:
     repositories = {
         ID: loopback.one_commit(checkpoint()),
@@ -300,6 +301,7 @@ def test_what_the_hub_refuses_is_one_clear_line(tmp_path: Path) -> None:
         fails(ask(hub, home, HF_ENDPOINT="http://hub.example"), "MachineError", "HF_ENDPOINT", "not https")
 
 
+@pytest.mark.slow
 def test_the_cache_serves_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with loopback.serve({ID: loopback.one_commit(sharded())}) as hub:
@@ -375,6 +377,7 @@ REVISION, TREE = "/revision/main", "/tree/"
     ],
     ids=["503", "429", "502 thrice", "cut"],
 )
+@pytest.mark.slow
 def test_a_source_is_opened_though_the_hub_fails_for_the_moment(
     tmp_path: Path, path: str, fault: dict[str, Any]
 ) -> None:

@@ -688,6 +688,7 @@ print(int(all(torch.equal(there[name], here[name]) for name in here)))
 
 
 @pytest.mark.parametrize("program", [TRANSFORMERS, TIMM], ids=["transformers", "timm"])
+@pytest.mark.slow
 def test_a_library_loads_what_was_uploaded(program: str, hub: Hub, tmp_path: Path) -> None:
     assert child(hub, tmp_path, program, str(tmp_path / "model"), REPO) == 1
     assert hub.served["model.safetensors"] >= len(there(hub)["model.safetensors"])

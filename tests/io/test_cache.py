@@ -184,6 +184,7 @@ def test_without_locks_two_processes_compute_the_same_entry(tmp_path: Path, monk
         assert other == entry
 
 
+@pytest.mark.slow
 def test_a_run_warns_once_when_the_cache_cannot_be_written(tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     (tmp_path / "recipe.yaml").write_text(

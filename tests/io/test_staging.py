@@ -27,6 +27,7 @@ from ligo_convert.io.staging import Staging
 # --- stops and failures at every effect -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_effect_leaves_nothing_or_all_and_the_next_one_finishes(tmp_path: Path) -> None:
     kills = 0
     while True:
@@ -46,6 +47,7 @@ def test_a_run_killed_at_any_effect_leaves_nothing_or_all_and_the_next_one_finis
     assert kills > 40
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_finishes_the_third_time(tmp_path: Path) -> None:
     for first in range(0, 70, 3):
         for second in range(first % 4, 70, 9):

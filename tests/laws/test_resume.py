@@ -112,6 +112,7 @@ def count_of(warm: WarmCli, whole: dict[str, Path], place: Path, *arguments: str
 
 
 @pytest.mark.parametrize("point", range(KILLS))
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     point: int, warm: WarmCli, place: Path, whole: dict[str, Path]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("point", [2, 4])
+@pytest.mark.slow
 def test_a_source_in_training_and_a_fit_alone_go_on(
     point: int, warm: WarmCli, place: Path, whole: dict[str, Path]
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_source_in_training_and_a_fit_alone_go_on(
         assert hidden(place) == []
 
 
+@pytest.mark.slow
 def test_work_of_another_recipe_is_not_gone_on_with(warm: WarmCli, place: Path) -> None:
     assert warm.run("run", "fit.yaml", cwd=place, kill_at=60).code == -signal.SIGKILL
     assert hidden(place) == [".out.ligo-partial"]

@@ -880,6 +880,7 @@ def test_a_new_head_learns_other_classes(name: str, sources: Callable[..., Path]
 
 
 @pytest.mark.parametrize("name", TEXT)
+@pytest.mark.slow
 def test_a_text_model_learns_and_says_what_it_lost(name: str, sources: Callable[..., Path], place: Place) -> None:
     source = sources(name, tokenizer=True)
     outcome = place.grow(source, TARGETS[name]["both"], "lemon", "identity", fit=text_fit())

@@ -159,6 +159,7 @@ def test_files_of_an_earlier_model_are_taken_away(grown: Path, send: Send) -> No
         assert published(hub) == on_disk(grown)
 
 
+@pytest.mark.slow
 def test_what_nobody_vouches_for_is_not_taken_away_unasked(grown: Path, send: Send) -> None:
     """Of an earlier publication everything may go; beside it, as where there was none, only what its owner gives up."""
     call = {"directory": grown, "repo": REPO}
@@ -187,6 +188,7 @@ def test_what_nobody_vouches_for_is_not_taken_away_unasked(grown: Path, send: Se
         assert "config.json" not in beside["text"]
 
 
+@pytest.mark.slow
 def test_it_goes_to_another_branch_and_under_a_tag(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": REPO}
     with serve() as hub:
@@ -206,6 +208,7 @@ def test_it_goes_to_another_branch_and_under_a_tag(grown: Path, send: Send) -> N
         assert repository.branches == before
 
 
+@pytest.mark.slow
 def test_a_stated_licence_is_in_what_is_published_and_a_copy_verifies(grown: Path, send: Send, tmp_path: Path) -> None:
     before = on_disk(grown)
     with serve() as hub:
@@ -353,6 +356,7 @@ def again(fault: Fault) -> Fault:
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.slow
 def test_what_fails_for_the_moment_is_tried_again(name: str, grown: Path, send: Send) -> None:
     fault = again(FAULTS[name])
     with serve(faults=[fault]) as hub:
@@ -363,6 +367,7 @@ def test_what_fails_for_the_moment_is_tried_again(name: str, grown: Path, send: 
         assert requests(hub, "/commit/") <= 6
 
 
+@pytest.mark.slow
 def test_what_goes_on_failing_leaves_main_as_it_was_and_can_be_gone_on_with(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": REPO}
     for path in ("/objects/batch", "/commit/ligo", "/commit/main"):
@@ -383,6 +388,7 @@ def test_what_goes_on_failing_leaves_main_as_it_was_and_can_be_gone_on_with(grow
                 assert requests(hub, "PUT /objects/") == stored  # what was there was not sent again
 
 
+@pytest.mark.slow
 def test_what_the_hub_stored_wrongly_never_gets_to_main(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": REPO}
     with serve(faults=[Fault(method="PUT", path="/objects/", kind="corrupt")]) as hub:
@@ -426,6 +432,7 @@ def test_what_changes_after_it_was_compared_never_gets_to_main(copy: Path, send:
         assert published(hub) == {}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_is_said_to_be(copy: Path, send: Send) -> None:
     before = {name: (copy / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
     for moment, name in (("/branch/", "config.json"), ("/preupload/", "model.safetensors.index.json")):
@@ -443,6 +450,7 @@ def test_a_file_that_is_gone_is_said_to_be(copy: Path, send: Send) -> None:
         (copy / name).write_bytes(before[name])
 
 
+@pytest.mark.slow
 def test_what_a_gitignore_leaves_out_is_not_left_out_in_silence(grown: Path, send: Send) -> None:
     """Of the branch that is to move: the one that everything went over first had no such file."""
     with serve() as hub:
@@ -457,6 +465,7 @@ def test_what_a_gitignore_leaves_out_is_not_left_out_in_silence(grown: Path, sen
         assert repository.branches["step-1"] == "e" * 40
 
 
+@pytest.mark.slow
 def test_what_is_reported_and_tagged_is_what_was_compared(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": REPO, "tag": "v1"}
 
@@ -485,6 +494,7 @@ def test_what_is_reported_and_tagged_is_what_was_compared(grown: Path, send: Sen
         assert not hub.repositories[REPO].tags
 
 
+@pytest.mark.slow
 def test_a_branch_that_was_left_over_is_removed_by_the_next_run(grown: Path, send: Send, tmp_path: Path) -> None:
     other = f"ligo-convert-{'0' * 16}"
     with serve(faults=[Fault(method="DELETE", path="/branch/", kind="status", times=99)]) as hub:
@@ -515,6 +525,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.slow
 def test_an_answer_says_whose_fault_it_is(name: str, grown: Path, send: Send) -> None:
     given, code, text = ANSWERS[name]
     with serve() as hub:
@@ -539,6 +550,7 @@ def test_an_endpoint_that_is_no_address_is_said_to_be_none(grown: Path, send: Se
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["at once", "answer lost"])
+@pytest.mark.slow
 def test_a_proposal_is_one_pull_request_however_often_it_is_made(lost: bool, grown: Path, send: Send) -> None:
     theirs = loopback.one_commit({"README.md": b"x", "old.bin": b"y"}, commit="d" * 40)
     call = {"directory": grown, "repo": "somebody/theirs", "pull_request": True, "public": True}
@@ -560,6 +572,7 @@ def test_a_proposal_is_one_pull_request_however_often_it_is_made(lost: bool, gro
         assert "--public" in unsaid["text"]
 
 
+@pytest.mark.slow
 def test_a_proposal_is_one_s_own_and_none_is_made_of_what_was_merged(grown: Path, send: Send) -> None:
     call = {"directory": grown, "repo": "somebody/theirs", "pull_request": True, "public": True}
     theirs = loopback.one_commit({"README.md": b"x"}, commit="d" * 40)
@@ -633,6 +646,7 @@ def test_people_load_it_by_its_name(kind: str, grown: Path, send: Send, tmp_path
 FETCHED = "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1]))"
 
 
+@pytest.mark.slow
 def test_a_copy_in_the_client_s_cache_verifies_as_it_lies_there(grown: Path, send: Send, tmp_path: Path) -> None:
     with serve() as hub:
         (said,) = send(hub, {"directory": grown, "repo": REPO})
@@ -685,6 +699,7 @@ def cli(hub: loopback.Hub, home: Path, *arguments: str, **environment: str) -> s
     )
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_goes_and_a_dry_run_sends_nothing(grown: Path, tmp_path: Path) -> None:
     with serve() as hub:
         dry = cli(hub, tmp_path, "publish", str(grown), REPO, "--dry-run", "--json")
@@ -704,6 +719,7 @@ def test_the_command_shows_what_goes_and_a_dry_run_sends_nothing(grown: Path, tm
         assert refused.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_refused_and_needs_nobody(grown: Path, tmp_path: Path) -> None:
     mine = {"README.md": b"x", "thesis.pdf": b"z"}
     arguments = ("publish", str(grown), REPO, "--dry-run", "--json")
@@ -720,6 +736,7 @@ def test_a_dry_run_says_what_would_be_refused_and_needs_nobody(grown: Path, tmp_
             assert "asked" in alone.stderr
 
 
+@pytest.mark.slow
 def test_a_proposal_from_the_command(grown: Path, tmp_path: Path) -> None:
     theirs = loopback.one_commit({"README.md": b"x", "old.bin": b"y"}, commit="d" * 40)
     arguments = ("publish", str(grown), "somebody/theirs", "--pr", "--public")
@@ -739,6 +756,7 @@ def test_a_proposal_from_the_command(grown: Path, tmp_path: Path) -> None:
         assert json.loads(dry.stdout)["revision"] == "refs/pr/1"
 
 
+@pytest.mark.slow
 def test_a_recipe_is_published_after_it_was_verified(tmp_path: Path) -> None:
     grow(tmp_path)
     recipe = json.loads((tmp_path / "recipe.yaml").read_text())
@@ -773,6 +791,7 @@ def test_a_fresh_conversion_is_published(tmp_path: Path) -> None:
         assert published(hub, "team/grown") == on_disk(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_is_known_to_be_refused_is_refused_before_any_work(tmp_path: Path) -> None:
     grow(tmp_path)
     shutil.rmtree(tmp_path / "out")
@@ -804,6 +823,7 @@ def test_what_is_known_to_be_refused_is_refused_before_any_work(tmp_path: Path) 
         assert (tmp_path / "out").is_dir()
 
 
+@pytest.mark.slow
 def test_every_entry_of_a_batch_is_published(tmp_path: Path) -> None:
     grow(tmp_path, card="---\nlicense: mit\n---\n# a\n")
     entries = [{"name": name, "recipe": "recipe.yaml"} for name in ("one", "two")]

@@ -671,6 +671,7 @@ VALUES = st.sampled_from(
 
 @given(st.lists(st.tuples(st.lists(KEYS, min_size=1, max_size=4), VALUES), max_size=5), st.booleans())
 @settings(max_examples=400, deadline=None)
+@pytest.mark.slow
 def test_any_command_line_is_taken_or_refused(
     tmp_path_factory: pytest.TempPathFactory, sets: list[tuple[list[str], str]], full: bool
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_rate_that_destroys_leaves_the_start() -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.slow
 def test_bfloat16_arithmetic_learns_too(family: str) -> None:
     width = "net2net" if family_of(config_of(family)).task == "encoder" else "lemon"
     found, inventory, start, _, stacked = prepared(family, width=width)
