@@ -152,7 +152,7 @@ def _end_with_parent() -> None:
 class Worker(Protocol):
     """The object in each process that runs jobs."""
 
-    def do(self, job: Any, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+    def run(self, job: Any, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Run a job and return its result. `on_step` takes the finished fraction and a note."""
 
 
@@ -229,7 +229,7 @@ class WorkerPool(Generic[J]):
     ) -> None:
         while (job := next_job()) is not None:
             self._local = self._local or self._make(**self._arguments)
-            on_result(job, self._local.do(job, lambda part, note, job=job: on_progress(job, part, note)))  # type: ignore[misc]
+            on_result(job, self._local.run(job, lambda part, note, job=job: on_progress(job, part, note)))  # type: ignore[misc]
 
 
 def _run_jobs(pipe: Connection, make: Callable[..., Worker], arguments: Mapping[str, Any]) -> None:
@@ -250,7 +250,7 @@ def _run_jobs(pipe: Connection, make: Callable[..., Worker], arguments: Mapping[
             return
         try:
             worker = worker or make(**arguments)
-            pipe.send(("done", worker.do(job, on_step)))
+            pipe.send(("done", worker.run(job, on_step)))
         except LigoError as error:
             pipe.send(("failed", (error, traceback.format_exc())))
         except (BrokenPipeError, ConnectionResetError):

@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, *, folder: Path, offset: int = 0, view: Mapping[str, int] | None = None) -> None:
         self.folder, self.offset, self.view, self.count = folder, offset, view, 0
 
-    def do(self, job: Task, on_step: OnStep | None = None) -> dict[str, Any]:
+    def run(self, job: Task, on_step: OnStep | None = None) -> dict[str, Any]:
         self.count += 1
         return getattr(self, job.what)(job, on_step or (lambda part, note: None))  # type: ignore[no-any-return]
 

@@ -89,7 +89,7 @@ def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     _use_threads(assignment.threads)
     cache = ResultCache(Path(assignment.cache))
     if assignment.recipe is not None:
-        result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, shelf=cache)
+        result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, cache=cache)
     else:
         assert assignment.operator is not None
         assert assignment.source is not None
@@ -100,7 +100,7 @@ def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
             Path(assignment.out),
             publish=None if assignment.publish is None else PublishConfig.model_validate(dict(assignment.publish)),
             progress=progress,
-            shelf=cache,
+            cache=cache,
         )
     report = result.json()
     return {key: report[key] for key in _REPORTED if key in report}

@@ -95,7 +95,7 @@ class JobRunner:
             autocast=autocast_pays(device, fit_settings.precision, width=width),
         )
 
-    def do(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+    def run(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Run a job. `on_step` receives the fraction done and a short note."""
         return _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
 

@@ -48,7 +48,7 @@ def apply_operator(
     *,
     publish: PublishConfig | None = None,
     progress: Progress | None = None,
-    shelf: ResultCache | None = None,
+    cache: ResultCache | None = None,
 ) -> ConversionResult:
     """Grow a source with a stored operator. A finished output of the same operator and source stays unchanged.
 
@@ -57,13 +57,13 @@ def apply_operator(
         model: the source: a directory or a Hub id.
         out: the output directory.
         publish: how the output will be published; a source whose licence forbids it is refused before any work.
-        shelf: cache of digests, shared with other runs.
+        cache: cache of digests, shared with other runs.
 
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
     progress, clock = progress or Progress(), Clock()
-    shelf = None if shelf is None else shelf.with_progress(progress)
+    cache = None if cache is None else cache.with_progress(progress)
     with clock.running("plan"):
         operator = read_operator(file)
         family = family_of(operator)
@@ -86,7 +86,7 @@ def apply_operator(
             )
             if finished is None:
                 check_room(out, job.shards.nbytes)
-            digests = scan_source(source, inventory, progress, allow_nonfinite=False, memo=shelf)
+            digests = scan_source(source, inventory, progress, allow_nonfinite=False, memo=cache)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
         key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)

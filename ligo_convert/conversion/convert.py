@@ -57,22 +57,22 @@ class _Opened:
 
 
 def convert(
-    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: ResultCache | None = None
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, cache: ResultCache | None = None
 ) -> ConversionResult:
     """Carry out a recipe. After an interruption, the same call resumes where the run stopped.
 
     Args:
-        shelf: cache of digests, trained sources and fits, shared with other runs.
+        cache: cache of digests, trained sources and fits, shared with other runs.
 
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
-    shelf = None if shelf is None else shelf.with_progress(progress)
+    cache = None if cache is None else cache.with_progress(progress)
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)
-            opened = _open(stack, recipe, progress, shelf=shelf, check_disk=finished is None)
+            opened = _open(stack, recipe, progress, cache=cache, check_disk=finished is None)
         plan, key = opened.plan, opened.key
         if finished is not None:
             return reuse_finished(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
@@ -82,7 +82,7 @@ def convert(
         if staging.resumed:
             progress.say("resuming from the staged files of an earlier run")
         with clock.running("fit"):
-            shared = None if shelf is None else _cache_keys(shelf, opened.identity)
+            shared = None if cache is None else _cache_keys(cache, opened.identity)
             source, digests = opened.source, opened.digests
             if source is None:
                 source, digests, plan = train_source(stack, plan, staging, device, progress, shared=shared)
@@ -129,7 +129,7 @@ def fit_operator(
     if trains and os.path.lexists(kept):
         raise OutputBusy("the directory for the trained source exists", where=kept, hint="move or delete it")
     with contextlib.ExitStack() as stack:
-        opened = _open(stack, recipe, progress, shelf=None, check_disk=False)
+        opened = _open(stack, recipe, progress, cache=None, check_disk=False)
         plan, source, digests = opened.plan, opened.source, opened.digests
         # Staged like an output, so that an interrupted fit resumes. Only the operator leaves the staging directory.
         staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key))
@@ -151,7 +151,7 @@ def fit_operator(
 
 
 def _open(
-    stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, shelf: ResultCache | None, check_disk: bool
+    stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, cache: ResultCache | None, check_disk: bool
 ) -> _Opened:
     """Open the recipe's source until `stack` closes, plan the run, and check and digest the source."""
     source = open_planned(recipe, weights=True)
@@ -161,11 +161,11 @@ def _open(
     digests: dict[str, str] = {}
     if source is not None:
         allow = recipe.source.allow_nonfinite
-        digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow, memo=shelf)
+        digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow, memo=cache)
     identity = compute_digests(plan, source, digests, progress)
     return _Opened(plan=plan, source=source, digests=digests, identity=identity)
 
 
 def _cache_keys(cache: ResultCache, identity: RunDigests) -> CacheKeys:
     """Return the keys of this run in the shared cache. A key covers the versions of the libraries, too."""
-    return CacheKeys(shelf=cache, trained=run_key(identity.trained), learned=run_key(identity.learned))
+    return CacheKeys(cache=cache, trained=run_key(identity.trained), learned=run_key(identity.learned))

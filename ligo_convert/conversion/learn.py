@@ -173,12 +173,12 @@ def _shared_fit(state: StagedState, staging: Staging, shared: CacheKeys | None, 
     if shared is None:
         yield
         return
-    with shared.shelf.lock_entry("fit", f"{shared.learned}-{device}") as entry:
+    with shared.cache.lock_entry("fit", f"{shared.learned}-{device}") as entry:
         if entry.is_dir() and not state.path.exists():
             staging.write_bytes(state.name, blocks_of(entry / FIT_STATE))
         yield
         if not entry.is_dir():
-            shared.shelf.store(entry, {FIT_STATE: state.path})
+            shared.cache.store(entry, {FIT_STATE: state.path})
 
 
 def _load_data(

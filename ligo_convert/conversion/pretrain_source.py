@@ -41,7 +41,7 @@ class CacheKeys:
         learned: key of the fit.
     """
 
-    shelf: ResultCache
+    cache: ResultCache
     trained: str
     learned: str
 
@@ -75,11 +75,11 @@ def train_source(
         if shared is None:
             figures = train()
         else:
-            with shared.shelf.lock_entry("source", f"{shared.trained}-{device}") as entry:
+            with shared.cache.lock_entry("source", f"{shared.trained}-{device}") as entry:
                 figures = _stage_cached(staging, entry) if entry.is_dir() else train()
                 if not entry.is_dir():
                     files = {f"model/{name}": path for name, path in files_in(directory).items()}
-                    shared.shelf.store(entry, {**files, "trained.json": json.dumps(figures).encode()})
+                    shared.cache.store(entry, {**files, "trained.json": json.dumps(figures).encode()})
         keep_result(staging, "pretrain", figures)
     source = stack.enter_context(open_source(str(directory), base=directory))
     return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)

@@ -40,15 +40,15 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, shelf: ResultCache | None = None
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, cache: ResultCache | None = None
 ) -> RunResult:
-    """Carry out a recipe, and publish the output if the recipe has a `publish` section. `shelf`: see `convert`.
+    """Carry out a recipe, and publish the output if the recipe has a `publish` section. `cache`: see `convert`.
 
     Raises:
         LigoError: its class names the cause. Conditions for publishing that can be checked early are checked before any work.
     """
     return _run_and_publish(
-        lambda: convert(recipe, device=device, progress=progress, shelf=shelf), recipe.publish, progress
+        lambda: convert(recipe, device=device, progress=progress, cache=cache), recipe.publish, progress
     )
 
 
@@ -59,11 +59,11 @@ def run_operator(
     *,
     publish: PublishConfig | None,
     progress: Progress | None = None,
-    shelf: ResultCache | None = None,
+    cache: ResultCache | None = None,
 ) -> RunResult:
     """Apply an operator as `apply_operator` does, and publish the output if `publish` is given. Raises as `run_recipe` does."""
     return _run_and_publish(
-        lambda: apply_operator(operator, source, out, publish=publish, progress=progress, shelf=shelf),
+        lambda: apply_operator(operator, source, out, publish=publish, progress=progress, cache=cache),
         publish,
         progress,
     )

@@ -405,7 +405,7 @@ def test_a_cached_digest_still_checks_every_tensor(source: Path, tmp_path: Path)
             third.read(name)
 
 
-def test_a_shelf_is_filled_once(tmp_path: Path) -> None:
+def test_a_cache_is_filled_once(tmp_path: Path) -> None:
     cache = ResultCache(tmp_path / "cache")
     for _ in range(2):
         with cache.lock_entry("kind", "key") as place:

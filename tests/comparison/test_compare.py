@@ -314,7 +314,7 @@ def test_a_job_that_goes_on_from_another_has_the_figures_of_one_that_does_not(me
                 budget_fraction=budget_fraction,
                 resume_from=resume_from,
             )
-            result, resume_from = runner.do(job), budget_fraction
+            result, resume_from = runner.run(job), budget_fraction
         return result
 
     assert done("branched", 0.25, 0.5, 1.0) == done("alone", 1.0)

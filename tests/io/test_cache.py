@@ -214,7 +214,7 @@ def test_a_run_warns_once_when_the_cache_cannot_be_written(tmp_path: Path) -> No
     progress = RecordedProgress()
     with faults.around(act):
         outcome = convert(
-            load_recipe(tmp_path / "recipe.yaml"), progress=progress, shelf=ResultCache(tmp_path / "cache")
+            load_recipe(tmp_path / "recipe.yaml"), progress=progress, cache=ResultCache(tmp_path / "cache")
         )
     assert outcome.changed
     assert [text for text in progress.warned if "cannot write to the shared cache" in text] == progress.warned[:1]
