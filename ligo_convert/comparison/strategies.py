@@ -38,9 +38,11 @@ class Stage:
         layers: number of layers along the first depth axis; 0 for all layers of the target.
         layers_from: source of the weights of added layers: the whole `stack` again, or its `top` layers.
         trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
-        top: how many layers are the top. exits: heights of sub-models, of which each step draws one. teacher: whether the source teaches,
-            with a weight that falls from one to zero. until: the part of the stage for which exits, teacher and `trains` hold; after it
-            the whole model learns, alone, with the moments that it has.
+        top: number of layers that count as the top.
+        submodels: depths of sub-models; each step trains one of them, drawn at random.
+        teacher: whether the source teaches, with a weight that falls from one to zero.
+        until_fraction: fraction of the stage during which `submodels`, `teacher` and `trains` apply. After it the whole model trains
+            alone and keeps its optimizer moments.
     """
 
     share: float

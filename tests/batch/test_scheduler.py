@@ -125,7 +125,7 @@ def test_the_output_of_another_source_is_not_reused(zoo: Zoo) -> None:
     batch = do(zoo({**CHAIN[0], "set": {"growth.depth": "interpolate"}}, CHAIN[1]))
     assert states(batch) == {"first": "done", "second": "failed"}
     assert batch.exit_code == 6
-    assert "nothing is ever overwritten" in str(batch.statuses["second"].why)
+    assert "existing outputs are never overwritten" in str(batch.statuses["second"].why)
     assert weights(Path("zoo/second")) == before
     # After the old output is moved away, the entry runs again.
     Path("zoo/second").rename("before")

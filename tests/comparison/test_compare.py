@@ -240,7 +240,7 @@ def test_something_else_in_its_place_is_refused(place: Path, warm: WarmCli) -> N
         (("--methods", "scratch+fit"), "drawn weights have no operator to learn"),
         (("--methods", "lemon+fast"), "no option 'fast'"),
         (("--methods", "hyperclone"), "not a whole multiple"),
-        (("--seeds", "one"), "no list of whole numbers"),
+        (("--seeds", "one"), "not a list of whole numbers"),
         (("--steps", "0"), "--steps"),
         (("--set", "compare.schedules=[linear]"), "linear"),
         (("--set", "compare.token_drop=1"), "token_drop"),

@@ -580,7 +580,7 @@ def test_the_teachers_weight_falls_from_one_to_zero(name: str, save_often: None)
     run, store = run_of(name, "inherit", steps=16), Every()
     setup = setup_of(name, evaluate_every=1)
     train_run(setup, run, teacher=teacher_of(name), store=lambda stage: store)
-    assert run.stages[0].until * run.steps == 8
+    assert run.stages[0].until_fraction * run.steps == 8
     log = {line["step"]: line for line in store.states[16][1]["log"]}
     for step in range(1, 16):
         _, own, taught = losses_at(name, run, store.parameters(step), step)
