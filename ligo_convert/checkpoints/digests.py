@@ -1,4 +1,8 @@
-"""Digests of files that may change while they are read: bytes in, SHA-256, git blob ids and CRC-32s out."""
+"""Compute digests of files that another process may change during the read.
+
+Input: open files.
+Output: SHA-256 digests, git blob ids and CRC-32 checksums.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,34 @@ _BLOCK = 4 << 20  # bytes read at a time
 
 @dataclass(kw_only=True)
 class Digested:
-    """What the digest pass saw of a file."""
+    """The result of reading one file to compute its digest.
+
+    Attributes:
+        sha256: SHA-256 of the file, in hexadecimal.
+        fingerprint: the file's `fingerprint_of` at that time.
+    """
 
     sha256: str
     fingerprint: tuple[int, ...]
 
 
 class PartChecksums:
-    """CRC-32 of each of the parts that a file consists of, from the file's bytes in sequence, cut anywhere."""
+    """Compute the CRC-32 of each part of a file from its bytes in order. Blocks may begin and end anywhere in a part."""
 
     def __init__(self, ends: Sequence[tuple[str | None, int]]) -> None:
-        """`ends`: name and end, in bytes from the start of the file, of each part in order."""
+        """Start at the first byte of the file.
+
+        Args:
+            ends: name and end of each part, in file order. Ends are byte offsets from the start of the file.
+        """
         self._ends = ends
-        # Of the part that ends[at] describes, and how far the bytes have come.
+        # The CRC-32 so far of the part `ends[at]`, and the number of bytes read.
         self._crc32, self._position, self._at = 0, 0, 0
 
     def update(self, block: memoryview) -> Iterator[tuple[str | None, int]]:
-        """Take the next bytes; name and CRC-32 of each part that they complete. To be iterated to its end."""
+        """Take the next bytes and yield name and CRC-32 of each part that they complete. Callers must exhaust the iterator."""
         begin = self._position
-        # Parts of no bytes end where the one before them does.
+        # An empty part ends at the same offset as the part before it.
         while self._at < len(self._ends) and (
             self._position < begin + len(block) or self._ends[self._at][1] == self._position
         ):
@@ -47,12 +60,26 @@ class PartChecksums:
 
 
 def git_blob(size: int) -> hashlib._Hash:
-    """The hash that names a file of so many bytes in git, before the bytes. The Hub gives it for files outside LFS."""
+    """Return the SHA-1 object for the git blob id of a file of `size` bytes. The caller then adds the file's bytes.
+
+    The Hub publishes git blob ids for files outside LFS.
+    """
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def check_expected(expected: str | None, sha256: str, blob: str, *, where: str, again: str) -> None:
-    """Compare a file with the SHA-256 or the git blob id that its origin gives."""
+    """Compare a file with the SHA-256 or git blob id published at its origin.
+
+    Args:
+        expected: the published SHA-256 or git blob id, in hexadecimal; None skips the check.
+        sha256: SHA-256 of the file.
+        blob: git blob id of the file.
+        where: name of the file in the error.
+        again: hint of the error.
+
+    Raises:
+        SourceChanged: `expected` equals neither digest.
+    """
     if expected is not None and expected not in (sha256, blob):
         raise SourceChanged(
             "the file is not the one on the Hub: damaged on the way, or on disk",
@@ -64,7 +91,11 @@ def check_expected(expected: str | None, sha256: str, blob: str, *, where: str, 
 
 
 def blocks(fd: int, size: int, *, label: str) -> Iterator[memoryview]:
-    """A file's bytes from start to end, in a buffer that is used again for each block."""
+    """Yield the file's `size` bytes in order, block by block. Every block reuses the same buffer.
+
+    Raises:
+        SourceChanged: the file is shorter than `size` bytes.
+    """
     buffer = memoryview(bytearray(min(_BLOCK, size)))
     for start in range(0, size, _BLOCK):
         block = buffer[: min(_BLOCK, size - start)]
@@ -73,7 +104,7 @@ def blocks(fd: int, size: int, *, label: str) -> Iterator[memoryview]:
 
 
 def sha256_of(fd: int, *, label: str) -> str:
-    """Of all bytes of an open file, in hex."""
+    """Return the SHA-256 of an open file, in hexadecimal."""
     sha256 = hashlib.sha256()
     for block in blocks(fd, os.fstat(fd).st_size, label=label):
         sha256.update(block)
@@ -81,5 +112,8 @@ def sha256_of(fd: int, *, label: str) -> str:
 
 
 def fingerprint_of(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced; its size in bytes first."""
+    """Return values that change when a file is written or replaced.
+
+    The values are size in bytes, modification time and change time in nanoseconds, inode and device.
+    """
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)

@@ -1,9 +1,13 @@
-"""Strict reading of safetensors headers and shard indexes: untrusted bytes in, checked plain data out.
+"""Read safetensors headers and shard indexes strictly.
 
-A safetensors file is an 8-byte little-endian length, that many bytes of JSON, then the tensors. The library's own
-reader lets through what is ambiguous or hostile (of two entries with one name the last wins, unknown fields, headers
-that take a gigabyte to parse); here everything that is not plainly right is a `SourceError` that names the file and the
-tensor. Whatever passes here, the library's reader accepts too, with the same names, shapes and offsets.
+Input: untrusted bytes.
+Output: checked plain data.
+
+A safetensors file consists of an 8-byte little-endian header length, a JSON header of that length, and the tensor data.
+The `safetensors` library accepts ambiguous or hostile headers: two entries with the same name (the last one wins),
+unknown fields, and headers that need a gigabyte of memory to parse. This module raises a `SourceError` for them, with
+the names of the file and the tensor. Every header that it accepts, the library accepts too, with the same names, shapes
+and offsets.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from ligo_convert.checkpoints.tensors import DTYPE_BYTES, TensorSpec
 from ligo_convert.errors import SourceChanged, SourceError
 from ligo_convert.io.strict_json import Pairs, decode, distinct, is_unicode, looks_like, short, strict_json
 
-MAX_HEADER = 16 << 20  # bytes: some 130 000 tensors, parsed in two seconds
+MAX_HEADER = 16 << 20  # bytes; about 130,000 tensors, parsed in two seconds
 
 MAX_TENSORS = 200_000
 
@@ -38,7 +42,13 @@ _PACKED = re.compile(r"F(4|6|8)(_\w+)?|C64")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor and where its bytes lie: `start` and `end` are byte offsets in the file."""
+    """A tensor and the position of its data.
+
+    Attributes:
+        spec: name, dtype and shape.
+        start: byte offset in the file at which the data begin.
+        end: byte offset in the file at which the data end.
+    """
 
     spec: TensorSpec
     start: int
@@ -47,7 +57,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One file's header: its tensors in the order of their bytes, its metadata, where it ends and its CRC-32."""
+    """The header of one file.
+
+    Attributes:
+        tensors: tensors by name, in the order of their data.
+        metadata: the `__metadata__` entry; empty where the header has none.
+        nbytes: bytes from the start of the file to the end of the header.
+        crc32: CRC-32 of these bytes.
+    """
 
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
@@ -57,17 +74,26 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """A shard index: which file each tensor is in, and the bytes all of them take (None where it does not say)."""
+    """A shard index.
+
+    Attributes:
+        weight_map: file name by tensor name.
+        total_size: bytes of all tensors; None where the index gives no size.
+    """
 
     weight_map: dict[str, str]
     total_size: int | None
 
 
 def read_at(fd: int, view: memoryview, start: int, *, label: str) -> None:
-    """Fill `view` (bytes) from `start` of an open file. A file that ends before that is a `SourceChanged`."""
+    """Fill `view` with the bytes of an open file from offset `start`.
+
+    Raises:
+        SourceChanged: the file ends before `view` is full.
+    """
     done = 0
     while done < len(view):
-        # One call moves at most 2 GiB on Linux and macOS.
+        # One call reads at most 2 GiB on Linux and macOS.
         part = view[done : done + (1 << 30)]
         if hasattr(os, "preadv"):
             count = os.preadv(fd, [part], start + done)
@@ -87,15 +113,16 @@ def read_at(fd: int, view: memoryview, start: int, *, label: str) -> None:
 
 
 def header_end(prefix: bytes, *, file_size: int, label: str) -> int:
-    """Where the header ends, in bytes from the start of the file.
+    """Return the end of the header, in bytes from the start of the file.
 
     Args:
-        prefix: the file's first bytes, at least 9 where it has so many; more help to say what a wrong file is.
+        prefix: the first bytes of the file, at least 9 or all of a shorter file. With more bytes, errors can name the
+            format of a file that is not safetensors.
         file_size: bytes of the whole file.
-        label: what errors call the file.
+        label: name of the file in errors.
 
     Raises:
-        SourceError: no safetensors header of an acceptable size begins here.
+        SourceError: the file does not begin with a safetensors header of an acceptable size.
     """
     if file_size < 10:
         what = "the file is empty" if file_size == 0 else "the file is too short to be a safetensors file"
@@ -121,15 +148,16 @@ def header_end(prefix: bytes, *, file_size: int, label: str) -> int:
 
 
 def parse_header(data: bytes, *, file_size: int, label: str) -> Header:
-    """The header of one safetensors file.
+    """Parse the header of one safetensors file.
 
     Args:
-        data: the file's bytes from its start, up to the end of the header or further.
-        file_size: bytes of the whole file; the tensors must fill it exactly.
-        label: what errors call the file.
+        data: bytes from the start of the file to the end of the header or beyond.
+        file_size: bytes of the whole file; header and tensors must fill it exactly.
+        label: name of the file in errors.
 
     Raises:
-        SourceError: anything in the header is malformed, ambiguous, oversized or unsupported.
+        SourceError: a part of the header is malformed, ambiguous, too large or unsupported.
+        ValueError: `data` ends before the header does.
     """
     end = header_end(data[:256], file_size=file_size, label=label)
     if len(data) < end:
@@ -159,7 +187,12 @@ def parse_header(data: bytes, *, file_size: int, label: str) -> Header:
 
 
 def read_header(fd: int, *, label: str) -> Header:
-    """The header of an open safetensors file; see `parse_header`."""
+    """Read and parse the header of an open safetensors file.
+
+    Raises:
+        SourceError: as `parse_header`.
+        SourceChanged: the file became shorter during the read.
+    """
     file_size = os.fstat(fd).st_size
     prefix = bytearray(min(file_size, 256))
     read_at(fd, memoryview(prefix), 0, label=label)
@@ -169,10 +202,11 @@ def read_header(fd: int, *, label: str) -> Header:
 
 
 def parse_index(data: bytes, *, label: str) -> Index:
-    """A shard index (`*.safetensors.index.json`).
+    """Parse a shard index (`*.safetensors.index.json`).
 
     Raises:
-        SourceError: not strict JSON, no `weight_map`, or an entry that is not a plain file name.
+        SourceError: the index is not strict JSON, has no `weight_map` or more than `MAX_TENSORS` entries, or an entry
+            is not the plain name of a .safetensors file.
     """
     content = strict_json(data, label=label)
     weight_map = content.get("weight_map")
@@ -222,7 +256,7 @@ def _tensor(name: str, entry: object, *, data_start: int, label: str) -> StoredT
     shape = _naturals(fields["shape"], what="shape", most=MAX_DIM, where=where)
     if len(shape) > MAX_RANK:
         raise SourceError("too many dimensions", where=where, expected=f"at most {MAX_RANK}", found=len(shape))
-    # Others multiply in 64 bits and a dimension of 0 must not hide an overflow before it.
+    # Other readers multiply in 64 bits. Zeros are left out: a dimension of 0 must not hide an overflow before it.
     if math.prod(filter(None, shape)) * DTYPE_BYTES[dtype] >= 1 << 63:
         raise SourceError("the shape's product overflows", where=where, found=list(shape))
     offsets = _naturals(fields["data_offsets"], what="data_offsets", most=1 << 62, where=where)
@@ -263,7 +297,7 @@ def _dtype(value: object, *, where: str) -> str:
 
 
 def _naturals(value: object, *, what: str, most: int, where: str) -> tuple[int, ...]:
-    # type() and not isinstance(): true is an int to Python, a mistake here.
+    # type(), not isinstance(): Python counts JSON's true as an int, but here it is an error.
     if type(value) is not list or any(type(item) is not int or not 0 <= item <= most for item in value):
         raise SourceError(
             f"{what} is not a list of whole numbers from 0 to {most}", where=where, found=short(str(value)[:200])
@@ -272,7 +306,11 @@ def _naturals(value: object, *, what: str, most: int, where: str) -> tuple[int, 
 
 
 def _check_contiguous(tensors: list[StoredTensor], *, data_start: int, file_size: int, label: str) -> None:
-    """The tensors, sorted, must tile the rest of the file: no overlap, no hole, nothing behind the last."""
+    """Check that the sorted tensors fill the file after the header without overlap, hole or trailing bytes.
+
+    Raises:
+        SourceError: they do not.
+    """
     position, before = data_start, "the header"
     for tensor in tensors:
         name = short(tensor.spec.name)

@@ -1,4 +1,8 @@
-"""Small whole safetensors files of our own: operators, training states. Read strictly, as sources are."""
+"""Read small safetensors files that ligo-convert writes, such as operators and training states.
+
+Input: paths of files.
+Output: arrays and metadata, checked as strictly as those of a source.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,13 @@ def tensor_bytes(descriptor: int, header: Header, name: str, label: str) -> byte
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Every array of a file, with its metadata. Raises SourceError."""
+    """Return all arrays of a file by name, and its metadata.
+
+    Raises:
+        SourceError: the file does not exist, or its header is not valid.
+        SourceChanged: the file became shorter during the read.
+        MachineError: the file cannot be opened.
+    """
     descriptor = open_file(path)
     try:
         header = read_header(descriptor, label=path.name)

@@ -1,4 +1,4 @@
-"""Tensors as files describe them: a name, a safetensors dtype, a shape. No torch, no data."""
+"""Describe tensors of files by name, safetensors dtype and shape, without data and without torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Bytes an element; the safetensors names of the dtypes a checkpoint may hold here. The sub-byte and packed ones
-# (F4, F6, F8_E8M0 and the fp8 pair) are left out: their values mean nothing without scales this project does not know.
+# Bytes per element of each supported dtype, by safetensors name. The sub-byte and packed dtypes (F4, F6, F8_E8M0 and the
+# two fp8 formats) are not supported: their values need scales that the header does not contain.
 DTYPE_BYTES = {
     "F64": 8,
     "F32": 4,
@@ -28,13 +28,19 @@ DTYPE_BYTES = {
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
-# What recipes and config.json call them.
+# The names of these dtypes in recipes and config.json.
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of a file, before or without its data."""
+    """One tensor of a file, without its data.
+
+    Attributes:
+        name: name of the tensor.
+        dtype: safetensors name of the dtype, a key of `DTYPE_BYTES`.
+        shape: elements along each dimension.
+    """
 
     name: str
     dtype: str
@@ -49,11 +55,11 @@ class TensorSpec:
         return self.elements * DTYPE_BYTES[self.dtype]
 
 
-_ELEMENTS = 1 << 20  # looked at at a time, to keep the temporaries small
+_ELEMENTS = 1 << 20  # elements per block; limits the memory of temporary arrays
 
 
 def nonfinite_count(buffer: bytes | bytearray | memoryview, dtype: str) -> int:
-    """How many numbers of a tensor's bytes are NaN or infinite; 0 for the dtypes that have neither."""
+    """Count the NaN and infinite elements in a tensor's bytes. Dtypes without such values give 0."""
     exponents = {
         "F64": ("<u8", 0x7FF << 52),
         "F32": ("<u4", 0xFF << 23),
@@ -68,6 +74,12 @@ def nonfinite_count(buffer: bytes | bytearray | memoryview, dtype: str) -> int:
 
 
 def count_elements(view: memoryview, dtype: str, wrong: Callable[[np.ndarray], np.ndarray]) -> int:
-    """Elements for which `wrong` is true, in blocks that keep the temporaries small."""
+    """Count the elements for which `wrong` is True.
+
+    Args:
+        view: the tensor's bytes.
+        dtype: NumPy dtype of the elements.
+        wrong: maps a block of elements to booleans. It is called block by block to limit temporary memory.
+    """
     values = np.frombuffer(view, dtype=dtype)
     return sum(int(np.count_nonzero(wrong(values[at : at + _ELEMENTS]))) for at in range(0, len(values), _ELEMENTS))

@@ -1,4 +1,7 @@
-"""Between the bytes of a safetensors file and torch tensors: the one place that knows both dtypes' names."""
+"""Convert between the bytes of safetensors files and torch tensors.
+
+Only this module maps safetensors dtypes to torch dtypes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,13 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 
 
 def tensor_from_bytes(data: Any, spec: TensorSpec) -> torch.Tensor:
-    """A tensor over a copy-free view of `data` (which must be writable and stay alive), or over a copy where it is read-only."""
+    """Return the tensor that `data` holds.
+
+    Args:
+        data: a buffer with the tensor's bytes. A writable buffer is shared with the tensor and must stay alive; a
+            read-only buffer is copied.
+        spec: dtype and shape.
+    """
     if spec.elements == 0:
         return torch.zeros(spec.shape, dtype=TORCH_DTYPES[spec.dtype])
     view = memoryview(data)
@@ -22,7 +31,7 @@ def tensor_from_bytes(data: Any, spec: TensorSpec) -> torch.Tensor:
 
 
 def tensor_to_bytes(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
-    """The bytes of a tensor, cast to the dtype of `spec`; the shape must be the planned one."""
+    """Return the bytes of a tensor after a cast to the dtype of `spec`. Its shape must be that of `spec`."""
     assert tuple(tensor.shape) == spec.shape, (spec.name, tuple(tensor.shape), spec.shape)
     ready = tensor.detach().to(device="cpu", dtype=TORCH_DTYPES[spec.dtype]).contiguous()
     return ready.view(-1).view(torch.uint8).numpy().data if spec.elements else memoryview(b"")

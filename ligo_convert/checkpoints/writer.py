@@ -1,8 +1,10 @@
-"""Safetensors files, written one tensor at a time.
+"""Write safetensors files one tensor at a time.
 
-In: the specs of all tensors, so that file names, sizes and headers stand before the first byte; then their data in the
-same order. Out: finished files in a staging directory, with their SHA-256, taken while writing. A run that was stopped
-goes on after the last whole file. Memory in use does not grow with the files.
+Input: the specs of all tensors, which fix file names, sizes and headers before the first write; then the data of the
+    tensors in the same order.
+Output: complete files in a staging directory, and their SHA-256 digests, computed while writing.
+
+A stopped run resumes after the last complete file. Memory use does not grow with the size of the files.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ JOURNAL = f"{WORK}/shards.jsonl"
 CHUNK = 8 * 2**20
 
 
-# --- what a file looks like -------------------------------------------------------------------------------------------
+# --- file format ------------------------------------------------------------------------------------------------------
 
 
 def _header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Length and header of a safetensors file that holds `tensors` one after another."""
+    """Return length field and header of a safetensors file that holds `tensors` in this order, without gaps."""
     entries: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
     offset = 0
     for tensor in tensors:
@@ -57,9 +59,9 @@ def _header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes
 
 
 def safetensors_pieces(tensors: Sequence[tuple[TensorSpec, Buffer]], metadata: Mapping[str, str]) -> Iterator[Buffer]:
-    """A whole safetensors file in pieces that are not copied: its header, then the data of each tensor.
+    """Return an iterator over the parts of a safetensors file: its header, then the data of each tensor, uncopied.
 
-    The same tensors and metadata give the same bytes: metadata stands in sorted order.
+    Equal tensors and metadata give equal bytes, since metadata are sorted by key.
     """
     for spec, data in tensors:
         _require_size(spec, data)
@@ -73,7 +75,7 @@ def safetensors_pieces(tensors: Sequence[tuple[TensorSpec, Buffer]], metadata: M
 
 
 def safetensors_bytes(tensors: Sequence[tuple[TensorSpec, Buffer]], metadata: Mapping[str, str]) -> bytes:
-    """A whole safetensors file, for small ones; see `safetensors_pieces`."""
+    """Return a whole safetensors file in memory. Use this for small files only; see `safetensors_pieces`."""
     return b"".join(bytes(flat(piece)) for piece in safetensors_pieces(tensors, metadata))
 
 
@@ -88,7 +90,13 @@ def _require_size(spec: TensorSpec, data: Buffer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file to be written: its name, its tensors in order, and its header with the eight bytes of length before."""
+    """One file to write.
+
+    Attributes:
+        filename: name of the file.
+        tensors: its tensors, in the order of their data.
+        header: its 8-byte length field and header.
+    """
 
     filename: str
     tensors: tuple[TensorSpec, ...]
@@ -96,24 +104,29 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Size of the whole file."""
+        """Return the size of the whole file in bytes."""
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """All files of a model. `total_size` counts the bytes of the tensors alone."""
+    """All weight files of a model.
+
+    Attributes:
+        shards: the files, in the order in which they are written.
+        total_size: bytes of all tensors, without headers.
+    """
 
     shards: tuple[Shard, ...]
     total_size: int
 
     @property
     def nbytes(self) -> int:
-        """Size of all files but the index."""
+        """Return the size of all files except the index, in bytes."""
         return sum(shard.nbytes for shard in self.shards)
 
     def index(self) -> bytes | None:
-        """The content of `model.safetensors.index.json`; None for a model of one file."""
+        """Return the content of `model.safetensors.index.json`, or None for a model in one file."""
         if len(self.shards) == 1:
             return None
         files = {tensor.name: shard.filename for shard in self.shards for tensor in shard.tensors}
@@ -126,9 +139,11 @@ class ShardPlan:
 
 
 def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardPlan:
-    """Cut `specs`, in the order in which their data will come, into files of at most `max_shard_size` bytes of tensors.
+    """Distribute tensors over files.
 
-    A tensor larger than that has a file for itself.
+    Args:
+        specs: the tensors, in the order in which their data will be written.
+        max_shard_size: bytes of tensors per file at most. A larger tensor gets its own file.
     """
     if not specs:
         raise AssertionError("a model without tensors")
@@ -158,16 +173,19 @@ def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardPlan:
 
 
 class Writer:
-    """Writes the files of `plan` into `staging`, tensor by tensor, in the order of the plan.
+    """Write the files of a plan into a staging directory, tensor by tensor, in the order of the plan.
 
-    Each file shows under its name once it is whole and on the disk; the journal then gets a line with its digest. As a
-    context manager it closes, or drops the file in progress on an exception.
+    Each file appears under its name when it is complete and synced to disk; its digest is then appended to the journal.
+    At the end of a `with` block the writer closes; on an exception it discards the unfinished file.
 
     Args:
-        on_bytes: called with the number of bytes just written; files that an earlier run finished are not counted.
+        staging: the staging directory.
+        plan: the files to write.
+        on_bytes: called with the number of bytes of each write. Files that an earlier run finished do not count.
 
     Attributes:
-        done: names of the files that an earlier, stopped run finished, by its journal and by their bytes, read again.
+        done: names of the files that an earlier, stopped run finished. The journal lists them, and their bytes have
+            been read again and match its digests.
     """
 
     def __init__(self, staging: Staging, plan: ShardPlan, *, on_bytes: Callable[[int], None] | None = None) -> None:
@@ -185,14 +203,19 @@ class Writer:
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
 
     def pending(self) -> Iterator[TensorSpec]:
-        """The tensors that are still to be put, in order, as of this call; `put` while iterating is what it is for."""
+        """Iterate over the tensors that were not yet written at the time of this call. Callers may `put` while iterating."""
         return iter([spec for _, spec in self._queue[self._position :]])
 
     def put(self, name: str, data: Buffer) -> None:
-        """Write one tensor: the next pending one, as a C-contiguous buffer of exactly its bytes.
+        """Write the next pending tensor.
+
+        Args:
+            name: name of the tensor.
+            data: its bytes, as a C-contiguous buffer of exactly its size.
 
         Raises:
-            MachineError: the machine refuses; the writer is of no more use then.
+            AssertionError: the tensor is not the next one, its size is wrong, or the writer has closed or failed.
+            MachineError: the file cannot be written. The writer cannot be used after this error.
         """
         if self._broken or self._closed:
             raise AssertionError(f"{name}: this writer is closed, or has failed")
@@ -220,7 +243,7 @@ class Writer:
         view = flat(data)
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
-            # Neither holds the interpreter's lock: the digest is taken while the kernel copies.
+            # Hashing and writing both release the GIL, so the digest is computed while the kernel copies.
             digest = self._beside.submit(self._hash.update, chunk)
             try:
                 self._handle.write(chunk)
@@ -240,11 +263,11 @@ class Writer:
         self._digests[shard.filename] = digest
 
     def close(self) -> dict[str, str]:
-        """Write the index, if there is one; return the SHA-256 of every weight file by name, in the plan's order.
+        """Write the index of a model in several files. Return the SHA-256 of each weight file by name, in plan order.
 
         Raises:
-            AssertionError: tensors are missing.
-            MachineError: the machine refuses.
+            AssertionError: tensors are missing, or the writer has failed.
+            MachineError: the index cannot be written.
         """
         if self._broken:
             raise AssertionError("this writer has failed")
@@ -261,7 +284,7 @@ class Writer:
         return {shard.filename: self._digests[shard.filename] for shard in self._plan.shards}
 
     def _remove_strangers(self) -> None:
-        """Remove weight files that are not of this plan: loaders would take them for a part of the model."""
+        """Remove weight files that are not in the plan. Model loaders would read them as part of the model."""
         ours = {shard.filename for shard in self._plan.shards} | ({INDEX} if self._plan.index() else set())
         for name in self._staging.files():
             if (
@@ -289,7 +312,7 @@ class Writer:
 
 
 def _finished(staging: Staging, plan: ShardPlan) -> dict[str, str]:
-    """Digests of the files that the journal calls whole and whose bytes, read again, say the same."""
+    """Return the digests of the planned files that the journal lists and that match it when read again."""
     planned = {shard.filename: shard for shard in plan.shards}
     journal: dict[str, str] = {}
     for line in staging.read_lines(JOURNAL):
@@ -297,7 +320,7 @@ def _finished(staging: Staging, plan: ShardPlan) -> dict[str, str]:
             entry = json.loads(line)
             name, digest, nbytes = entry["file"], entry["sha256"], entry["nbytes"]
         except (ValueError, KeyError, TypeError):
-            continue  # a damaged line vouches for nothing: its file is written again
+            continue  # a damaged line is ignored; its file is written again
         if name in planned and nbytes == planned[name].nbytes:
             journal[name] = digest
     return {name: digest for name, digest in journal.items() if _holds(staging.path / name, planned[name], digest)}
@@ -311,16 +334,16 @@ def _holds(path: Path, shard: Shard, digest: str) -> bool:
 
 
 def rehash(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits, read front to back, never mapped.
+    """Return the SHA-256 of a file as 64 hexadecimal digits. The file is read in order and never mapped into memory.
 
     Raises:
-        VerificationError: there is no such file, or it is no regular file.
-        MachineError: it cannot be read.
+        VerificationError: the file does not exist or is not a regular file.
+        MachineError: the file cannot be read.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     with reporting(path, "read"):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not make us wait
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, opening a FIFO would block
         except FileNotFoundError:
             raise VerificationError("the file is missing", where=path) from None
         try:
