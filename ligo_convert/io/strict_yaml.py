@@ -1,10 +1,12 @@
-"""YAML 1.2 core, and JSON with it: text in, plain data out, with the line and column of every key and value.
+"""Read a strict subset of YAML 1.2 core, including JSON.
 
-Only the syntax is ruamel's, read as a stream of events and never by recursion. What a plain scalar means is decided
-here, so that nothing surprises: `3e-5` is a number, `on` and `2024-01-01` are strings; `0123`, `0x1F`, `.nan` could be
-meant in two ways and are refused with the advice to quote them. Anchors, aliases, merge keys, tags, several documents,
-duplicate keys and keys that are no strings are refused too: text of a few bytes must not stand for a large value, nor
-one line silently replace another.
+Input: text.
+Output: plain data, and the line and column of each key and value.
+
+ruamel parses the syntax into a stream of events, without recursion. This module decides the type of plain scalars:
+`3e-5` is a number; `on` and `2024-01-01` are strings. `0123`, `0x1F` and `.nan` are ambiguous, so they are errors that
+advise to quote them. Anchors, aliases, merge keys, tags, several documents, duplicate keys and keys that are not strings
+are errors too: a few bytes must not expand to a large value, and one line must not silently replace another.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from ligo_convert.io.source_text import Text
 
 MAX_BYTES = 1 << 20
 
-MAX_DEPTH = 32  # collections within collections
+MAX_DEPTH = 32  # levels of nested collections
 
-MAX_NODES = 30_000  # keys and values; a second or two of reading
+MAX_NODES = 30_000  # keys and values; reading this many takes one to two seconds
 
 MAX_DIGITS = 64
 
@@ -66,7 +68,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Node:
-    """A value with the index of its first character; for a mapping also those of its keys."""
+    """A value and its position in the text.
+
+    Attributes:
+        start: index of its first character.
+        value: the value as plain data.
+        keys: for a mapping, the index of the first character of each key.
+        children: nodes of the values by key, or of the items by index.
+    """
 
     start: int
     value: Value
@@ -76,7 +85,11 @@ class _Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Document(Text):
-    """One YAML document: plain data, and where each part of it stands."""
+    """One YAML document: its plain data, and the position of each part in the text.
+
+    Attributes:
+        root: node of the whole document.
+    """
 
     root: _Node
 
@@ -85,7 +98,7 @@ class Document(Text):
         return self.root.value
 
     def holds(self, path: KeyPath) -> bool:
-        """Whether the document itself has something at `path`, be it null."""
+        """Return True if the document has a value at `path`. Null counts as a value."""
         node = self.root
         for part in path:
             if part not in node.children:
@@ -94,12 +107,15 @@ class Document(Text):
         return True
 
     def position(self, path: KeyPath, *, key: bool = False) -> tuple[int, int]:
-        """Line and column, from 1, of the value at `path`, or with `key` of the key that it belongs to.
+        """Return line and column, counted from 1, of the value at `path`.
 
-        What has no key of its own (the document, an entry of a list) gives the place of its value.
+        Args:
+            path: keys and list indexes from the root to the value.
+            key: return the position of the value's key instead. The document and list items have no key; the position
+                is then that of the value.
 
         Raises:
-            KeyError: nothing at `path`.
+            KeyError: the document has no value at `path`.
         """
         node, index = self.root, self.root.start
         for part in path:
@@ -112,23 +128,25 @@ class Document(Text):
 
 
 def load(text: str, *, label: str) -> Document:
-    """Read one YAML document; an empty one holds None.
+    """Read one YAML document. The data of an empty document are None.
 
     Raises:
-        RecipeError: no YAML, or YAML of a kind that is refused; with `label:line:column`, the line and a caret.
+        RecipeError: the text is not YAML, or uses YAML that this module does not accept. The error gives
+            `label:line:column`, the line and a caret.
     """
     return _load(Text(text=text, label=label), depth=0)
 
 
 def parse_value(text: str, *, label: str, depth: int = 0) -> Document:
-    """Read a value of the command line under the rules of `load`.
+    """Read a value of the command line by the rules of `load`.
 
     Args:
-        label: what the user typed before it, for messages.
-        depth: how many mappings the value will stand in.
+        text: the value.
+        label: the text before the value on the command line, for messages.
+        depth: number of mappings that will enclose the value.
 
     Raises:
-        RecipeError: as `load`, named by `label` alone.
+        RecipeError: as `load`, but the error gives only `label`.
     """
     return _load(Text(text=text, label=label, single=True), depth=depth)
 
@@ -136,17 +154,22 @@ def parse_value(text: str, *, label: str, depth: int = 0) -> Document:
 def load_file(path: Path, *, label: str | None = None) -> Document:
     """Read a YAML file in UTF-8.
 
+    Args:
+        path: path of the file.
+        label: name of the file in messages; default: the path.
+
     Raises:
-        RecipeError: no such file, no regular file, more than `MAX_BYTES`, not UTF-8; else as `load`.
-        MachineError: the file may not be read.
+        RecipeError: the file does not exist, is not a regular file, is larger than `MAX_BYTES` or is not UTF-8; or as
+            `load`.
+        MachineError: the file cannot be read.
     """
     label = str(path) if label is None else label
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device never end
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could block and a device never end
             raise RecipeError("not a regular file", where=label)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the name contains a NUL
         raise RecipeError("no such file", where=label) from None
     except OSError as error:
         raise MachineError(f"cannot be read: {error.strerror}", where=label) from None
@@ -177,8 +200,8 @@ def _load(source: Text, *, depth: int) -> Document:
     text = source.text
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         _too_large(source.label)
-    # Editors disagree on whether these end a line: the reader below would be right about one file and wrong about
-    # another.
+    # Some editors count these characters as line breaks and some do not, so reported line numbers would be wrong in one
+    # of them.
     if unclear := re.search("[\x85\u2028\u2029]", text):
         source.fail(
             unclear.start(), f"an invisible line break, U+{ord(unclear[0]):04X}", hint="write a plain line break"
@@ -189,11 +212,11 @@ def _load(source: Text, *, depth: int) -> Document:
 
 
 class _Refused(MarkedYAMLError):
-    """Something that ruamel reads, or fails over without a word on where."""
+    """YAML that ruamel accepts but this module refuses, or an error for which ruamel gives no position."""
 
 
 class _StrictScanner(Scanner):
-    """Refuses a tag at its first character: over a long one ruamel's parser takes quadratic time."""
+    """Refuse a tag at its first character. ruamel's parser takes time quadratic in the length of a tag."""
 
     def fetch_tag(self) -> NoReturn:
         raise _Refused(problem="a tag; values are plain data", problem_mark=self.reader.get_mark())
@@ -201,14 +224,20 @@ class _StrictScanner(Scanner):
     def fetch_more_tokens(self) -> Any:
         try:
             return super().fetch_more_tokens()
-        except (ValueError, OverflowError):  # of chr()
+        except (ValueError, OverflowError):  # from chr()
             mark = self.reader.get_mark()
             raise _Refused(problem="an escape past the end of Unicode", problem_mark=mark) from None
 
 
 @dataclass(kw_only=True)
 class _Open:
-    """A collection that has not ended yet; `key` is the one that waits for its value."""
+    """A collection before its end event.
+
+    Attributes:
+        node: node of the collection.
+        is_mapping: True for a mapping, False for a list.
+        key: for a mapping, the last key and the index of its first character, until its value has been read.
+    """
 
     node: _Node
     is_mapping: bool
@@ -217,7 +246,15 @@ class _Open:
 
 @dataclass(kw_only=True)
 class _Builder:
-    """Events in, nodes out."""
+    """Build nodes from events.
+
+    Attributes:
+        source: the text.
+        depth: number of mappings that will enclose the root.
+        nodes: keys and values so far.
+        open: collections before their end event, outermost first.
+        root: node of the document; None before its first event.
+    """
 
     source: Text
     depth: int
@@ -245,8 +282,8 @@ class _Builder:
         return self.root or _Node(start=0, value=None)
 
     def _events(self) -> Iterator[Any]:
-        """The events of the text; every way in which ruamel refuses a text becomes a RecipeError."""
-        yaml = YAML(typ="safe", pure=True)  # the C parser works by recursion, and overflows the stack
+        """Yield the events of the text. Every error of ruamel is raised as a RecipeError."""
+        yaml = YAML(typ="safe", pure=True)  # the C parser is recursive and can overflow the stack
         yaml.Scanner = _StrictScanner
         try:
             yield from yaml.parse(self.source.text)
@@ -257,7 +294,7 @@ class _Builder:
             self._fail_syntax(0 if mark is None else mark.index, error)
         except ReaderError as error:
             self.source.fail(error.position, f"a character that YAML does not allow, U+{error.character:04X}")
-        except AssertionError:  # in place of an error of its own, for versions such as 1.31
+        except AssertionError:  # ruamel raises this for versions such as 1.31
             self.source.fail(0, "a directive that cannot be read")
 
     def _fail_syntax(self, index: int, error: MarkedYAMLError) -> NoReturn:
@@ -297,11 +334,11 @@ class _Builder:
         if plain and owner is not None and owner.is_mapping and owner.key is None and text == "<<":
             self.source.fail(index, "a merge key; write the values out")
         if plain and not text and owner is not None and owner.key is not None:
-            index = owner.key[1]  # nothing stands there: the key is all there is to point at
+            index = owner.key[1]  # the value has no text, so point at its key
         self._put(_Node(start=index, value=self._resolved(text, index) if plain else text), index)
 
     def _joined(self, text: str, index: int) -> str:
-        """JSON writes a character past U+FFFF as two escapes: make one character of them."""
+        """Join surrogate pairs into single characters: JSON escapes a character above U+FFFF as two surrogates."""
         if not _SURROGATE.search(text):
             return text
         try:
@@ -310,7 +347,7 @@ class _Builder:
             self.source.fail(index, "an escape that is half a character")
 
     def _resolved(self, text: str, index: int) -> Value:
-        """What a plain scalar means."""
+        """Return the value of a plain scalar."""
         if text in _WORDS:
             return _WORDS[text]
         if _INTEGER.fullmatch(text):
@@ -330,7 +367,7 @@ class _Builder:
         return text
 
     def _put(self, node: _Node, index: int) -> None:
-        """Give `node` its place in the innermost open collection, or make it the root."""
+        """Add `node` to the innermost open collection. Without an open collection it becomes the root."""
         if not self.open:
             self.root = node
             return

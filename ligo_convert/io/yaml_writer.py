@@ -1,4 +1,8 @@
-"""Plain data in, YAML out: the same data gives the same bytes, which readers of YAML 1.1 and 1.2 take alike."""
+"""Write plain data as YAML that readers of YAML 1.1 and 1.2 read alike.
+
+Input: plain data.
+Output: YAML text; equal data give equal text.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-# What `dump_yaml` leaves unquoted: words that no YAML reader, of 1.1 or 1.2, takes for anything but a string.
+# `dump_yaml` does not quote these words: every reader of YAML 1.1 or 1.2 reads them as strings.
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 _WORDS_OF_1_1 = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
@@ -16,11 +20,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def dump_yaml(data: object) -> str:
-    """`data` as YAML in ASCII, keys in their order; `yamlcore.load` reads it back as the same.
+    """Return `data` as YAML in ASCII, with keys in their order. `strict_yaml.load` reads it back to equal data.
 
     Raises:
-        TypeError: something that is not plain data.
-        ValueError: a number that is not finite, or half a surrogate pair.
+        TypeError: a value is not plain data, or a key is not a string.
+        ValueError: a number is not finite, or a string holds half a surrogate pair.
     """
     if isinstance(data, (Mapping, list, tuple)) and data:
         return "".join(f"{line}\n" for line in _block(data))
@@ -28,10 +32,10 @@ def dump_yaml(data: object) -> str:
 
 
 def _block(data: Mapping[str, object] | list[object] | tuple[object, ...]) -> Iterator[str]:
-    """The lines of a collection that is not empty."""
+    """Yield the lines of a non-empty collection."""
     entries: list[tuple[str, object]]
     if isinstance(data, Mapping):
-        # A key of more than 1024 characters has to be announced.
+        # YAML limits a plain `key:` to 1024 characters. Longer keys need `? ` before them.
         keys = [(key, _inline(_string(key))) for key in data]
         entries = [(f"{text}:" if len(text) <= 1000 else f"? {text}\n:", data[key]) for key, text in keys]
     else:
@@ -61,7 +65,7 @@ def _is_inline(value: object) -> bool:
 
 
 def _inline(value: object) -> str:
-    """A scalar, an empty mapping or a list of these."""
+    """Return a scalar, an empty mapping or a list of these on one line."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_inline, value)) + "]"
     if isinstance(value, Mapping) and not value:
@@ -76,7 +80,7 @@ def _inline(value: object) -> str:
         return value
     if _SURROGATE.search(value):
         raise ValueError("half a surrogate pair")
-    # Backslash and quote first, as JSON escapes them; what is not ASCII by its code point.
+    # Escape backslash and quote first, as in JSON. Control and non-ASCII characters become escapes of their code points.
     quoted = "".join(
         character if " " <= character <= "~" else character.encode("unicode_escape").decode("ascii")
         for character in value.replace("\\", "\\\\").replace('"', '\\"')
@@ -88,5 +92,5 @@ def _float(value: float) -> str:
     if not math.isfinite(value):
         raise ValueError("a number that is not finite")
     text = repr(value)
-    # YAML 1.1 reads `1e-05` as a string: its numbers need the point.
+    # YAML 1.1 reads `1e-05` as a string: its floats need a decimal point.
     return text if "." in text else text.replace("e", ".0e")
