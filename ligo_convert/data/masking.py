@@ -1,8 +1,11 @@
-"""Masked language modelling: blocks of token ids in, inputs with masked tokens and their labels out.
+"""Mask tokens for masked language modelling.
 
-Devlin et al., arXiv:1810.04805, section 3.1: 15 % of the tokens are asked for; of those 80 % become the mask token, 10 % a random token and
-10 % stay as they are. Which ones follows from the row and the draw, so that every epoch masks anew (RoBERTa, arXiv:1907.11692,
-section 4.1) and what is held out is masked once and for ever.
+Input: blocks of token ids.
+Output: inputs with masked tokens, and their labels.
+
+As in Devlin et al., arXiv:1810.04805, section 3.1, 15 % of the tokens are to be predicted: 80 % of these become the mask token, 10 % a
+random token, and 10 % stay unchanged. The selection depends on the row and the draw. Each epoch of training therefore has new masks
+(RoBERTa, arXiv:1907.11692, section 4.1), while held-out data always have the same masks.
 """
 
 from __future__ import annotations
@@ -18,14 +21,19 @@ from ligo_convert.data.examples import Batch
 
 PROBABILITY = 0.15
 
-MASKED, RANDOM = 0.8, 0.1  # shares of what is asked for; the rest stays
+MASKED, RANDOM = 0.8, 0.1  # shares of the tokens to predict; the rest stays unchanged
 
-IGNORED = -100  # the label of a token that is not asked for, as transformers has it
+IGNORED = -100  # label of a token that is not to be predicted, as in transformers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How tokens are masked. `seed` decides which."""
+    """Settings for masking.
+
+    Attributes:
+        seed: seed for the selection of tokens.
+        probability: share of the tokens to predict.
+    """
 
     seed: int
     probability: float = PROBABILITY
@@ -33,11 +41,15 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedExamples:
-    """Blocks [blocks, sequence] of token ids as `input_ids` and `labels`, both int64.
+    """Blocks of token ids with masks. Batches hold `input_ids` and `labels`, both int64.
 
     Attributes:
-        name: of the slice, so that two slices do not mask alike. mask_id: of the mask token. special: ids that are never asked for, nor
-            put in at random. vocabulary: of the model.
+        blocks: token ids, [blocks, sequence].
+        masking: the settings.
+        name: name of the slice; slices with different names get different masks.
+        mask_id: id of the mask token.
+        special: ids that are never to be predicted and never replace another token.
+        vocabulary: vocabulary size of the model.
     """
 
     blocks: np.ndarray
@@ -60,7 +72,7 @@ class MaskedExamples:
         ordinary = ~np.isin(ids, self.special)
         asked = ordinary & (rng.random(len(ids)) < self.masking.probability)
         if not asked.any() and ordinary.any():
-            # A block without a label has no loss.
+            # Without any label, the block would have no loss.
             asked[rng.choice(np.flatnonzero(ordinary))] = True
         labels = np.where(asked, ids, IGNORED)
         fate = rng.random(len(ids))
@@ -70,7 +82,7 @@ class MaskedExamples:
 
     @cached_property
     def _known(self) -> np.ndarray:
-        """Ids that may be put in at random."""
+        """Return the ids that may replace a token at random."""
         return np.setdiff1d(np.arange(self.vocabulary), self.special)
 
     def _generator(self, row: int, draw: int) -> np.random.Generator:

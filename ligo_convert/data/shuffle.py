@@ -1,4 +1,7 @@
-"""An order for any number of things, decided by a key alone: no state, no library whose generator may change."""
+"""Shuffle any number of items by a key, without state.
+
+The order does not depend on a library, because a library may change its random generator.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import hashlib
 
 
 def permuted(index: int, size: int, key: str) -> int:
-    """Where `index` goes in the permutation of `range(size)` that `key` names.
+    """Return entry `index` of the permutation of `range(size)` that `key` selects.
 
-    A Feistel network of four SHA-256 rounds, walked until it lands inside: any entry of a permutation of any length at
-    once, without holding it, and the same for ever, which no library's generator promises.
+    A Feistel network of four SHA-256 rounds permutes a range of at least `size` numbers; it is applied until its result
+    is below `size` (cycle walking). This gives any entry without storing the permutation, and the same entry in every
+    version of Python and its libraries.
     """
     assert 0 <= index < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)

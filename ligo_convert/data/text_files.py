@@ -1,7 +1,10 @@
-"""Text files and JSON Lines in, pieces of text out, in an order that `seed` alone decides.
+"""Read text files and JSON Lines in shuffled order.
 
-Files are cut into chunks by offset and a chunk is found by its number, so that only what is asked for is read.
-What is no text is refused with its file and byte or line.
+Input: files and a seed, which alone determines the order.
+Output: pieces of text.
+
+Files are split into chunks by byte offset. The number of a chunk gives its position, so only the requested chunks are
+read. Data that are not text cause an error with the file and the byte or line.
 """
 
 from __future__ import annotations
@@ -23,22 +26,27 @@ from typing import BinaryIO
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.errors import MachineError, RecipeError, SourceChanged
 
-CHUNK_BYTES = 32 * 1024  # a document is cut at this, or at the end of the line it falls in: up to twice as much
+CHUNK_BYTES = 32 * 1024  # texts are split, after a line or a word where possible, at no more than twice this size
 
-# A slice of some ten thousand tokens is to see many places of a corpus, not two long ones: a held-out loss over few documents says
-# little of the corpus, and learning from few documents learns those.
+# A slice of about ten thousand tokens should sample many places of a corpus. A held-out loss over few documents does not represent
+# the corpus, and a fit on few documents overfits them.
 PIECE_BYTES = 4 * 1024
 
-CHUNKS_AT_LEAST = 64  # small corpora are cut finer, so that three slices can share them
+CHUNKS_AT_LEAST = 64  # small corpora get smaller chunks, so that three slices can share them
 
-MAX_RECORD_BYTES = 64 * 1024 * 1024  # one line of JSON
+MAX_RECORD_BYTES = 64 * 1024 * 1024  # bytes of one line of JSON
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """A file to read and the bytes it had when it was found."""
+    """A file to read.
+
+    Attributes:
+        path: path of the file.
+        nbytes: its size in bytes when it was listed.
+    """
 
     path: Path
     nbytes: int
@@ -49,7 +57,12 @@ class TextFile:
 
 
 def regular_file(path: Path) -> TextFile | None:
-    """`path` as a file to read, or None for a folder. A pipe or a device would block or never end: refused."""
+    """Return `path` as a file to read, or None for a folder.
+
+    Raises:
+        RecipeError: `path` is neither a file nor a folder; reading a pipe or a device could block or never end.
+        MachineError: the file system gives no information about `path`.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -62,7 +75,14 @@ def regular_file(path: Path) -> TextFile | None:
 
 
 def check_head(file: TextFile) -> None:
-    """Refuse what the first bytes already give away: a file that cannot be opened, is packed or is no JSON Lines."""
+    """Check the first bytes of a file.
+
+    Raises:
+        RecipeError: the bytes are not UTF-8, as in a compressed file, or the first line of a JSON Lines file is not a JSON
+            object with a valid `text`.
+        MachineError: the file cannot be read.
+        SourceChanged: the size of the file has changed.
+    """
     with _open(file) as handle:
         head = handle.readline(2 * CHUNK_BYTES) if file.suffix in RECORD_SUFFIXES else handle.read(4096)
     if file.suffix in RECORD_SUFFIXES and (head.endswith(b"\n") or len(head) == file.nbytes):
@@ -83,7 +103,7 @@ def _not_utf8(path: Path, offset: int) -> RecipeError:
 
 
 def shuffled_chunks(files: Sequence[TextFile], seed: int) -> Iterator[str]:
-    """The text of all files, chunk by chunk in shuffled order; a chunk is found by its number, so none is held."""
+    """Yield the text of all files, chunk by chunk in shuffled order. Chunks are located by number, so no list of them is stored."""
     total = sum(file.nbytes for file in files)
     step = max(256, min(PIECE_BYTES, total // CHUNKS_AT_LEAST))
     ends = list(itertools.accumulate(-(-file.nbytes // step) for file in files))
@@ -108,7 +128,7 @@ def _open(file: TextFile) -> Iterator[BinaryIO]:
 
 
 def _read_text(handle: BinaryIO, file: TextFile, start: int, step: int) -> Iterator[str]:
-    """The lines that begin in [start, start + step), as one piece."""
+    """Yield the lines that begin in [start, start + step), as one piece."""
     begin, end = (_boundary(handle, offset, file.nbytes, step) for offset in (start, start + step))
     handle.seek(begin)
     raw = handle.read(end - begin)
@@ -119,7 +139,10 @@ def _read_text(handle: BinaryIO, file: TextFile, start: int, step: int) -> Itera
 
 
 def _boundary(handle: BinaryIO, offset: int, size: int, step: int) -> int:
-    """The first beginning of a line in [offset, offset + step); of a character, where no line begins there."""
+    """Return the offset of the first line that begins in [offset, offset + step).
+
+    If no line begins there, return the offset of the first character that begins at or after `offset`.
+    """
     if offset <= 0 or offset >= size:
         return min(max(offset, 0), size)
     handle.seek(offset - 1)
@@ -132,7 +155,7 @@ def _boundary(handle: BinaryIO, offset: int, size: int, step: int) -> int:
 
 
 def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int) -> Iterator[str]:
-    """The texts of the lines of JSON that begin in [start, start + step)."""
+    """Yield the texts of the JSON lines that begin in [start, start + step)."""
     position = start
     if start:
         handle.seek(start - 1)
@@ -155,7 +178,11 @@ def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int) -> It
 
 
 def _record_text(line: bytes, file: TextFile, position: int) -> str:
-    """The `text` of one line; empty for a blank line."""
+    """Return the `text` of one JSON line. A blank line gives an empty text.
+
+    Raises:
+        RecipeError: the line is not UTF-8, or not a JSON object with a valid `text`.
+    """
     try:
         content = line.decode("utf-8").removeprefix("\ufeff" if position == 0 else "").strip()
         record = json.loads(content) if content else {"text": ""}
@@ -177,7 +204,7 @@ def _record_text(line: bytes, file: TextFile, position: int) -> str:
 
 
 def is_text(value: object) -> bool:
-    """Whether a tokenizer takes `value`: a string without half a surrogate pair, which JSON can smuggle in."""
+    """Return True if a tokenizer accepts `value`: a string without unpaired surrogates, which JSON escapes can contain."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -194,7 +221,7 @@ def _line_number(file: TextFile, position: int) -> int:
 
 
 def cut(text: str, limit: int = 2 * CHUNK_BYTES) -> Iterator[str]:
-    """`text` in pieces of at most `limit` characters, cut after a line or a word where there is one."""
+    """Yield `text` in pieces of at most `limit` characters, split after a line or a word where possible. Skip blank pieces."""
     begin = 0
     while begin < len(text):
         end = begin + limit

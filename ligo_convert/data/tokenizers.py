@@ -1,6 +1,10 @@
-"""Tokenizers: a local folder or text in, a checked `transformers` tokenizer or a trained one's files out.
+"""Check and load `transformers` tokenizers from local folders.
 
-A folder's files are data. No code that they name is run, no path in them is followed, no network is asked.
+Input: a folder.
+Output: a tokenizer, or the paths of its files.
+
+The files of a folder are only data: their code references are never run and their paths never followed. This module does
+not use the network.
 """
 
 from __future__ import annotations
@@ -31,15 +35,16 @@ _SCREENS: Mapping[str, Callable[[str], bool]] = {
 
 
 def check_tokenizer(directory: Path, *, label: str) -> None:
-    """Refuse a folder that no tokenizer can be loaded from, by the names of its files.
+    """Check by file names that a folder holds a tokenizer that can be loaded.
 
     Args:
-        directory: where the tokenizer's files are.
-        label: what the user calls it, for messages: a model, a folder.
+        directory: folder with the tokenizer's files.
+        label: the user's name for it in messages, such as a model or a folder.
 
     Raises:
-        RecipeError: no tokenizer there.
-        MissingExtra: only a SentencePiece model there, and no package to read it.
+        RecipeError: the folder holds no tokenizer.
+        MissingExtra: the folder holds only a SentencePiece model, and the packages to read it are not installed.
+        MachineError: the folder cannot be read.
     """
     if any(all(_is_file(directory / name) for name in names) for names in VOCABULARY_FILES):
         return
@@ -51,7 +56,7 @@ def check_tokenizer(directory: Path, *, label: str) -> None:
             expected="tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model",
             hint="name one in fit.data.tokenizer: a folder, or the Hub id of a model with the same vocabulary",
         )
-    needed = ("sentencepiece", "google", "google.protobuf")  # one after another: a package is looked for in its parent
+    needed = ("sentencepiece", "google", "google.protobuf")  # in this order: find_spec fails if the parent is missing
     if any(importlib.util.find_spec(package) is None for package in needed):
         raise MissingExtra(f"{model} needs the packages sentencepiece and protobuf", extra="sentencepiece", where=label)
 
@@ -66,14 +71,16 @@ def _is_file(path: Path) -> bool:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The `transformers` tokenizer of a local folder: no network, no code from the folder, no output.
+    """Load the `transformers` tokenizer of a local folder without network, code from the folder or console output.
 
-    It is loaded from a screened copy. `tokenizer_config.json` and `special_tokens_map.json` reach the constructor as
-    keyword arguments, paths and code references among them; `config.json` only says which class.
+    The tokenizer is loaded from a screened copy, because `tokenizer_config.json` and `special_tokens_map.json` become
+    keyword arguments of its constructor, including paths and code references. `config.json` only selects the class.
 
     Raises:
-        RecipeError, MissingExtra: as `check_tokenizer`.
-        SourceError: files that are broken, or ask for a class that is not there.
+        RecipeError: as `check_tokenizer`.
+        MissingExtra: as `check_tokenizer`.
+        MachineError: a file cannot be read.
+        SourceError: a file is damaged, or names a class that does not exist.
     """
     check_tokenizer(directory, label=str(directory))
     with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
@@ -91,7 +98,11 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def known_files(directory: Path) -> list[Path]:
-    """The files of a folder that make up its tokenizer, sorted by name. MachineError for what cannot be looked at."""
+    """Return the tokenizer files of a folder and its config.json, sorted by name.
+
+    Raises:
+        MachineError: the folder cannot be read.
+    """
     return [directory / name for name in sorted((CONFIG, *TOKENIZER_FILES)) if _is_file(directory / name)]
 
 
@@ -120,7 +131,7 @@ def _auto_tokenizer(screened: Path, directory: Path) -> Any:
             warnings.simplefilter("ignore")
             return AutoTokenizer.from_pretrained(screened, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # The tokenizers library raises bare exceptions; whatever it was, the files are what is wrong.
+        # The tokenizers library raises bare `Exception`s. Any error here is treated as a fault of the files.
         raise SourceError(
             "the tokenizer cannot be loaded",
             where=directory,
@@ -132,7 +143,10 @@ def _auto_tokenizer(screened: Path, directory: Path) -> Any:
 
 
 def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
-    """Texts to ids without special tokens; truncation, padding and dropout that a tokenizer.json asks for are off."""
+    """Return a function that maps texts to token ids without special tokens.
+
+    Truncation, padding and dropout settings of a tokenizer.json are disabled.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return lambda texts: [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]

@@ -1,4 +1,8 @@
-"""Train a tokenizer on the text of a recipe, for sources that are trained from scratch."""
+"""Train a tokenizer on the text of a recipe, for a source model that is trained from scratch.
+
+Input: the data section of a recipe.
+Output: the files of the tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ligo_convert.errors import RecipeError
 
 TOKENIZER_TRAINING_BYTES = 6_000_000
 
-# The order is the order of ids, and it is not free: BERT pads with id 0 and RoBERTa counts positions around id 1.
+# The order sets the ids and must not change: BERT pads with id 0, and RoBERTa's position ids depend on padding id 1.
 BERT_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -43,7 +47,7 @@ SPECIAL_TOKENS = {
 
 CAUSAL_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 
-# The library's classes that read such files back as they were trained.
+# The transformers classes that load these files without changing how the tokenizer splits text.
 _CLASSES = {"gpt2": "GPT2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
 
 
@@ -57,19 +61,23 @@ def train_tokenizer(
     context: int,
     max_bytes: int = TOKENIZER_TRAINING_BYTES,
 ) -> dict[str, bytes]:
-    """Train a tokenizer (BERT's WordPiece, byte-level BPE for all others) on the first `max_bytes` (default 6 MB) of shuffled text.
+    """Train a tokenizer on shuffled text: WordPiece for BERT, DistilBERT and ELECTRA, byte-level BPE for all others.
 
     Args:
-        vocabulary: entries at most; little text fills fewer.
-        model_type: the `model_type` of the config.json it will lie beside; decides the special tokens.
-        context: the longest sequence the model takes, in tokens.
+        data: the data section of the recipe.
+        base: folder against which relative paths of the recipe resolve.
+        vocabulary: maximum number of entries. A short text gives fewer.
+        seed: seed of the order of the text.
+        model_type: `model_type` of the model's config.json; selects the special tokens.
+        context: longest sequence of the model, in tokens.
+        max_bytes: bytes of text to train on, by default 6 MB. The last text is used whole.
 
     Returns:
-        `tokenizer.json` and `tokenizer_config.json` as bytes, the same for the same text and arguments.
+        `tokenizer.json` and `tokenizer_config.json` as bytes. Equal text and arguments give equal bytes.
 
     Raises:
-        RecipeError: a vocabulary too small for bytes and special tokens; a model type beside which `AutoTokenizer`
-            reads the files as another tokenizer.
+        RecipeError: the text is empty, the vocabulary is too small for the special tokens and the bytes or characters,
+            or `AutoTokenizer` reads the files as a different tokenizer for this model type.
     """
     special = SPECIAL_TOKENS.get(model_type, CAUSAL_TOKENS)
     names = list(dict.fromkeys(special.values()))
@@ -116,7 +124,7 @@ def _byte_level_bpe(texts: list[str], *, vocabulary: int, special: list[str]) ->
 
 
 def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
-    """BERT's tokenizer, uncased (Devlin et al., arXiv:1810.04805, section 3)."""
+    """Train BERT's uncased tokenizer (Devlin et al., arXiv:1810.04805, section 3)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     def with_model(model: Any) -> Any:
@@ -128,10 +136,10 @@ def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
 
     unknown = BERT_TOKENS["unk_token"]
     untrained = with_model(models.WordPiece(unk_token=unknown))
-    # Rare characters become [UNK]: the alphabet must leave room for words.
+    # Limit the alphabet to leave room for words. Rarer characters become [UNK].
     letters = _letters(untrained, texts, limit=min(1000, max(1, (vocabulary - len(special)) // 4)))
-    # The trainer numbers letters within words in the order of a hash map that is seeded anew by every call, and between merges that are
-    # equally frequent it decides by number. Given as special tokens they have their numbers before it begins.
+    # The trainer numbers the letters inside words in the order of a hash map with a new seed per call, and breaks ties between equally
+    # frequent merges by these numbers. Passing the letters as special tokens fixes their numbers in advance.
     fixed = [*special, *letters]
     if len(fixed) > vocabulary:
         raise RecipeError(
@@ -148,7 +156,7 @@ def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
         show_progress=False,
     )
     untrained.train_from_iterator(texts, trainer=trainer)
-    # A tokenizer of its own, in which only what is special is.
+    # Build a second tokenizer with this vocabulary, in which the letters are not special tokens.
     tokenizer = with_model(models.WordPiece(vocab=untrained.get_vocab(with_added_tokens=True), unk_token=unknown))
     tokenizer.add_special_tokens(special)
     first, last = BERT_TOKENS["cls_token"], BERT_TOKENS["sep_token"]
@@ -160,7 +168,10 @@ def _wordpiece(texts: list[str], *, vocabulary: int, special: list[str]) -> Any:
 
 
 def _letters(tokenizer: Any, texts: list[str], *, limit: int) -> list[str]:
-    """The most frequent characters of words, and, behind `##`, those of them that stand within words; each kind in order."""
+    """Return the `limit` most frequent characters of words, then those that occur after a word's first character, prefixed with `##`.
+
+    Each of the two groups is sorted.
+    """
     words: Counter[str] = Counter()
     for text in texts:
         found = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
@@ -176,7 +187,13 @@ def _letters(tokenizer: Any, texts: list[str], *, limit: int) -> list[str]:
 
 
 def _check_trained(files: Mapping[str, bytes], tokenizer: Any, model_type: str, sample: str) -> None:
-    """Some model types bring a tokenizer class that puts its own rules over those in tokenizer.json."""
+    """Check that the files, loaded for `model_type`, encode a sample as the trained tokenizer does.
+
+    The tokenizer classes of some model types override rules in tokenizer.json.
+
+    Raises:
+        RecipeError: the ids differ.
+    """
     with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
         for name, content in files.items():
             (Path(scratch) / name).write_bytes(content)
