@@ -1,7 +1,7 @@
-"""The figures of one run, as typed values with one JSON form.
+"""Hold the measurements of one run as typed values, and convert them to and from JSON.
 
-Input: what planning, learning, writing and verifying measured.
-Output: `RunMetrics.json()`, which `run --json` prints and the provenance records.
+Input: measurements of planning, learning, writing and verification.
+Output: `RunMetrics.json()`, which `run --json` prints and the provenance file records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Parameter counts; a tied matrix counts once."""
+    """Parameter counts. A tied matrix counts once.
+
+    Attributes:
+        source: parameters of the source model.
+        target: parameters of the target model.
+    """
 
     source: int
     target: int
@@ -21,7 +26,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Mean losses on the test slice, in nats; None where the loss was not measured.
+    """Mean losses on the test slice, in nats. None where a loss was not measured.
 
     Attributes:
         source: the source model.
@@ -38,7 +43,13 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracies:
-    """Top-1 accuracies on the test slice, from 0 to 1; None where the task has none or it was not measured."""
+    """Top-1 accuracies on the test slice, from 0 to 1. None where the task has no accuracy or it was not measured.
+
+    Attributes:
+        source: the source model.
+        initial: the target grown by the initial operator.
+        fitted: the target grown by the fitted operator.
+    """
 
     source: float | None = None
     initial: float | None = None
@@ -60,12 +71,12 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Preservation:
-    """How far growth preserves the source's function: planned by the method, and measured in float32 or wider.
+    """The degree to which growth preserves the source's function, as the method claims and as measured in float32 or wider.
 
     Attributes:
         verdict: "exact", "near" or "lossy" as measured; None where no model was run.
         planned: the verdict that the growth method claims.
-        reasons: why the plan claims no more.
+        reasons: reasons why the plan does not claim more.
         max_logit_difference: largest absolute difference of the compared outputs.
         mean_logit_difference: mean absolute difference of the compared outputs.
         logit_scale: largest absolute output of the source.
@@ -93,7 +104,7 @@ class Preservation:
 
 @dataclass(frozen=True, kw_only=True)
 class FitOutcome:
-    """How the fit of the operator ended.
+    """Outcome of the fit of the operator.
 
     Attributes:
         steps: optimiser steps of the whole fit.
@@ -114,7 +125,7 @@ class FitOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOutcome:
-    """How the training of the source ended, where the recipe trains it.
+    """Outcome of the training of the source, for a recipe that trains it.
 
     Attributes:
         steps: optimiser steps.
@@ -131,10 +142,10 @@ class PretrainOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What is known once the weights are written and verified.
+    """Measurements that exist only after the weights are written and verified.
 
     Attributes:
-        verification: what `outputs.verify` counted and checked.
+        verification: counts and checks of `outputs.verify`.
         seconds: wall-clock seconds by stage.
         peak_rss_bytes: peak resident memory of the process.
     """
@@ -146,11 +157,15 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class RunMetrics:
-    """Every figure of one run.
+    """All measurements of one run.
 
     Attributes:
         task: the family's task, such as "causal-lm".
-        preservation: None where a stored operator was applied, which measures nothing.
+        parameters: parameter counts.
+        loss: losses on the test slice.
+        accuracy: accuracies on the test slice.
+        flops: floating-point operations.
+        preservation: None where a stored operator was applied, since `apply` measures nothing.
         fit: None where no operator was fitted.
         pretrain: None where the source was not trained by the recipe.
         completion: None until the weights are written and verified.
@@ -167,7 +182,7 @@ class RunMetrics:
     completion: Completion | None = None
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON form. NaN and infinity stay floats; each writer decides how to spell them."""
+        """Return the JSON form. NaN and infinity stay floats; each writer chooses their notation."""
         data: dict[str, Any] = {
             "task": self.task,
             "parameters": asdict(self.parameters),
@@ -188,7 +203,7 @@ _UNMEASURED = {"verdict": None, "max_logit_difference": None, "loss_difference":
 
 
 def metrics_from_json(data: Mapping[str, Any]) -> RunMetrics:
-    """Return the metrics that `RunMetrics.json` wrote before the run was complete."""
+    """Return the metrics of a run from the JSON form that `RunMetrics.json` gave before the run was complete."""
     fit, pretrain = data["fit"], data.get("pretrain")
     return RunMetrics(
         task=data["task"],
