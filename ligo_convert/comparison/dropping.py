@@ -90,7 +90,7 @@ def _rows(whole: torch.Tensor, dropping: Dropping, batch: Mapping[str, torch.Ten
     count, length = whole.shape[:2]
     draws = batch[DRAWS][:, :length].clone()
     if draws.shape != (count, length):
-        # A class token beside the patches.
+        # The model adds a class token before the patches.
         draws = torch.nn.functional.pad(draws, (length - draws.shape[1], 0), value=-1.0)
     draws[:, 0] = -1.0
     labels = batch.get("labels")

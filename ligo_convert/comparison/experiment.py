@@ -23,16 +23,23 @@ from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.recipes.schema import CompareConfig
 from ligo_convert.training.schedules import STABLE_PART
 
-SOURCE_SHARE = 0.2  # of scratch's operations that a source may have cost; 18.7 % in arXiv:2303.00980
+SOURCE_SHARE = 0.2  # largest fraction of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
 
-LEAST_STEPS = 8  # of any run: a strategy has up to five stages
+LEAST_STEPS = 8  # minimum for any run, because a strategy has up to five stages
 
-TOKENS_PER_PARAMETER = 10.0  # tokens that scratch is trained on, at least
+TOKENS_PER_PARAMETER = 10.0  # minimum for scratch without a warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentEntry:
-    """A method that takes part. `added`: names of the tensors with added parts, where those alone learn."""
+    """A method that takes part in the comparison.
+
+    Attributes:
+        method: the method.
+        start: growth plan of its initialisation.
+        stages: training stages of its strategy.
+        added: names of the tensors that contain added entries, if the strategy trains only those; else empty.
+    """
 
     method: Method
     start: GrowthPlan
@@ -42,11 +49,18 @@ class ExperimentEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A comparison as planned.
+    """The plan of a comparison.
 
     Attributes:
-        entries: name -> method; scratch first. skipped: name -> why it cannot apply here.
-        steps: of scratch. batch_size, length: of a step; the length of an image is its patches. source_flops: None where unknown.
+        plan: the conversion plan.
+        settings: `compare` section of the recipe.
+        entries: method name -> entry; scratch comes first.
+        skipped: method name -> reason why the method cannot apply.
+        steps: steps of training from scratch.
+        batch_size: sequences or images per step.
+        length: tokens per sequence; for an image, its patches.
+        seeds: seeds with which each method is trained.
+        source_flops: FLOPs of training the source; None if unknown.
     """
 
     plan: Plan
@@ -62,12 +76,12 @@ class Experiment:
 
     @property
     def examples(self) -> int:
-        """Sequences or images that scratch is trained on."""
+        """Return the number of sequences or images that scratch is trained on."""
         return self.steps * self.batch_size
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Return the tokens per step."""
         return self.batch_size * self.length
 
     @property
@@ -76,7 +90,7 @@ class Experiment:
 
     @property
     def warmup(self) -> int:
-        """Steps to the peak rate, the same for every run: at most a fifth of the shortest run."""
+        """Return the warmup steps, the same for every run: at most a fifth of the shortest run."""
         shortest = self.steps_of(min(self.settings.tuning_fraction, self.budget_fractions[0]))
         return max(1, min(round(self.settings.warmup_fraction * self.steps), shortest // 5))
 
@@ -86,11 +100,11 @@ class Experiment:
 
     @property
     def budget_fractions(self) -> tuple[float, ...]:
-        """Ascending; the last is the whole budget."""
+        """Return the budget fractions in ascending order; the last one is 1, the whole budget."""
         return tuple(sorted({*self.settings.budget_fractions, 1.0}))
 
     def budget_fractions_of(self, name: str) -> tuple[float, ...]:
-        """For how long a method is trained, until it reaches scratch's loss: what begins from nothing is not tried for short."""
+        """Return the budget fractions a method is trained for, in turn. Methods that start from random weights use only the last two."""
         entry = self.entries[name].method
         if name == SCRATCH:
             return (1.0,)
@@ -107,14 +121,17 @@ class Experiment:
         )
 
     def rates(self, name: str) -> tuple[tuple[float, str], ...]:
-        """The peak rates that a method is tuned over, each with a shape; others than scratch take the shape that was best there."""
+        """Return the pairs of peak learning rate and schedule of the tuning runs.
+
+        For methods other than scratch the schedule is empty: they use the one that is best for scratch.
+        """
         shapes = tuple(self.settings.schedules) if name == SCRATCH else ("",)
         return tuple((rate, shape) for shape in shapes for rate in self.settings.learning_rates)
 
     # Cost.
 
     def run_flops(self, name: str, steps: int) -> float:
-        """Operations of training for `steps` steps, in the mean over what is drawn; nothing being dropped."""
+        """Return the FLOPs of training for `steps` steps, the mean over randomly drawn sub-models, without dropping."""
         if name not in self._steps:
             entry = self.entries[name]
             self._steps[name] = sum(stage.share * self._step(entry, stage).mean_flops() for stage in entry.stages)
@@ -132,7 +149,7 @@ class Experiment:
         )
 
     def fit_flops(self, name: str) -> int:
-        """Operations of learning a method's operator; 0 where it learns none."""
+        """Return the FLOPs of learning a method's operator; 0 if it learns none."""
         entry, fit = self.entries[name], self.plan.recipe.fit
         assert fit is not None
         if not entry.method.learns_operator:
@@ -146,12 +163,12 @@ class Experiment:
             tokens=fit.batch_size * self.length,
             sequence_length=self.length,
         )
-        # The operator of the best step is kept, which has to be found.
+        # Finding the best step requires an evaluation at the start and after every `evaluate_every` steps.
         looks = 1 + -(-fit.steps // fit.evaluate_every)
         return learning + looks * self._held_out_flops(target)
 
     def _held_out_flops(self, target: Mapping[str, Any]) -> int:
-        """Operations of a model's loss on a held-out slice."""
+        """Return the FLOPs of one evaluation of a model on a held-out split."""
         family, fit = self.plan.family, self.plan.recipe.fit
         assert fit is not None
         held_out = fit.heldout_images * self.length if family.reads == "images" else fit.heldout_tokens
@@ -159,8 +176,10 @@ class Experiment:
 
     @property
     def measuring(self) -> float:
-        """Operations of reading a point of scratch's curve, over those of training until the next: no method is charged for them, but they
-        take time."""
+        """Return the FLOPs of one evaluation of scratch divided by the FLOPs of training until the next one.
+
+        No method is charged for evaluations, but they take time.
+        """
         return self._held_out_flops(self.entries[SCRATCH].start.target) / self.run_flops(SCRATCH, self.evaluate_every)
 
     @property
@@ -168,7 +187,7 @@ class Experiment:
         return self.run_flops(SCRATCH, self.steps)
 
     def most_flops(self, name: str) -> float:
-        """Operations of everything a method may be run for: its fit, every tuning run, every budget fraction."""
+        """Return the maximal FLOPs of a method: its fit, every tuning run, every budget fraction."""
         tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
         if self.settings.tuning_fraction in self.budget_fractions_of(name):
             tuning -= self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
@@ -176,13 +195,13 @@ class Experiment:
             self.run_flops(name, self.steps_of(budget_fraction)) for budget_fraction in self.budget_fractions_of(name)
         ]
         if not depends_on_run_length(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
-            # Longer runs go on from where the rate of shorter ones began to fall.
+            # Longer runs resume where the learning rate of shorter runs began to fall.
             budget_fractions = [
                 flops - STABLE_PART * before
                 for flops, before in zip(budget_fractions, [0.0, *budget_fractions], strict=False)
             ]
         if name == SCRATCH:
-            # At its best rate and the one below it.
+            # Scratch runs the whole budget twice: at its best learning rate and at the next lower one.
             tuning += self.run_flops(name, self.steps)
         return len(self.seeds) * (self.fit_flops(name) + sum(budget_fractions)) + tuning
 
@@ -230,13 +249,17 @@ class Experiment:
 def make_experiment(
     plan: Plan, *, methods: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None = None
 ) -> Experiment:
-    """Decide which methods take part.
+    """Decide which methods take part, and return the plan of the comparison.
 
     Args:
-        methods: names; None for the recipe's, else for all of the table that apply here.
+        plan: conversion plan of the recipe.
+        methods: method names; None for `compare.methods`, and without that for all methods that apply.
+        steps: steps of training from scratch; None for `compare.steps`.
+        seeds: seeds; None for `compare.seeds`.
 
     Raises:
-        RecipeError: no data, no number of steps, an unknown method, a method named that cannot apply here, a model without a loss.
+        RecipeError: the recipe has no `fit` section or no number of steps; a method is unknown, or named but cannot apply; the model has
+            no training loss; the losses of source and target are not comparable.
     """
     recipe = plan.recipe
     settings = recipe.compare or CompareConfig()
@@ -251,7 +274,7 @@ def make_experiment(
         )
     pretrain = recipe.source.pretrain
     if pretrain and plan.family.task == "masked-lm" and pretrain.sequence_length != recipe.fit.sequence_length:
-        # Blocks are framed, so that slices of other lengths are cut elsewhere: held-out text would not stay so.
+        # Blocks are framed by special tokens, so another length cuts the text elsewhere: held-out text could enter the training split.
         raise RecipeError(
             "compare requires the source to be trained on the same sequence length as the target",
             where=recipe.where("source", "pretrain", "sequence_length"),
@@ -277,7 +300,7 @@ def make_experiment(
         try:
             entries[name] = _entry(plan, method, seeds[0])
         except RecipeError as error:
-            # Named, it is to run; of all there are, those that cannot apply are told.
+            # A method that was named must run. Without names, methods that cannot apply are skipped and reported.
             if named:
                 raise
             skipped[name] = error.what
@@ -296,7 +319,7 @@ def make_experiment(
 
 
 def start_of(plan: Plan, method: Method, seed: int) -> GrowthPlan:
-    """The start of a method; of one that begins with drawn weights, the target as the recipe has it."""
+    """Return the growth plan of a method; for random weights, the plan keeps the target config of the recipe."""
     return another_start(plan, width=method.width, depth=method.depth, tie=method.tie, seed=seed)
 
 

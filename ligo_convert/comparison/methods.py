@@ -1,7 +1,7 @@
 """The methods of `compare` in one table: each has an initialisation, a training strategy and optionally a learned operator.
 
 Input: a method name, with options after plus signs (`ligo+token-drop`), or WIDTH/DEPTH (`lemon/stack`).
-Output: a `Method`. The starts themselves lie in `methods`, the strategies in `strategies`.
+Output: a `Method`. The initialisations are defined in `growth.width_methods` and `growth.depth_methods`, the strategies in `strategies`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True, kw_only=True)
 class FitRates:
-    """Learning rates for the operator that replace those of the recipe's `fit`."""
+    """Learning rates of the operator; they replace those of the recipe's `fit`."""
 
     width_rate: float
     depth_rate: float
@@ -27,14 +27,22 @@ class FitRates:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One method.
+    """One method: an initialisation, a training strategy, and optionally a learned operator.
 
     Attributes:
-        width, depth: its start; `random` both: drawn as the library initialises, with nothing of the source.
-        strategy: name in STRATEGIES. fits: whether the operator is learned first; fit_rates: by rates of its own.
-        tie: `paper` for the operator as the paper prints it.
-        paper, summary: as in `ligo-convert methods`.
-        drops_layers, drops_tokens: what training leaves out.
+        name: name with options, as on the command line.
+        width: width method of the initialisation. If `width` and `depth` are both `random`, the target starts from the library's random
+            initialisation, without the source.
+        depth: depth method of the initialisation.
+        strategy: name in STRATEGIES.
+        learns_operator: whether the operator is learned before training.
+        fit_rates: learning rates of the operator; None for those of the recipe.
+        tie: `paper` for the operator as printed in the LiGO paper, else None.
+        paper: source in the literature, printed by `ligo-convert methods`.
+        summary: description, printed by `ligo-convert methods`.
+        options: names of the options.
+        drops_layers: whether training skips layers.
+        drops_tokens: whether training skips tokens.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""The picture of a comparison: loss against FLOPs, once with the source left out and once with it charged.
+"""Plot a comparison as loss against FLOPs in two panels: without the cost of the source, and with it.
 
-What comes in: the contents of compare.json. What goes out: a PNG, 2000 pixels wide, or the same drawing as an SVG to stand in a page.
-Every line is named at its end, beside what it saved. The same numbers give the same bytes under the same matplotlib; nothing in the
-file says when or where it was made.
+Input: the contents of compare.json.
+Output: a PNG, 2000 pixels wide, or the same figure as an SVG element for an HTML page.
+Each line is labelled at its end with the method's name and saving. Equal data and an equal matplotlib version give equal bytes; the file
+contains no date and no machine name.
 """
 
 from __future__ import annotations
@@ -37,27 +38,28 @@ LOSS_UNITS = {
     "image-classification": "nats an image",
 }
 
-_WIDTH, _HEIGHT, _DPI = 12.5, 6.1, 160  # inches, inches, pixels an inch
+_WIDTH, _HEIGHT, _DPI = 12.5, 6.1, 160  # inches, inches, pixels per inch
 
 _PANELS = {"paper": "source left out (paper)", "net": "source charged (net)"}
 
 _LEFT = {"paper": 0.65, "net": 6.85}  # inches
 
-_BOTTOM, _TOP = 0.095, 0.845  # of the figure's height
+_BOTTOM, _TOP = 0.095, 0.845  # fractions of the figure's height
 
-# To the right of a panel, in inches: a sample of the line, what it saved, its name; and how much a name may take.
+# Label positions to the right of a panel, in inches: the line sample, the saving, the name; and the maximal width of a name.
 _SAMPLE, _SAVED, _NAME, _ROOM = (0.13, 0.45), 0.93, 1.02, 1.75
 
-_END = 0.1  # between a name and what follows
+_END = 0.1  # inches of space after a name
 
 _FONT, _LONGEST = 8.5, 36
 
-_GAP = 0.04  # between two labels, as a part of the height
+_GAP = 0.04  # minimal distance of two labels, as a fraction of the panel's height
 
-# The two lines that every reader looks for; the options of a method keep its colour.
+# The two most important lines: colour, line width, drawing order. Variants with options (`ligo+fit`) keep the colour of their method.
 _STRONG = {"scratch": ("#000000", 2.0, 6), "ligo": ("#0072b2", 2.8, 7)}
 
-# Okabe and Ito's palette less those and its yellow, which white swallows, and Tol's wine: told apart by every kind of colour vision.
+# The palette of Okabe and Ito without the two colours above and without yellow, which is invisible on white; plus Tol's wine.
+# These colours can be distinguished with every kind of colour vision.
 _COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 
 _DASHES: tuple[Any, ...] = (
@@ -68,11 +70,12 @@ _DASHES: tuple[Any, ...] = (
     (0, (3, 1, 1, 1, 1, 1)),
 )
 
-# The loss axis begins where scratch is after the first part of its FLOPs, or lower, so many times as high as the ends lie apart,
-# but shows scratch from the second part on: its first steps would squash all that follows.
+# The top of the loss axis is scratch's loss after the fraction _FROM of its FLOPs, or _SPREAD times the largest distance of a final loss
+# from scratch's, whichever is lower. It always shows scratch from the fraction _ALWAYS on. The first steps are cut off, because
+# their high losses would compress the rest of the plot.
 _FROM, _SPREAD, _ALWAYS = 0.25, 6.0, 0.6
 
-# A line that ends further above that than this many times its height is named at the edge.
+# A line that ends above the axis by more than this fraction of the axis height is cut off and labelled at the top edge.
 _SQUASH = 0.6
 
 Curve = tuple[tuple[float, float], ...]
@@ -80,11 +83,18 @@ Curve = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """One method as it is drawn.
+    """One method in the plot.
 
     Attributes:
-        runs: a curve a seed, of FLOPs and loss, NaN where a run has none; the source is not in it. mean: of the runs.
-        source: FLOPs of the source, 0 for a method that has none. saved: percent by panel, None where never reached.
+        name: name of the method.
+        colour: colour of the line.
+        dashes: dash pattern of the line, as matplotlib takes it.
+        width: width of the line in points.
+        order: drawing order; higher is in front.
+        runs: one curve of (FLOPs, loss) per seed, without the source; the loss is NaN where it is not finite.
+        mean: mean curve of the runs.
+        source: FLOPs of training the source, 0 for a method that uses no source.
+        saved: saving in per cent by panel, None where scratch's loss was not reached.
     """
 
     name: str
@@ -106,13 +116,13 @@ class _Line:
 
 
 def comparison_png(data: Mapping[str, Any]) -> bytes:
-    """The picture as a PNG without metadata."""
+    """Return the figure as a PNG without metadata."""
     _, canvas = _draw_figure(data)
     return png_bytes(canvas)
 
 
 def comparison_svg(data: Mapping[str, Any]) -> str:
-    """The picture as one `<svg>` element with a label for those who cannot see it; its letters are outlines, so no font is asked for."""
+    """Return the figure as one `<svg>` element with an ARIA label for screen readers. Text is drawn as outlines, so no font is needed."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -121,14 +131,14 @@ def comparison_svg(data: Mapping[str, Any]) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "ligo-convert", "svg.fonttype": "path"}):
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # In a page the element stands alone: the declarations before it belong to a file, and its comments repeat foreign names.
+    # Inside an HTML page, the XML declarations before the element are invalid, and its comments contain unescaped foreign names.
     element = buffer.getvalue()
     element = re.sub(r"<!--.*?-->\n? *", "", element[element.index("<svg ") :].rstrip(), flags=re.DOTALL)
     return element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(_description(data))}" ', 1)
 
 
 def scratch_loss(data: Mapping[str, Any]) -> float | None:
-    """The loss that scratch ends with, the mean over the seeds; None where it has none."""
+    """Return scratch's final loss, the mean over the seeds with a finite one; None if no seed has one."""
     method = data["methods"][SCRATCH]
     finals = [run["final"]["loss"] for run in (method.get("seeds") or {}).values()] or [method["final"]["loss"]]
     found = [number for number in map(finite, finals) if number is not None]
@@ -136,21 +146,21 @@ def scratch_loss(data: Mapping[str, Any]) -> float | None:
 
 
 def finite(value: object) -> float | None:
-    """`value` as a number; None for what is none: null, NaN, infinity."""
+    """Return `value` as a float; None for anything that is not a finite number: null, NaN, infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def reached(curve: Curve, level: float) -> float | None:
-    """The FLOPs at which a curve first comes down to `level`, between two points by a straight line; None: never.
+    """Return the FLOPs at which a curve first reaches `level`, by linear interpolation between points; None if it never does.
 
     >>> reached(((0.0, 4.0), (10.0, 3.0), (20.0, 2.0)), 2.5)
     15.0
     """
     before: tuple[float, float] | None = None
     for flops, loss in curve:
-        # Equal but for rounding: scratch itself reaches its own mean.
+        # The tolerance absorbs rounding, so that scratch reaches its own mean loss.
         if loss <= level + 1e-9:
             if before is None or before[1] <= loss:
                 return flops
@@ -192,7 +202,7 @@ def _draw_figure(data: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _lines(data: Mapping[str, Any]) -> list[_Line]:
-    """Every method, in the order of the data, each with a colour and dashes of its own."""
+    """Return one line per method, in the order of the data, each with its own colour and dash pattern."""
     lines: list[_Line] = []
     counts = {"": 0} | dict.fromkeys(_STRONG, 0)
     for name, method in data["methods"].items():
@@ -206,7 +216,7 @@ def _lines(data: Mapping[str, Any]) -> list[_Line]:
             width, order = (width, order) if name == base else (0.75 * width, order - 2)
         else:
             colour, width, order = _COLOURS[number % len(_COLOURS)], 1.5, 3
-            # Neighbours in the palette differ in their dashes too, and no pair comes twice before all have come.
+            # Neighbours in the palette also differ in their dashes, and no pair of colour and dashes repeats before all are used.
             dashes = _DASHES[(number + number // len(_COLOURS)) % len(_DASHES)]
         runs = tuple(_curve(run["curve"]) for run in (method.get("seeds") or {}).values())
         cost = finite(method["flops"].get("source"))
@@ -229,13 +239,13 @@ def _lines(data: Mapping[str, Any]) -> list[_Line]:
 
 
 def _curve(points: Iterable[Mapping[str, Any]]) -> Curve:
-    """FLOPs and loss, with NaN for a loss that is none."""
+    """Return a curve of (FLOPs, loss); a loss that is not finite becomes NaN."""
     pairs = ((finite(point.get("flops")), finite(point.get("loss"))) for point in points)
     return tuple((flops, math.nan if loss is None else loss) for flops, loss in pairs if flops is not None)
 
 
 def _mean(runs: Sequence[Curve]) -> Curve:
-    """The mean over runs that were measured at the same places, as far as all of them went."""
+    """Return the mean of runs that were evaluated at the same steps, up to the end of the shortest run."""
     return tuple(
         (fmean(flops for flops, _ in points), sum(loss for _, loss in points) / len(points))
         for points in zip(*runs, strict=False)
@@ -243,7 +253,7 @@ def _mean(runs: Sequence[Curve]) -> Curve:
 
 
 def _limits(lines: Sequence[_Line], level: float | None) -> tuple[float, float]:
-    """Where the loss axis begins and ends: scratch but for its first steps, whatever is lower, and ends that do not squash them."""
+    """Return the limits of the loss axis: they contain scratch after its first steps, all lower losses, and final losses not far above."""
     shown = [loss for line in lines for _, loss in line.mean if math.isfinite(loss)]
     if not shown:
         return (0.0, 1.0) if level is None else (level - 0.5, level + 0.5)
@@ -298,7 +308,10 @@ def _draw_curves(axes: Any, lines: Sequence[_Line], level: float | None, panel: 
 
 
 def _reached(line: _Line, lines: Sequence[_Line], level: float) -> float | None:
-    """Where a line meets scratch's loss; what it saved says so where another run than the one drawn got there."""
+    """Return the FLOPs at which a line reaches scratch's loss; computed from the saving if only that is known.
+
+    The drawn mean curve may miss the loss although every seed's own run reached it.
+    """
     at = reached(line.mean, level)
     saved = line.saved["paper"]
     if at is None and saved is not None:
@@ -308,7 +321,7 @@ def _reached(line: _Line, lines: Sequence[_Line], level: float) -> float | None:
 
 
 def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, unit: float, *, inch: float, size: float) -> None:
-    """Beside the panel, in the order in which the lines end: a sample of the line, what it saved, its name."""
+    """Draw the labels beside the panel, ordered by final loss: a sample of the line, the saving, the name."""
     (_, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     ends = {line.name: line.last() for line in lines}
     heights = {name: math.inf if end is None else (end[1] - low) / (high - low) for name, end in ends.items()}
@@ -341,7 +354,7 @@ def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, unit: float, *, 
 
 
 def _names(figure: Any, renderer: Any, lines: Sequence[_Line]) -> tuple[float, float]:
-    """The size of the names' letters, small enough for the longest, and the inches that it takes."""
+    """Return the font size at which the longest name fits, in points, and the width of that name, in inches."""
     texts = [
         figure.text(0, 0, _name(line, beyond=True), fontsize=_FONT, fontweight=_weight(line), parse_math=False)
         for line in lines
@@ -369,7 +382,7 @@ def _saved(line: _Line, panel: str) -> str:
 
 
 def _draw_reason(axes: Any) -> None:
-    """In place of a panel: why it cannot be drawn."""
+    """Print the reason in place of a panel that cannot be drawn."""
     axes.set_axis_off()
     axes.text(
         0.0, 0.9, "Not drawn: what the source's own training cost is not known,\nso that it cannot be charged.",
@@ -378,7 +391,7 @@ def _draw_reason(axes: Any) -> None:
 
 
 def passing(budget: Mapping[str, Any]) -> str:
-    """What passes a model, by what it is given: an image is a sequence of its patches."""
+    """Return the unit of a sequence: `tokens` for text, `patches` for images."""
     unit = str(budget["unit"])
     return {"images": "patches"}.get(unit, unit)
 
@@ -402,7 +415,7 @@ def _legend(data: Mapping[str, Any], lines: Sequence[_Line]) -> str:
 
 
 def _description(data: Mapping[str, Any]) -> str:
-    """What the picture shows, in words, for those who cannot see it; the figures stand in the table."""
+    """Return a description of the figure for screen readers; the values are in the table of the report."""
     names = ", ".join(printable(name) for name in data["methods"])
     level = scratch_loss(data)
     end = "" if level is None else f" Scratch ends at {level:.3f}."

@@ -34,7 +34,10 @@ def savings(
     """Return the saving at scratch's final loss, in per cent of scratch's FLOPs, without (`paper`) and with (`net`) the source.
 
     Args:
-        curve: its operations with the fit and without the source. scratch: the last point of scratch's curve.
+        experiment: the plan of the comparison.
+        name: name of the method.
+        curve: the method's curve; its FLOPs include the fit and exclude the source.
+        scratch: last point of scratch's curve.
     """
     if name == SCRATCH:
         return {"paper": 0.0, "net": 0.0}
@@ -90,8 +93,12 @@ def method_record(
     """Return the record of one method.
 
     Args:
-        tuned: the rate and shape that were chosen. tuning_runs: every rate with its loss. runs: seed -> curve, final, finals.
-        scratch: seed -> the last point of scratch's curve.
+        experiment: the plan of the comparison.
+        name: name of the method.
+        tuned: the chosen learning rate and schedule.
+        tuning_runs: learning rate, schedule and validation loss of each tuning run.
+        runs: seed -> `curve`, `final` and `finals`.
+        scratch: seed -> last point of scratch's curve.
     """
     entry = experiment.entries[name]
     method = entry.method

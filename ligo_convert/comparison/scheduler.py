@@ -19,10 +19,11 @@ from ligo_convert.training.schedules import STABLE_PART
 
 
 class Scheduler:
-    """Which job comes next.
+    """Chooses the next job of a comparison.
 
     Args:
-        results: name of a job -> what it gave; grows by `done`.
+        experiment: the plan of the comparison.
+        results: job name -> result of every finished job. `done` adds to a copy of it.
     """
 
     def __init__(self, experiment: Experiment, results: Mapping[str, dict[str, Any]]) -> None:
@@ -263,8 +264,13 @@ class TrainingJob:
 
     Attributes:
         kind: `probe` measures training speed, `source` the source's loss, `fit` learns an operator, `train` trains a model.
+        method: name of the method; empty for `probe` and `source`.
+        seed: seed of the run.
+        learning_rate: peak learning rate of a training run.
+        shape: learning rate schedule of a training run.
+        budget_fraction: fraction of the budget that a training run takes.
         resume_from: budget fraction of the shorter run whose saved state this run resumes from; 0 for none.
-        flops: about what it costs, for progress.
+        flops: estimated FLOPs, for the progress display.
     """
 
     kind: Literal["probe", "source", "fit", "train"]

@@ -1,7 +1,7 @@
 """Count the FLOPs of a training step in each stage: trained tensors, skipped layers and tokens, a teacher's forward pass.
 
 Input: a family, a config, a stage of a strategy.
-Output: operations, counted as in `families.flops`. This module does not import torch: the same code predicts the cost of a comparison and
+Output: FLOPs, counted as in `families.flops`. This module does not import torch: the same code predicts the cost of a comparison and
 counts the work done.
 """
 
@@ -19,7 +19,7 @@ Config = Mapping[str, object]
 
 
 def with_layers(family: Family, config: Config, layers: int) -> dict[str, object]:
-    """The config of the same model with so many layers along its first depth axis; 0 for all of them."""
+    """Return the config of the same model with `layers` layers along its first depth axis; 0 keeps all layers."""
     axis = family.depth_axes[0]
     if not layers:
         return dict(config)
@@ -33,11 +33,17 @@ def with_layers(family: Family, config: Config, layers: int) -> dict[str, object
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One kind of step: what learns, and what it costs.
+    """A training step of one stage: which tensors it trains, and its FLOPs.
 
     Attributes:
-        config: of the model in this stage. tokens, length: of a step, of a sequence (patches of an image).
-        added: names of tensors with added parts, for a stage that trains those alone. teacher: config of the source where it teaches.
+        family: model family.
+        config: config of the model in this stage.
+        stage: the stage.
+        tokens: tokens per step.
+        length: tokens per sequence; for an image, its patches.
+        added: names of tensors with added entries, for a stage that trains only those.
+        dropping: layers and tokens to skip.
+        teacher: config of the source, for a stage in which it teaches.
     """
 
     family: Family
@@ -54,7 +60,14 @@ class Step:
         return self.family.sizes(self.config)[self.family.depth_axes[0]]
 
     def learns(self, row: Row, layer: int | None, height: int, *, late: bool = False) -> bool:
-        """Return whether a row's tensor (of a layer) learns in the sub-model of `height` layers; `late`: after `until_fraction`."""
+        """Return whether a tensor learns in a sub-model.
+
+        Args:
+            row: row of the tensor in the family's table.
+            layer: layer of the tensor; None for a tensor outside the layers.
+            height: number of layers of the sub-model.
+            late: whether the step lies after the stage's `until_fraction`.
+        """
         if self.stage.trains == "added":
             return row.name(layer) in self.added
         if self.stage.trains == "all" or late:
@@ -62,11 +75,17 @@ class Step:
         if row.depth == self.family.depth_axes[0]:
             assert layer is not None
             return height - self.stage.top <= layer < height
-        # What lies below stays, and with it a head that is the embedding.
+        # Parameters below the top layers are frozen, including a head that is tied to the embedding.
         return row.depth is not None or not is_below(self.family, row)
 
     def flops(self, height: int, dropped: Collection[int] = (), *, late: bool = False) -> int:
-        """Operations of a step of the sub-model of `height` layers without the layers `dropped`. `late`: after `until_fraction`."""
+        """Return the FLOPs of a step.
+
+        Args:
+            height: number of layers of the sub-model.
+            dropped: layers that are skipped.
+            late: whether the step lies after the stage's `until_fraction`.
+        """
         family, axis = self.family, self.family.depth_axes[0]
         config = with_layers(family, self.config, height)
         kept = kept_tokens(self.dropping, self.length) / self.length
@@ -95,7 +114,7 @@ class Step:
         return total
 
     def mean_flops(self) -> float:
-        """Operations of a step in the mean over sub-models, nothing being dropped."""
+        """Return the FLOPs of a step, the mean over the sub-models, without skipped layers."""
         heights, until = self.stage.submodels or (self.layers,), self.stage.until_fraction
         early = sum(self.flops(height) for height in heights) / len(heights)
         return until * early + ((1 - until) * self.flops(self.layers, late=True) if until < 1 else 0.0)

@@ -20,13 +20,13 @@ from typing import Literal
 
 from ligo_convert.growth.verdict import generator
 
-INHERITED = 0.5  # the part of a run in which a teacher is listened to
+INHERITED = 0.5  # fraction of a run in which the teacher's loss is used
 
-TEMPERATURE = 2.0  # of teacher and student, arXiv:2105.13880
+TEMPERATURE = 2.0  # softmax temperature of teacher and student, arXiv:2105.13880
 
-SUBMODELS = 0.125  # the part of a run in which sub-models are trained: 5 of 40 epochs, arXiv:2110.07143
+SUBMODELS = 0.125  # fraction of a run in which sub-models are trained: 5 of 40 epochs, arXiv:2110.07143
 
-JOINT = 0.2  # the part of a run in which all layers are trained at the end, arXiv:2011.13635
+JOINT = 0.2  # fraction of a run in which all layers are trained, at the end, arXiv:2011.13635
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Stage:
         share: fraction of the run's steps.
         layers: number of layers along the first depth axis; 0 for all layers of the target.
         layers_from: source of the weights of added layers: the whole `stack` again, or its `top` layers.
-        trains: `all`; the `top` layers and what lies above them; or the parts that growth has `added`.
+        trains: trained parameters: `all`; the `top` layers and everything above them; or the entries that growth `added`.
         top: number of layers that count as the top.
         submodels: depths of sub-models; each step trains one of them, drawn at random.
         teacher: whether the source teaches, with a weight that falls from one to zero.
@@ -57,11 +57,13 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """One line of the strategy table.
+    """A training strategy.
 
     Attributes:
-        stages: layers of the target -> its stages; their shares sum to one.
-        cost: what a step costs, in words, against a plain one.
+        stages: function from the number of layers of the target to its stages, with shares that sum to one.
+        paper: source in the literature.
+        summary: description for users.
+        cost: cost of a step relative to a plain step, in words.
     """
 
     stages: Callable[[int], tuple[Stage, ...]]
@@ -80,14 +82,14 @@ def plain(layers: int) -> tuple[Stage, ...]:
 
 
 def stacking(layers: int) -> tuple[Stage, ...]:
-    """StackBERT on BERT-Base: 50, 70 and 280 thousand steps of a quarter, half and all of the layers."""
+    """StackBERT: a quarter, half and all of the layers, in the proportions of BERT-Base (50, 70 and 280 thousand steps)."""
     quarter, half = math.ceil(layers / 4), math.ceil(layers / 2)
     found = [(0.125, quarter), (0.175, half), (0.7, layers)]
     return tuple(Stage(share=share, layers=height) for share, height in found)
 
 
 def layerwise(layers: int) -> tuple[Stage, ...]:
-    """MSLT: a quarter of the layers more each time, copied from the top; they alone learn, and in the end all together."""
+    """MSLT: each stage adds a quarter of the layers, copied from the top, and trains only those; the last stage trains all layers."""
     heights = sorted({math.ceil(layers * part / 4) for part in (1, 2, 3, 4)})
     share = (1 - JOINT) / len(heights)
     first = Stage(share=share, layers=heights[0], layers_from="top")
@@ -99,7 +101,7 @@ def layerwise(layers: int) -> tuple[Stage, ...]:
 
 
 def two_stage(layers: int) -> tuple[Stage, ...]:
-    """bert2BERT: first sub-models of the lowest layers, one drawn a step, of which the top layers and the head learn; then all."""
+    """bert2BERT: first train the top layers and head of sub-models of the lowest layers, one drawn per step; then train all layers."""
     block = math.ceil(layers / 4)
     depths = tuple(sorted({min(layers, block * number) for number in range(1, 5)}))
     return (Stage(share=1.0, trains="top", top=block, submodels=depths, until_fraction=SUBMODELS),)
@@ -155,11 +157,16 @@ STRATEGIES: dict[str, Strategy] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """Something that goes with any method: `ligo+layer-drop`.
+    """An option that can be added to any method, such as `layer-drop` in `ligo+layer-drop`.
 
     Attributes:
-        strategy: in whose place it trains; None: by the method's own. fits: learns the operator first.
-        drops_layers, drops_tokens: whether training leaves out layers, tokens.
+        paper: source in the literature.
+        summary: description for users.
+        cost: cost that the option adds or saves, in words.
+        strategy: name of the strategy that replaces the method's; None to keep it.
+        learns_operator: whether the operator is learned before training.
+        drops_layers: whether training skips layers.
+        drops_tokens: whether training skips tokens.
     """
 
     paper: str
@@ -199,14 +206,19 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-# What options leave out.
+# Layers and tokens that options skip.
 
-STEEPNESS = 100.0  # of the curve by which layers are dropped more, arXiv:2010.13369
+STEEPNESS = 100.0  # gamma times steps in the schedule theta(t) of layer dropping, arXiv:2010.13369
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropping:
-    """How much is left out: the largest part of the highest layer's steps, and a part of the tokens."""
+    """Strength of layer and token dropping.
+
+    Attributes:
+        layers: final probability of skipping the highest layer.
+        tokens: fraction of the tokens that skip the middle layers.
+    """
 
     layers: float = 0.0
     tokens: float = 0.0
@@ -216,17 +228,25 @@ NOTHING = Dropping()
 
 
 def dropped_layers(dropping: Dropping, *, layers: int, step: int, steps: int, seed: int) -> tuple[int, ...]:
-    """The layers left out in a step of `steps`, the whole budget: layer l of L is kept with probability 1 - l / L * (1 - theta(t))."""
+    """Return the layers to skip in a step: layer l of L is kept with probability 1 - l / L * (1 - theta(t)).
+
+    Args:
+        dropping: strength of the dropping.
+        layers: number of layers L.
+        step: index of the step t.
+        steps: steps of the whole budget, which scale theta.
+        seed: determines the draws, together with the step.
+    """
     kept = dropping.layers * math.exp(-STEEPNESS * step / steps) + 1 - dropping.layers
     draws = generator(seed, "layers dropped", str(step)).random(layers)
     return tuple(layer for layer in range(layers) if draws[layer] < (layer + 1) / layers * (1 - kept))
 
 
 def skipped_layers(layers: int) -> range:
-    """The layers that dropped tokens skip: the upper half but for the last."""
+    """Return the layers that dropped tokens skip: the upper half without the last layer."""
     return range(layers // 2, layers - 1)
 
 
 def kept_tokens(dropping: Dropping, length: int) -> int:
-    """How many of `length` tokens pass all layers."""
+    """Return how many of `length` tokens pass all layers."""
     return length - math.floor(dropping.tokens * length)

@@ -2,8 +2,8 @@
 
 Input: settings that all runs share (`TrainSetup`), the run (`RunSpec`).
 Output: the points of the loss curve and the trained tensors.
- A run goes through its strategy's stages; each is one call of `training.train`, so a stopped run goes on in the stage in which it
-was, and a run of more steps may begin where a shorter one left the common stretch.
+A run executes the stages of its strategy. Each stage is one call of `training.loop.train`, so a stopped run resumes in the stage where it
+stopped. A longer run can start from the state that a shorter run saved at the end of their common steps.
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """What all runs of a comparison share.
+    """Settings that all runs of a comparison share.
 
     Attributes:
-        sequence_length: tokens of an example (of an image: its patches). evaluate_every: steps between the points of a curve.
+        family: model family of the target.
+        slices: training split.
+        batch_size: examples per step.
+        micro_batch_size: examples per forward and backward pass; the gradients of a batch are accumulated.
+        sequence_length: tokens per example; for an image, its patches.
+        evaluate_every: steps between two points of a curve.
+        device: torch device.
+        autocast: whether passes run in bfloat16 autocast.
     """
 
     family: Family
@@ -53,13 +60,13 @@ class TrainSetup:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Return the tokens per step."""
         return self.batch_size * self.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """The source as it teaches: its model, its tensors, its config."""
+    """The source as a teacher: its model, its tensors by canonical name, and its config."""
 
     model: LibraryModel
     parameters: Tensors
@@ -68,13 +75,21 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One run: what is trained, from where, how.
+    """Settings of one run.
 
     Attributes:
-        config: the target's. start: its tensors by canonical name; None: drawn. added: name -> where a tensor is new, [shape] bool.
-        stages: the strategy's. steps, warmup, learning_rate, shape, seed: of training. budget: steps of a run to the end, by which
-            layers are dropped. dropping: what is left out.
-        examples: what the curve is read on.
+        config: config of the target.
+        start: initial tensors by canonical name; None for random weights.
+        added: name -> bool mask with the tensor's shape, true for entries that growth added; None where all entries learn.
+        stages: stages of the strategy.
+        steps: steps of this run.
+        warmup: steps in which the learning rate rises.
+        budget: steps of the whole budget, which determine the layer dropping schedule.
+        learning_rate: peak learning rate.
+        shape: name of the learning rate schedule.
+        seed: determines random weights, batches, sub-models and dropping.
+        dropping: layers and tokens to skip.
+        examples: examples on which the loss curve is evaluated.
     """
 
     config: Config
@@ -92,7 +107,7 @@ class RunSpec:
 
     @cached_property
     def spans(self) -> tuple[range, ...]:
-        """The steps of each stage."""
+        """Return the range of steps of each stage. Every stage has at least one step."""
         assert self.steps >= len(self.stages)
         ends, done = [0], 0.0
         for number, stage in enumerate(self.stages, start=1):
@@ -104,7 +119,7 @@ class RunSpec:
 
 
 def add_layers(family: Family, tensors: Tensors, config: Config, old: int, new: int, layers_from: str) -> Tensors:
-    """The tensors of a model that had `old` layers with `new` of them: the stack again, or its top layers on top."""
+    """Return the tensors of a model grown from `old` to `new` layers: the whole stack repeated, or its top layers copied on top."""
     added = new - old
     sources = {
         "stack": [layer % old for layer in range(new)],
@@ -120,7 +135,7 @@ def add_layers(family: Family, tensors: Tensors, config: Config, old: int, new: 
 
 
 def schedule_of(run: RunSpec) -> Schedule:
-    """One schedule over all stages; after each change of the model the rate rises anew, in a fifth of the stage at most."""
+    """Return one schedule over all stages. Each later stage starts with a new warmup of at most a fifth of the stage."""
     begins = {span.start: max(1, min(run.warmup, len(span) // 5)) for span in run.spans[1:]}
     return Schedule(steps=run.steps, warmup=run.warmup, shape=run.shape, begins=begins)
 
@@ -134,15 +149,18 @@ def train_run(
     milestone: tuple[int, StateStore] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[list[dict[str, float]], Tensors]:
-    """Train.
+    """Train one run through all its stages.
 
     Args:
-        store: number of the stage -> where its state is kept.
-        milestone: steps, and where the state after them is kept for a longer run; of runs of one stage.
-        on_step: told steps done and operations so far.
+        setup: settings that all runs share.
+        run: settings of this run.
+        teacher: the source as a teacher; None if the strategy uses none.
+        store: stage number -> storage for its training state, or None.
+        milestone: number of steps and storage for the state after them, from which a longer run resumes; only for single-stage runs.
+        on_step: called with the steps done and the FLOPs so far.
 
     Returns:
-        The curve: `step`, `flops` (of training alone), `loss`; and the tensors in the end.
+        The curve as a list of `step`, `flops` (training only) and `loss`; and the final tensors by canonical name.
     """
     family, schedule = setup.family, schedule_of(run)
     points: list[dict[str, float]] = []
@@ -178,7 +196,7 @@ def train_run(
 
 
 class _StageTrainer:
-    """One stage while it is trained."""
+    """Trains one stage of a run."""
 
     def __init__(
         self,
@@ -201,7 +219,7 @@ class _StageTrainer:
             for row in self.family.rows_for(config)
             for layer in self.family.layers(row, config)
         }
-        # As torch's fused kernels and a state read back take them.
+        # Fused optimizer kernels and restored states require contiguous tensors.
         self.start = {name: start[name].detach().contiguous() for name in self.rows}
         self.step = Step(
             family=self.family,
@@ -234,12 +252,12 @@ class _StageTrainer:
         self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
 
     def tensors(self) -> Tensors:
-        """The tensors as they are now, detached."""
+        """Return the current tensors, detached."""
         with torch.no_grad():
             return {name: tensor.detach() for name, tensor in self._given(self.layers, late=True).items()}
 
     def _given(self, height: int, *, late: bool) -> Tensors:
-        """The tensors of the model of `height` layers: those that learn as parameters, the others as they are."""
+        """Return the tensors of the sub-model with `height` layers; those that learn carry gradients."""
         found: Tensors = {}
         for name, (row, layer) in self.rows.items():
             if row.depth == self.axis and layer is not None and layer >= height:
@@ -274,7 +292,7 @@ class _StageTrainer:
         spent = {self.span.start: flops}
 
         def cost(step: int) -> float:
-            """Operations up to and with this step."""
+            """Return the FLOPs up to and including this step."""
             done = max(at for at in spent if at <= step + 1)
             for at in range(done, step + 1):
                 spent[at + 1] = spent.pop(at) + self._step_flops(at)
@@ -314,14 +332,14 @@ class _StageTrainer:
         return outcome.log
 
     def _step_flops(self, step: int) -> int:
-        """Operations of one step, exactly as it was: its sub-model, what was left out, what learned, the teacher."""
+        """Return the FLOPs of one step as executed: the sub-model drawn, the skipped layers, the trained tensors, the teacher."""
         height, dropped, late = key = (self._height(step), self._dropped(step), self._late(step))
         if key not in self._flops:
             self._flops[key] = self.step.flops(height, dropped, late=late)
         return self._flops[key]
 
     def _early_steps(self) -> int:
-        """Steps of this stage in which its exits, teacher and frozen tensors hold."""
+        """Return the number of steps of this stage in which its sub-models, teacher and frozen tensors apply."""
         return round(self.stage.until_fraction * len(self.span))
 
     def _late(self, step: int) -> bool:
@@ -347,7 +365,7 @@ class _StageTrainer:
         drawn = setup.slices.batch(step, batch_size=setup.batch_size, seed=self.run.seed)
         batch = on_device(drawn, setup.device, torch.float32)
         if self.run.dropping.tokens:
-            # Drawn for the whole batch, whatever the micro batches: no model asks for this.
+            # Draw for the whole batch, so that the draws do not depend on the micro-batch size. Models ignore this key.
             draws = generator(self.run.seed, "tokens dropped", str(step)).random(
                 (setup.batch_size, setup.sequence_length)
             )
@@ -379,7 +397,7 @@ class _StageTrainer:
 
 
 def _distillation_loss(teacher: Teacher, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """tau^2 KL(teacher || student) at temperature tau, a mean over what the task asks for (arXiv:2105.13880, section 3)."""
+    """Return tau^2 KL(teacher || student) at temperature tau, the mean over labelled positions (arXiv:2105.13880, section 3)."""
     with torch.no_grad():
         given = teacher.model(teacher.parameters, batch)
     student, other = logits.float(), given.float()

@@ -67,10 +67,15 @@ class _BranchedState:
 
 
 class JobRunner:
-    """Runs jobs.
+    """Runs the jobs of a comparison.
 
     Args:
-        source: folder of the source. work: folder for states and operators, this comparison's own. threads: of torch; 0 for its choice.
+        experiment: the plan of the comparison.
+        slices: the data splits.
+        source: folder of the source checkpoint.
+        work: folder of this comparison for training states and operators.
+        device: torch device.
+        threads: number of torch threads; 0 for torch's default.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class JobRunner:
     # Starts.
 
     def operator(self, method: Method, seed: int) -> Operator:
-        """A method's operator: learned where it learns one (its job has been done before), else its start's."""
+        """Return a method's operator: the learned one, which an earlier `fit` job has stored, or else the one of its initialisation."""
         if method.learns_operator:
             return read_operator(self._operator_file(method, seed))
         return initial_operator(start_of(self.plan, method, seed))
@@ -161,7 +166,7 @@ class JobRunner:
         return FolderState(self.work / "states" / f"{name}.safetensors")
 
     def measured(self, parameters: Mapping[str, torch.Tensor], what: Objective, examples: Examples) -> float:
-        """A mean over held-out examples."""
+        """Return the mean of an objective over held-out examples."""
         return mean_loss(
             what,
             parameters,
@@ -173,7 +178,7 @@ class JobRunner:
         )
 
     def accuracy(self, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> float | None:
-        """Top-1 on the test slice; None where the task has no such figure."""
+        """Return the top-1 accuracy on the test split; None if the task has no accuracy."""
         share = model.task.accuracy
         if share is None:
             return None
@@ -320,7 +325,7 @@ def _train(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[
             "accuracy": runner.accuracy(model, tensors),
             "budget_fraction": job.budget_fraction,
         },
-        # By which rates are chosen: the curve is read on another slice.
+        # Learning rates are chosen by this loss; the curve uses the test split.
         "validation_loss": _finite(runner.measured(tensors, model.loss, runner.slices.validation)),
     }
 
