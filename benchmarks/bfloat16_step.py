@@ -1,6 +1,9 @@
-"""What bfloat16 arithmetic does to a training step, by width: ratios of float32 to bfloat16 steps that ran one after the other.
+"""Measure the speed of a training step in bfloat16 relative to float32, by model width.
 
-python benchmarks/bfloat16_step.py
+    python benchmarks/bfloat16_step.py
+
+Output: per shape, the median, smallest and largest ratio of float32 to bfloat16 step times. The two steps of a pair run one after the
+other.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from ligo_convert.families.registry import FAMILIES
 from ligo_convert.training.functional_model import LibraryModel
 from ligo_convert.training.pretrain import drawn_model
 
-# Width, layers, vocabulary; the last is GPT2-Base.
+# Width, layers, vocabulary size; the last shape is GPT2-Base.
 SHAPES = ((128, 6, 1024), (256, 6, 4096), (512, 8, 8192), (768, 12, 50257))
 
 

@@ -1,12 +1,12 @@
-"""How close a conversion that only copies comes to a copy: wall and CPU time as ratios to a plain byte copy of the same target.
+"""Measure the overhead of a conversion that only copies tensors: wall and CPU time relative to a plain byte copy of the same target.
 
     python scripts/make_source.py gpt2 /tmp/gpt2-base
     python benchmarks/copy_speed.py /tmp/gpt2-base --runs 5
 
-The job is depth growth by stacking, L to 2 L layers: every target tensor is a source tensor. The plain copy reads the same bytes
-of the source and writes the same bytes of the target with nothing else: no digest, no check, one fsync. Runs alternate, and the
-figures are the median, smallest and largest ratio of pairs, so that what else the machine does counts on both sides alike.
-Absolute times mean nothing.
+The conversion stacks L layers to 2 L layers, so every target tensor is a source tensor. The plain copy reads the same bytes of the
+source and writes the same bytes of the target, without digests or checks and with one fsync. The two kinds of run alternate, so that
+other load on the machine affects both alike. The output is the median, smallest and largest ratio of the pairs. Absolute times are not
+meaningful.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ with open(out, "wb") as target:
 
 
 def timed(command: list[str]) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds and peak bytes of one command."""
+    """Run a command and return its wall seconds, CPU seconds and peak memory in bytes."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -51,7 +51,7 @@ def timed(command: list[str]) -> tuple[float, float, int]:
 
 
 def byte_plan(source: Path) -> tuple[list[tuple[str, int, int]], str, int]:
-    """(file, start, length) of every target tensor in order, the depth key, and the target's depth."""
+    """Return (file, start, length) of every target tensor in order, the config key of the depth, and the target's depth."""
     from ligo_convert.hub.resolve import open_source
 
     with open_source(str(source.absolute()), base=source, weights=False) as opened:
@@ -93,7 +93,7 @@ def main(source: Path, runs: int) -> None:
         for number in range(runs + 1):
             reference = timed(plain)
             result = timed(ours)
-            if number:  # the first pair warms the page cache
+            if number:  # the first pair only warms the page cache
                 pairs.append((reference, result))
             (work / "plain.bin").unlink()
             shutil.rmtree(work / "out")

@@ -1,10 +1,13 @@
-"""What a model without a head should be learned by: a fit for every objective of the table, judged alike.
+"""Compare training objectives for models without a head: one fit per objective and learning rate, evaluated alike.
 
     python benchmarks/encoder_objectives.py ENCODER 'corpus/*.txt' --width net2net --depth stack
 
-What comes in: an encoder's directory (BERT, RoBERTa), text, a start that is not exact, so that there is something to learn. What goes out:
-a line an objective and rate: on held-out text, how far the target's sentence cosines (mean-pooled states) are from the source's, and how
-far its states are, read back, relative to their size. All from the same start, on the same batches.
+Input: the directory of an encoder (BERT, RoBERTa), text, and an inexact initialisation, so that the fit can improve it.
+Output: one line per objective and learning rate with two errors on held-out text: the difference between the sentence cosines (of
+mean-pooled states) of target and source, and the difference of the target's states, read back to the source's width, relative to the
+size of the source's states.
+
+All fits start from the same initialisation and use the same batches.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a training step costs when OpenMP's threads wait by spinning and when they sleep, alone and beside other load.
+"""Measure the time of a training step when OpenMP threads wait by spinning, relative to sleeping, with and without other load.
 
     python benchmarks/openmp_wait.py --load 2
 
-Every figure is the median step of a child process that trains the quickstart's target shape; `--load` busy processes run beside it. The
-ratio is spinning / sleeping of children that ran one after the other.
+Each time is the median step of a child process that trains the quickstart's target shape while `--load` busy processes run.
+Each ratio divides the time with spinning threads by the time with sleeping threads, of two children run one after the other.
 """
 
 from __future__ import annotations

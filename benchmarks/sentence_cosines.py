@@ -1,9 +1,12 @@
-"""How far grown sentence encoders are from their source: cosines between mean-pooled embeddings, all pairs of some lines of a text.
+"""Measure how much the sentence similarities of grown encoders differ from those of their source.
 
     python benchmarks/sentence_cosines.py ENCODER OUT [OUT ...] --text book.txt
 
-What comes in: the source's directory (with its tokenizer), directories grown from it, a text. What goes out: for each of them the mean
-and the largest difference of a cosine over all pairs of lines. All of them are measured on the same lines in one run.
+Input: the source's directory (with its tokenizer), directories of models grown from it, and a text.
+Output: for each grown model, the mean and the largest absolute difference from the source in the cosine of two mean-pooled embeddings,
+over all pairs of lines.
+
+All models are measured on the same lines in one run.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ BATCH = 20
 
 
 def embeddings(directory: Path, lines: list[str], dtype: torch.dtype) -> torch.Tensor:
-    """[lines, width] float32, of length one."""
+    """Return the mean-pooled embeddings of the lines, normalised to length one: [lines, width] float32."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(directory, local_files_only=True, dtype=dtype).eval()
     pooled = []

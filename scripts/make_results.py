@@ -5,9 +5,11 @@
     python scripts/make_results.py --into docs/results
     python scripts/make_results.py --into docs/results --check
 
-What comes in: directories of `ligo-convert compare`, each by its kind: `gpt2`, `bert` or `cait`, with a suffix for a further run. What goes
-out: results.json, which holds the plain figures of every kind, and the page and the pictures, which are made of it alone. A kind that is
-given replaces that kind; without any, the page is made again. `--check` writes nothing, and exits 1 where the page is not up to date.
+Input: output directories of `ligo-convert compare` as KIND=DIR. A kind is `gpt2`, `bert` or `cait`, with a suffix for a further run.
+Output: results.json with the figures of every kind, and the page and the pictures, which are made from results.json alone.
+
+A given kind replaces the recorded one. Without arguments, the page and the pictures are written again. `--check` writes nothing and
+exits with 1 if the page is out of date.
 """
 
 from __future__ import annotations
@@ -38,15 +40,21 @@ RECORD, FIGURES, PAGE, PICTURES = "compare.json", "results.json", "results.md", 
 READS, FORMAT = "ligo-comparison/2", "ligo-results/2"
 RECIPES = Path(__file__).parent.parent / "recipes"
 VERSIONS = ("torch", "transformers", "timm")
-POINTS = 45  # of a curve, about
-WIDTH = 120  # of a command, of text in a block
+POINTS = 45  # approximate number of points kept per curve
+WIDTH = 120  # line length of commands and text blocks
 
 Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A heading, what it was trained on, and what its recipe leaves to the command line."""
+    """A kind of comparison.
+
+    Attributes:
+        title: heading of its section.
+        data: description of the training data.
+        given: arguments that the recipe requires on the command line.
+    """
 
     title: str
     data: str
@@ -63,7 +71,7 @@ KINDS = {
 SUFFIXES = {"seeds": "several seeds"}
 _NAME = re.compile(rf"({'|'.join(KINDS)})(-[a-z0-9]+)*")
 
-# What LiGO is measured by: methods of other papers, but for the exact starts, from which `ligo` itself begins.
+# Methods that LiGO is compared with: those of other papers, without the exact starts, because `ligo` itself starts from one.
 BASELINES = (
     "stackbert",
     "mslt",
@@ -114,7 +122,7 @@ run, how FLOPs are counted, and how each method is defined.
 
 
 def main_record(path: Path) -> dict[str, Any]:
-    """compare.json of a directory. Raises click.ClickException."""
+    """Read compare.json of a directory. Raises click.ClickException."""
     try:
         found = json.loads((path / RECORD).read_bytes())
     except OSError as error:
@@ -131,7 +139,7 @@ def main_record(path: Path) -> dict[str, Any]:
 
 
 def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[str, Any]:
-    """What results.json keeps of a comparison: all that page and picture are made of, its curves thinned."""
+    """Return the entry of a comparison in results.json: everything that the page and the picture need, with thinned curves."""
     source, data = record["source"], record.get("data") or {}
     budget = record["budget"]
     return {
@@ -139,7 +147,7 @@ def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[s
         "trained_on": _kind(kind).data if _recipe(record["recipe"]) is not None else None,
         **{key: record[key] for key in ("recipe", "family", "architecture", "task", "parameters")},
         "budget": {**budget, "flops": _whole(budget["flops"])},
-        # Its label may be a place on a machine.
+        # The label is left out, because it may be a local path.
         "source": {key: source.get(key) for key in ("flops", "fraction_of_scratch", "loss", "accuracy")},
         **{key: record[key] for key in ("schedule", "grid", "seeds")},
         "data": {unit: data[unit] for unit in ("tokens", "images") if unit in data},
@@ -174,7 +182,10 @@ def _method(record: Data, method: Data) -> dict[str, Any]:
 
 
 def _kept(curves: Sequence[Sequence[Data]], goals: Sequence[float | None]) -> set[int]:
-    """Which points of a method's curves are kept, the same of every seed: both ends, where scratch's loss is reached, some between."""
+    """Return the indices of the curve points to keep, the same for every seed.
+
+    These are both ends, the point where scratch's loss is reached and the one before it, and evenly spaced points between.
+    """
     longest = max(map(len, curves))
     if longest <= POINTS:
         return set(range(longest))
@@ -190,12 +201,12 @@ def _kept(curves: Sequence[Sequence[Data]], goals: Sequence[float | None]) -> se
 
 
 def _whole(value: float) -> float:
-    """FLOPs as a whole number where they are one."""
+    """Return a whole number as an int, so that JSON shows it without a decimal point."""
     return int(value) if float(value).is_integer() else value
 
 
 def command_of(record: Data, kind: str) -> str:
-    """The command that makes a comparison: its recipe, and what was not as the recipe has it."""
+    """Return the command that reproduces a comparison: its recipe and the settings that differ from it."""
     name = printable(record["recipe"])
     recipe = _recipe(name)
     words = ["ligo-convert", "compare", f"recipes/{name}" if recipe is not None else name]
@@ -210,7 +221,7 @@ def _recipe(name: str) -> Recipe | None:
 
 
 def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
-    """What the command line laid over the recipe's `compare`, as far as the record tells."""
+    """Yield the command line arguments that override the recipe's `compare` section, as far as the record shows them."""
     settings = recipe.compare or CompareConfig()
     budget, grid = record["budget"], record["grid"]
     if settings.methods is None:
@@ -237,7 +248,7 @@ def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
 
 
 def full(figures: Data) -> dict[str, Any]:
-    """A kind of results.json as the picture wants a comparison."""
+    """Return an entry of results.json in the form of compare.json that the plot requires."""
     methods = {}
     for name, method in figures["methods"].items():
         runs = {
@@ -253,7 +264,7 @@ def full(figures: Data) -> dict[str, Any]:
 
 
 def page(results: Data) -> str:
-    """docs/results/results.md."""
+    """Return the text of docs/results/results.md."""
     kinds: Data = results["kinds"]
     lines = [
         "# Results",
@@ -438,7 +449,7 @@ def _saved(name: str, method: Data, way: str, charged: bool) -> str:
 
 
 def _rank(name: str, method: Data, charged: bool) -> tuple[bool, float, float, str]:
-    """Most saved first, then the lowest loss; scratch saves nothing."""
+    """Return a sort key: the largest saving first, then the lowest loss. Scratch counts as a saving of zero."""
     saved = 0.0 if name == SCRATCH else method["savings"]["net" if charged else "paper"]
     loss = _mean([run["final"]["loss"] for run in _runs(method)])
     return saved is None, -(saved or 0.0), float("inf") if loss is None else loss, name
@@ -467,7 +478,7 @@ def _count(things: Sequence[object], word: str) -> str:
 
 
 def _alternative(figures: Data) -> str:
-    """The picture for those who cannot see it: no foreign words, as nothing is escaped here."""
+    """Return the alternative text of the picture. It contains no foreign text, because nothing is escaped here."""
     loss = scratch_loss(full(figures))
     end = "" if loss is None else f"; scratch ends at {loss:.3f}"
     right = "with it" if source_cost_known(figures) else "nothing, because that cost is not known"
@@ -478,12 +489,12 @@ def _alternative(figures: Data) -> str:
 
 
 def _fence(text: str) -> str:
-    """A line that opens and closes a block of code with this text in it."""
+    """Return a code fence longer than any run of backticks in the text."""
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def _folded(command: str) -> Iterator[str]:
-    """A command in lines that a shell takes as one, broken before its options."""
+    """Yield a shell command in lines with continuation marks, broken before its options."""
     line = ""
     for part in re.split(r" (?=--)", printable(command)):
         if line and len(line) + len(part) > WIDTH:
@@ -504,7 +515,7 @@ def _block(text: str) -> Iterator[str]:
 
 
 def stored(value: object, level: int = 0) -> str:
-    """JSON in lines short enough to see what changed: what holds no mapping stands in one."""
+    """Return JSON that gives readable diffs: a value that contains no mapping stands on one line."""
     if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
         items = [f"{json.dumps(str(key))}: {stored(item, level + 1)}" for key, item in value.items()]
         indent = "\n" + " " * (level + 1)
@@ -513,7 +524,7 @@ def stored(value: object, level: int = 0) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """results.json, or one without a kind where there is none. Raises click.ClickException."""
+    """Read results.json; return an empty one if the file does not exist. Raises click.ClickException."""
     if not path.exists():
         return {"format": FORMAT, "kinds": {}}
     found: dict[str, Any] = json.loads(path.read_bytes())
@@ -565,7 +576,7 @@ def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], ch
     (into / PAGE).write_text(page(results), encoding="utf-8")
     for kind, figures in results["kinds"].items():
         picture = into / PICTURES / f"{kind}.png"
-        # Another version of matplotlib draws other bytes: a kind that is not given keeps its picture.
+        # Another matplotlib version writes other bytes, so a kind that is not given keeps its picture.
         if kind in given or not given or not picture.exists():
             picture.write_bytes(comparison_png(full(figures)))
     click.echo(f"{into / PAGE}: {', '.join(results['kinds']) or 'no comparison yet'}")

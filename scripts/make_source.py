@@ -1,12 +1,14 @@
-"""Make a full-size source checkpoint where none can be downloaded: real shapes, weights drawn as the library initialises them.
+"""Make a full-size source checkpoint without a download: real shapes, with random weights as the library initialises them.
 
     python scripts/make_source.py gpt2 out/gpt2-base --tokenizer path/to/gpt2-tokenizer
     python scripts/make_source.py llama out/llama-1b --set hidden_size=2048 --set num_hidden_layers=22 --dtype bfloat16
     python scripts/make_source.py bert out/bert-encoder --head BertModel
     python scripts/make_source.py cait out/cait-xs24 --architecture cait_xs24_384
 
-What comes in: a family's name and config keys over the library's defaults. What goes out: a directory as transformers or timm writes it
-(config.json, safetensors, the tokenizer's files). Such a model has learned nothing; it is for memory, speed and loading, not for losses.
+Input: a family name, and config keys that replace the library's defaults.
+Output: a directory in the format of transformers or timm (config.json, safetensors, the tokenizer's files).
+
+The model is untrained. Use it to test memory, speed and loading, not losses.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Run the comparisons that docs/results/results.md is made of, one after another, for as long as there is time; run again, it goes on.
+"""Run the comparisons for docs/results/results.md one after another within a time limit; the same command resumes them.
 
     python scripts/run_results.py out/results --images DIR --minutes 50
     python scripts/run_results.py out/results --only gpt2,gpt2-seeds
 
-What comes in: a folder for the comparisons, CIFAR-10's training images with a folder a class (without them the vision kind is left out).
-What goes out: a finished comparison a kind, which `scripts/make_results.py` makes the page of. When the time is up the comparison at work
-is asked to stop, which loses nothing.
+Input: a folder for the comparisons, and CIFAR-10's training images with one folder per class (without them the vision kind is skipped).
+Output: one finished comparison per kind, from which `scripts/make_results.py` makes the page.
+
+When the time is up, the running comparison is asked to stop. It keeps its progress.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import click
 RECIPES = Path(__file__).parent.parent / "recipes"
 STOPPED = 128 + signal.SIGTERM
 
-# Kind -> what follows `ligo-convert compare`. More seeds and a larger model for scratch, the best baselines and ours alone.
+# Kind -> arguments of `ligo-convert compare`. Several seeds are run only for scratch, the best baselines and LiGO.
 FEW = "net2net,direct,lemon,ligo"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "gpt2": ("compare_gpt2.yaml",),
@@ -42,7 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 @click.option("--minutes", type=float, help="Stop when they are over.")
 @click.option("--only", help="Kinds, commas between; default: all.")
 def main(folder: Path, images: str | None, minutes: float | None, only: str | None) -> None:
-    """Run what is not finished yet."""
+    """Run the comparisons that are not finished."""
     end = time.monotonic() + 60 * minutes if minutes is not None else None
     kinds = only.split(",") if only else list(COMMANDS)
     unknown = [kind for kind in kinds if kind not in COMMANDS]
@@ -65,7 +66,7 @@ def main(folder: Path, images: str | None, minutes: float | None, only: str | No
 
 
 def _run(arguments: list[str], end: float | None) -> int:
-    """One comparison; the exit code, that of a stop where the time is over."""
+    """Run one comparison and return its exit code, or STOPPED if no time is left."""
     left = None if end is None else end - time.monotonic()
     if left is not None and left <= 0:
         return STOPPED
