@@ -163,7 +163,7 @@ class Experiment:
             tokens=fit.batch_size * self.length,
             sequence_length=self.length,
         )
-        # Finding the best step requires an evaluation at the start and after every `evaluate_every` steps.
+        # Finding the best step requires an evaluation at the start, after every `evaluate_every` steps, and at the end.
         looks = 1 + -(-fit.steps // fit.evaluate_every)
         return learning + looks * self._held_out_flops(target)
 

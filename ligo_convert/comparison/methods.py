@@ -1,4 +1,4 @@
-"""The methods of `compare` in one table: each has an initialisation, a training strategy and optionally a learned operator.
+"""Define the methods of `compare`: each has an initialisation, a training strategy and optionally a learned operator.
 
 Input: a method name, with options after plus signs (`ligo+token-drop`), or WIDTH/DEPTH (`lemon/stack`).
 Output: a `Method`. The initialisations are defined in `growth.width_methods` and `growth.depth_methods`, the strategies in `strategies`.

@@ -107,7 +107,7 @@ def _setup(data: Mapping[str, Any]) -> str:
 
 
 def _finding(data: Mapping[str, Any]) -> str:
-    """The main result in a sentence or two, by the figures alone."""
+    """Return the main result in one or two sentences, derived only from the figures."""
     level = scratch_loss(data)
     if level is None:
         return "Scratch ended without a loss, so there is nothing to compare with."
@@ -206,14 +206,14 @@ def _saving(name: str, method: Mapping[str, Any], kind: str, data: Mapping[str, 
 
 
 def _rank(name: str, method: Mapping[str, Any], kind: str) -> tuple[bool, float, bool, float, str]:
-    """Most saved first, then the lowest loss; scratch saves nothing."""
+    """Return a sort key: the largest saving first, then the lowest loss. Scratch counts as a saving of zero."""
     saved = 0.0 if name == SCRATCH else finite(method["savings"].get(kind))
     loss = finite(method["final"].get("loss"))
     return saved is None, -(saved or 0.0), loss is None, loss or 0.0, name
 
 
 def _method(name: str, method: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page says about one method: summary, paper, tuning runs."""
+    """Return the facts about one method that the page shows: summary, paper, tuning runs."""
     facts = [str(method["paper"])] if method.get("paper") not in (None, "", "-") else []
     facts += [f"keeps the source's function: {method['preserving']}"] if method["needs_source"] else []
     runs = []
@@ -273,7 +273,7 @@ def _share(part: object) -> str:
 
 
 def _start(start: Mapping[str, Any] | None) -> str:
-    """Width and depth, as the command line takes them."""
+    """Return the width and depth method in the form that the command line takes."""
     parts = [str(start[axis]) for axis in ("width", "depth") if start.get(axis)] if start else []
     return "drawn at random" if set(parts) <= {"random"} else "/".join(parts)
 
