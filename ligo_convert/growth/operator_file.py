@@ -1,6 +1,7 @@
-"""Read, check and serialise growth operators: safetensors arrays with the rest as JSON in the metadata key `ligo`.
+"""Read, check and serialise growth operators: arrays as safetensors, all other fields as JSON in the metadata key `ligo`.
 
-Input: a file, or an `Operator`. Output: an `Operator` that growth can apply, or arrays and metadata for the safetensors writer.
+Input: a file, or an `Operator`.
+Output: an `Operator` that growth can apply, or arrays and metadata for the safetensors writer.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from ligo_convert.growth.operator import MAP_FIELDS, Operator, Term
 
 
 def read_operator(path: Path) -> Operator:
-    """Read the growth operator of a file and check it against its family.
+    """Read the growth operator of a file and check that it fits its family.
+
+    Args:
+        path: a safetensors file.
 
     Raises:
-        SourceError: the file holds no operator, or one that cannot be applied.
+        SourceError: the file holds no operator, or the operator cannot be applied.
     """
     descriptor = open_file(path)
     try:
@@ -60,12 +64,12 @@ def read_operator(path: Path) -> Operator:
 
 
 def family_of(operator: Operator) -> Family:
-    """Return the family of an operator, narrowed to the target's class."""
+    """Return the family of an operator, narrowed to the class of the target (`operator.head`)."""
     return FAMILIES[operator.family].for_architecture(operator.head)
 
 
 def _is_sound(found: Map) -> bool:
-    """Return True if the three arrays make one map: matching shapes, and indices inside the axis."""
+    """Return True if index, weight and tail form one map: their shapes match, and the indices are int64 and lie inside the axis."""
     return (
         found.index.ndim == 1
         and found.index.dtype == np.int64
@@ -76,10 +80,18 @@ def _is_sound(found: Map) -> bool:
 
 
 def check_operator(operator: Operator, family: Family, *, label: str) -> None:
-    """Check that growth can apply an operator: every map and matrix has the right shape and every index is in range.
+    """Check that growth can apply an operator.
+
+    The configs give valid sizes, every rewrite is known, every map and matrix has the required shape, every index is in range, every stream
+    that grows has a width map, and the flags of layers match the target.
+
+    Args:
+        operator: the operator to check.
+        family: its family, narrowed to the class of the target.
+        label: name of the operator in error messages.
 
     Raises:
-        SourceError: a map or matrix does not fit. The message names it.
+        SourceError: a check fails. The message names the part that does not fit.
     """
     try:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
@@ -138,7 +150,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def describe(operator: Operator) -> dict[str, str]:
-    """The metadata of `operator.safetensors`: everything but the arrays, as one canonical JSON text."""
+    """Return the metadata of `operator.safetensors`: all fields except the arrays, as one canonical JSON text."""
     names = operator.map_names()
     terms = [
         {
@@ -174,7 +186,7 @@ def describe(operator: Operator) -> dict[str, str]:
 
 
 def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
-    """Return the arrays in the form that the safetensors writer takes."""
+    """Return the arrays of an operator as (spec, bytes) pairs for the safetensors writer."""
     result = []
     for name, array in operator.arrays():
         array = np.ascontiguousarray(array)
@@ -188,10 +200,16 @@ def stored_arrays(operator: Operator) -> list[tuple[TensorSpec, memoryview]]:
 def restore(
     metadata: Mapping[str, str], specs: Mapping[str, TensorSpec], read: Callable[[str], Any], *, label: str
 ) -> Operator:
-    """Rebuild the operator from a file's metadata and arrays.
+    """Rebuild an operator from the metadata and arrays of a file.
+
+    Args:
+        metadata: the metadata of the safetensors header.
+        specs: tensor name -> dtype and shape.
+        read: returns the bytes of a tensor by name.
+        label: name of the file in error messages.
 
     Raises:
-        SourceError: the file holds no operator, or one of another format version.
+        SourceError: the file holds no operator, or an operator of another format version.
     """
     try:
         data = json.loads(metadata["ligo"])
