@@ -269,14 +269,29 @@ class _SourceModel:
                     expected="float64, float32, float16 or bfloat16",
                     found="no values (meta device)" if tensor.is_meta else tensor.dtype,
                 )
+            nonfinite = int((~torch.isfinite(tensor)).sum())
+            if nonfinite:
+                raise SourceError(
+                    f"{nonfinite} of {tensor.numel()} values are NaN or infinite",
+                    where=key,
+                    hint="grow a model with finite parameters",
+                )
         specs = {
             key: TensorSpec(name=key, dtype=_DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape))
             for key, tensor in tensors.items()
         }
+        inventory = claim_tensors(family, config, specs, label=name)
+        for alias, canonical in inventory.copies:
+            if not torch.equal(tensors[alias], tensors[canonical]):
+                raise SourceError(
+                    f"{alias} differs from {canonical}, but the model's config ties them",
+                    where=name,
+                    hint="set model.config.tie_word_embeddings = False if the head has its own weights",
+                )
         device = next(iter(tensors.values())).device.type if tensors else "cpu"
         return cls(
             config=config,
-            inventory=claim_tensors(family, config, specs, label=name),
+            inventory=inventory,
             tensors={key: tensor.cpu() for key, tensor in tensors.items()},
             # Models run where their kernels are exact enough to measure with.
             device=device if device == "cuda" else "cpu",

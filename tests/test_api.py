@@ -12,7 +12,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import transformers
@@ -167,7 +166,9 @@ def batches_of(kind: str) -> object:
         case "DataLoader":
             return torch.utils.data.DataLoader([{"input_ids": row} for row in rows], batch_size=2)
         case "Dataset":
-            return datasets.Dataset.from_dict({"input_ids": rows.tolist(), "label": [0] * len(rows)})
+            return pytest.importorskip("datasets").Dataset.from_dict(
+                {"input_ids": rows.tolist(), "label": [0] * len(rows)}
+            )
         case "one tensor":
             return rows
         case _:
@@ -197,7 +198,7 @@ def test_texts_are_tokenized(family: str, as_dataset: bool, tmp_path: Path) -> N
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = model_of(config_of(family, vocab_size=VOCABULARY), dtype=torch.float32)
     texts = [f"line {number} of a text that is long enough" for number in range(200)]
-    data = datasets.Dataset.from_dict({"text": texts}) if as_dataset else texts
+    data = pytest.importorskip("datasets").Dataset.from_dict({"text": texts}) if as_dataset else texts
     options = {"tokenizer": tokenizer, "sequence_length": 8, "batch_size": 4, "steps": 2}
     depth = TARGETS[family]["depth"]
     report = ligo_convert.grow(model, depth, data=data, **options).ligo
@@ -304,6 +305,36 @@ def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() ->
     for message, data in cases.items():
         with pytest.raises(RecipeError, match=message):
             ligo_convert.grow(model, TARGETS["bert"]["depth"], data=data)
+
+
+def test_labels_that_give_no_loss_or_another_loss_are_refused() -> None:
+    ids = torch.randint(3, 29, (2, 8))
+    masked = ids.masked_fill(torch.arange(8) < 3, -100)
+    cases: list[tuple[str, str, object]] = [
+        ("gpt2", "labels leave out tokens", [{"input_ids": ids, "labels": masked}] * 3),
+        ("gpt2", "no next token", [ids[:, :1]] * 3),
+        ("bert", "no token with a label", [{"input_ids": ids, "labels": torch.full_like(ids, -100)}] * 3),
+    ]
+    for family, message, data in cases:
+        with pytest.raises(RecipeError, match=message):
+            ligo_convert.grow(
+                model_of(config_of(family), dtype=torch.float32), TARGETS[family]["depth"], data=data, steps=1
+            )
+
+
+def test_a_head_that_the_config_calls_tied_must_be_tied() -> None:
+    model: Any = model_of(config_of("gpt2", tied=True), dtype=torch.float32)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    with pytest.raises(SourceError, match=r"lm_head\.weight differs from .*wte\.weight"):
+        ligo_convert.grow(model, {"n_layer": 3})
+
+
+def test_parameters_that_are_not_finite_are_refused() -> None:
+    model: Any = model_of(config_of("gpt2"), dtype=torch.float32)
+    with torch.no_grad():
+        model.transformer.wte.weight[3, 1] = float("nan")
+    with pytest.raises(SourceError, match=r"1 of .* values are NaN or infinite"):
+        ligo_convert.grow(model, {"n_layer": 3})
 
 
 def test_every_public_name_is_documented_with_its_signature() -> None:

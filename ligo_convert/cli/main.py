@@ -400,6 +400,7 @@ _ARRAY = (
 @click.option("--license", metavar="ID", help="Licence id. Default: the licence in the source's model card.")
 @click.option("--replace", is_flag=True, help="Delete files in the repository that were not uploaded by ligo-convert.")
 @click.option("--dry-run", is_flag=True, help="Check everything and list the changes, but upload nothing.")
+@_family_files
 @_as_json
 def publish(
     directory: Path,

@@ -159,15 +159,16 @@ def _iterate(data: object) -> Iterator[Any]:
 
 
 def _text_of(item: object) -> str | None:
-    """Return the text of an item: the item itself, its `text` field, or its only field that holds text."""
+    """Return the text of an item: the item itself, its `text` field, or its only field besides numbers."""
     if isinstance(item, str):
         return item
     if not isinstance(item, Mapping) or "input_ids" in item:
         return None
     if isinstance(item.get("text"), str):
         return str(item["text"])
-    fields = [value for value in item.values() if isinstance(value, str)]
-    return fields[0] if len(fields) == 1 else None
+    # A row with lists or more texts has metadata among them: its only string may be an id.
+    fields = [value for value in item.values() if value is not None and not isinstance(value, int | float)]
+    return fields[0] if len(fields) == 1 and isinstance(fields[0], str) else None
 
 
 def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
@@ -208,7 +209,23 @@ def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
             expected=list(ids.shape),
             found=list(arrays["labels"].shape),
         )
+    _check_labels(arrays.get("labels"), ids, wanted)
     return _Arrays(arrays=arrays, is_batch=ids.ndim == 2)
+
+
+def _check_labels(labels: np.ndarray | None, ids: np.ndarray, wanted: BatchFormat) -> None:
+    """Refuse a batch that gives no loss, or another loss than its labels ask for. Raises RecipeError."""
+    if wanted.task == "causal-lm":
+        if ids.shape[-1] < 2:
+            raise RecipeError("a sequence of one token has no next token", where=WHERE, expected="at least 2 tokens")
+        if labels is not None and (labels == IGNORED).any():
+            raise RecipeError(
+                "labels leave out tokens (-100), but the fit of a causal language model counts every token",
+                where=WHERE,
+                hint="leave out `labels`, or pass sequences without masked tokens",
+            )
+    elif labels is not None and (labels == IGNORED).all():
+        raise RecipeError("a batch has no token with a label", where=WHERE, expected="labels other than -100")
 
 
 def _image_arrays(item: object, wanted: BatchFormat) -> _Arrays:
@@ -289,6 +306,13 @@ def _sequences(texts: Sequence[str], wanted: BatchFormat, tokenizer: Any, number
         )
     frame = _frame(tokenizer) if wanted.task == "masked-lm" else ()
     length = wanted.sequence_length - len(frame)
+    if length < 1 or (wanted.longest is not None and wanted.sequence_length > wanted.longest):
+        raise RecipeError(
+            "the model cannot read sequences of this length",
+            where="sequence_length",
+            expected=f"{1 + len(frame)} to {wanted.longest}" if wanted.longest else f"at least {1 + len(frame)}",
+            found=wanted.sequence_length,
+        )
     end = next((mark for mark in (tokenizer.eos_token_id, tokenizer.sep_token_id) if mark is not None), None)
     separator = [] if end is None or frame else [end]
     joined: list[int] = []

@@ -110,6 +110,8 @@ def grow(
     by_name = {spec.name: spec for spec in specs}
     growth: _Growth | None = None
     for row in family.rows_for(operator.target):
+        if growth is not None:
+            growth.release()
         for layer in family.layers(row, operator.target):
             spec = by_name[family.written(row.name(layer))]
             if wanted is not None and spec.name not in wanted:
@@ -160,6 +162,12 @@ class _Growth:
         )
         self.row: Row | None = None
         self.source: RowSource
+
+    def release(self) -> None:
+        """Drop the source tensors of the last grown row: rows that are only copied may follow."""
+        from ligo_convert.growth.apply import RowSource
+
+        self.row, self.source = None, RowSource()
 
     def grown(self, row: Row, layer: int | None, spec: TensorSpec) -> memoryview:
         """Return one target tensor as bytes in the dtype of `spec`."""
