@@ -7,16 +7,45 @@ row is used; otherwise a SourceError.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from ligo_convert.errors import SourceError, some
-from ligo_convert.families.notation import expand, matcher
 from ligo_convert.families.schema import Config, Family, Head, Row
 
 # Canonical name -> the row and layer of the tensor.
 _Wanted = Mapping[str, tuple[Row, int | None]]
+
+# A tensor of `Family.resampled` at another size.
+_RESAMPLE = (
+    "{library} would interpolate it to the sizes in config.json, which changes its values; load the model in {library}, save it"
+    " again (timm.models.save_for_hf), and grow that"
+)
+
+# Names that no family's table has -> what they tell, and what to do.
+_FOREIGN = tuple(
+    (re.compile(pattern), told)
+    for pattern, told in (
+        (
+            r"^base_model\.model\.|\.lora_(A|B|embedding_[AB]|magnitude_vector)\b|\.base_layer\.",
+            "the name is one of a PEFT adapter; merge the adapter into its base model, and grow that:"
+            " PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(DIR)",
+        ),
+        (
+            r"\.(qweight|qzeros|g_idx|scales|biases|absmax|quant_map|quant_state\..*|SCB|weight_scale(_inv)?|weight_packed"
+            r"|weight_shape|input_scale)$",
+            "the name is one of a quantised model, which cannot grow; use the original checkpoint",
+        ),
+        (
+            r"^(module|_orig_mod|_forward_module|_fsdp_wrapped_module)\.",
+            "a training wrapper put the first part before the names, and {library} does not strip it; save the unwrapped model"
+            " (model.module.save_pretrained, accelerate's unwrap_model), and grow that",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +116,6 @@ def _match(
 ) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:
     """Canonical name -> tensor, and the names of ignored buffers. Raises SourceError."""
     sizes = family.sizes(config)
-    buffers = [matcher(pattern) for name in family.ignored for pattern in expand(name)]
     stored: dict[str, TensorSpec] = {}
     ignored, unclaimed = [], []
     for name, spec in tensors.items():
@@ -101,20 +129,21 @@ def _match(
                     hint="keep one",
                 )
             row, _ = wanted[canonical]
-            _check_spec(spec, family.shape(row, sizes), label)
-            stored[canonical] = spec
-        elif any(buffer.match(name) or buffer.match(family.optional_prefix + name) for buffer in buffers):
+            stored[canonical] = _checked_spec(family, row, spec, family.shape(row, sizes), label)
+        elif family.is_ignored(name):
             ignored.append(name)
         else:
             unclaimed.append(name)
-    if unclaimed and config.get("quantization_config"):
+    # `quantization` is MLX's key.
+    quantised = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
+    if unclaimed and quantised:
         raise SourceError(
-            f"{unclaimed[0]} belongs to a quantised model (config.json has a quantization_config)",
+            f"{unclaimed[0]} belongs to a quantised model (config.json has a {quantised})",
             where=label,
             hint="quantised checkpoints cannot grow; use the original checkpoint",
         )
     if unclaimed:
-        raise _unclaimed(family, unclaimed, sizes, label)
+        raise _unclaimed(family, config, unclaimed, label)
     return stored, tuple(ignored)
 
 
@@ -144,8 +173,8 @@ def _class_of(family: Family, parts: set[str], config: Config) -> Head:
     return next((head for head in best if head.architecture in names), best[0])
 
 
-def _check_spec(spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
-    """Raise SourceError unless a tensor is floating-point and has the given shape."""
+def _checked_spec(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, ...], label: str) -> TensorSpec:
+    """Return a tensor in the shape of its row. Raises SourceError unless it is floating-point and has that shape."""
     if spec.dtype not in FLOAT_DTYPES:
         raise SourceError(
             "a weight is not a floating-point tensor",
@@ -154,25 +183,65 @@ def _check_spec(spec: TensorSpec, shape: tuple[int, ...], label: str) -> None:
             found=spec.dtype,
             hint="quantised checkpoints cannot grow; use the original checkpoint",
         )
+    fewer = len(spec.shape) < len(shape) and spec.shape[:1] == shape[:1]
+    if row.pattern in family.flattened and fewer and spec.elements == math.prod(shape):
+        return replace(spec, shape=shape)
     if spec.shape != shape:
         raise SourceError(
             "a tensor does not have the shape that config.json gives",
             where=f"{label}: {spec.name}",
             expected=list(shape),
             found=list(spec.shape),
+            hint=_RESAMPLE.format(library=family.library) if row.pattern in family.resampled else "",
         )
+    return spec
 
 
-def _unclaimed(family: Family, names: list[str], sizes: Mapping[str, int], label: str) -> SourceError:
-    """The error for tensors that no row claims, with the row whose name is nearest."""
-    first = names[0]
-    patterns = {row.name(0 if row.depth else None): row.pattern for row in family.table}
-    near = difflib.get_close_matches(first, list(patterns), n=1, cutoff=0.0)
+def _unclaimed(family: Family, config: Config, names: list[str], label: str) -> SourceError:
+    """The error for tensors that no row claims: what their names tell, or the row whose name is nearest."""
     more = f" (+{len(names) - 1} more)" if len(names) > 1 else ""
-    depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in family.depth_axes)
+    told = next(filter(None, (_told_by_name(family, config, name) for name in names)), "")
     return SourceError(
-        f"{family.name}: no row claims {first}{more}",
+        f"{family.name}: no row claims {names[0]}{more}",
         where=label,
-        hint=f"nearest row: {patterns[near[0]] if near else '-'}\nconfig.json gives {depths};"
-        f" `ligo-convert describe {family.name}` lists all rows",
+        hint=told or _nearest_row(family, config, names[0]),
+    )
+
+
+def _told_by_name(family: Family, config: Config, name: str) -> str:
+    """What the name of an unclaimed tensor tells about the checkpoint, and what to do; "" if nothing."""
+    for pattern, told in _FOREIGN:
+        if pattern.search(name):
+            return told.format(name=name, library=family.library)
+    complete = family.complete(config)
+    absent = {row.name(layer): row for row in family.table for layer in family.layers(row, config)}
+    canonical = family.canonical(name, absent)
+    if canonical is not None:
+        key = absent[canonical].layout.condition
+        wanted = not absent[canonical].layout.negated
+        return (
+            f"config.json has {key} = {complete.get(key)!r}, so {family.library} builds a model without this tensor\n"
+            f"set {key} to {'a true value' if wanted else 'false'} in its config.json if the tensor belongs to the model"
+        )
+    architectures = config.get("architectures")
+    supported = [head.architecture for head in family.heads]
+    for architecture in architectures if isinstance(architectures, list) else []:
+        if architecture not in supported:
+            bare = any(head.base for head in family.heads)
+            body = "\nto grow its body alone: AutoModel.from_pretrained(SOURCE).save_pretrained(DIR)" if bare else ""
+            return (
+                f"config.json names {architecture}, and the table of {family.name} has no such head; it has those of"
+                f" {', '.join(dict.fromkeys(supported))}{body}"
+            )
+    return ""
+
+
+def _nearest_row(family: Family, config: Config, name: str) -> str:
+    sizes = family.sizes(config)
+    patterns = {row.name(0 if row.depth else None): row.pattern for row in family.table}
+    near = difflib.get_close_matches(name, list(patterns), n=1, cutoff=0.0)
+    depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in family.depth_axes)
+    return (
+        f"nearest row: {patterns[near[0]] if near else '-'}\nconfig.json gives {depths};"
+        f" `ligo-convert describe {family.name}` lists all rows"
     )

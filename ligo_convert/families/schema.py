@@ -8,6 +8,7 @@ checkpoint's tensors with a table.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from ligo_convert.families.notation import (
     depth_axis,
     evaluate,
     expand,
+    matcher,
     name_at,
     parse_layout,
     size_keys,
@@ -171,10 +173,15 @@ class Family:
         lookup_axes: axes that index a table of vectors instead of taking part in a matrix product.
         pooled: module patterns applied to one token of each sequence.
         optional_prefix: leading part of tensor names that some checkpoints omit.
-        renamed: last part of a tensor name in old checkpoints -> its present name.
+        wrappers: leading parts of tensor names that training wrappers add and the library's loader strips, in its order.
+        renamed: last parts of a tensor name in old checkpoints (`LayerNorm.gamma`) -> their present names, as the library's loader
+            renames them.
         tied: alias -> canonical pattern, in effect if the config key `tie_key` is true.
         tie_key: config key that ties the patterns of `tied`.
-        ignored: patterns of buffers that some checkpoints store and no model reads.
+        ignored: patterns of tensors that some checkpoints store and the library's loader passes over, such as buffers.
+        flattened: patterns of rows that the library's loader also takes with fewer dims: the first dim as it is, the others in one.
+        resampled: patterns of rows that the library's loader interpolates to the sizes in the config. The table takes them only at
+            those sizes.
         residual_outputs: module patterns of the last projection of each residual branch, in the order of the branches. Depth
             growth by `identity` sets them to zero in new layers.
         layer_scales: residual output -> pattern of the LayerScale that multiplies it.
@@ -214,10 +221,13 @@ class Family:
     lookup_axes: tuple[str, ...] = ("vocab", "position")
     pooled: tuple[str, ...] = ()
     optional_prefix: str = ""
+    wrappers: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tie_key: str = "tie_word_embeddings"
     ignored: tuple[str, ...] = ()
+    flattened: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
     residual_outputs: tuple[str, ...] = ()
     layer_scales: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     never_grown: tuple[str, ...] = ()
@@ -450,14 +460,33 @@ class Family:
         except SizeError as error:
             raise SourceError(f"the sizes of this {self.name} do not fit: {error}", where=where) from None
 
+    def unwrapped(self, name: str) -> str:
+        """A tensor name on disk without the leading parts that training wrappers add."""
+        for wrapper in self.wrappers:
+            name = name.removeprefix(wrapper)
+        return name
+
     def canonical(self, name: str, wanted: Container[str]) -> str | None:
-        """The canonical name of a tensor on disk, which may lack the prefix or use an old name; None if it is not in `wanted`."""
-        head, dot, last = name.rpartition(".")
-        for known in (name, head + dot + self.renamed[last]) if last in self.renamed else (name,):
-            for prefixed in (known, self.optional_prefix + known):
+        """The canonical name of a tensor on disk, read as the library's loader reads it; None if it is not in `wanted`.
+
+        The name on disk may have a wrapper's prefix, lack or add the family's own prefix, or end as in old checkpoints.
+        """
+        name = self.unwrapped(name)
+        names = [name, *(name.removesuffix(old) + new for old, new in self.renamed.items() if _ends(name, old))]
+        for known in names:
+            for prefixed in (known, self.optional_prefix + known, known.removeprefix(self.optional_prefix)):
                 if prefixed in wanted:
                     return prefixed
         return None
+
+    @cached_property
+    def _ignored(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(matcher(name) for pattern in self.ignored for name in expand(pattern))
+
+    def is_ignored(self, name: str) -> bool:
+        """Return whether the library's loader passes over a tensor with this name on disk."""
+        name = self.unwrapped(name)
+        return any(known.match(name) or known.match(self.optional_prefix + name) for known in self._ignored)
 
     # Targets.
 
@@ -564,6 +593,11 @@ class Family:
             self.tie_key,
         }
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
+
+
+def _ends(name: str, ending: str) -> bool:
+    """Return whether whole parts at the end of a name are `ending`."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _roles(rows: Iterable[Row]) -> dict[str, frozenset[str]]:

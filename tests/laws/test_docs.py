@@ -268,7 +268,9 @@ def family_layouts() -> str:
     rows = []
     for name, family in FAMILIES.items():
         names = [f"`{family.optional_prefix}` may be left out"] if family.optional_prefix else []
+        names += [f"`{wrapper}` before the name" for wrapper in dict.fromkeys(family.wrappers)]
         names += [f"`{old}` for `{new}`" for old, new in family.renamed.items()]
+        names += [f"`{pattern}` as a matrix" for pattern in family.flattened]
         tied = [f"`{alias}` is `{canonical}`" for alias, canonical in family.tied.items()]
         needs = [f"`{key}`: {json.dumps(value)}" for key, value in family.required_values.items()]
         conditions = dict.fromkeys(row.layout.condition for row in family.table if row.layout.condition)

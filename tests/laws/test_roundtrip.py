@@ -604,14 +604,12 @@ def other_prefix(directory: Path, family: Family, head: Head, _: Mapping[str, ob
     )
 
 
-def old_names(directory: Path, family: Family, head: Head, config: Mapping[str, object]) -> None:
+def old_names(directory: Path, family: Family, _: Head, __: Mapping[str, object]) -> None:
     """gamma and beta for what a norm multiplies with and adds."""
-    old, rows = {new: old for old, new in family.renamed.items()}, rows_of(family, head, config)
+    old = {new: old for old, new in family.renamed.items()}
 
     def name_of(name: str) -> str:
-        before, _, last = name.rpartition(".")
-        known = rows.get(name) or rows[name.removeprefix(family.optional_prefix)]
-        return f"{before}.{old[last]}" if known.layout.dims[0].role in ("gain", "shift") else name
+        return next((name.removesuffix(new) + old[new] for new in old if name.endswith(new)), name)
 
     change_weights(directory, lambda tensors: {name_of(name): tensor for name, tensor in tensors.items()})
     assert any(name.endswith(".gamma") for name in weights_of(directory))

@@ -121,7 +121,7 @@ BERT = Family(
     lookup_axes=("vocab", "position", "segment"),
     pooled=("bert.pooler.dense", "cls.seq_relationship"),
     optional_prefix="bert.",
-    renamed={"gamma": "weight", "beta": "bias"},
+    renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     tied={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",

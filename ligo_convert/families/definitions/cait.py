@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ligo_convert.families.definitions.vit import TRAININGS
+from ligo_convert.families.definitions.vit import TRAININGS, WRAPPERS
 from ligo_convert.families.schema import Family, Head, Norm
 
 PAPER = r"""@inproceedings{touvron2021going,
@@ -83,6 +83,7 @@ CAIT = Family(
         "blocks_token_only.{class_layer}.mlp.(fc1|fc2)",
         "head",
     ),
+    wrappers=WRAPPERS,
     residual_outputs=(
         "(blocks.{layer}|blocks_token_only.{class_layer}).attn.proj",
         "(blocks.{layer}|blocks_token_only.{class_layer}).mlp.fc2",

@@ -19,6 +19,8 @@ DEIT = replace(
     VIT,
     name="deit",
     model_type="deit",
+    # The names of DeiT III's authors.
+    renamed={"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"},
     architectures={
         "deit3_base_patch16_224": {"init_values": 1e-06, "no_embed_class": True, "prefix_tokens": 0},
         "deit3_base_patch16_384": {"img_size": 384, "init_values": 1e-06, "no_embed_class": True, "prefix_tokens": 0},

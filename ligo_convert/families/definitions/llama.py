@@ -72,7 +72,8 @@ LLAMA = Family(
     norm=Norm(stream="embed", kind="rmsnorm", epsilon="rms_norm_eps", head="model.norm"),
     optional_prefix="model.",
     tied={"lm_head.weight": "model.embed_tokens.weight"},
-    ignored=("model.layers.{layer}.self_attn.rotary_emb.inv_freq",),
+    # Caches of the rotary positions: in each layer of old checkpoints, and in the model since.
+    ignored=("(model|model.layers.{layer}.self_attn).rotary_emb.(inv_freq|original_inv_freq|cos_cached|sin_cached)",),
     residual_outputs=("model.layers.{layer}.self_attn.o_proj", "model.layers.{layer}.mlp.down_proj"),
     never_grown=("vocab",),
     rotary_axes=("head_dim",),

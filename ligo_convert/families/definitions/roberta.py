@@ -109,7 +109,7 @@ ROBERTA = Family(
     lookup_axes=("vocab", "position", "segment"),
     pooled=("roberta.pooler.dense",),
     optional_prefix="roberta.",
-    renamed={"gamma": "weight", "beta": "bias"},
+    renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     tied={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",

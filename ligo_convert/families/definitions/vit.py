@@ -26,6 +26,9 @@ TRAININGS = (
     ),
 )
 
+# What torch.compile and DistributedDataParallel put before tensor names, in the order in which timm strips them.
+WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+
 VIT = Family(
     name="vit",
     model_type="vit",
@@ -80,6 +83,12 @@ VIT = Family(
     labels="classes",
     lookup_axes=("position",),
     pooled=("head", "head_dist"),
+    wrappers=WRAPPERS,
+    # The layer before the head of the first checkpoints, which timm's models no longer have.
+    ignored=("pre_logits.(fc.weight|fc.bias|weight|bias)",),
+    # A linear map of whole patches is the same weights as a convolution.
+    flattened=("patch_embed.proj.weight",),
+    resampled=("pos_embed", "patch_embed.proj.weight"),
     residual_outputs=("blocks.{layer}.attn.proj", "blocks.{layer}.mlp.fc2"),
     layer_scales={
         "blocks.{layer}.attn.proj": "blocks.{layer}.ls1.gamma",

@@ -1,0 +1,188 @@
+"""Odd checkpoints are read as the library's own loader reads them: what it renames, drops, ignores and reshapes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from support.source_models import change_config, change_weights, family_named, recipe_text, weights_of, write_case
+from support.tiny import CASES
+
+from ligo_convert.checkpoints.torch_io import tensor_from_bytes
+from ligo_convert.conversion.convert import convert
+from ligo_convert.errors import SourceError
+from ligo_convert.families.inventory import claim_tensors
+from ligo_convert.families.registry import find_family
+from ligo_convert.hub.resolve import open_source
+from ligo_convert.recipes.recipe import load_recipe
+
+Tensors = dict[str, torch.Tensor]
+Change = Callable[[Tensors], Mapping[str, torch.Tensor]]
+ROTARY = [name for name, case in CASES.items() if family_named(name).rotary_axes]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """One plain checkpoint of each case."""
+    folder, made = tmp_path_factory.mktemp("sources"), dict[str, Path]()
+
+    def get(name: str, **options: Any) -> Path:
+        key = json.dumps([name, options], sort_keys=True)
+        if key not in made:
+            made[key] = write_case(folder / f"source-{len(made)}", name, **options)
+        return made[key]
+
+    return get
+
+
+def read_by_library(source: Path) -> Tensors:
+    """Every parameter as the library loads it; nothing may be missing or of another shape."""
+    config = json.loads((source / "config.json").read_text())
+    if "architecture" in config:
+        model: Any = timm.create_model(f"local-dir:{source}", pretrained=True)
+    else:
+        (named,) = config["architectures"]
+        model, info = getattr(transformers, named).from_pretrained(source, output_loading_info=True, dtype="auto")
+        assert not info["missing_keys"]
+        assert not info["mismatched_keys"]
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def read_by_us(source: Path) -> Tensors:
+    """Every tensor that a row claims, by the name that the library gives it, in the shape of its row."""
+    with open_source(str(source), base=source) as opened:
+        specs = {name: tensor.spec for name, tensor in opened.tensors.items()}
+        family = find_family(opened.config, where="config.json")
+        found = claim_tensors(family, opened.config, specs, label="source")
+        return {
+            found.family.written(name): tensor_from_bytes(opened.read(spec.name), spec)
+            for name, spec in found.stored.items()
+        }
+
+
+def assert_same(one: Tensors, other: Tensors) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def grown(source: Path, name: str, folder: Path) -> bytes:
+    """The weights of the source grown by one layer, a copy of its last."""
+    changes = {key: value for key, value in CASES[name].depth.items() if key != "depth_token_only"}
+    folder.mkdir()
+    out = {"dir": str(folder / "out")}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe_text(source, changes, growth={"width": "copy", "depth": "stack"}, output=out))
+    return (convert(load_recipe(recipe)).out / "model.safetensors").read_bytes()
+
+
+def renamed(changes: Mapping[str, str]) -> Change:
+    def change(tensors: Tensors) -> Tensors:
+        return {_replaced(name, changes): tensor for name, tensor in tensors.items()}
+
+    return change
+
+
+def _replaced(name: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        name = name.replace(old, new)
+    return name
+
+
+def wrapped(prefix: str) -> Change:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def added(**more: tuple[int, ...]) -> Change:
+    """With more tensors; `__` stands for the dot of a name."""
+    return lambda tensors: {**tensors, **{key.replace("__", "."): torch.ones(shape) for key, shape in more.items()}}
+
+
+def reshaped(name: str, shape: tuple[int, ...]) -> Change:
+    return lambda tensors: {key: tensor.reshape(shape) if key == name else tensor for key, tensor in tensors.items()}
+
+
+CACHES = ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached")
+OLD_NORMS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+ROTARY_CACHES = (
+    added(**{f"model__rotary_emb__{cache}": (4,) for cache in CACHES}),
+    added(**{f"model__layers__1__self_attn__rotary_emb__{cache}": (4,) for cache in CACHES}),
+)
+LINEAR_PATCHES = reshaped("patch_embed.proj.weight", (16, 3 * 8 * 8))
+REPRESENTATION = added(pre_logits__fc__weight=(16, 16), pre_logits__fc__bias=(16,))
+AUTHORS_SCALES = renamed({"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"})
+MASKS = added(transformer__h__0__attn__bias=(1, 1, 12, 12), transformer__h__1__attn__masked_bias=())
+# One checkpoint of each case, odd in every way that its library reads.
+ODD: dict[str, tuple[Change, ...]] = {
+    **dict.fromkeys(ROTARY, ROTARY_CACHES),
+    "llama": (*ROTARY_CACHES, renamed({"model.": ""})),
+    "qwen2": (*ROTARY_CACHES, renamed({"lm_head": "model.lm_head"})),
+    "gpt2": (MASKS, renamed({"transformer.": ""})),
+    "bert": (renamed(OLD_NORMS), added(bert__embeddings__position_ids=(1, 16))),
+    "roberta": (renamed(OLD_NORMS), added(roberta__embeddings__position_ids=(1, 16))),
+    "vit": (LINEAR_PATCHES, REPRESENTATION, wrapped("module.")),
+    "deit": (reshaped("patch_embed.proj.weight", (16, 3, 8 * 8)), wrapped("_orig_mod.")),
+    "deit3": (AUTHORS_SCALES, wrapped("_orig_mod.module.")),
+    "cait": (wrapped("module._orig_mod."),),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_checkpoint_is_read_as_its_library_reads_it(
+    name: str, sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain = sources(name, tied=name != "qwen2")
+    source = shutil.copytree(plain, tmp_path / "source")
+    for change in ODD[name]:
+        change_weights(source, change)
+    assert weights_of(source).keys() != weights_of(plain).keys()
+    assert_same(read_by_library(source), read_by_library(plain))
+    assert_same(read_by_us(source), read_by_library(source))
+    assert grown(source, name, tmp_path / "odd") == grown(plain, name, tmp_path / "plain")
+
+
+def refusal(source: Path) -> str:
+    with pytest.raises(SourceError) as caught:
+        read_by_us(source)
+    return str(caught.value)
+
+
+# Case, the change of its tensors, the change of its config, what the refusal says.
+TOLD: list[tuple[str, Change, dict[str, object], tuple[str, ...]]] = [
+    ("llama", wrapped("base_model.model."), {}, ("PEFT adapter", "merge_and_unload")),
+    ("qwen2", added(model__layers__0__self_attn__q_proj__lora_A__weight=(2, 16)), {}, ("PEFT adapter",)),
+    ("mistral", added(model__layers__0__mlp__up_proj__scales=(2, 16)), {}, ("quantised", "original checkpoint")),
+    ("mistral", added(lm_head__biases=(2, 16)), {"quantization": {"bits": 4}}, ("config.json has a quantization",)),
+    ("bert", wrapped("module."), {}, ("training wrapper", "transformers does not strip it")),
+    ("llama", lambda tensors: tensors, {"attention_bias": False}, ("attention_bias = False", "set attention_bias")),
+    (
+        "bert",
+        added(classifier__weight=(2, 16)),
+        {"architectures": ["BertForSequenceClassification"]},
+        ("config.json names BertForSequenceClassification", "BertForMaskedLM", "AutoModel.from_pretrained"),
+    ),
+    ("vit", reshaped("pos_embed", (1, 1, 80)), {}, ("timm would interpolate it", "save_for_hf")),
+    ("vit", added(blocks__0__gamma_1=(16,)), {}, ("no row claims blocks.0.gamma_1",)),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "config", "told"), TOLD)
+def test_a_refusal_tells_what_the_names_are_and_what_to_do(
+    name: str,
+    change: Change,
+    config: dict[str, object],
+    told: tuple[str, ...],
+    sources: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source = change_weights(shutil.copytree(sources(name), tmp_path / "source"), change)
+    change_config(source, lambda stored: {**stored, **config})
+    message = refusal(source)
+    assert [words for words in told if words not in message] == [], message
