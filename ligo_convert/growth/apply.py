@@ -97,7 +97,7 @@ class Grower:
         device: where tensors are grown.
         dtype: dtype of the arithmetic, float32 or wider.
         fetch: returns any source tensor, for rows that depend on the tensors of other rows (LayerScale, post-norm). These are vectors.
-        keep_drawn: keep random tensors in memory instead of drawing them again at every use.
+        keep_drawn: keep random tensors and signs in memory instead of drawing them again at every use.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Grower:
         self._factors: dict[int, Factors] = {}
         self._keep: list[object] = []
         self._kept_drawn: dict[str, torch.Tensor] | None = {} if keep_drawn else None
+        self._kept_flips: dict[str, torch.Tensor] | None = {} if keep_drawn else None
         self._drawn_rows = {row.pattern: self._row_is_drawn(row) for row in family.rows}
         self._mean_preserver = self._make_mean_preserver() if "mean-preserving" in operator.rewrites else None
 
@@ -227,6 +228,10 @@ class Grower:
         if below is not None:
             grown = grown + below
         layers = self.family.layers(row, self.operator.target)
+        if self._parts(row):
+            grown = torch.stack(
+                [self._with_parted(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
+            )
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack(
                 [self._with_unit(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
@@ -315,6 +320,7 @@ class Grower:
         grown = self.join(row, out)
         if self._mean_preserver is not None:
             grown = self._with_mean_preserving(row, grown, layer, source)
+        grown = self._with_parted(row, grown, layer)
         grown = self._with_unit(row, grown, layer)
         return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
 
@@ -378,6 +384,71 @@ class Grower:
         # Randomly initialised entries of a gain are ones already.
         drawn = self.drawn(row, layer) if self._drawn_rows[row.pattern] else torch.zeros_like(grown)
         return grown + 1 - drawn
+
+    # Silent layers.
+
+    def _parts(self, row: Row) -> bool:
+        """Return True if growth parts entries of a row in silent layers: its written stream is an inner one that grows."""
+        return (
+            bool(self.operator.parted)
+            and any(self.operator.silent_layers.get(row.depth or "", ()))
+            and any(
+                not set(self.operator.parted).isdisjoint(self.family.factors(part))
+                for dim in row.layout.dims
+                if dim.role == "write"
+                for part in dim.parts
+                if part != "1"
+            )
+        )
+
+    def _with_parted(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """Part the rows of copied entries, and fill those of empty ones, in a silent layer (`growth.twins`).
+
+        A parted row takes the magnitudes of the row that it copies and draws the sign of every coefficient: it has the same scale, and is
+        independent of the copy. Changing signs is exact in every dtype. Biases keep the values that they copy.
+        """
+        if layer is None or not self._parts(row) or not self.operator.silent_layers[row.depth or ""][layer]:
+            return grown
+        for position, dim in enumerate(row.layout.dims):
+            if dim.role != "write":
+                continue
+            origin = self._origin(dim.parts)
+            parted = origin >= 0
+            taken = np.where(parted, origin, np.arange(len(origin)))
+            if not np.array_equal(taken, np.arange(len(origin))):
+                grown = grown.index_select(position, self._tensor(taken, torch.int64))
+            if grown.ndim > 1:
+                grown = torch.where(self._flipped(row, layer, grown.shape, position, parted), -grown, grown)
+        return grown
+
+    def _origin(self, parts: tuple[str, ...]) -> np.ndarray:
+        """Return the entry whose rows each entry of a written dim takes, -1 if it is not parted: [new] int64."""
+        origins: list[np.ndarray] = []
+        for part in parts:
+            taken, parted = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
+            for axis in self.family.factors(part):
+                along = self.operator.parted.get(axis, np.full(self.new[axis], -1, dtype=np.int64))
+                own = np.where(along >= 0, along, np.arange(len(along)))
+                taken = np.add.outer(taken * len(along), own).reshape(-1)
+                parted = np.logical_or.outer(parted, along >= 0).reshape(-1)
+            origins.append(np.where(parted, taken + sum(map(len, origins)), -1))
+        return np.concatenate(origins)
+
+    def _flipped(self, row: Row, layer: int, shape: torch.Size, position: int, parted: np.ndarray) -> torch.Tensor:
+        """Return which coefficients of a target tensor change their sign: bool of the tensor's shape."""
+        name = row.name(layer)
+        if self._kept_flips is not None and name in self._kept_flips:
+            return self._kept_flips[name]
+        rng = generator(self.operator.seed, "parted", name)
+        bits = np.frombuffer(rng.bytes(-(-math.prod(shape) // 8)), dtype=np.uint8)
+        flips = np.unpackbits(bits, count=math.prod(shape)).astype(bool).reshape(shape)
+        view = [1] * len(shape)
+        view[position] = -1
+        flips &= parted.reshape(view)
+        made = torch.tensor(flips, device=self.device)
+        if self._kept_flips is not None:
+            self._kept_flips[name] = made
+        return made
 
     # New entries that preserve the mean of a post-norm stream.
 

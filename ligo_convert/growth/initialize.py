@@ -18,18 +18,15 @@ from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.growth_plan import GrowthPlan, grows
 from ligo_convert.growth.maps import ROLES, Axis, Map, dense, identity_axis, kronecker, plain_axis, selection
 from ligo_convert.growth.operator import Keying, Operator, Term
+from ligo_convert.growth.twins import Symmetry, parted_entries, symmetry_of
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, advance_axis, width_axis
 
 
 def initial_operator(plan: GrowthPlan, *, dtype: type[np.floating] = np.float32) -> Operator:
     """Return the operator of the plan's growth methods, in factors: nothing is multiplied out."""
     family, growth = plan.family, plan.growth
-    maps = {name: width_axis(growth.width, request) for name, request in _requests(plan).items()}
-    maps.update(_kept(plan))
-    rows = _grown_rows(plan)
-    terms = [_term(plan, maps, rows, advance=False)]
-    if WIDTHS[growth.width].advance and plan.grows_width:
-        terms.append(_term(plan, {**_advanced(plan), **_kept(plan)}, rows, advance=True))
+    maps, rows = _axis_maps(plan), _grown_rows(plan)
+    terms = [_term(plan, axes, rows, advance=number > 0) for number, axes in enumerate(maps)]
     operator = Operator(
         family=family.name,
         head=family.chosen.name,
@@ -44,10 +41,32 @@ def initial_operator(plan: GrowthPlan, *, dtype: type[np.floating] = np.float32)
         drawn_rows=plan.drawn_rows,
         unit_layers=dict(plan.units),
         rewrites=plan.rewrites,
+        parted=parted_entries(family, maps[0], _silent(plan)),
     )
     if operator.tie:
         operator = _tied(operator, family)
     return operator.map_arrays(lambda _, array: np.asarray(array, dtype=dtype))
+
+
+def symmetry(plan: GrowthPlan) -> Symmetry:
+    """Return the twins and dead entries of the plan's start."""
+    terms = _axis_maps(plan)
+    if plan.growth.tie == "paper":
+        terms = [{name: _read_as_written(axis) for name, axis in axes.items()} for axes in terms]
+    return symmetry_of(plan.family, terms, _silent(plan))
+
+
+def _silent(plan: GrowthPlan) -> dict[str, tuple[bool, ...]]:
+    return {axis: found.silent for axis, found in plan.depths.items()}
+
+
+def _axis_maps(plan: GrowthPlan) -> list[dict[str, Axis]]:
+    """Return the maps of every axis, and of every stream with its own request, for each term of the operator."""
+    width = plan.growth.width
+    terms = [{name: width_axis(width, request) for name, request in _requests(plan).items()} | _kept(plan)]
+    if WIDTHS[width].advance and plan.grows_width:
+        terms.append({**_advanced(plan), **_kept(plan)})
+    return terms
 
 
 def _grown_rows(plan: GrowthPlan) -> tuple[Row, ...]:
@@ -167,10 +186,14 @@ def _tied(operator: Operator, family: Family) -> Operator:
         widths = {}
         for key in found.widths:
             maps = found.widths[_owner(family, key, found.widths)]
-            widths[key] = tuple(replace(axis, read=axis.write, gain=axis.write, shift=axis.write) for axis in maps)
+            widths[key] = tuple(map(_read_as_written, maps))
         return Term(widths=widths, depths=found.depths)
 
     return replace(operator, terms=tuple(term(found) for found in operator.terms))
+
+
+def _read_as_written(axis: Axis) -> Axis:
+    return replace(axis, read=axis.write, gain=axis.write, shift=axis.write)
 
 
 def _owner(family: Family, key: str, widths: Mapping[str, tuple[Axis, ...]]) -> str:
@@ -196,6 +219,7 @@ def random_operator(plan: GrowthPlan) -> Operator:
         silent_layers={},
         unit_layers={},
         rewrites=(),
+        parted={},
         drawn_rows=tuple(row.pattern for row in plan.family.rows_for(plan.target)),
     )
 

@@ -22,6 +22,9 @@ Keying = Literal["source", "target", "shared"]
 
 MAP_FIELDS = ("index", "weight", "tail")
 
+# Beginning of the name of a stored array of `Operator.parted`; the axis follows.
+PARTED = "parted/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
@@ -55,6 +58,8 @@ class Operator:
         unit_layers: pattern of a norm's row -> target layers in which the norm has a gain of ones and a shift of zeros, because
             its affine has moved to a later layer (post-norm).
         rewrites: names of the changes made to the source before it grows (`growth.rewrites`).
+        parted: axis -> [new] int64: the entries whose rows are parted in silent layers (`growth.twins`). The value is the entry whose rows
+            an entry takes, -1 for an entry that stays as it is.
         notes: origin of the operator, for provenance; plain JSON values.
     """
 
@@ -71,6 +76,7 @@ class Operator:
     drawn_rows: tuple[str, ...] = ()
     unit_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    parted: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: Mapping[str, object] = field(default_factory=dict)
 
     def stream(self, term: Term, stream: str, axis: str | None, old: int | None, new: int | None) -> tuple[Axis, ...]:
@@ -145,8 +151,14 @@ class Operator:
                         yield f"{number}/width/{key}/{position}/drawn", axis.drawn.astype(np.uint8)
             for key, array in term.depths.items():
                 yield f"{number}/depth/{key}", array
+        for axis, origin in self.parted.items():
+            yield f"{PARTED}{axis}", origin
 
     @property
     def parameters(self) -> int:
         """Return the number of coefficients in width maps and depth matrices. Indices do not count."""
-        return sum(array.size for name, array in self.arrays() if not name.endswith((".index", "/drawn")))
+        return sum(
+            array.size
+            for name, array in self.arrays()
+            if not name.endswith((".index", "/drawn")) and not name.startswith(PARTED)
+        )

@@ -25,7 +25,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import REWRITES
 from ligo_convert.growth.initialize import stream_keys
 from ligo_convert.growth.maps import ROLES, Axis, Map
-from ligo_convert.growth.operator import MAP_FIELDS, Operator, Term
+from ligo_convert.growth.operator import MAP_FIELDS, PARTED, Operator, Term
 
 
 def read_operator(path: Path) -> Operator:
@@ -132,9 +132,38 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
     for flags in (operator.drawn_layers, operator.silent_layers):
         if any(axis not in family.depth_axes or len(layers) != new[axis] for axis, layers in flags.items()):
             raise SourceError("layers that the target does not have", where=label, found=dict(flags))
+    _check_parted(operator, family, new, label=label)
 
 
-FORMAT = "ligo-operator/2"
+def _check_parted(operator: Operator, family: Family, new: Mapping[str, int], *, label: str) -> None:
+    """Check that every parted entry takes the rows of an entry that the axis has. Raises SourceError."""
+    for axis, origin in operator.parted.items():
+        if axis not in family.axes or axis in (*family.depth_axes, family.norm.stream):
+            raise SourceError("entries of an axis that cannot be parted", where=f"{label}: {PARTED}{axis}")
+        if origin.dtype != np.int64 or origin.shape != (new[axis],):
+            raise SourceError(
+                "parted entries of another shape",
+                where=f"{label}: {PARTED}{axis}",
+                expected=(new[axis],),
+                found=origin.shape,
+            )
+        if not -1 <= int(origin.min()) <= int(origin.max()) < new[axis]:
+            raise SourceError(
+                "a parted entry takes the rows of an entry that the axis does not have",
+                where=f"{label}: {PARTED}{axis}",
+                expected=f"-1 to {new[axis] - 1}",
+                found=[int(origin.min()), int(origin.max())],
+            )
+
+
+# Version 3 stores the entries that are parted in silent layers (`Operator.parted`).
+FORMAT = "ligo-operator/3"
+
+# An operator of this version parts no entries. It is applied as it was written.
+UNPARTED = "ligo-operator/2"
+
+# Rewrites that had another name in version 2.
+_RENAMED = {"carry": "mean-preserving"}
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
@@ -180,6 +209,7 @@ def describe(operator: Operator) -> dict[str, str]:
         "drawn_rows": list(operator.drawn_rows),
         "unit_layers": {pattern: list(layers) for pattern, layers in operator.unit_layers.items()},
         "rewrites": list(operator.rewrites),
+        "parted": list(operator.parted),
         "notes": operator.notes,
     }
     return {"format": "pt", "ligo": json.dumps(data, sort_keys=False, separators=(",", ":"), allow_nan=False)}
@@ -213,8 +243,14 @@ def restore(
     """
     try:
         data = json.loads(metadata["ligo"])
-        if data["format"] != FORMAT:
-            raise SourceError("an operator of another version", where=label, expected=FORMAT, found=data["format"])
+        if data["format"] not in (FORMAT, UNPARTED):
+            raise SourceError(
+                "an operator of another version",
+                where=label,
+                expected=f"{FORMAT} or {UNPARTED}",
+                found=data["format"],
+                hint="use the version of ligo-convert that wrote it, or make the operator again from its recipe",
+            )
         return _restore(data, specs, read)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SourceError(
@@ -230,6 +266,7 @@ def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callab
         flat: np.ndarray = np.frombuffer(bytes(read(name)), dtype=np.uint8).view(_DTYPES[spec.dtype])
         return flat.reshape(spec.shape)  # a read-only view
 
+    old = data["format"] == UNPARTED
     maps: dict[str, Map] = {}
 
     def stored_map(name: str) -> Map:
@@ -263,6 +300,7 @@ def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callab
         seed=data["seed"],
         drawn_rows=tuple(data["drawn_rows"]),
         unit_layers={pattern: tuple(layers) for pattern, layers in data["unit_layers"].items()},
-        rewrites=tuple(data["rewrites"]),
+        rewrites=tuple(_RENAMED.get(name, name) if old else name for name in data["rewrites"]),
+        parted={} if old else {axis: array(f"{PARTED}{axis}") for axis in data["parted"]},
         notes=data["notes"],
     )

@@ -285,7 +285,7 @@ CRAFTED = [
     (_change('"n_layer":5', '"n_layer":6'), "another shape"),
     (_change('"drawn_layers":{', '"drawn_layers":[{'), "no growth operator"),
     (_change('"drawn_layers":{"layer":[false,', '"drawn_layers":{"layer":['), "does not have"),
-    (_change('"format":"ligo-operator/2"', '"format":"ligo-operator/9"'), "another version"),
+    (_change('"format":"ligo-operator/3"', '"format":"ligo-operator/9"'), "another version"),
     (_change('"seed"', '"sead"'), "no growth operator"),
     (_change('"rewrites":[]', '"rewrites":["scramble"]'), "not known here"),
     (lambda metadata: {"format": "pt"}, "no growth operator"),
