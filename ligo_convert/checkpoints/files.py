@@ -65,7 +65,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 class Place:
-    """Origin of a checkpoint's files. This base class is a local directory, where no file needs to be fetched.
+    """Origin of a checkpoint's files. In this base class every file is already in `root`.
 
     Attributes:
         label: name of the checkpoint in messages.
@@ -87,6 +87,10 @@ class Place:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Bring these files into `root`, or raise."""
+
+    def inner(self) -> list[str]:
+        """Return the names of subfolders that hold weights."""
+        return []
 
     def header(self, name: str) -> tuple[Header, int]:
         """Return the header and the size of a weight file that is not in `root`."""
@@ -129,32 +133,6 @@ class SmallFiles:
         """Return the SHA-256 of a file that `read` has returned, in hex."""
         with self._lock:
             return self._sha256[name]
-
-
-def local_directory(given: str, root: Path) -> Place:
-    """Open the directory `root` as a `Place`.
-
-    Args:
-        given: the directory as the user wrote it, for messages.
-        root: the directory.
-
-    Raises:
-        SourceError: not a directory, or a directory without a config.
-        MachineError: no permission to read the directory.
-    """
-    try:
-        names = frozenset(entry.name for entry in root.iterdir())
-    except PermissionError:
-        raise MachineError("no permission to read the directory", where=given) from None
-    except NotADirectoryError:
-        raise SourceError("not a directory", where=given, hint="name the directory that holds the files") from None
-    except OSError:
-        raise SourceError("no such directory", where=given) from None
-    place = Place()
-    place.label, place.root, place.names, place.warnings = Path(os.path.realpath(root)).name or "local", root, names, []
-    if CONFIG not in names:
-        raise SourceError(f"no {CONFIG}", where=place.label)
-    return place
 
 
 def open_inside(root: Path, name: str, *, label: str) -> int:

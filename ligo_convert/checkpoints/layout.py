@@ -6,16 +6,15 @@ Input: file names, headers, an index, a config. Output: one checked table of ten
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ligo_convert.checkpoints.files import INDEX, WEIGHTS, Place
 from ligo_convert.checkpoints.headers import Header, Index, StoredTensor
-from ligo_convert.errors import SourceError
+from ligo_convert.checkpoints.other_weights import no_weights
+from ligo_convert.errors import SourceError, some
 from ligo_convert.io.strict_json import short
-
-_OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)(\.index\.json)?")
 
 TEMPLATED = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
@@ -48,26 +47,37 @@ class SourceTensor(StoredTensor):
     file: SourceFile
 
 
-def is_sharded(place: Place) -> bool:
-    """Return True for shards with an index, False for a single weight file. Raises SourceError for both, neither or another format."""
-    single, sharded = WEIGHTS in place.names, INDEX in place.names
-    if single and sharded:
+def check_weights(place: Place, index: Index | None) -> None:
+    """Raise SourceError unless the checkpoint has one weight file, or an index, or both in agreement.
+
+    Args:
+        index: the index; None if the checkpoint has none.
+    """
+    single = WEIGHTS in place.names
+    if index is None and not single:
+        raise no_weights(place.names, where=place.label, inner=place.inner())
+    shards = sorted(set(index.weight_map.values())) if index is not None else []
+    if single and index is not None and shards != [WEIGHTS]:
         raise SourceError(
             f"both {WEIGHTS} and {INDEX} exist, and tools disagree on which one to load",
             where=place.label,
+            expected=f"an index whose entries all name {WEIGHTS}, or one of the two files",
+            found=f"an index that names {some(shards)}",
             hint="remove the one that is stale (of a repository: download it, remove one, and name the directory)",
         )
-    if single or sharded:
-        return sharded
-    other = sorted(name for name in place.names if _OTHER_WEIGHTS.fullmatch(name))
-    raise SourceError(
-        "no safetensors weights, only " + short(", ".join(other)) if other else "no weights",
-        where=place.label,
-        expected=f"{WEIGHTS}, or {INDEX} and its shards",
-        hint="convert it first: load it in a sandbox, because pickles can run code, and save it as safetensors"
-        if other
-        else "",
-    )
+
+
+def check_named_weights(config: Mapping[str, object], index: Index | None, *, where: str) -> None:
+    """Raise SourceError if config.json names another weight file than the one that is read: transformers loads the named one."""
+    named, read = config.get("transformers_weights"), INDEX if index is not None else WEIGHTS
+    if named is not None and named != read:
+        raise SourceError(
+            "transformers_weights names another weight file",
+            where=where,
+            expected=read,
+            found=named,
+            hint="keep the weights that are meant under that name, and remove the key from config.json",
+        )
 
 
 def check_shards(place: Place, index: Index | None, shards: list[str]) -> None:

@@ -33,8 +33,9 @@ from ligo_convert.checkpoints.layout import (
     SourceFile,
     SourceTensor,
     check_config,
+    check_named_weights,
     check_shards,
-    is_sharded,
+    check_weights,
     join_tables,
     stated_license,
     template_warnings,
@@ -100,7 +101,8 @@ def open_checkpoint(place: Place, *, flatten: Flatten, weights: bool) -> OpenedC
     """
     small_files = SmallFiles(place)
     # Names: one weight file, or shards with an index?
-    index = _read_index(place, small_files) if is_sharded(place) else None
+    index = _read_index(place, small_files) if INDEX in place.names else None
+    check_weights(place, index)
 
     # Small files.
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if name in place.names)
@@ -109,6 +111,7 @@ def open_checkpoint(place: Place, *, flatten: Flatten, weights: bool) -> OpenedC
     place.fetch([*side_files, *({CARD} & place.names)])
     where = f"{place.label}/{CONFIG}"
     stored_config = check_config(strict_json(small_files.read(CONFIG), label=where), label=where)
+    check_named_weights(stored_config, index, where=where)
     config = flatten(stored_config, where=where)
     for name in tokenizer_files:
         if name in TEMPLATED:

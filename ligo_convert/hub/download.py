@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ligo_convert.checkpoints.files import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS, Place, check_size, small_file
 from ligo_convert.checkpoints.headers import Header, header_end, parse_header
+from ligo_convert.checkpoints.other_weights import hint_for
 from ligo_convert.errors import HubUnreachable, LigoError, RecipeError, SourceChanged, SourceError
 from ligo_convert.hub.client import UNCONNECTED, UNCONNECTED_TRIES, check_endpoint, with_retries
 from ligo_convert.hub.errors import FETCH_FIRST, translate_errors
@@ -109,7 +110,7 @@ class Repository(Place):
         """Raise SourceError or SourceChanged if the file names show that the repository has no usable checkpoint."""
         if CONFIG not in self.names:
             raise (SourceError if self.complete else SourceChanged)(
-                f"no {CONFIG}", where=self._at(), hint=self._offline()
+                f"no {CONFIG}", where=self._at(), hint=self._offline() or hint_for(self.names - {WEIGHTS, INDEX})
             )
         if not self.complete and not {WEIGHTS, INDEX} & self.names:
             raise SourceChanged("the weights are not in the cache", where=self._at(), hint=self._offline())

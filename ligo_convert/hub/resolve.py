@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ligo_convert.checkpoints.files import CONFIG, Place, local_directory, small_file
+from ligo_convert.checkpoints.directory import local_directory, near_directories
+from ligo_convert.checkpoints.files import CONFIG, Place, small_file
 from ligo_convert.checkpoints.layout import check_config
 from ligo_convert.checkpoints.reader import CheckpointReader
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import SourceChanged, SourceError
 from ligo_convert.families.configs import flat_config
 from ligo_convert.hub.download import open_repository
 from ligo_convert.io.strict_json import short, strict_json
@@ -48,4 +49,10 @@ def _locate(model: str, *, revision: str, base: Path) -> Place:
     # lexists() returns False, and does not raise, for names that no file system accepts.
     if "\0" not in model and (model.startswith((".", "/", "~")) or (model and os.path.lexists(local))):
         return local_directory(model, local)
-    return open_repository(model, revision=revision)
+    try:
+        return open_repository(model, revision=revision)
+    except (SourceError, SourceChanged) as error:
+        # Perhaps the name is a mistyped directory.
+        near = near_directories(local) if model else ""
+        error.hint = "\n".join(filter(None, (error.hint, near)))
+        raise

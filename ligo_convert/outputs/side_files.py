@@ -29,7 +29,14 @@ from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record, statement_bytes
 
 # Config keys that the library writes for its own use. They may contain a path of another machine.
-_DROPPED_KEYS = ("_name_or_path", "name_or_path", "torch_dtype", "transformers_version", "quantization_config")
+_DROPPED_KEYS = (
+    "_name_or_path",
+    "name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "transformers_weights",
+    "quantization_config",
+)
 
 
 def json_bytes(data: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -198,11 +199,101 @@ def test_a_wrong_total_is_a_warning(tmp_path: Path) -> None:
 def test_one_kind_of_weights_must_be_there(tmp_path: Path) -> None:
     both = sharded() | {"model.safetensors": checkpoint()["model.safetensors"]}
     refused(tmp_path, both, "both model.safetensors and model.safetensors.index.json", "remove the one that is stale")
-    for name in ("pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"):
-        pickled = checkpoint(model__safetensors=None) | {name: b"\x80\x04."}
-        refused(tmp_path, pickled, f"no safetensors weights, only {name}", "convert it first")
     refused(tmp_path, checkpoint(model__safetensors=None), "small: no weights", "expected: model.safetensors, or")
     refused(tmp_path, checkpoint(config__json=None), "small: no config.json")
+
+
+def test_an_index_of_the_single_file_agrees_with_it(tmp_path: Path) -> None:
+    """As mlx-lm and others write it: nothing disagrees, so nothing is refused, and the index is checked like any other."""
+    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(TENSORS, "model.safetensors")}).encode()
+    with opened(tmp_path, checkpoint(model__safetensors__index__json=index)) as source:
+        assert set(source.tensors) == set(TENSORS)
+        assert [file.name for file in source.files] == ["model.safetensors"]
+        assert "model.safetensors.index.json" in source.digest()
+    lacking = json.dumps({"metadata": {}, "weight_map": {"wte.weight": "model.safetensors"}}).encode()
+    refused(tmp_path, checkpoint(model__safetensors__index__json=lacking), "the index does not name the tensor")
+
+
+PICKLE = "ligo-convert import {name} DIR"
+# Files beside config.json instead of the weights -> what the refusal names, what it tells to do.
+INSTEAD = [
+    ((FIRST,), "shards without their index", "fetch model.safetensors.index.json and model-00002-of-00002.safetensors"),
+    ((FIRST, SECOND), "shards without their index", "fetch model.safetensors.index.json again"),
+    (("model.fp16.safetensors",), "a variant of the weights", "mv model.fp16.safetensors model.safetensors"),
+    (("model.safetensors.index.bf16.json",), "a variant", "bf16.json model.safetensors.index.json"),
+    (("adapter_model.safetensors", "adapter_config.json"), "an adapter, not a model", "merge_and_unload"),
+    (("consolidated.00.pth", "params.json"), "the model's authors", "the layout of transformers"),
+    (("pytorch_model.bin",), "pickled weights", PICKLE),
+    (("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"), "pickled weights", "ligo-convert import"),
+    (("model_best.pth.tar",), "a pickled checkpoint", PICKLE),
+    (("model.pt",), "a pickled checkpoint", PICKLE),
+    (("zero_to_fp32.py",), "DeepSpeed", "python zero_to_fp32.py"),
+    (("__0_0.distcp", ".metadata"), "a distributed checkpoint of PyTorch", "dcp_to_torch"),
+    (("model-q4.gguf",), "the GGUF format", "gguf_file='model-q4.gguf'"),
+    (("weights.00.safetensors",), "MLX", "convert it again"),
+    (("ViT-B_16.npz",), "NumPy's format", "save_for_hf"),
+    (("tf_model.h5",), "TensorFlow weights", "from_tf=True"),
+    (("flax_model.msgpack",), "Flax weights", "from_flax=True"),
+    (("model.onnx",), "an exported graph", "exported from"),
+    (("whole.safetensors",), "safetensors under another name", "mv whole.safetensors model.safetensors"),
+    # The nearest to safetensors is told of.
+    (("tf_model.h5", "pytorch_model.bin", "model.fp16.safetensors"), "a variant", "mv model.fp16.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("names", "what", "do"), INSTEAD, ids=lambda item: item[0] if isinstance(item, tuple) else "")
+def test_what_is_there_instead_of_weights_is_named(tmp_path: Path, names: tuple[str, ...], what: str, do: str) -> None:
+    tree = checkpoint(model__safetensors=None) | dict.fromkeys(names, b"\x80\x04.")
+    do = do.format(name=names[0])
+    refused(tmp_path, tree, "no safetensors weights that can be read, only", what, f"found:    {sorted(names)[0]}", do)
+    if names != (FIRST, SECOND):  # whole but for its index: nothing else is to be fetched
+        del tree["config.json"]
+        refused(tmp_path, tree, "no config.json", do)
+
+
+def test_a_lost_index_is_rebuilt_by_the_command_of_the_hint(tmp_path: Path) -> None:
+    folder = write(tmp_path / "small", sharded())
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(SourceError) as caught:
+        open_source(str(folder), base=tmp_path)
+    command = caught.value.hint.splitlines()[-1].replace("python", f"'{sys.executable}'", 1)
+    subprocess.run(command, shell=True, cwd=folder, check=True, timeout=60)
+    with open_source(str(folder), base=tmp_path) as source:
+        assert set(source.tensors) == set(TENSORS)
+
+
+def test_weights_of_a_subfolder_are_named_with_it(tmp_path: Path) -> None:
+    write(tmp_path / "small" / "checkpoint-500", checkpoint())
+    refused(tmp_path, checkpoint(model__safetensors=None), "the weights are in a subfolder", "checkpoint-500")
+    write(tmp_path / "small" / "checkpoint-500", checkpoint())
+    refused(tmp_path, {}, "no config.json", "name the subfolder that holds the checkpoint: checkpoint-500")
+
+
+def test_another_weight_file_that_the_config_names_is_refused(tmp_path: Path) -> None:
+    """transformers loads what `transformers_weights` names, so reading another file would read another model."""
+    config = json.dumps({**CONFIG, "transformers_weights": "other.safetensors"}).encode()
+    refused(tmp_path, checkpoint(config__json=config), "transformers_weights", "other.safetensors", "remove the key")
+    config = json.dumps({**CONFIG, "transformers_weights": "model.safetensors"}).encode()
+    opened(tmp_path, checkpoint(config__json=config)).close()
+
+
+@pytest.mark.parametrize("given", ["./sorce", "sorce/", "sorce", "sorce/inner"])
+def test_a_mistyped_directory_is_told_the_one_that_is_there(
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "source", checkpoint())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LigoError, match="did you mean the directory source") as caught:
+        open_source(given, base=tmp_path)
+    assert caught.value.exit_code == (4 if given in ("sorce", "sorce/inner") else 3)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("model.safetensors", "name the directory"), ("a.pth", "import a.pth DIR")])
+def test_a_file_named_as_a_source_is_told_what_to_name(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SourceError, match="not a directory") as caught:
+        open_source(name, base=tmp_path)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(

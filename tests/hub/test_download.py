@@ -297,7 +297,11 @@ def test_what_the_hub_refuses_is_one_clear_line(tmp_path: Path) -> None:
         fails(down, "HubUnreachable", "org/down: the Hub answered with an error", "cache does not have", "status 500")
         assert "HF_HUB_OFFLINE" not in str(down["text"])
         fails(ask(hub, home, "org/forbidden"), "SourceChanged", "the Hub refuses access", "HTTP status 403")
-        fails(ask(hub, home, "org/pickle"), "SourceError", "org/pickle: no safetensors weights, only pytorch_model.bin")
+        fails(
+            ask(hub, home, "org/pickle"),
+            "SourceError",
+            "org/pickle: no safetensors weights that can be read, only pickled weights",
+        )
         fails(ask(hub, home, HF_ENDPOINT="http://hub.example"), "MachineError", "HF_ENDPOINT", "not https")
 
 
