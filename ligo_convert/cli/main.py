@@ -440,6 +440,41 @@ def publish(
         _print(published.json(), as_json, lambda: publish_report(published))
 
 
+@cli.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--key", metavar="KEY", help="Where the weights are inside the file, such as state_dict_ema or a.b.")
+@click.option("--strip", metavar="PREFIX", default="", help="Prefix to take off every tensor's name, such as model.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The model's config.json.")
+@click.option("--architecture", metavar="NAME", help="timm architecture, such as deit_small_patch16_224.")
+@click.option("--no-sandbox", is_flag=True, help="Read a file that you trust on a system without Landlock and seccomp.")
+@_as_json
+def import_(
+    path: Path,
+    directory: Path,
+    key: str | None,
+    strip: str,
+    config: Path | None,
+    architecture: str | None,
+    no_sandbox: bool,
+    as_json: bool,
+) -> None:
+    """Write a pickled checkpoint (.bin, .pt, .pth, .ckpt) as safetensors to the new directory DIR.
+
+    PATH is a file, or a directory with pytorch_model.bin or its shards. A process without rights and without a network reads it.
+    """
+    from ligo_convert.cli.reports import import_report
+
+    with _showing() as progress:
+        from ligo_convert.importing.import_checkpoint import ImportSettings, import_checkpoint
+
+        settings = ImportSettings(
+            key=key, strip=strip, config=config, architecture=architecture, confine=not no_sandbox
+        )
+        report = import_checkpoint(path, directory, settings, progress=progress)
+    _print(report, as_json, lambda: import_report(report))
+
+
 @cli.command()
 @_as_json
 def families(as_json: bool) -> None:

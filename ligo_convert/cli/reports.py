@@ -319,6 +319,24 @@ def publish_report(published: PublishResult) -> None:
     make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
+def import_report(report: Mapping[str, Any]) -> None:
+    """Print what was imported, what was left out, and what to do next."""
+    sources = report["sources"]
+    left_out = [name for source in sources for name in source["left_out"]]
+    chosen = sorted({".".join(source["key"]) for source in sources} - {""})
+    pairs: dict[str, object] = {
+        "directory": report["out"],
+        "read from": some([source["file"] for source in sources], _FILES),
+        "weights under": some(chosen) or None,
+        "tensors": f"{report['tensors']}, {size(report['bytes'])}",
+        "renamed": f"{report['renamed']} (wrappers taken off)" if report["renamed"] else None,
+        "left out": some(left_out, _FILES) or None,
+        "sandbox": report["sandbox"],
+        "next": f"ligo-convert inspect {report['out']}",
+    }
+    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+
+
 def inspect_report(found: Mapping[str, Any]) -> None:
     """Print what `inspect` found; nested mappings follow under their names."""
     console = _out()

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("base",),
     ("io",),
     ("checkpoints",),
-    ("families", "data"),
+    ("families", "data", "importing"),
     ("growth", "hub"),
     ("recipes",),
     ("training",),

@@ -1,0 +1,1 @@
+"""Turn a pickled checkpoint into safetensors, with the pickle read by a confined process."""

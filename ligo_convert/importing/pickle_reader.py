@@ -1,0 +1,248 @@
+"""Read the tensors of a pickled file through a confined process.
+
+Input: the path of one file. Output: the table of its tensors, and the bytes of one tensor at a time. Nothing of the file is
+interpreted in this process: it receives JSON and raw bytes, and checks both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ligo_convert.checkpoints.digests import sha256_of
+from ligo_convert.checkpoints.headers import MAX_NAME
+from ligo_convert.checkpoints.tensors import DTYPE_BYTES, TensorSpec
+from ligo_convert.errors import MachineError, SourceError, printable
+from ligo_convert.importing.sandbox import support
+from ligo_convert.io.strict_json import short, strict_json
+
+# The process sends nothing while it loads a file. After this time without a byte it is killed.
+SILENCE_SECONDS = 900.0
+
+# Besides the file itself: what loading takes before the first tensor.
+_EXTRA_MEMORY = 1 << 30
+_MOST_MESSAGE = 256 << 20
+
+# Only these variables reach the process: tokens and other secrets do not.
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickledTensor:
+    """One tensor of a pickled file.
+
+    Attributes:
+        spec: name, dtype and shape.
+        position: its number among all tensors of the file.
+    """
+
+    spec: TensorSpec
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One dictionary with tensors inside a pickled file.
+
+    Attributes:
+        path: the keys that lead to it; empty for the outermost dictionary.
+        tensors: its tensors, in their order.
+        others: keys of the values that are not tensors.
+        shared: groups of names that share one tensor.
+        refused: name of a tensor -> why it cannot be stored.
+    """
+
+    path: tuple[str, ...]
+    tensors: tuple[PickledTensor, ...]
+    others: tuple[str, ...]
+    shared: tuple[tuple[str, ...], ...]
+    refused: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        return ".".join(self.path) or "(outermost)"
+
+
+class PickledFile:
+    """An open pickled file and the process that reads it. A context manager; the process ends with it.
+
+    Args:
+        path: the file.
+        label: its name in messages.
+        confine: False reads it without the sandbox of the kernel.
+
+    Raises:
+        SourceError: the file is missing, or torch refuses it with `weights_only=True`.
+        MachineError: this system has no sandbox, or the process ended.
+    """
+
+    def __init__(self, path: Path, *, label: str, confine: bool = True) -> None:
+        self.label = label
+        reason = support()
+        if confine and reason is not None:
+            raise MachineError(
+                f"pickled files are read in a sandbox, and {reason}",
+                where=label,
+                hint="import the file on Linux, or trust it: --no-sandbox still loads it with weights_only=True in a process of its own",
+            )
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise SourceError(f"cannot be opened: {os.strerror(error.errno or 0)}", where=label) from None
+        self.size = os.fstat(self._file.fileno()).st_size
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
+        self._folder = tempfile.TemporaryDirectory(prefix="ligo-import-")
+        request = {
+            "descriptor": self._file.fileno(),
+            "path": os.path.realpath(path),
+            "confine": confine,
+            "memory": 2 * self.size + _EXTRA_MEMORY,
+            "cpu_seconds": 300 + self.size // 10_000_000,
+        }
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment |= {"HOME": self._folder.name, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ligo_convert.importing.pickle_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=[self._file.fileno()],
+            cwd=self._folder.name,
+            env=environment,
+            start_new_session=True,
+            bufsize=0,
+        )
+        try:
+            self._ask(json.dumps(request))
+            self.groups = self._table(self._message())
+        except BaseException:
+            self.close()
+            raise
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the whole file, in hex. It is read again by each call."""
+        return sha256_of(self._file.fileno(), label=self.label)
+
+    def read(self, tensor: PickledTensor) -> memoryview:
+        """Return the bytes of a tensor in C order.
+
+        Raises:
+            SourceError: the process refuses, or sends something else.
+            MachineError: the process ended.
+        """
+        self._ask(str(tensor.position))
+        message = self._message()
+        if message.get("nbytes") != tensor.spec.nbytes:
+            raise SourceError(
+                "the tensor's size is not that of the table",
+                where=f"{self.label}: {short(tensor.spec.name)}",
+                expected=f"{tensor.spec.nbytes} bytes",
+                found=short(str(message.get("nbytes"))),
+            )
+        return self._receive(tensor.spec.nbytes)
+
+    def close(self) -> None:
+        """End the process and close the file."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._file, self._errors):
+            if stream is not None:
+                stream.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> PickledFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _message(self) -> dict[str, object]:
+        size = int.from_bytes(self._receive(8), "little")
+        if size > _MOST_MESSAGE:
+            raise SourceError("its table of tensors is too long", where=self.label, found=f"{size} bytes")
+        message = strict_json(bytes(self._receive(size)), label=self.label)
+        if "refused" in message:
+            raise SourceError(
+                short(str(message["refused"])) if len(str(message["refused"])) < 60 else str(message["refused"])[:400],
+                where=self.label,
+                hint="where the file was made, save the weights alone: torch.save(model.state_dict(), FILE)",
+            )
+        return message
+
+    def _receive(self, count: int) -> memoryview:
+        """Return exactly `count` bytes from the process."""
+        assert self._process.stdout is not None
+        data = memoryview(bytearray(count))
+        done = 0
+        while done < count:
+            if not select.select([self._process.stdout], [], [], SILENCE_SECONDS)[0]:
+                raise MachineError(
+                    f"the process that reads the file sent nothing for {SILENCE_SECONDS:.0f} seconds", where=self.label
+                )
+            read = self._process.stdout.readinto(data[done:])  # type: ignore[attr-defined]  # a raw stream: bufsize is 0
+            if not read:
+                raise self._ended()
+            done += read
+        return data
+
+    def _ended(self) -> MachineError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        return MachineError(
+            "the process that reads the file ended",
+            where=self.label,
+            found=f"exit status {code}" + (f": {printable(last[-1])[:300]}" if last else ""),
+            hint="if memory was short, import on a machine with more; else the file is damaged or hostile",
+        )
+
+    def _table(self, message: dict[str, object]) -> list[Group]:
+        """Check the table that the process sent. It may have been taken over by the file."""
+        where = f"{self.label}: the table of tensors"
+        try:
+            groups = [_group(entry, label=self.label) for entry in message["groups"]]  # type: ignore[attr-defined]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SourceError(f"malformed: {type(error).__name__}", where=where) from None
+        total = sum(tensor.spec.nbytes for group in groups for tensor in group.tensors)
+        # Tied tensors are listed once a name, and a loop keeps an average beside the weights: both are stored or shared few times.
+        if total > 16 * self.size + (1 << 20):
+            raise SourceError("its tensors repeat stored elements", where=where, found=f"{total:,} bytes")
+        return groups
+
+
+def _group(entry: dict[str, Any], *, label: str) -> Group:
+    tensors, refused = [], {}
+    for item in entry["tensors"]:
+        name = str(item["name"])
+        if not name or "\0" in name or len(name.encode()) > MAX_NAME:
+            raise SourceError("the name of a tensor is empty or too long", where=label, found=short(name))
+        if item["problem"] is not None or item["dtype"] not in DTYPE_BYTES:
+            refused[name] = str(item["problem"])[:100]
+            continue
+        shape = tuple(int(size) for size in item["shape"])
+        if len(shape) > 8 or any(size < 0 or size > 1 << 48 for size in shape):
+            raise ValueError("shape")
+        spec = TensorSpec(name=name, dtype=item["dtype"], shape=shape)
+        tensors.append(PickledTensor(spec=spec, position=int(item["position"])))
+    return Group(
+        path=tuple(str(key) for key in entry["path"]),
+        tensors=tuple(tensors),
+        others=tuple(str(key) for key in entry["others"]),
+        shared=tuple(tuple(str(name) for name in names) for names in entry["shared"]),
+        refused=refused,
+    )
