@@ -19,10 +19,27 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def peak_rss_bytes() -> int:
-    """Return the peak resident memory of this process, in bytes."""
+def peak_rss_bytes(root: Path = Path("/")) -> int:
+    """Return the peak resident memory of this process's own program, in bytes.
+
+    On Linux `ru_maxrss` survives `exec`: a program that a larger one has started reports the memory of its parent. `VmHWM` begins
+    anew with every program.
+
+    Args:
+        root: root of the file system that holds `proc`.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_rss() -> None:
+    """Begin a new peak of resident memory, for a process that does one job after another. Linux only; elsewhere the peak stays."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_limit(root: Path = Path("/")) -> int:

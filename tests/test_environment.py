@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ligo_convert.environment import cores, memory_limit
+import ligo_convert
+from ligo_convert.environment import cores, forget_peak_rss, memory_limit, peak_rss_bytes
 
 GB = 10**9
 SLURM = "0::/system.slice/slurmstepd.scope/job_7/step_0\n"
@@ -71,3 +74,39 @@ def test_cores_are_what_there_is_time_for(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     assert cores(machine(tmp_path, groups, files)) == count
+
+
+_REPORT = "from ligo_convert.environment import peak_rss_bytes; print(peak_rss_bytes())"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of one program")
+def test_the_peak_of_a_program_is_not_that_of_its_parent() -> None:
+    """A launcher of 500 MB, such as a notebook or a batch, starts a small program."""
+    parent = (
+        "import subprocess, sys; big = bytearray(500_000_000); big[::4096] = b'x' * len(big[::4096]);"
+        f" print(subprocess.run([sys.executable, '-c', {_REPORT!r}], capture_output=True, text=True, check=True).stdout)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", parent],
+        env={**os.environ, "PYTHONPATH": str(Path(ligo_convert.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert 5_000_000 < int(found.stdout) < 200_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system begins no new peak")
+def test_a_new_job_of_a_process_begins_a_new_peak() -> None:
+    big = bytearray(300_000_000)
+    big[::4096] = b"x" * len(big[::4096])
+    with_it = peak_rss_bytes()
+    del big
+    assert peak_rss_bytes() > with_it - 50_000_000
+    forget_peak_rss()
+    assert peak_rss_bytes() < with_it - 200_000_000
+
+
+def test_without_a_process_table_the_peak_comes_from_the_system_call(tmp_path: Path) -> None:
+    assert 5_000_000 < peak_rss_bytes(tmp_path) < 10**12

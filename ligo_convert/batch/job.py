@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.conversion.run import run_operator, run_recipe
+from ligo_convert.environment import forget_peak_rss
 from ligo_convert.errors import LigoError, MachineError
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.progress import Progress
@@ -87,6 +88,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     _use_threads(assignment.threads)
+    forget_peak_rss()
     cache = ResultCache(Path(assignment.cache))
     if assignment.recipe is not None:
         result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, cache=cache)

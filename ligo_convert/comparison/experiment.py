@@ -339,9 +339,5 @@ def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
 
 
 def _source_flops(plan: Plan, settings: CompareConfig) -> float | None:
-    pretrain = plan.recipe.source.pretrain
-    if pretrain is None:
-        return settings.source_flops
-    family, config = plan.inventory.family, plan.start.source
-    length = family.sequence(config, pretrain.sequence_length)
-    return pretrain.steps * step_flops(family, config, tokens=pretrain.batch_size * length, sequence_length=length)
+    trained = plan.flops["pretrain"]
+    return settings.source_flops if trained is None else trained

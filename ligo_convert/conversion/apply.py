@@ -101,7 +101,7 @@ def apply_operator(
                 source=family.parameters(inventory.rows, source.config), target=sum(spec.elements for spec in specs)
             ),
             flops=Flops(target_step=None, fit=0),
-            completion=Completion(verification=checks, seconds=dict(clock.seconds), peak_rss_bytes=peak_rss_bytes()),
+            completion=Completion(verification=checks, seconds=clock.seconds, peak_rss_bytes=peak_rss_bytes()),
         ).json()
         record = Record(
             family=family.name,

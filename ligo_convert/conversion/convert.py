@@ -81,11 +81,12 @@ def convert(
         staging = stack.enter_context(Staging.open(out, key=key))
         if staging.resumed:
             progress.say("resuming from the staged files of an earlier run")
-        with clock.running("fit"):
-            shared = None if cache is None else _cache_keys(cache, opened.identity)
-            source, digests = opened.source, opened.digests
-            if source is None:
+        shared = None if cache is None else _cache_keys(cache, opened.identity)
+        source, digests = opened.source, opened.digests
+        if source is None:
+            with clock.running("pretrain"):
                 source, digests, plan = train_source(stack, plan, staging, device, progress, shared=shared)
+        with clock.running("fit"):
             learned = learn(
                 plan, source, staging, device=lambda: choose_device(device), progress=progress, shared=shared
             )
@@ -99,7 +100,7 @@ def convert(
         )
         loads = plan.measures or not plan.start.copies_only
         weights, checks = write_job(job, source, staging, clock, progress, loads=loads)
-        completion = Completion(verification=checks, seconds=dict(clock.seconds), peak_rss_bytes=peak_rss_bytes())
+        completion = Completion(verification=checks, seconds=clock.seconds, peak_rss_bytes=peak_rss_bytes())
         metrics = replace(learned.metrics, completion=completion)
         facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
         record = run_record(plan, source, replace(learned, metrics=metrics), facts, staging)

@@ -93,14 +93,22 @@ class Plan:
 
     @property
     def flops(self) -> dict[str, int | None]:
-        """FLOPs of one training step of the target, and of the whole fit."""
+        """FLOPs of one training step of the target, of the whole fit, and of training the source where the recipe trains it."""
         fit, old, new = self.fit, self.start.source, self.start.target
         length = fit.positions if fit else self.family.sequence(new, SEQUENCE_LENGTH)
         tokens, steps = (fit.tokens_per_step, fit.settings.steps) if fit else (length, 0)
         return {
             "target_step": step_flops(self.family, new, tokens=tokens, sequence_length=length),
             "fit": fit_flops(self.family, old, new, steps=steps, tokens=tokens, sequence_length=length),
+            "pretrain": self._pretrain_flops(),
         }
+
+    def _pretrain_flops(self) -> int | None:
+        if self.recipe.source.pretrain is None:
+            return None
+        settings, family, config = self.recipe.source.pretrain, self.inventory.family, self.start.source
+        length = family.sequence(config, settings.sequence_length)
+        return settings.steps * step_flops(family, config, tokens=settings.batch_size * length, sequence_length=length)
 
 
 def open_planned(recipe: Recipe, *, weights: bool) -> CheckpointReader | None:

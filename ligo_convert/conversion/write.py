@@ -54,20 +54,34 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+# Stages of a run in their order. A run reports those that it went through, and always the ones that are not `pretrain`.
+STAGES = ("plan", "pretrain", "fit", "write", "verify")
+
+
 @dataclass(kw_only=True)
 class Clock:
     """Start time of a run, and its wall-clock seconds by stage."""
 
     started: str = field(default_factory=lambda: now())
-    seconds: dict[str, float] = field(default_factory=lambda: {"plan": 0.0, "fit": 0.0, "write": 0.0, "verify": 0.0})
+    _spent: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def running(self, stage: str) -> Iterator[None]:
+        """Count the time of the block for a stage of `STAGES`."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[stage] = round(self.seconds[stage] + time.monotonic() - began, 3)
+            self._spent[stage] = self._spent.get(stage, 0.0) + time.monotonic() - began
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of every stage so far, in the order of the stages."""
+        return {
+            stage: round(self._spent.get(stage, 0.0), 3)
+            for stage in STAGES
+            if stage in self._spent or stage != "pretrain"
+        }
 
 
 def write_job(

@@ -333,6 +333,8 @@ def _costs(record: Record) -> Iterator[str]:
     fit, flops = record.metrics["fit"], record.metrics["flops"]
     if fit is not None:
         yield f"- training of the operator: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}"
+    if flops.get("pretrain"):
+        yield f"- FLOPs for training the source: {number(float(flops['pretrain']))}"
     if flops.get("fit"):
         yield f"- FLOPs for training the operator: {number(float(flops['fit']))}"
     if flops.get("target_step"):

@@ -63,10 +63,12 @@ class Flops:
     Attributes:
         target_step: one training step of the target; None where the batch size is unknown.
         fit: the whole fit of the operator.
+        pretrain: the whole training of the source; None where the recipe does not train it.
     """
 
     target_step: int | None
     fit: int | None
+    pretrain: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +148,8 @@ class Completion:
 
     Attributes:
         verification: counts and checks of `outputs.verify`.
-        seconds: wall-clock seconds by stage.
-        peak_rss_bytes: peak resident memory of the process.
+        seconds: wall-clock seconds by stage, of the process that finished the run.
+        peak_rss_bytes: peak resident memory of that process.
     """
 
     verification: Mapping[str, Any]
