@@ -10,7 +10,7 @@ import copy
 import difflib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -36,11 +36,12 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import compute_dtype, target_specs
 from ligo_convert.growth.stream import grow as grow_stream
 from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, library_config, mean_loss
 from ligo_convert.training.objectives import objective_of
-from ligo_convert.training.preservation import MeasuredModel, certificate
+from ligo_convert.training.preservation import MeasuredModel, certificate, judged
 from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.tasks import random_batch
 
@@ -67,8 +68,8 @@ class GrowthReport:
         family: name of the family.
         parameters: `source` and `target`: number of parameters.
         preservation: `verdict` (`exact`, `near` or `lossy`), `max_logit_difference`, `loss_difference` and more, for the
-            operator before the fit, as `ligo-convert run --json` prints them. Null where only whole tensors were copied
-            and no data was given.
+            operator before the fit, as `ligo-convert run --json` prints them. Where nothing could be measured, the verdict is
+            None and `unmeasured` states the reason, such as whole tensors that were only copied without data.
         loss: mean loss of the `source`, of the target with the `initial` operator, and with the `fitted` one, in nats, on
             batches that neither trained nor chose the operator. None without data.
         fit: `steps`, `best_step` (0: the initial operator stayed the best) and `best_validation_loss`; None without data.
@@ -446,9 +447,9 @@ class _Fitted:
     log: list[dict[str, Any]]
 
 
-_UNMEASURED = dict.fromkeys(
-    ("verdict", "max_logit_difference", "mean_logit_difference", "loss_difference", "departs_at")
-)
+def _preservation(plan: GrowthPlan, **measured: Any) -> dict[str, Any]:
+    """Return the certificate as `ligo-convert run --json` prints it."""
+    return asdict(Preservation(planned=plan.verdict, reasons=list(plan.reasons), **measured))
 
 
 def _fitted(
@@ -467,7 +468,9 @@ def _fitted(
     dtype = torch.float64 if wide else torch.float32
     initial = initial_operator(plan, dtype=np.float64 if wide else np.float32)
     losses: dict[str, float | None] = dict.fromkeys(("source", "initial", "fitted"))
-    result = _Fitted(operator=initial, preservation=dict(_UNMEASURED), loss=losses, fit=None, log=[])
+    result = _Fitted(
+        operator=initial, preservation=_preservation(plan, unmeasured=COPIES), loss=losses, fit=None, log=[]
+    )
     if splits is None and plan.copies_only:
         return result
     rows = family.rows_for(plan.target)
@@ -492,7 +495,9 @@ def _fitted(
     with progress.task("measuring the initial operator"):
         new = grown(initial)
         depths = {axis: found.source for axis, found in plan.depths.items()}
-        result.preservation = certificate(old, new, initial, depths, test, batch_size=batch_size, dtype=dtype)
+        measured = certificate(old, new, initial, depths, test, batch_size=batch_size, dtype=dtype)
+        certified = judged(measured, plan.verdict, dtype=dtype, data=splits is not None)
+        result.preservation = _preservation(plan, **certified)
         if splits is None:
             return result
 

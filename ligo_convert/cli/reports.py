@@ -47,7 +47,7 @@ def batch_report(done: Batch) -> None:
             Text(entry["state"], style=STATE_STYLES[entry["state"]]),
             f"{amount(sizes['source'])} -> {amount(sizes['target'])}" if sizes else "",
             f"{loss:.4f}" if loss is not None else "",
-            text_of(kept.get("verdict") or kept.get("planned") or ""),
+            text_of(kept.get("verdict") or (f"{kept['planned']}, not measured" if kept.get("planned") else "")),
             f"{entry['seconds']:.1f}",
             text_of(f"{published['repo']} at {published['commit'][:12]}" if published else ""),
         )
@@ -159,11 +159,7 @@ def run_report(outcome: ConversionResult) -> None:
         "output": outcome.out,
         "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
     }
-    if kept["verdict"] is not None:
-        loss = "" if kept["loss_difference"] is None else f", the loss by {kept['loss_difference']:+.2e}"
-        pairs["preservation"] = (
-            f"{kept['verdict']}: {kept['compared']} differ by at most {kept['max_logit_difference']:.2e}{loss}"
-        )
+    pairs |= _preservation_lines(kept, fitted=bool((metrics.get("fit") or {}).get("best_step")))
     if metrics.get("fit"):
         fit = metrics["fit"]
         best = (
@@ -186,6 +182,36 @@ def run_report(outcome: ConversionResult) -> None:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
         pairs["peak memory"] = size(metrics["peak_rss_bytes"])
     make_pairs(console, "", pairs)
+
+
+def _preservation_lines(kept: Mapping[str, Any], *, fitted: bool) -> dict[str, object]:
+    """Return the lines on preservation: the verdict, how it was measured, and what the stored dtype costs.
+
+    Args:
+        kept: `preservation` of the metrics.
+        fitted: whether the output comes from a fitted operator, which the verdict is not about.
+    """
+    if kept["verdict"] is None:
+        planned = f"{kept['planned']} by construction; " if kept.get("planned") else ""
+        return {"preservation": f"{planned}not measured: {kept.get('unmeasured') or 'no model was run'}"}
+    name = "preservation, initial operator" if fitted else "preservation"
+    by_measure = " (measured; not exact by construction)" if kept["verdict"] == "near" else ""
+    unit = "images" if kept.get("images") else "tokens"
+    how = f"{kept[unit]:,} {'random ' if kept.get('inputs') == 'random' else 'held-out '}{unit}, {kept.get('dtype')}"
+    lines: dict[str, object] = {
+        name: f"{kept['verdict']}{by_measure}: {_differences(kept, kept['compared'])} ({how})",
+    }
+    cost = kept.get("rounding")
+    if cost:
+        lines[f"stored as {cost['dtype']}"] = f"a further difference: {_differences(cost, kept['compared'])}"
+    return lines
+
+
+def _differences(figures: Mapping[str, Any], compared: str) -> str:
+    loss = figures["loss_difference"]
+    return f"{compared} differ by at most {figures['max_logit_difference']:.2e}" + (
+        "" if loss is None else f", the loss by {loss:+.2e}"
+    )
 
 
 def compare_report(outcome: ComparisonResult) -> None:

@@ -15,7 +15,7 @@ from ligo_convert.comparison.step_costs import Step, with_layers
 from ligo_convert.comparison.strategies import STRATEGIES, Dropping, Stage, depends_on_run_length
 from ligo_convert.conversion.plan import Plan, another_start
 from ligo_convert.errors import RecipeError
-from ligo_convert.families.flops import fit_flops, forward_flops, step_flops
+from ligo_convert.families.flops import fit_flops, forward_flops
 from ligo_convert.families.schema import WITHOUT_LOSS
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import initial_operator
@@ -339,5 +339,4 @@ def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
 
 
 def _source_flops(plan: Plan, settings: CompareConfig) -> float | None:
-    trained = plan.flops["pretrain"]
-    return settings.source_flops if trained is None else trained
+    return plan.flops.get("pretrain", settings.source_flops)

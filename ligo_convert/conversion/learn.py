@@ -32,6 +32,7 @@ from ligo_convert.io.cache import blocks_of
 from ligo_convert.io.staging import Staging
 from ligo_convert.outputs.layout import FIT_LOG, OPERATOR
 from ligo_convert.outputs.metrics import (
+    COPIES,
     Accuracies,
     Flops,
     Losses,
@@ -128,10 +129,19 @@ def _initial(plan: Plan, staging: Staging) -> Learned:
         task=plan.family.task,
         parameters=Parameters(**plan.parameters),
         flops=Flops(**plan.flops),
-        preservation=Preservation(planned=plan.start.verdict, reasons=list(plan.start.reasons)),
+        preservation=Preservation(
+            planned=plan.start.verdict, reasons=list(plan.start.reasons), unmeasured=_why_unmeasured(plan)
+        ),
         pretrain=PretrainOutcome(**trained) if trained is not None else None,
     )
     return Learned(operator=replace(operator, notes={"drawn": drawn_names(plan.start)}), metrics=metrics)
+
+
+def _why_unmeasured(plan: Plan) -> str | None:
+    """Return why the run measures no preservation; None where it does."""
+    if plan.measures:
+        return None
+    return COPIES if plan.start.copies_only else "this machine has too little memory to run source and target"
 
 
 def _with_models(

@@ -35,7 +35,7 @@ from ligo_convert.training.fit import (
 from ligo_convert.training.functional_model import LibraryModel, Objective, mean_loss
 from ligo_convert.training.loop import StateStore, TrainResult
 from ligo_convert.training.objectives import objective_of
-from ligo_convert.training.preservation import MeasuredModel, certificate, rounding
+from ligo_convert.training.preservation import MeasuredModel, certificate, judged, rounding
 from ligo_convert.training.tasks import random_batch
 
 RANDOM_EXAMPLES = 4
@@ -115,11 +115,12 @@ class ModelPair:
         )
         stored = {spec.dtype for spec in self._plan.specs}
         narrowest = min(stored, key=lambda name: torch.finfo(TORCH_DTYPES[name]).bits)
-        if torch.finfo(TORCH_DTYPES[narrowest]).bits < torch.finfo(self._dtype).bits:
+        narrower = torch.finfo(TORCH_DTYPES[narrowest]).bits < torch.finfo(self._dtype).bits
+        if narrower and measured["verdict"] is not None:
             cost = rounding(grown, TORCH_DTYPES[narrowest], examples, batch_size=batch_size, wide=self._dtype)
             name = next(name for name, short in DTYPE_NAMES.items() if short == narrowest)
             measured["rounding"] = {"dtype": name, **cost}
-        return measured
+        return judged(measured, self._plan.start.verdict, dtype=self._dtype, data=self._plan.fit is not None)
 
     def random_examples(self) -> Examples:
         """Return seeded random inputs that fit the source, for measuring without data."""

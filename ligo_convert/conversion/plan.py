@@ -97,18 +97,16 @@ class Plan:
         fit, old, new = self.fit, self.start.source, self.start.target
         length = fit.positions if fit else self.family.sequence(new, SEQUENCE_LENGTH)
         tokens, steps = (fit.tokens_per_step, fit.settings.steps) if fit else (length, 0)
-        return {
+        found: dict[str, int | None] = {
             "target_step": step_flops(self.family, new, tokens=tokens, sequence_length=length),
             "fit": fit_flops(self.family, old, new, steps=steps, tokens=tokens, sequence_length=length),
-            "pretrain": self._pretrain_flops(),
         }
-
-    def _pretrain_flops(self) -> int | None:
-        if self.recipe.source.pretrain is None:
-            return None
-        settings, family, config = self.recipe.source.pretrain, self.inventory.family, self.start.source
-        length = family.sequence(config, settings.sequence_length)
-        return settings.steps * step_flops(family, config, tokens=settings.batch_size * length, sequence_length=length)
+        trained = self.recipe.source.pretrain
+        if trained is not None:
+            family, length = self.inventory.family, self.inventory.family.sequence(old, trained.sequence_length)
+            step = step_flops(family, old, tokens=trained.batch_size * length, sequence_length=length)
+            found["pretrain"] = trained.steps * step
+        return found
 
 
 def open_planned(recipe: Recipe, *, weights: bool) -> CheckpointReader | None:

@@ -14,13 +14,11 @@ from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS, DepthMap, depth_map
 from ligo_convert.growth.operator import Keying
-from ligo_convert.growth.verdict import CannotPreserve, Claim, Verdict
+from ligo_convert.growth.verdict import RANK, CannotPreserve, Claim, Verdict, worst
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, preserves_mean, width_claim
 
 # Names of the changes made to a source before it grows (`growth.rewrites`, `growth.mean_preserving`).
 REWRITES = ("centre", "mean-preserving")
-
-_RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +169,8 @@ def plan_growth(
         growth=growth,
         source=source,
         target=final,
-        verdict=max((reason.verdict for reason in reasons), key=_RANK.__getitem__, default="exact"),
-        reasons=tuple(reason.text for reason in sorted(reasons, key=lambda reason: -_RANK[reason.verdict])),
+        verdict=worst(*(reason.verdict for reason in reasons)),
+        reasons=tuple(reason.text for reason in sorted(reasons, key=lambda reason: -RANK[reason.verdict])),
         requests=requests,
         streams=streams,
         units=units,

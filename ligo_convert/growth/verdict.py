@@ -10,6 +10,23 @@ import numpy as np
 
 Verdict = Literal["exact", "near", "lossy"]
 
+# Verdicts by how little they preserve.
+RANK: dict[Verdict, int] = {"exact": 0, "near": 1, "lossy": 2}
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """Return the verdict that preserves least."""
+    return max(verdicts, key=RANK.__getitem__, default="exact")
+
+
+def certified(planned: Verdict, measured: Verdict) -> Verdict:
+    """Return the verdict of a growth from what its method claims and what was measured.
+
+    `exact` needs both: a measurement shows how far outputs differ on some inputs, and only the mathematics covers all inputs. A
+    method that claims less is at best `near`, however small the measured difference is.
+    """
+    return measured if planned == "exact" else worst("near", measured)
+
 
 class CannotPreserve(ValueError):
     """A preserving method cannot preserve the function at these sizes. The message states the reason."""

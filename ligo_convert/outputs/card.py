@@ -60,13 +60,22 @@ _LIGO_BIBTEX = """@inproceedings{wang2023learning,
 }"""
 
 
-def _verdict_in_words(record: Record, verdict: str) -> str:
+def _verdict_in_words(record: Record, verdict: str, *, measured: str | None) -> str:
     """Return what a verdict means, as a predicate of "the initial operator".
 
     Verdicts are about logits, or about the last hidden states if the model has no head or a new one.
+
+    Args:
+        measured: the verdict of the measured differences alone; None where nothing was measured.
     """
     if verdict == "lossy":
         return "does not preserve the function of the source"
+    if verdict == "near" and measured == "exact":
+        what = "last hidden states" if _compares_hidden_states(record) else "logits"
+        return (
+            f"does not preserve the function of the source exactly, by its mathematics; on the inputs measured, the {what} differ by "
+            "no more than the table below shows, which is within the limit for exact methods"
+        )
     if _compares_hidden_states(record):
         new_head = any("(new head)" in name for name in record.drawn)
         head = ". The head is new and randomly initialised" if new_head else ""
@@ -234,15 +243,18 @@ def _preservation(record: Record) -> Iterator[str]:
     verdict, planned = preservation.get("verdict"), preservation.get("planned")
     yield "## Function preservation"
     yield ""
+    unmeasured = prose(preservation.get("unmeasured") or "no model was run")
     if verdict is None and planned is None:
-        yield "Function preservation was not measured."
+        yield f"Function preservation was not measured: {unmeasured}."
         return
     if verdict is None:
-        yield f"**{planned.capitalize()}**, by construction: the initial operator {_verdict_in_words(record, planned)}."
-        yield "It was not measured: no model was run."
+        yield f"**{planned.capitalize()}**, by construction: the initial operator {_verdict_in_words(record, planned, measured=None)}."
+        yield f"It was not measured: {unmeasured}."
     else:
-        yield f"**{verdict.capitalize()}**: the initial operator {_verdict_in_words(record, verdict)}."
-        yield f"Measured on {_measured_on(preservation)} in float32 or wider."
+        measured = preservation.get("measured", verdict)
+        kind = f"**{verdict.capitalize()}**" + (" (measured)" if verdict == "near" else "")
+        yield f"{kind}: the initial operator {_verdict_in_words(record, verdict, measured=measured)}."
+        yield f"Measured on {_measured_on(preservation)} in {preservation.get('dtype') or 'float32 or wider'}."
     if fit is not None and fit["best_step"]:
         yield ""
         yield "This verdict is about the initial operator. The weights here come from the trained operator."
@@ -315,9 +327,12 @@ def _losses(record: Record, *, figure: bool) -> Iterator[str]:
     yield from costs
 
 
+_INPUTS = {"data": "held-out {}", "random": "random {}"}
+
+
 def _measured_on(preservation: Mapping[str, Any]) -> str:
     unit = "images" if preservation.get("images") else "tokens"
-    return f"{preservation[unit]:,} {unit}"
+    return f"{preservation[unit]:,} {_INPUTS.get(preservation.get('inputs') or '', '{}').format(unit)}"
 
 
 def _split_size(record: Record) -> str:
@@ -412,7 +427,7 @@ def _limits(record: Record) -> Iterator[str]:
     yield "- The model inherits the errors and biases of its source. It was not evaluated on any benchmark."
     if verdict == "lossy" or verdict is None:
         yield "- Every output may differ from the source's. Check the figures above before use."
-    if verdict is not None and record.data is None:
+    if verdict is not None and record.metrics["preservation"].get("inputs", "data") == "random":
         yield (
             "- Preservation was measured on random inputs, because there was no data: "
             "it shows how far the two models agree, not how good they are."

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# Why preservation was not measured (`Preservation.unmeasured`).
+COPIES = "every tensor is a copy of one of the source's, so no model was run"
+
+APPLIED = "`apply` runs no model; the run that made the operator measured it on its own source"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
@@ -76,8 +81,13 @@ class Preservation:
     """The degree to which growth preserves the source's function, as the method claims and as measured in float32 or wider.
 
     Attributes:
-        verdict: "exact", "near" or "lossy" as measured; None where no model was run.
-        planned: the verdict that the growth method claims.
+        verdict: "exact", "near" or "lossy", from `planned` and `measured` (`growth.verdict.certified`); None where nothing could be
+            measured.
+        planned: the verdict that the growth method claims, by its mathematics.
+        measured: the verdict of the measured differences alone; None where nothing could be measured.
+        unmeasured: why nothing was measured; None where something was.
+        dtype: dtype of the arithmetic of the measurement.
+        inputs: "data" for held-out data, "random" for random token ids or images.
         reasons: reasons why the plan does not claim more.
         max_logit_difference: largest absolute difference of the compared outputs.
         mean_logit_difference: mean absolute difference of the compared outputs.
@@ -92,6 +102,8 @@ class Preservation:
 
     verdict: str | None = None
     planned: str
+    measured: str | None = None
+    unmeasured: str | None = None
     reasons: list[str]
     max_logit_difference: float | None = None
     mean_logit_difference: float | None = None
@@ -101,6 +113,8 @@ class Preservation:
     compared: str | None = None
     tokens: int = 0
     images: int = 0
+    dtype: str | None = None
+    inputs: str | None = None
     rounding: Mapping[str, Any] | None = None
 
 
@@ -190,7 +204,9 @@ class RunMetrics:
             "parameters": asdict(self.parameters),
             "loss": asdict(self.loss),
             "accuracy": asdict(self.accuracy),
-            "flops": asdict(self.flops),
+            "flops": {
+                key: value for key, value in asdict(self.flops).items() if key != "pretrain" or value is not None
+            },
             "preservation": asdict(self.preservation) if self.preservation else dict(_UNMEASURED),
             "fit": asdict(self.fit) if self.fit else None,
         }
@@ -201,7 +217,12 @@ class RunMetrics:
         return data
 
 
-_UNMEASURED = {"verdict": None, "max_logit_difference": None, "loss_difference": None}
+_UNMEASURED = {
+    "verdict": None,
+    "max_logit_difference": None,
+    "loss_difference": None,
+    "unmeasured": APPLIED,
+}
 
 
 def metrics_from_json(data: Mapping[str, Any]) -> RunMetrics:

@@ -2,7 +2,8 @@
 
 Input: the source and the grown target in memory, and examples.
 Output: plain numbers and a verdict, all in float32 or wider. "exact": logits within 1e-4 * max(1, logit scale). "near": loss within
-0.01 nats; without a loss, a mean squared difference within 1 % of the mean square. "lossy": everything else.
+0.01 nats; without a loss, a mean squared difference within 1 % of the mean square. "lossy": everything else. A source whose output is
+constant, or not finite, cannot be measured. `judged` joins what was measured with what the method claims.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 
 from ligo_convert.data.examples import Examples
+from ligo_convert.errors import VerificationError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.verdict import Verdict, certified
 from ligo_convert.training.functional_model import LibraryModel
 from ligo_convert.training.tasks import on_device, weight
 
@@ -28,6 +31,9 @@ NEAR = 0.01
 # A layer departs where its hidden states differ by more than this fraction of their largest value. Hidden states are larger than
 # logits, so this is looser than EXACT.
 DEPARTS = 1e-3
+
+# Outputs of a source that vary less than this fraction of their largest value are constant: float32 carries no more.
+CONSTANT = 1e-6
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -85,12 +91,41 @@ def certificate(
     return {**sums.result(), **counts}
 
 
+def judged(measured: Mapping[str, Any], planned: Verdict, *, dtype: torch.dtype, data: bool) -> dict[str, Any]:
+    """Return the certificate of a growth: what was measured, how, and the verdict that follows from it and from the method's claim.
+
+    Args:
+        measured: the result of `certificate`.
+        planned: the verdict that the method claims.
+        dtype: dtype of the arithmetic.
+        data: whether the examples are the user's data; if not, they are random.
+
+    Raises:
+        VerificationError: a growth that is exact by mathematics is not.
+    """
+    found: Verdict | None = measured["verdict"]
+    how = {"measured": found, "dtype": str(dtype).removeprefix("torch."), "inputs": "data" if data else "random"}
+    if found is None:
+        return {**measured, **how}
+    if planned == "exact" and found != "exact":
+        raise VerificationError(
+            f"growth preserves the function by its mathematics, and the {measured['compared']} of the grown model differ",
+            where="preservation",
+            expected=f"at most {EXACT * max(1.0, measured['logit_scale']):.1e}",
+            found=f"{measured['max_logit_difference']:.1e}, measured in {how['dtype']}",
+            hint="nothing was written; please report it with the recipe and the source's config.json",
+        )
+    return {**measured, **how, "verdict": certified(planned, found)}
+
+
 class _Sums:
     """Running sums over batches."""
 
     def __init__(self, compared: str) -> None:
         self.compared = compared
         self.most, self.total, self.count, self.scale = 0.0, 0.0, 0, 0.0
+        self.finite, self.rows = True, 0
+        self.lowest, self.highest = torch.tensor(math.inf), torch.tensor(-math.inf)
         self.squares = [0.0, 0.0]
         self.losses, self.weight = [0.0, 0.0], 0.0
         self.apart: dict[int, float] = {}
@@ -102,6 +137,11 @@ class _Sums:
         self.total += float(difference.sum(dtype=torch.float64))
         self.count += difference.numel()
         self.scale = max(self.scale, float(old.abs().max()))
+        self.finite = self.finite and bool(torch.isfinite(old).all())
+        flat = old.flatten(0, -2)
+        self.rows += len(flat)
+        self.lowest = torch.minimum(self.lowest.to(flat), flat.amin(0))
+        self.highest = torch.maximum(self.highest.to(flat), flat.amax(0))
         self.squares[0] += float(difference.square().sum(dtype=torch.float64))
         self.squares[1] += float(old.square().sum(dtype=torch.float64))
         if losses is not None:
@@ -136,17 +176,30 @@ class _Sums:
                     self.apart[at] = _worse(self.apart.get(at, 0.0), apart)
                 at += 1
 
+    def _why_unmeasured(self) -> str | None:
+        """Return why the outputs show nothing; None where they do."""
+        if not self.count:
+            return "the method maps hidden states in several ways, so source and target have none to compare"
+        if not self.finite:
+            return f"the source's {self.compared} are not finite"
+        if self.rows > 1 and float((self.highest - self.lowest).max()) <= CONSTANT * self.scale:
+            return f"the source's {self.compared} are constant: they do not depend on the input"
+        return None
+
     def result(self) -> dict[str, Any]:
+        unmeasured = self._why_unmeasured()
+        if unmeasured is not None:
+            return {"verdict": None, "compared": self.compared, "unmeasured": unmeasured}
         departing = [layer for layer, apart in sorted(self.apart.items()) if not apart <= DEPARTS]
         loss_difference = (self.losses[1] - self.losses[0]) / self.weight if self.weight else None
         relative = self.squares[0] / self.squares[1] if self.squares[1] else math.nan
         near = abs(loss_difference) <= NEAR if loss_difference is not None else relative <= NEAR
-        exact = bool(self.count) and self.most <= EXACT * max(1.0, self.scale)
+        exact = self.most <= EXACT * max(1.0, self.scale)
         return {
             "verdict": "exact" if exact else "near" if near else "lossy",
             "compared": self.compared,
-            "max_logit_difference": self.most if self.count else math.nan,
-            "mean_logit_difference": self.total / self.count if self.count else math.nan,
+            "max_logit_difference": self.most,
+            "mean_logit_difference": self.total / self.count,
             "logit_scale": self.scale,
             "loss_difference": loss_difference,
             "departs_at": None if exact or not departing else departing[0],

@@ -42,6 +42,8 @@ METRICS: dict[str, Any] = {
     "preservation": {
         "verdict": "near",
         "planned": "lossy",
+        "measured": "near",
+        "unmeasured": None,
         "reasons": [
             "layer 12 to 24 by stack: layers are applied again",
             "embed 768 to 1024 by lemon: tiles and mean entries",
@@ -54,6 +56,8 @@ METRICS: dict[str, Any] = {
         "compared": "logits",
         "tokens": 2048,
         "images": 0,
+        "dtype": "float32",
+        "inputs": "data",
         "rounding": {"dtype": "bfloat16", "max_logit_difference": 0.52, "loss_difference": 0.0004},
     },
     "fit": {
