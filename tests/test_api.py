@@ -337,6 +337,13 @@ def test_parameters_that_are_not_finite_are_refused() -> None:
         ligo_convert.grow(model, {"n_layer": 3})
 
 
+def test_a_model_that_its_config_calls_quantised_is_refused() -> None:
+    model: Any = model_of(config_of("gpt2"), dtype=torch.float32)
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(SourceError, match=r"quantization_config \(bitsandbytes\)"):
+        ligo_convert.grow(model, {"n_layer": 3})
+
+
 def test_every_public_name_is_documented_with_its_signature() -> None:
     page = (Path(__file__).parents[1] / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
     for name in ligo_convert.__all__:

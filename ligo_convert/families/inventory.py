@@ -92,6 +92,7 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
         for layer in family.layers(row, config)
     }
     stored, ignored = _match(family, config, tensors, wanted, label)
+    _refuse_quantised(config, label)
     family = family.for_head(_class_of(family, {wanted[name][0].layout.part for name in stored}, config))
     parts = ("", *family.chosen.parts)
     extra = [name for name in stored if wanted[name][0].layout.part not in parts]
@@ -108,6 +109,32 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
         )
     return Inventory(
         family=family, config=config, rows=rows, stored=stored, ignored=ignored, left_out=left_out, copies=copies
+    )
+
+
+# Keys by which libraries mark a quantised checkpoint; `quantization` is MLX's, `compression_config` the older one of compressed-tensors.
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
+
+
+def _quantised_by(config: Config) -> str | None:
+    return next((key for key in _QUANTISED if config.get(key)), None)
+
+
+def _refuse_quantised(config: Config, label: str) -> None:
+    """Refuse a config that marks its weights as quantised, even where every tensor is a plain one. Raises SourceError.
+
+    The library would not load such weights as they are stored, and the key cannot be carried over to a grown model.
+    """
+    key = _quantised_by(config)
+    if key is None:
+        return
+    settings = config[key]
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    raise SourceError(
+        f"config.json has a {key}{f' ({method})' if method else ''}: quantised checkpoints cannot grow",
+        where=f"{label}/config.json",
+        expected="weights in floating point, and no such key",
+        hint=f"use the original checkpoint; if these weights are not quantised, remove {key} from config.json",
     )
 
 
@@ -134,8 +161,7 @@ def _match(
             ignored.append(name)
         else:
             unclaimed.append(name)
-    # `quantization` is MLX's key.
-    quantised = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
+    quantised = _quantised_by(config)
     if unclaimed and quantised:
         raise SourceError(
             f"{unclaimed[0]} belongs to a quantised model (config.json has a {quantised})",

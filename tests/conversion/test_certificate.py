@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from support.source_models import GROWN, change_weights, recipe_text, write_case, write_checkpoint
+from support.source_models import GROWN, change_config, change_weights, recipe_text, write_case, write_checkpoint
 from support.tiny import TARGETS
 
 from ligo_convert.cli.reports import run_report
+from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.run_record import ConversionResult
-from ligo_convert.errors import VerificationError
+from ligo_convert.errors import SourceError, VerificationError
 from ligo_convert.growth.verdict import certified
 from ligo_convert.in_memory import grow
-from ligo_convert.outputs.metrics import RunMetrics
+from ligo_convert.outputs.metrics import APPLIED
 from ligo_convert.recipes.recipe import load_recipe
 
 Tensors = dict[str, torch.Tensor]
@@ -143,6 +144,15 @@ def test_copies_say_why_nothing_was_measured(tmp_path: Path, capsys: pytest.Capt
     assert kept["unmeasured"] == "every tensor is a copy of one of the source's, so no model was run"
     assert f"preservation lossy by construction; not measured: {kept['unmeasured']}" in terminal
     assert f"It was not measured: {kept['unmeasured']}." in card
+    # `apply` measures nothing either, and refuses the sources that `run` refuses.
+    operator = outcome.out / "ligo" / "operator.safetensors"
+    kept, terminal, card = told(apply_operator(operator, str(tmp_path / "source"), tmp_path / "applied"), capsys)
+    assert (kept["verdict"], kept["unmeasured"]) == (None, APPLIED)
+    assert f"preservation not measured: {APPLIED}" in terminal
+    assert "Function preservation was not measured: " in card
+    change_config(tmp_path / "source", lambda config: {**config, "quantization_config": {"bits": 4}})
+    with pytest.raises(SourceError, match="quantization_config"):
+        apply_operator(operator, str(tmp_path / "source"), tmp_path / "again")
 
 
 def test_growth_that_is_exact_on_paper_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,13 +173,3 @@ def _even(index: Any) -> Any:
     import numpy as np
 
     return 1 / np.bincount(index)[index]
-
-
-def test_metrics_that_were_not_measured_have_a_reason() -> None:
-    """`apply` measures nothing, and says so."""
-    from ligo_convert.outputs.metrics import Flops, Parameters
-
-    metrics = RunMetrics(
-        task="causal-lm", parameters=Parameters(source=1, target=2), flops=Flops(target_step=None, fit=0)
-    )
-    assert "runs no model" in metrics.json()["preservation"]["unmeasured"]

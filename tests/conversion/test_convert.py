@@ -577,6 +577,13 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
         RecipeError,
         "activation_function",
     ),
+    "float weights that the config calls quantised": (
+        config_set(quantization_config={"quant_method": "gptq", "bits": 4}),
+        HIDDEN,
+        {},
+        SourceError,
+        r"config\.json.*quantization_config \(gptq\)|quantization_config \(gptq\).*\n.*config\.json",
+    ),
     "output in the working directory": (nothing, HIDDEN, {"output": {"dir": "."}}, RecipeError, "working directory"),
     "output inside the source": (nothing, HIDDEN, {"output": {"dir": "source/out"}}, RecipeError, "source"),
     "a config that the source has not": (

@@ -354,6 +354,19 @@ def test_a_quantised_checkpoint_is_called_so() -> None:
     with pytest.raises(SourceError, match="not a floating-point tensor"):
         claim_tensors(FAMILIES["llama"], {**config, "tie_word_embeddings": False}, packed, label="source")
 
+    for key, settings, words in (
+        ("quantization_config", {"quant_method": "gptq"}, r"quantization_config \(gptq\).*remove quantization_config"),
+        ("quantization_config", {"bits": 4}, "quantization_config: quantised"),
+        ("quantization", {"bits": 4}, "remove quantization from"),
+        ("compression_config", {"format": "x"}, "remove compression_config"),
+    ):
+        # Floating-point weights that a config calls quantised.
+        config = config_of("llama", **{key: settings})
+        with pytest.raises(SourceError, match=f"(?s){words}"):
+            claim_tensors(FAMILIES["llama"], config, specs_of(config), label="source")
+    config = config_of("llama", quantization_config=None)
+    assert claim_tensors(FAMILIES["llama"], config, specs_of(config), label="source").ignored == ()
+
 
 def test_positions_that_cannot_be_counted_are_the_sources_fault() -> None:
     with pytest.raises(SourceError, match="pad_token_id"):
