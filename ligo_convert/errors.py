@@ -19,9 +19,12 @@ Each error says what is wrong, where, what was expected and found, and what to d
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import reprlib
 import signal
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,52 @@ def printable(text: object) -> str:
         if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in str(text)
+    )
+
+
+class _Brief(reprlib.Repr):
+    """`reprlib` for values of untrusted files, whose integers may have more digits than Python prints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 4
+        self.maxstring = self.maxlong = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 3 // 10
+        return super().repr_int(x, level) if digits < self.maxlong else f"a number of about {digits} digits"
+
+
+_BRIEF = _Brief()
+
+
+# Characters of a name, and names, that are compared for a hint: the time grows with the square of the one and with the other.
+_COMPARED = 500
+
+# Characters of a line of an error. Names and values come from untrusted files, and one may have megabytes.
+_LINE = 600
+
+
+def _cut(value: object) -> str:
+    """Return a value as a line of an error shows it: cut to `_LINE` characters."""
+    text = value if isinstance(value, str) else brief(value) if isinstance(value, int) else str(value)
+    return printable(text if len(text) <= _LINE else f"{text[:_LINE]}...")
+
+
+def brief(value: object) -> str:
+    """Return the `repr` of `value`, cut to about a line: it may be a list of a million entries.
+
+    >>> brief([1] * 10**6)
+    '[1, 1, 1, 1, ...]'
+    """
+    return _BRIEF.repr(value)
+
+
+def close_matches(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return at most `n` names of `known` that resemble `name`, best first. Long and many names are cut: this is only a hint."""
+    return difflib.get_close_matches(
+        name[:_COMPARED], [other[:_COMPARED] for other in itertools.islice(known, _COMPARED)], n=n, cutoff=cutoff
     )
 
 
@@ -77,12 +126,12 @@ class LigoError(Exception):
         self.what, self.where, self.expected, self.found, self.hint = what, str(where), expected, found, hint
 
     def __str__(self) -> str:
-        first = f"{printable(self.where)}: {printable(self.what)}" if self.where else printable(self.what)
+        first = f"{_cut(self.where)}: {_cut(self.what)}" if self.where else _cut(self.what)
         lines = [first]
         if self.expected is not None:
-            lines.append(f"  expected: {printable(self.expected)}")
+            lines.append(f"  expected: {_cut(self.expected)}")
         if self.found is not None:
-            lines.append(f"  found:    {printable(self.found)}")
+            lines.append(f"  found:    {_cut(self.found)}")
         # Hints are written by this package, so they may span several lines (a list of names, a command to copy).
         lines += [f"  {printable(line)}" for line in self.hint.splitlines()]
         return "\n".join(lines)

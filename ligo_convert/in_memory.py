@@ -7,7 +7,6 @@ Output: the grown model, with a `GrowthReport` as its attribute `ligo`.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from ligo_convert.cli.progress_bars import shown_progress
 from ligo_convert.conversion.plan import DEFAULT_KEYING
 from ligo_convert.data.batches import BatchFormat, read_batches
 from ligo_convert.data.examples import ArrayExamples, Batch, Examples
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, close_matches
 from ligo_convert.families.configs import flat_config, written_config
 from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
@@ -188,7 +187,7 @@ def _settings(*, width: str, depth: str, keying: str, tie: str | None, seed: int
         ("tie", tie, [None, "paper"]),
     ):
         if value not in known:
-            near = difflib.get_close_matches(str(value), [str(other) for other in known], n=1)
+            near = close_matches(str(value), [str(other) for other in known], n=1)
             raise RecipeError(
                 f"unknown {name} {value!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
                 where=name,

@@ -8,6 +8,7 @@ does what is left.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -184,11 +185,15 @@ def shard_entries(manifest: Manifest, shard: tuple[int, int]) -> tuple[str, ...]
     chains: dict[str, list[str]] = {}
     for name in manifest.entries:
         chains.setdefault(root_of(name), []).append(name)
-    shards: list[list[str]] = [[] for _ in range(count)]
-    # Longest chain first, each to the shard with the fewest entries.
+    # Longest chain first, each to the shard with the fewest entries, the first of them. So shards beyond the number of chains stay empty,
+    # and the number of shards, which has no limit, costs nothing.
+    shards = [(0, number) for number in range(min(count, len(chains)))]
+    chosen: set[str] = set()
     for chain in sorted(chains.values(), key=lambda names: -len(names)):
-        min(shards, key=len).extend(chain)
-    chosen = set(shards[index])
+        length, number = heapq.heappop(shards)
+        heapq.heappush(shards, (length + len(chain), number))
+        if number == index:
+            chosen.update(chain)
     return tuple(name for name in manifest.entries if name in chosen)
 
 

@@ -5,7 +5,6 @@ Output: plain data that the command line prints.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.comparison.methods import METHODS, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, close_matches
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
@@ -110,7 +109,7 @@ def _method(axis: str, name: str, keeps: str, summary: str, paper: str, cost: st
 def describe_family(name: str) -> dict[str, Any]:
     """Return the axes, streams and rows of a family at the library's default sizes. Raises RecipeError for an unknown name."""
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        near = close_matches(name, FAMILIES, n=1)
         raise RecipeError(
             f"unknown family {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
             hint="families: " + ", ".join(FAMILIES),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ligo_convert.errors import Interrupted, LigoError, MachineError, printable
+from ligo_convert.errors import Interrupted, LigoError, MachineError, brief, printable
 from ligo_convert.signals import Stopped, answered
 
 if TYPE_CHECKING:
@@ -260,9 +260,20 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 0,1,2", param_hint=option)
+    if not all(map(_is_number, parts)):
+        raise click.BadParameter(
+            f"{brief(text)} is not a list of whole numbers of at most {_MOST_DIGITS} digits, such as 0,1,2",
+            param_hint=option,
+        )
     return [int(part) for part in parts]
+
+
+# Seeds and counts fit into 64 bits; Python refuses to read numbers of thousands of digits.
+_MOST_DIGITS = 18
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
 @cli.command()
@@ -343,8 +354,8 @@ def _share(text: str | None) -> tuple[int, int]:
     if text is None:
         return _share_of_array()
     number, slash, count = text.partition("/")
-    if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
-        raise click.BadParameter(f"{text!r} does not have the form I/N, such as 0/4", param_hint="--shard")
+    if not slash or not all(map(_is_number, (number, count))):
+        raise click.BadParameter(f"{brief(text)} does not have the form I/N, such as 0/4", param_hint="--shard")
     if not int(number) < int(count):
         raise click.BadParameter(f"{text!r}: I must be smaller than N, and counts from 0", param_hint="--shard")
     return int(number), int(count)
@@ -353,7 +364,7 @@ def _share(text: str | None) -> tuple[int, int]:
 def _share_of_array() -> tuple[int, int]:
     """Return (index, count) of this Slurm array task or Kubernetes indexed Job; (0, 1) outside of both."""
     found = {name: os.environ.get(name, "") for name in _ARRAY}
-    number = {name: int(value) for name, value in found.items() if value.isascii() and value.isdigit()}
+    number = {name: int(value) for name, value in found.items() if _is_number(value)}
     if "SLURM_ARRAY_TASK_ID" in number:
         first, step = number.get("SLURM_ARRAY_TASK_MIN", 0), number.get("SLURM_ARRAY_TASK_STEP") or 1
         count = number.get("SLURM_ARRAY_TASK_COUNT")
@@ -530,6 +541,10 @@ def _showing() -> Iterator[Progress]:
         yield progress
 
 
+# Characters of a message about the command line: click repeats the whole word that it does not understand.
+_MESSAGE = 600
+
+
 def main() -> None:
     """Run the command line. Every error becomes a few lines on stderr and an exit code."""
     # torch reads this when it is imported. By default OpenMP's threads spin while they wait for each other, which is many times
@@ -543,6 +558,7 @@ def main() -> None:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
+        error.message = f"{error.message[:_MESSAGE]}..." if len(error.message) > _MESSAGE else error.message
         error.show()
         code = 2
     except Stopped as stop:

@@ -6,11 +6,11 @@ Output: a `Method`. The initialisations are defined in `growth.width_methods` an
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
+from ligo_convert.errors import close_matches
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 
@@ -194,7 +194,7 @@ def method_named(name: str) -> Method:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, METHODS, n=1)
+    near = close_matches(name, METHODS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"no method {name!r}{hint} (known: {', '.join(METHODS)}, or WIDTH/DEPTH of two starts)"
 

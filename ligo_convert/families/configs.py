@@ -7,11 +7,10 @@ overrides them, and `pretrained_cfg` describes how images are prepared.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import SourceError, brief, close_matches
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Config, Family
 
@@ -70,9 +69,9 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     family = next((family for family in FAMILIES.values() if architecture in family.architectures), None)
     if family is None:
         known = [name for other in FAMILIES.values() for name in other.architectures]
-        near = difflib.get_close_matches(architecture, known, n=3)
+        near = close_matches(architecture, known, n=3)
         raise SourceError(
-            f"architecture {named!r} is not supported",
+            f"architecture {brief(named)} is not supported",
             where=where,
             expected="an architecture that a family lists" + (f", such as {', '.join(near)}" if near else ""),
             hint="`ligo-convert families` lists the families; docs/extending/adding-a-family.md describes how to add one",
@@ -134,7 +133,7 @@ def _check_known(family: Family, arguments: Config, *, where: str) -> None:
             hint="use timm's checkpoint of the model",
         )
     if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(map(str, known)), n=1)
+        near = close_matches(unknown[0], sorted(map(str, known)), n=1)
         raise SourceError(
             f"{unknown[0]}: not a supported argument of a {family.name}",
             where=where,

@@ -6,14 +6,13 @@ row is used; otherwise a SourceError.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
-from ligo_convert.errors import SourceError, some
+from ligo_convert.errors import SourceError, close_matches, some
 from ligo_convert.families.schema import Config, Family, Head, Row
 
 # Canonical name -> the row and layer of the tensor.
@@ -85,6 +84,7 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
     """
     family.check_config(config, where=f"{label}/config.json")
     complete = family.complete(config)
+    _check_depth(family, config, tensors, label)
     wanted = {
         row.name(layer): (row, layer)
         for row in family.table
@@ -136,6 +136,18 @@ def _refuse_quantised(config: Config, label: str) -> None:
         expected="weights in floating point, and no such key",
         hint=f"use the original checkpoint; if these weights are not quantised, remove {key} from config.json",
     )
+
+
+def _check_depth(family: Family, config: Config, tensors: Mapping[str, TensorSpec], label: str) -> None:
+    """Refuse more layers than the checkpoint has tensors, before every tensor of every layer is named. Raises SourceError."""
+    sizes = family.sizes(config)
+    for axis in family.depth_axes:
+        if sizes[axis] > len(tensors):
+            raise SourceError(
+                f"config.json gives {family.axes[axis]} = {sizes[axis]:,}, and the weight files hold {len(tensors):,} tensors",
+                where=label,
+                hint="the checkpoint is incomplete, or config.json is another model's",
+            )
 
 
 def _match(
@@ -226,12 +238,16 @@ def _checked_spec(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, 
 def _unclaimed(family: Family, config: Config, names: list[str], label: str) -> SourceError:
     """The error for tensors that no row claims: what their names tell, or the row whose name is nearest."""
     more = f" (+{len(names) - 1} more)" if len(names) > 1 else ""
-    told = next(filter(None, (_told_by_name(family, config, name) for name in names)), "")
+    told = next(filter(None, (_told_by_name(family, config, name) for name in names[:_TELLING])), "")
     return SourceError(
         f"{family.name}: no row claims {names[0]}{more}",
         where=label,
         hint=told or _nearest_row(family, config, names[0]),
     )
+
+
+# Names that are asked what they tell: each is held against all tensors of the family.
+_TELLING = 8
 
 
 def _told_by_name(family: Family, config: Config, name: str) -> str:
@@ -265,7 +281,7 @@ def _told_by_name(family: Family, config: Config, name: str) -> str:
 def _nearest_row(family: Family, config: Config, name: str) -> str:
     sizes = family.sizes(config)
     patterns = {row.name(0 if row.depth else None): row.pattern for row in family.table}
-    near = difflib.get_close_matches(name, list(patterns), n=1, cutoff=0.0)
+    near = close_matches(name, list(patterns), n=1, cutoff=0.0)
     depths = ", ".join(f"{axis} = {sizes[axis]}" for axis in family.depth_axes)
     return (
         f"nearest row: {patterns[near[0]] if near else '-'}\nconfig.json gives {depths};"

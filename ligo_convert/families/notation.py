@@ -27,6 +27,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ligo_convert.errors import brief
+from ligo_convert.limits import AXIS
+
 Role = Literal["write", "read", "gain", "shift", "scale"]
 
 # Roles named by the last word of a layout.
@@ -204,12 +207,17 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         # A term of a sum may be zero; a size may not.
         least = 0.0 if " + " in alternative else math.ulp(0.0)
         for key, value in values.items():
-            if type(value) not in (int, float) or not least <= float(value) < math.inf:  # type: ignore[arg-type]
-                raise SizeError(f"{key} is {value!r}, and must be a positive number")
+            # Python compares an integer of any length with a float; it converts only short ones.
+            if type(value) not in (int, float) or not least <= value < math.inf:  # type: ignore[operator]
+                raise SizeError(f"{key} is {brief(value)}, and must be a positive number")
+            if value > AXIS.most:  # type: ignore[operator]
+                raise SizeError(f"{key} is {brief(value)}, and must be {AXIS}")
         total = sum(_product(term, values) for term in alternative.split(" + "))
         if total < 1:
             known = ", ".join(f"{key} = {number}" for key, number in values.items())
             raise SizeError(f"{alternative} is below one ({known})")
+        if total > AXIS.most:
+            raise SizeError(f"{alternative} is {total:,}, and must be {AXIS}")
         return total
     missing = [key for key in dict.fromkeys(size_keys(expression)) if config.get(key) is None]
     raise SizeError(f"{' and '.join(missing)} missing, needed for {expression!r}")

@@ -6,7 +6,6 @@ A built-in family is a file in `families/definitions/`. An installed package reg
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from ligo_convert.errors import MachineError, RecipeError, SourceError
+from ligo_convert.errors import MachineError, RecipeError, SourceError, brief, close_matches
 from ligo_convert.families import definitions
 from ligo_convert.families.notation import NotationError, SizeError
 from ligo_convert.families.schema import Family
@@ -190,9 +189,9 @@ def find_family(config: Mapping[str, object], *, where: str) -> Family:
         if family.model_type == model_type:
             return family
     known = sorted(family.model_type for family in FAMILIES.values())
-    near = difflib.get_close_matches(str(model_type), known, n=1)
+    near = close_matches(str(model_type), known, n=1)
     raise SourceError(
-        f"model_type {model_type!r} is not supported" if model_type else "config.json names no model_type",
+        f"model_type {brief(model_type)} is not supported" if model_type else "config.json names no model_type",
         where=where,
         expected=f"one of: {', '.join(known)}",
         hint=f"did you mean {near[0]}?"

@@ -7,8 +7,8 @@ checkpoint's tensors with a table.
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ligo_convert.checkpoints.tensors import TensorSpec
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, brief, close_matches
 from ligo_convert.families.notation import (
     Layout,
     NotationError,
@@ -29,12 +29,16 @@ from ligo_convert.families.notation import (
     parse_layout,
     size_keys,
 )
+from ligo_convert.limits import LABELS, LAYERS, TENSORS
 
 Config = Mapping[str, object]
 
 
 Task = Literal["causal-lm", "masked-lm", "encoder", "sequence-classification", "image-classification"]
 
+
+# Config keys from which the libraries make a name for every class, whether or not the model has a classifier.
+_LABEL_KEYS = ("num_labels", "num_classes")
 
 # Tasks without a loss on plain text: their operator is fitted by comparing outputs with the source's.
 WITHOUT_LOSS: tuple[Task, ...] = ("encoder", "sequence-classification")
@@ -403,7 +407,27 @@ class Family:
             for axis in self.factors(stream):
                 size *= sizes[axis]
             sizes[stream] = size
+        self._check_limits(config, sizes)
         return sizes
+
+    @cached_property
+    def _rows_per_layer(self) -> Mapping[str, int]:
+        """Depth axis -> number of rows of the table that have it."""
+        return Counter(row.depth for row in self.table if row.depth is not None)
+
+    def _check_limits(self, config: Config, sizes: Mapping[str, int]) -> None:
+        """Raise SizeError for sizes that no model has. Every list of layers, tensors or classes is made after this check."""
+        for axis in self._rows_per_layer:
+            if sizes[axis] > LAYERS.most:
+                raise SizeError(f"{self.axes[axis]} is {sizes[axis]:,}, and must be {LAYERS}")
+        for key in _LABEL_KEYS:
+            value = config.get(key)
+            if isinstance(value, int) and value > LABELS.most:
+                raise SizeError(f"{key} is {brief(value)}, and must be {LABELS}")
+        tensors = sum(rows * sizes[axis] for axis, rows in self._rows_per_layer.items())
+        if tensors > TENSORS.most:
+            depths = " and ".join(f"{self.axes[axis]} = {sizes[axis]:,}" for axis in self._rows_per_layer)
+            raise SizeError(f"{depths} gives {tensors:,} tensors, and must give {TENSORS}")
 
     def longest(self, config: Config) -> int | None:
         """The longest sequence that learned positions allow; None if there is no limit."""
@@ -451,7 +475,7 @@ class Family:
         for key, value in self.required_values.items():
             if key in config and config[key] != value:
                 raise SourceError(
-                    f"{self.name} with {key} = {config[key]!r} is not supported",
+                    f"{self.name} with {key} = {brief(config[key])} is not supported",
                     where=where,
                     expected=f"{key} = {value!r}",
                 )
@@ -519,18 +543,19 @@ class Family:
         for key, value in self.required_values.items():
             if key in changes and changes[key] != value:
                 raise RecipeError(
-                    f"{self.name} with {key} = {changes[key]!r} is not supported", where=where, expected=value
+                    f"{self.name} with {key} = {brief(changes[key])} is not supported", where=where, expected=value
                 )
         return target
 
     def _check_keys(self, config: Config, changes: Mapping[str, object], where: str) -> None:
         """Refuse changes of keys that are unknown or not the target's to set. Raises RecipeError."""
         known = {*config, *self.defaults, *self.size_keys}
+        named = sorted({*self.defaults, *self.size_keys})
         for key in changes:
             if key in ("dtype", "torch_dtype"):
                 raise RecipeError(f"{key}: set output.dtype instead", where=where)
             if key not in known:
-                near = difflib.get_close_matches(str(key), sorted(known), n=1)
+                near = close_matches(str(key), named)
                 raise RecipeError(
                     f"{key}: {self.name} has no such config key" + (f" (did you mean {near[0]!r}?)" if near else ""),
                     where=where,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, brief
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS, DepthMap, depth_map
 from ligo_convert.growth.operator import Keying
@@ -311,7 +311,9 @@ def epsilon_of(family: Family, config: Mapping[str, object]) -> float:
     """
     value = family.complete(config)[family.norm.epsilon]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise SourceError(f"{family.norm.epsilon} is {value!r}, and must be a positive number", where="config.json")
+        raise SourceError(
+            f"{family.norm.epsilon} is {brief(value)}, and must be a positive number", where="config.json"
+        )
     return float(value)
 
 
@@ -354,7 +356,7 @@ def _edit_epsilon(
     if key in asked and asked[key] != wanted:
         chosen = asked[key]
         if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or chosen <= 0:
-            raise RecipeError(f"{key} is {chosen!r}, and must be a positive number", where=where)
+            raise RecipeError(f"{key} is {brief(chosen)}, and must be a positive number", where=where)
         # Epsilon matters only for variances of its size: within a factor of ten the effect is small.
         small: Verdict = "near" if 0.1 <= chosen / wanted <= 10 else "lossy"
         text = f"the recipe sets {key} = {chosen} where {wanted} would be exact"

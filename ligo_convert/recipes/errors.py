@@ -6,7 +6,6 @@ Output: one RecipeError that lists all faults, each with its file position or it
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Literal, NoReturn, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ligo_convert.errors import RecipeError, printable
+from ligo_convert.errors import RecipeError, close_matches, printable
 from ligo_convert.io.source_text import holds_secret, redacted
 from ligo_convert.io.strict_yaml import Document, KeyPath
 
@@ -156,7 +155,7 @@ def shown(value: object) -> str:
 
 def nearest(word: str, words: Sequence[str], *, otherwise: str) -> str:
     """Return ` (did you mean 'x'?)`, or ` (<otherwise> a, b, c)` if no word is similar."""
-    near = difflib.get_close_matches(word[:MAX_SHOWN], words, n=1, cutoff=0.6)
+    near = close_matches(word[:MAX_SHOWN], words, n=1, cutoff=0.6)
     if near:
         return f" (did you mean '{near[0]}'?)"
     return f" ({otherwise} {', '.join(words)})" if otherwise else ""
@@ -184,7 +183,7 @@ def _finding(details: ErrorDetails, model: type[BaseModel]) -> Fault:
             choices = context["choices"]
             return Fault(path=path, what=f"unknown name {shown(value)}" + nearest(value, choices, otherwise="one of"))
         case "literal_error":
-            near = difflib.get_close_matches(str(value)[:MAX_SHOWN], str(context["expected"]).split("'")[1::2], n=1)
+            near = close_matches(str(value)[:MAX_SHOWN], str(context["expected"]).split("'")[1::2], n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             return Fault(path=path, what=f"should be {context['expected']}, not {shown(value)}{hint}")
     return Fault(path=path, what=_mismatch(details))

@@ -1,0 +1,38 @@
+"""The largest sizes that this package takes from a config, a recipe or a data file, each with its reason.
+
+A number of a few digits in an untrusted file must not cost minutes or gigabytes. Every such number is compared with this table before
+anything is listed, allocated or decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One limit.
+
+    Attributes:
+        most: the largest value that is accepted.
+        what: what is counted, in the plural.
+        reason: why real inputs stay below.
+    """
+
+    most: int
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"at most {self.most:,} {self.what} ({self.reason})"
+
+
+LAYERS = Limit(most=10_000, what="layers", reason="the deepest published transformers have about 1,000")
+
+AXIS = Limit(most=2**31 - 1, what="entries along an axis", reason="libraries index a dimension with 32 bits")
+
+LABELS = Limit(
+    most=100_000, what="classes", reason="config.json names every class, and the largest public label sets have 22,000"
+)
+
+TENSORS = Limit(most=200_000, what="tensors", reason="the largest public checkpoints have about 100,000")

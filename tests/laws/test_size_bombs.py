@@ -1,0 +1,162 @@
+"""A number of a few digits in an untrusted file costs neither minutes nor gigabytes: it is refused before anything is listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from support.measured import Cost, Measured
+
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.limits import AXIS, LABELS, LAYERS
+
+SECONDS, PEAK = 5.0, 500_000_000
+# Nothing that is refused by a plan needs torch, which alone takes more than this.
+LIGHT_PEAK = 200_000_000
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 29}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 29,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def light() -> Iterator[Measured]:
+    with Measured("ligo_convert.cli.main", "ligo_convert.conversion.plan", "ligo_convert.cli.inspect") as found:
+        yield found
+
+
+def source(folder: Path, config: Mapping[str, object], **changes: object) -> Path:
+    """A checkpoint of the tensors of `config`, whose config.json says something else."""
+    folder.mkdir(exist_ok=True)
+    family = FAMILIES[str(config["model_type"])]
+    specs = [spec for _, _, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")]
+    weights = {spec.name: np.zeros(spec.shape, np.float32) for spec in specs}
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def recipe(path: Path, **sections: object) -> Path:
+    content = {
+        "version": 1,
+        "source": {"model": "./source"},
+        "target": {"config": {"n_layer": 4}},
+        "growth": {"width": "copy", "depth": "identity"},
+        "output": {"dir": str(path.parent / "out")},
+        **sections,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def refused(cost: Cost, code: int, *words: str, peak: int = LIGHT_PEAK) -> None:
+    assert cost.code == code, cost
+    assert cost.seconds < SECONDS, cost
+    assert cost.peak < peak, cost
+    assert "Traceback" not in cost.err
+    assert len(cost.err) < 2000
+    for word in words:
+        assert word in cost.err
+
+
+@pytest.mark.parametrize("layers", [10**9, LAYERS.most + 1], ids=str)
+def test_layers_are_counted_before_they_are_named(light: Measured, tmp_path: Path, layers: int) -> None:
+    source(tmp_path / "source", GPT2)
+    source(tmp_path / "deep", GPT2, n_layer=layers)
+    base, word = recipe(tmp_path / "base.yaml"), "n_layer"
+    deep = recipe(tmp_path / "target.yaml", target={"config": {"n_layer": layers}})
+    pretrain = {"pretrain": {"config": {**GPT2, "n_layer": layers}, "steps": 1}}
+    fit = {"steps": 1, "sequence_length": 8, "data": {"stdlib": True}}
+    # As many layers as a model may have are held against the stored tensors.
+    source(tmp_path / "deepest", GPT2, n_layer=LAYERS.most - 1)
+    refused(light.command("plan", base, "--source", "./deepest", cwd=tmp_path), 3, "28 tensors", word)
+    refused(light.command("plan", base, "--source", "./deep", cwd=tmp_path), 3, word)
+    refused(light.command("run", base, "--source", "./deep", cwd=tmp_path), 3, word)
+    refused(light.command("plan", deep, cwd=tmp_path), 2, word)
+    refused(light.command("run", deep, cwd=tmp_path), 2, word)
+    refused(light.command("plan", base, "--set", f"target.config.n_layer={layers}", cwd=tmp_path), 2, word)
+    refused(light.command("compare", deep, "--methods", "scratch", "--steps", "1", cwd=tmp_path), 2, word)
+    stated = recipe(tmp_path / "stated.yaml", source={"config": {**GPT2, "n_layer": layers}})
+    refused(light.command("plan", stated, cwd=tmp_path), 3, word)
+    trained = recipe(tmp_path / "trained.yaml", source=pretrain, fit=fit)
+    refused(light.command("plan", trained, cwd=tmp_path), 3, word)
+    inspected = light.command("inspect", "./deep", "--json", cwd=tmp_path)
+    assert inspected.code == 0
+    assert word in json.loads(inspected.out)["fits"]
+    assert inspected.seconds < SECONDS
+    assert inspected.peak < LIGHT_PEAK
+    manifest = tmp_path / "many.yaml"
+    entry = {"recipe": "base.yaml", "set": {"target.config.n_layer": layers}}
+    manifest.write_text(json.dumps({"version": 1, "out": "outs", "entries": [{"name": "deep", **entry}]}))
+    refused(light.command("batch", manifest, cwd=tmp_path), 2, word)
+
+
+@pytest.mark.parametrize("key", ["n_embd", "n_inner", "n_head", "vocab_size"])
+@pytest.mark.parametrize("size", [AXIS.most + 1, 10**400, 1e300], ids=["2**31", "10**400", "1e300"])
+def test_a_size_of_no_model_is_refused(light: Measured, tmp_path: Path, key: str, size: float) -> None:
+    source(tmp_path / "source", GPT2)
+    source(tmp_path / "large", GPT2, **{key: size})
+    refused(light.command("plan", recipe(tmp_path / "base.yaml"), "--source", "./large", cwd=tmp_path), 3, key)
+    if size != 10**400:  # recipes hold no number of so many digits
+        wide = recipe(
+            tmp_path / "wide.yaml", target={"config": {key: size}}, growth={"width": "zero", "depth": "stack"}
+        )
+        refused(light.command("plan", wide, cwd=tmp_path), 2, key)
+
+
+def test_classes_are_counted_before_they_are_named(light: Measured, tmp_path: Path) -> None:
+    for labels in (10**8, 10**12, LABELS.most + 1):
+        source(tmp_path / "source", BERT)
+        source(tmp_path / "many", BERT, num_labels=labels)
+        target = {"config": {"num_hidden_layers": 4}}
+        base = recipe(tmp_path / "base.yaml", target=target)
+        refused(light.command("plan", base, "--source", "./many", cwd=tmp_path), 3, "num_labels")
+        changed = recipe(tmp_path / "changed.yaml", target={"config": {"num_labels": labels}})
+        refused(light.command("plan", changed, cwd=tmp_path), 2, "num_labels")
+    fitting = source(tmp_path / "fitting", BERT, id2label={str(number): f"LABEL_{number}" for number in range(100_000)})
+    cost = light.command("plan", base, "--source", fitting, cwd=tmp_path)
+    assert cost.code == 0, cost
+    assert cost.seconds < SECONDS
+    assert cost.peak < PEAK
+
+
+def test_a_long_value_is_not_repeated_in_the_message(light: Measured, tmp_path: Path) -> None:
+    """A config of 4 MB gives an error of a line."""
+    source(tmp_path / "source", GPT2)
+    cases = {"n_layer": [1] * 1_000_000, "model_type": [1] * 1_000_000, "scale_attn_weights": "x" * 3_000_000}
+    for key, value in cases.items():
+        source(tmp_path / "long", GPT2, **{key: value})
+        cost = light.command("plan", recipe(tmp_path / "base.yaml"), "--source", "./long", cwd=tmp_path)
+        assert cost.code in (0, 2, 3), (key, cost)
+        assert len(cost.err) < 2000, key
+        assert cost.seconds < SECONDS
+        assert cost.peak < PEAK
+
+
+def test_numbers_of_the_command_line_are_short(light: Measured, tmp_path: Path) -> None:
+    base, digits = recipe(tmp_path / "base.yaml"), "9" * 5000
+    refused(light.command("compare", base, "--seeds", digits, cwd=tmp_path), 2, "--seeds")
+    refused(light.command("batch", base, "--shard", f"0/{digits}", cwd=tmp_path), 2, "--shard")
+    refused(light.command("batch", base, "--jobs", digits, cwd=tmp_path), 2)
+
+
+def test_shards_without_entries_cost_nothing(light: Measured, tmp_path: Path) -> None:
+    source(tmp_path / "source", GPT2)
+    recipe(tmp_path / "base.yaml")
+    manifest = tmp_path / "many.yaml"
+    manifest.write_text(json.dumps({"version": 1, "out": "outs", "entries": [{"name": "a", "recipe": "base.yaml"}]}))
+    cost = light.command("batch", manifest, "--shard", f"5/{10**9}", "--json", cwd=tmp_path)
+    assert cost.code == 0, cost
+    assert json.loads(cost.out)["entries"] == {}
+    assert cost.seconds < SECONDS
+    assert cost.peak < LIGHT_PEAK
