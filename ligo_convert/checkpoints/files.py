@@ -73,6 +73,7 @@ class Place:
         root: directory that the files are in, or are fetched to.
         names: names of the files.
         complete: False if `names` lists only the files that a cache holds.
+        lists_folders: True if `names` lists the files in folders, too, with their folder. A local directory lists its own entries.
         expected: file name -> SHA-256 or git blob id that the origin lists.
         warnings: oddities that do not prevent the use of the checkpoint.
     """
@@ -82,6 +83,7 @@ class Place:
     root: Path
     names: frozenset[str]
     complete: bool = True
+    lists_folders: bool = False
     expected: Mapping[str, str] = MappingProxyType({})
     warnings: list[str]
 
@@ -91,6 +93,10 @@ class Place:
     def inner(self) -> list[str]:
         """Return the names of subfolders that hold weights."""
         return []
+
+    def listed_size(self, name: str) -> int | None:
+        """Return the size of a file that its origin lists, in bytes; None where the file itself is to be looked at."""
+        return None
 
     def header(self, name: str) -> tuple[Header, int]:
         """Return the header and the size of a weight file that is not in `root`."""
@@ -113,7 +119,8 @@ class SmallFiles:
             SourceChanged: the bytes differ from those that the origin lists, or from an earlier read.
         """
         where = f"{self._place.label}/{name}"
-        if name not in self._place.names:
+        # A directory lists its own entries only; a file in a folder of it is looked for when it is opened.
+        if name not in self._place.names and (self._place.lists_folders or "/" not in name):
             raise SourceError("no such file", where=where)
         data = small_file(self._place, name)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -167,12 +174,17 @@ def open_inside(root: Path, name: str, *, label: str) -> int:
     return fd
 
 
-def blob_digest(path: Path) -> str | None:
-    """Return the digest in a blob's name in the Hub's cache: SHA-256 of a large file, git blob id of others. None outside such a cache."""
+def blob_digest(root: Path, name: str) -> str | None:
+    """Return the digest in a blob's name in the Hub's cache: SHA-256 of a large file, git blob id of others. None outside such a cache.
+
+    Args:
+        root: the snapshot. name: the relative name of a file in it.
+    """
+    path = root / name
     if not path.is_symlink():
         return None
     target = path.parent / path.readlink()
-    in_cache = Path(os.path.realpath(target.parent)) in blob_folders(path.parent)
+    in_cache = Path(os.path.realpath(target.parent)) in blob_folders(root)
     return target.name if in_cache and _DIGEST.fullmatch(target.name) else None
 
 
@@ -189,7 +201,7 @@ def small_file(place: Place, name: str) -> bytes:
         os.close(fd)
     blob = git_blob(size)
     blob.update(data)
-    expected = place.expected.get(name) or blob_digest(place.root / name)
+    expected = place.expected.get(name) or blob_digest(place.root, name)
     again = "delete the file from the cache of the Hub, and run again"
     check_expected(expected, hashlib.sha256(data).hexdigest(), blob.hexdigest(), where=label, again=again)
     return bytes(data)

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ligo_convert.checkpoints.files import INDEX, WEIGHTS, Place
+from ligo_convert.checkpoints.files import CONFIG, INDEX, WEIGHTS, Place
 from ligo_convert.checkpoints.headers import Header, Index, StoredTensor
 from ligo_convert.checkpoints.other_weights import no_weights
 from ligo_convert.errors import SourceError, some
 from ligo_convert.io.strict_json import short
-
-TEMPLATED = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 _INTERNALS = re.compile(rb"__(class|base|bases|mro|subclasses|globals|builtins|import|init|getattribute|dict|code)__")
 
@@ -160,8 +158,13 @@ def stated_license(card: bytes) -> str | None:
     return None
 
 
+def is_templated(name: str) -> bool:
+    """Return True for a carried file that can name code or hold a template. Vocabularies are not among them."""
+    return name != CONFIG and name.endswith(("_config.json", "/config.json", "chat_template.json", ".jinja"))
+
+
 def template_warnings(data: bytes, *, where: str) -> list[str]:
-    """Return warnings about code in a file of `TEMPLATED`. This package copies the file and never runs it."""
+    """Return warnings about code in a file for which `is_templated` is True. This package copies the file and never runs it."""
     warnings = []
     if b'"auto_map"' in data:
         warnings.append(f"{where}: names custom code (auto_map); it is never run here")

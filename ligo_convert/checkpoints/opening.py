@@ -29,17 +29,18 @@ from ligo_convert.checkpoints.files import (
 )
 from ligo_convert.checkpoints.headers import Index, parse_index, read_header
 from ligo_convert.checkpoints.layout import (
-    TEMPLATED,
     SourceFile,
     SourceTensor,
     check_config,
     check_named_weights,
     check_shards,
     check_weights,
+    is_templated,
     join_tables,
     stated_license,
     template_warnings,
 )
+from ligo_convert.checkpoints.model_files import ModelFiles, sort_files
 from ligo_convert.io.strict_json import strict_json
 
 
@@ -60,6 +61,7 @@ class OpenedCheckpoint:
         small_files: reader of the small files; remembers the bytes of the first read.
         side_files: names of the small files that belong to the model, tokenizer files included.
         tokenizer_files: names of the tokenizer and image processor files.
+        model_files: the files beside the weights, sorted into those that are carried and those that are left behind.
         stored_config: config.json as plain data; holds no key that makes a library run code.
         config: the same config in the flat form that families read.
         license: licence in the front matter of the model card; None if it states none.
@@ -76,6 +78,7 @@ class OpenedCheckpoint:
     small_files: SmallFiles
     side_files: tuple[str, ...]
     tokenizer_files: tuple[str, ...]
+    model_files: ModelFiles
     stored_config: dict[str, object]
     config: dict[str, object]
     license: str | None
@@ -104,22 +107,27 @@ def open_checkpoint(place: Place, *, flatten: Flatten, weights: bool) -> OpenedC
     index = _read_index(place, small_files) if INDEX in place.names else None
     check_weights(place, index)
 
+    weight_names = sorted(set(index.weight_map.values())) if index is not None else [WEIGHTS]
+
     # Small files.
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if name in place.names)
     configs = tuple(name for name in (CONFIG, GENERATION_CONFIG) if name in place.names)
-    side_files = (*configs, *((INDEX,) if index is not None else ()), *tokenizer_files)
+    indexes = (INDEX,) if index is not None else ()
+    model_files = sort_files(place, small_files, used={CONFIG, *indexes, *weight_names})
+    side_files = tuple(
+        dict.fromkeys((*configs, *indexes, *tokenizer_files, *model_files.carried, *model_files.module_files))
+    )
     place.fetch([*side_files, *({CARD} & place.names)])
     where = f"{place.label}/{CONFIG}"
     stored_config = check_config(strict_json(small_files.read(CONFIG), label=where), label=where)
     check_named_weights(stored_config, index, where=where)
     config = flatten(stored_config, where=where)
-    for name in tokenizer_files:
-        if name in TEMPLATED:
+    for name in side_files:
+        if is_templated(name):
             place.warnings += template_warnings(small_files.read(name), where=f"{place.label}/{name}")
     stated = stated_license(small_files.read(CARD)) if CARD in place.names else None
 
     # Layout: every file that the index names exists.
-    weight_names = sorted(set(index.weight_map.values())) if index is not None else [WEIGHTS]
     check_shards(place, index, weight_names)
     if weights:
         place.fetch(weight_names)
@@ -137,6 +145,7 @@ def open_checkpoint(place: Place, *, flatten: Flatten, weights: bool) -> OpenedC
             small_files=small_files,
             side_files=side_files,
             tokenizer_files=tokenizer_files,
+            model_files=model_files,
             stored_config=stored_config,
             config=config,
             license=stated,
@@ -163,7 +172,7 @@ def _open_weights(place: Place, name: str, descriptors: dict[str, int], stack: E
     fd = open_inside(place.root, name, label=label)
     stack.callback(os.close, fd)
     descriptors[name] = fd
-    expected = place.expected.get(name) or blob_digest(path)
+    expected = place.expected.get(name) or blob_digest(place.root, name)
     header = read_header(fd, label=label)
     return SourceFile(name=name, path=path, size=os.fstat(fd).st_size, expected=expected, header=header)
 

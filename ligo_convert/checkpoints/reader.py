@@ -58,6 +58,7 @@ class CheckpointReader:
         files: the weight files.
         side_files: names of the small files that belong to the model, tokenizer files included.
         tokenizer_files: names of the tokenizer and image processor files.
+        model_files: the files beside the weights, sorted into those that are carried and those that are left behind.
         license: licence in the front matter of the model card; None if it states none.
         warnings: oddities that do not prevent the use of the checkpoint.
     """
@@ -72,6 +73,7 @@ class CheckpointReader:
         )
         self.stored_config, self.config, self.license = opened.stored_config, opened.config, opened.license
         self.side_files, self.tokenizer_files = opened.side_files, opened.tokenizer_files
+        self.model_files = opened.model_files
         self.tensors, self.files = opened.tensors, tuple(opened.files.values())
         self._small_files = opened.small_files
         self._descriptors = opened.descriptors

@@ -172,11 +172,16 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "dtypes": sorted({spec.dtype for spec in specs.values()}),
             "tokenizer": list(source.tokenizer_files),
             "license": source.license,
+            "carried": list(dict.fromkeys((*source.model_files.carried, *source.model_files.module_files))),
+            "left_behind": [{"path": left.path, "reason": left.reason} for left in source.model_files.left],
             "warnings": list(source.warnings),
         }
         found.update(_claimed(source.config, specs, source.label))
     if found["kind"] == "output":
         found["provenance"] = _provenance(path)
+        # What the growth of this output carried and left, not what another growth of it would.
+        grown = found["provenance"].pop("files")
+        found |= {"carried": grown["carried"], "rewritten": grown["rewritten"], "left_behind": grown["left_behind"]}
     return found
 
 
@@ -209,10 +214,11 @@ def _added(path: Path) -> dict[str, int]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    from ligo_convert.outputs.provenance import read_statement
+    from ligo_convert.outputs.provenance import metrics_of, read_statement
 
     statement = read_statement((path / "ligo" / "provenance.json").read_bytes(), label="ligo/provenance.json")
-    return {"predicate": statement["predicate"], "subjects": len(statement["subject"])}
+    files = metrics_of(statement).get("files") or {"carried": [], "rewritten": [], "left_behind": []}
+    return {"predicate": statement["predicate"], "subjects": len(statement["subject"]), "files": files}
 
 
 def _inspect_operator(path: Path) -> dict[str, Any]:

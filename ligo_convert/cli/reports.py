@@ -62,6 +62,10 @@ def batch_report(done: Batch) -> None:
                 console.print(text_of(f"  {line}"))
 
 
+# Files left behind that a report shows.
+_LEFT_SHOWN = 12
+
+
 class _Out(Console):
     """A console on stdout that leaves a closed pipe to `cli.main`."""
 
@@ -117,12 +121,26 @@ def plan_report(plan: Plan) -> None:
         pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
     files = data["files"]
     pairs["files"] = f"{len(files)} weight file{'' if len(files) == 1 else 's'}, {size(data['nbytes'])}"
+    if data["side_files"]:
+        _add_side_files(pairs, data["side_files"])
     pairs["memory"] = f"about {size(data['memory_bytes'])}"
     if data["ignored"]:
         pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"
     make_pairs(console, "", pairs)
     for warning in plan.warnings:
         Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+
+
+def _add_side_files(pairs: dict[str, object], found: Mapping[str, Any]) -> None:
+    """Add what becomes of the files beside the weights to the lines of a report."""
+    if found["carried"]:
+        pairs["carried"] = some(found["carried"], 12)
+    pairs["rewritten"] = some(found["rewritten"], 12)
+    lines = [f"{item['path']}: {item['reason']}" for item in found["left_behind"]]
+    if len(lines) > _LEFT_SHOWN:
+        lines[_LEFT_SHOWN:] = [f"{len(lines) - _LEFT_SHOWN} more: --json and the model card name them"]
+    for number, line in enumerate(lines):
+        pairs["left behind" if not number else " " * len(pairs)] = line
 
 
 def run_report(outcome: ConversionResult) -> None:
@@ -169,6 +187,8 @@ def run_report(outcome: ConversionResult) -> None:
         )
         pairs["fit"] = f"{fit['steps']} steps, {best}, {amount(metrics['flops']['fit'])}FLOP"
         pairs["plot"] = f"{outcome.out}/ligo/fit.png"
+    if metrics.get("files"):
+        _add_side_files(pairs, metrics["files"])
     checks = metrics.get("verification")
     if checks:
         loaded = (

@@ -33,6 +33,7 @@ from ligo_convert.io.cache import ResultCache
 from ligo_convert.io.files import check_room
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
+from ligo_convert.outputs.carried import carried_files, widths_of
 from ligo_convert.outputs.layout import OPERATOR
 from ligo_convert.outputs.metrics import Completion, Flops, Parameters, RunMetrics
 from ligo_convert.outputs.provenance import Record
@@ -76,6 +77,8 @@ def apply_operator(
                 license_to_publish(stated=publish.license, inherited=source.license, where=source.label)
             operator, inventory = _fitted_to(operator, family, source, file)
             specs = target_specs(family, inventory, operator.target, dtype=None)
+            terms = len(operator.terms)
+            carried = carried_files(source, widths_of(family, source.config, operator.target, operator.rewrites, terms))
             job = WriteJob(
                 family=family,
                 inventory=inventory,
@@ -83,6 +86,7 @@ def apply_operator(
                 specs=specs,
                 shards=plan_shards(specs, shard_bytes(family, 5 * 10**9)),
                 allow_nonfinite=False,
+                carried=carried,
             )
             if finished is None:
                 check_room(out, job.shards.nbytes)
@@ -92,6 +96,8 @@ def apply_operator(
         key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)
         if finished is not None:
             return reuse_finished(out, finished, key, family=family.name, label=source.label, progress=progress)
+        for warning in carried.warnings():
+            progress.warn(warning)
         staging = stack.enter_context(Staging.open(out, key=key))
         staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)
@@ -101,7 +107,12 @@ def apply_operator(
                 source=family.parameters(inventory.rows, source.config), target=sum(spec.elements for spec in specs)
             ),
             flops=Flops(target_step=None, fit=0),
-            completion=Completion(verification=checks, seconds=clock.seconds, peak_rss_bytes=peak_rss_bytes()),
+            completion=Completion(
+                verification=checks,
+                files=carried.json(),
+                seconds=clock.seconds,
+                peak_rss_bytes=peak_rss_bytes(),
+            ),
         ).json()
         record = Record(
             family=family.name,

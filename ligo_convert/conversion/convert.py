@@ -18,7 +18,7 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
-from ligo_convert.conversion.plan import Plan, make_plan, open_planned
+from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
 from ligo_convert.conversion.pretrain_source import TRAINED_SOURCE, CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, RunFacts, finite, run_key, run_record
@@ -90,6 +90,7 @@ def convert(
             learned = learn(
                 plan, source, staging, device=lambda: choose_device(device), progress=progress, shared=shared
             )
+        carried = plan_carried(plan.start, source)
         job = WriteJob(
             family=plan.family,
             inventory=plan.inventory,
@@ -97,10 +98,16 @@ def convert(
             specs=plan.specs,
             shards=plan.shards,
             allow_nonfinite=recipe.source.allow_nonfinite,
+            carried=carried,
         )
         loads = plan.measures or not plan.start.copies_only
         weights, checks = write_job(job, source, staging, clock, progress, loads=loads)
-        completion = Completion(verification=checks, seconds=clock.seconds, peak_rss_bytes=peak_rss_bytes())
+        completion = Completion(
+            verification=checks,
+            files=carried.json(),
+            seconds=clock.seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
         metrics = replace(learned.metrics, completion=completion)
         facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
         record = run_record(plan, source, replace(learned, metrics=metrics), facts, staging)

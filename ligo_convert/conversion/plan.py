@@ -31,6 +31,7 @@ from ligo_convert.growth.stream import target_specs
 from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
+from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
 
@@ -58,6 +59,7 @@ class Plan:
         memory: estimated peak resident memory, in bytes.
         micro_batch: sequences or images of one forward pass.
         measures: whether a model is run; if not, the preservation figures are null.
+        carried: what becomes of the source's files beside the weights; None where the source is not at hand.
         asked: config keys that the recipe changes, with their new values.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     memory: int
     micro_batch: int
     measures: bool
+    carried: CarriedFiles | None
     warnings: tuple[str, ...]
     asked: Mapping[str, object]
 
@@ -156,6 +159,8 @@ def make_plan(
         micro_batch=choose_micro_batch(recipe, family, start),
         fit=fit,
     )
+    carried = plan_carried(start, source) if source is not None else None
+    warnings += carried.warnings() if carried is not None else []
     measures, memory = _decide_measuring(recipe, load, warnings, here=here)
     if here and check_disk:
         check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES)
@@ -180,9 +185,15 @@ def make_plan(
         memory=memory,
         micro_batch=load.micro_batch,
         measures=measures,
+        carried=carried,
         warnings=tuple(warnings),
         asked=asked,
     )
+
+
+def plan_carried(start: GrowthPlan, source: CheckpointReader) -> CarriedFiles:
+    """Decide what becomes of the source's files beside the weights."""
+    return carried_files(source, widths_of(start.family, start.source, start.target, start.rewrites, start.terms))
 
 
 def _plan_growth(
@@ -368,6 +379,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "preservation": {"verdict": plan.start.verdict, "reasons": list(plan.start.reasons)},
         "config_edits": config_edits(plan),
         "files": [{"name": shard.filename, "nbytes": shard.nbytes} for shard in plan.shards.shards],
+        "side_files": plan.carried.json() if plan.carried is not None else None,
         "nbytes": plan.shards.nbytes,
         "memory_bytes": plan.memory,
         "micro_batch_size": plan.micro_batch,

@@ -23,7 +23,8 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import grow
 from ligo_convert.io.staging import Staging
-from ligo_convert.outputs.side_files import write_model_files, write_new_parameters
+from ligo_convert.outputs.carried import CarriedFiles
+from ligo_convert.outputs.side_files import write_carried, write_model_files, write_new_parameters
 from ligo_convert.outputs.verify import check_digests, check_loads, check_weights
 from ligo_convert.progress import Progress
 
@@ -39,6 +40,7 @@ class WriteJob:
         specs: the target's tensors.
         shards: the weight files and the tensors in each.
         allow_nonfinite: whether NaN and infinity are written instead of refused.
+        carried: what becomes of the source's files beside the weights.
     """
 
     family: Family
@@ -47,6 +49,7 @@ class WriteJob:
     specs: tuple[TensorSpec, ...]
     shards: ShardPlan
     allow_nonfinite: bool
+    carried: CarriedFiles
 
 
 def now() -> str:
@@ -98,6 +101,7 @@ def write_job(
     with clock.running("write"):
         weights = _write_weights(job, source, staging, progress)
         write_model_files(job.family, job.operator.target, job.specs, source, staging)
+        write_carried(job.carried, source, job.family, job.operator, staging)
         write_new_parameters(job.family, job.operator, staging)
         source.recheck()
     with clock.running("verify"):

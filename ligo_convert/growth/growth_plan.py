@@ -95,6 +95,11 @@ class GrowthPlan:
         return any(map(grows, self.requests.values()))
 
     @property
+    def terms(self) -> int:
+        """Return the number of terms of the initial operator."""
+        return 2 if WIDTHS[self.growth.width].advance and self.grows_width else 1
+
+    @property
     def copies_only(self) -> bool:
         """Return True if every target tensor equals a source tensor, apart from its dtype."""
         silent = any(any(found.silent) or any(found.drawn) for found in self.depths.values())

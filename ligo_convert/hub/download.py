@@ -105,6 +105,10 @@ class Repository(Place):
         self.revision = listing.commit
         self.names, self.expected, self._sizes = listing.names, listing.expected, listing.sizes
         self._listed = listing.names if self.complete else frozenset()
+        self.lists_folders = self.complete
+
+    def listed_size(self, name: str) -> int | None:
+        return self._sizes.get(name, 0) if self.complete else None
 
     def check_checkpoint(self) -> None:
         """Raise SourceError or SourceChanged if the file names show that the repository has no usable checkpoint."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.checkpoints.digests import git_blob
+from ligo_convert.checkpoints.file_kinds import kind_of
 from ligo_convert.checkpoints.files import CARD
 from ligo_convert.checkpoints.layout import stated_license
 from ligo_convert.errors import PublishRefused, VerificationError
@@ -31,17 +32,6 @@ from ligo_convert.progress import Progress
 
 # Text files that this package writes and that could contain private strings of this machine.
 _WRITTEN_TEXT = (".md", ".json", ".jsonl", ".yaml")
-
-# Beginnings of the names of text files that are copied from the source, which is public already.
-_COPIED_TEXT = (
-    "tokenizer",
-    "vocab",
-    "merges",
-    "special_tokens",
-    "added_tokens",
-    "generation_config",
-    "preprocessor_config",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +184,8 @@ def _check_private(bundle: Bundle) -> None:
     be ordinary words, and a finished text no longer shows which words came from outside.
     """
     for name, file in bundle.files.items():
-        last = name.rpartition("/")[2]
-        if not name.endswith(_WRITTEN_TEXT) or last.startswith(_COPIED_TEXT):
+        # What is carried from the source is as public as the source.
+        if not name.endswith(_WRITTEN_TEXT) or kind_of(name).action in ("carry", "module"):
             continue
         data = file.content if isinstance(file.content, bytes) else _read(bundle.directory, name)
         try:

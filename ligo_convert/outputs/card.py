@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ligo_convert.checkpoints.model_files import MODULES
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.depth_methods import DEPTHS
@@ -115,6 +116,7 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
         _preservation(record),
         _losses(record, figure=figure),
         _loading(record, files),
+        _files(record),
         training_advice(record, files),
         _limits(record),
         _provenance(record, files),
@@ -417,6 +419,28 @@ def _load_timm(family: Family, *, tokenizer: bool) -> Iterator[str]:
 
 
 _LOADING = {"transformers": _load_transformers, "timm": _load_timm}
+
+
+def _files(record: Record) -> Iterator[str]:
+    """Yield what became of the files beside the source's weights."""
+    found = record.metrics.get("files") or {}
+    carried, left = found.get("carried") or (), found.get("left_behind") or ()
+    if not carried and not left:
+        return
+    yield "## Files of the source"
+    yield ""
+    if MODULES in carried:
+        yield "This is a sentence-transformers pipeline: `SentenceTransformer(DIR)` loads all its modules."
+    if carried:
+        yield f"Carried byte for byte: {', '.join(map(code, carried))}."
+    yield f"Written again with the new sizes: {', '.join(map(code, found['rewritten']))}."
+    if any(item["path"] == MODULES for item in left):
+        yield "**The source is a sentence-transformers pipeline, and this model is not**: its modules are left behind."
+    if left:
+        yield ""
+        yield "Left behind:"
+        yield ""
+        yield from (f"- {code(item['path'])}: {prose(item['reason'])}" for item in left)
 
 
 def _limits(record: Record) -> Iterator[str]:

@@ -162,11 +162,13 @@ class Completion:
 
     Attributes:
         verification: counts and checks of `outputs.verify`.
+        files: `carried`, `rewritten` and `left_behind` of `outputs.carried`.
         seconds: wall-clock seconds by stage, of the process that finished the run.
         peak_rss_bytes: peak resident memory of that process.
     """
 
     verification: Mapping[str, Any]
+    files: Mapping[str, Any]
     seconds: Mapping[str, float]
     peak_rss_bytes: int
 

@@ -5,37 +5,20 @@ Records contain chosen values only, so nothing private should be in them. This c
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import html
 import os
-import platform
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ligo_convert.errors import LigoError
+from ligo_convert.io.private_names import holds_private_name, holds_word, private_names
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 _HUB_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}\b")
 
 _SHORTEST_SECRET = 8
-
-_SHORTEST_NAME = 4
-
-# Generic account and host names, and words that occur in every record.
-# fmt: off
-_GENERIC_NAMES = frozenset((
-    "admin", "administrator", "anonymous", "build", "builder", "cloud", "code", "copy", "data", "default",
-    "developer", "direct", "docker", "fit", "gpu", "guest", "hidden", "home", "host", "jovyan", "json", "jupyter",
-    "laptop", "layer", "lemon", "ligo", "linear", "linux", "local", "localhost", "machine", "main", "model",
-    "models", "nobody", "node", "random", "root", "runner", "server", "service", "shared", "source", "stack",
-    "staff", "stdlib", "student", "system", "target", "test", "tester", "text", "token", "torch", "train", "ubuntu",
-    "user", "users", "vagrant", "validation", "version", "width", "work", "worker", "workspace", "zero",
-))
-
-# fmt: on
 
 
 def check_nothing_private(
@@ -73,14 +56,14 @@ def check_nothing_private(
         _refuse("a Hub token", where, refusing)
     known = {word for name in public for word in _words(name)}
     strings = list(names_in) if names_in is not None else list(readings)
-    for kind, name in _names():
-        if not set(_words(name)) <= known and any(_holds_word(string, name) for string in strings):
+    for kind, name in private_names():
+        if not set(_words(name)) <= known and any(holds_word(string, name) for string in strings):
             _refuse(kind, where, refusing)
 
 
 def public_name(label: str, *, of_hub: bool) -> str:
     """Return a source's public name: a Hub id unchanged, a directory's name unless it contains something private."""
-    private = any(_holds_word(label, name) for _, name in _names()) or any(needle in label for _, needle in _needles())
+    private = holds_private_name(label) or any(needle in label for _, needle in _needles())
     return "a local checkpoint" if private and not of_hub else label
 
 
@@ -114,23 +97,6 @@ def _needles() -> Iterator[tuple[str, str]]:
     for variable, value in os.environ.items():
         if _SECRET.search(variable) and len(value) >= _SHORTEST_SECRET and not value.startswith("/"):
             yield "a secret of the environment", value
-
-
-def _names() -> Iterator[tuple[str, str]]:
-    """Yield kind and text of the names of the account and the machine."""
-    accounts = {os.environ.get(variable, "") for variable in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
-    with contextlib.suppress(OSError, KeyError, ImportError):  # the account has no entry in the password database
-        accounts.add(getpass.getuser())
-    host = platform.node()
-    names = [("the account's name", name) for name in sorted(accounts)]
-    names += [("the machine's name", name) for name in dict.fromkeys((host, host.partition(".")[0]))]
-    for kind, name in names:
-        if len(name) >= _SHORTEST_NAME and name.lower() not in _GENERIC_NAMES:
-            yield kind, name
-
-
-def _holds_word(text: str, name: str) -> bool:
-    return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text) is not None
 
 
 def _words(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.yaml_writer import dump_yaml
 from ligo_convert.outputs.card import card
+from ligo_convert.outputs.carried import CarriedFiles, contents
 from ligo_convert.outputs.checksums import sums
 from ligo_convert.outputs.fit_plot import fit_picture
 from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PROVENANCE, RECIPE
@@ -73,12 +74,17 @@ def write_model_files(
     source: CheckpointReader,
     staging: Staging,
 ) -> None:
-    """Write config.json, and copy the source's generation config and tokenizer files byte for byte."""
+    """Write config.json."""
     config = target_config(family, target, specs, stored=source.stored_config)
     staging.write_bytes("config.json", json_bytes(config))
-    for name in ("generation_config.json", *source.tokenizer_files):
-        if name in source.side_files:
-            staging.write_bytes(name, source.file_bytes(name))
+
+
+def write_carried(
+    carried: CarriedFiles, source: CheckpointReader, family: Family, operator: Operator, staging: Staging
+) -> None:
+    """Write the files that are carried from the source, byte for byte or with their sizes rewritten."""
+    for name, data in contents(carried, source, family, operator):
+        staging.write_bytes(name, data)
 
 
 def write_new_parameters(family: Family, operator: Operator, staging: Staging) -> None:
