@@ -110,6 +110,11 @@ class SmallFiles:
         self._place = place
         self._lock = threading.Lock()
         self._sha256: dict[str, str] = {}
+        self._nested: frozenset[str] = frozenset()
+
+    def add_names(self, names: Iterable[str]) -> None:
+        """Allow these files, too: they were found in folders of a directory, which lists its own entries only."""
+        self._nested |= frozenset(names)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a small file.
@@ -119,8 +124,7 @@ class SmallFiles:
             SourceChanged: the bytes differ from those that the origin lists, or from an earlier read.
         """
         where = f"{self._place.label}/{name}"
-        # A directory lists its own entries only; a file in a folder of it is looked for when it is opened.
-        if name not in self._place.names and (self._place.lists_folders or "/" not in name):
+        if name not in self._place.names and name not in self._nested:
             raise SourceError("no such file", where=where)
         data = small_file(self._place, name)
         sha256 = hashlib.sha256(data).hexdigest()

@@ -99,7 +99,9 @@ def sort_files(place: Place, small_files: SmallFiles, *, used: Collection[str]) 
             modules = read_modules(small_files.read(MODULES), sorter.pipeline, label=f"{place.label}/{MODULES}")
         except SourceError as error:
             sorter.leave(MODULES, error.what)
-    return sorter.result(modules)
+    found = sorter.result(modules)
+    small_files.add_names((*found.carried, *found.module_files))
+    return found
 
 
 class _Sorter:

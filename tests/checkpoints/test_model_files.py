@@ -10,8 +10,9 @@ import pytest
 from support.checkpoints import CONFIG, checkpoint, write
 
 from ligo_convert.checkpoints import model_files
+from ligo_convert.checkpoints.directory import local_directory
 from ligo_convert.checkpoints.file_kinds import KINDS, kind_of
-from ligo_convert.checkpoints.files import SmallFiles, local_directory
+from ligo_convert.checkpoints.files import SmallFiles
 from ligo_convert.checkpoints.model_files import ModelFiles, sort_files
 from ligo_convert.io import private_names
 
