@@ -89,8 +89,8 @@ def failure(error: Exception) -> dict[str, Any]:
 def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     _use_threads(assignment.threads)
     forget_peak_rss()
-    cache = ResultCache(Path(assignment.cache))
     if assignment.recipe is not None:
+        cache = ResultCache(Path(assignment.cache))
         result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, cache=cache)
     else:
         assert assignment.operator is not None
@@ -102,7 +102,6 @@ def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
             Path(assignment.out),
             publish=None if assignment.publish is None else PublishConfig.model_validate(dict(assignment.publish)),
             progress=progress,
-            cache=cache,
         )
     report = result.json()
     return {key: report[key] for key in _REPORTED if key in report}

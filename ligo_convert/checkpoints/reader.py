@@ -15,9 +15,9 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 from ligo_convert.checkpoints.digests import (
     Digested,
@@ -35,14 +35,6 @@ from ligo_convert.checkpoints.opening import Flatten, open_checkpoint
 from ligo_convert.checkpoints.tensors import count_elements
 from ligo_convert.errors import LigoError, SourceChanged, SourceError
 from ligo_convert.io.strict_json import short
-
-
-class DigestMemo(Protocol):
-    """A store of small results by kind and key, such as `io.cache.ResultCache`."""
-
-    def get_json(self, kind: str, key: str) -> dict[str, Any] | None: ...
-
-    def set_json(self, kind: str, key: str, value: Mapping[str, Any]) -> None: ...
 
 
 class CheckpointReader:
@@ -123,23 +115,19 @@ class CheckpointReader:
                 )
         return view
 
-    def digest(
-        self, on_bytes: Callable[[int], None] | None = None, *, memo: DigestMemo | None = None
-    ) -> dict[str, str]:
+    def digest(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
         """Return the SHA-256 of every file that is used, by name: weight files, index, configs, tokenizer files.
 
         Reads each file once, in order. May run in a thread while other threads call `read`. A second call returns the same digests.
 
         Args:
             on_bytes: called with the number of bytes after each block of a weight file.
-            memo: store of earlier digests, with a checksum of every tensor, by size, dates and inode of the file. A stored file is not
-                read again here; every tensor that is read later is compared with its stored checksum.
 
         Raises:
             SourceChanged: a file differs from the digest that its origin lists, or from an earlier read.
         """
         if not self._digested:
-            digested = {file.name: self._digest_with_memo(file, on_bytes, memo) for file in self.files}
+            digested = {file.name: self._digest_weights(file, on_bytes) for file in self.files}
             for name in self.side_files:
                 fingerprint = self._current(name)
                 self.file_bytes(name)
@@ -183,35 +171,6 @@ class CheckpointReader:
                 found=f"CRC-32 {crc32:08x}",
                 hint=KEEP_UNCHANGED,
             )
-
-    def _digest_with_memo(
-        self, file: SourceFile, on_bytes: Callable[[int], None] | None, memo: DigestMemo | None
-    ) -> Digested:
-        """Return the digest of a weight file from `memo` if the file is unchanged since it was stored, else compute and store it."""
-        fingerprint, header = fingerprint_of(os.fstat(self._descriptor(file.name))), file.header
-        # For small files the Hub lists git blob ids, which the memo does not hold.
-        if memo is None or (file.expected is not None and len(file.expected) != 64):
-            return self._digest_weights(file, on_bytes)
-        key = hashlib.sha256(repr(fingerprint).encode()).hexdigest()
-        stored = memo.get_json("digest", key)
-        if (
-            stored is not None
-            and stored.get("header") == header.crc32
-            and set(stored["tensors"]) == set(header.tensors)
-        ):
-            for name in header.tensors:
-                self._compare(self.tensors[name], stored["tensors"][name])
-            digested = Digested(sha256=stored["sha256"], fingerprint=fingerprint)
-            check_expected(
-                file.expected, digested.sha256, "", where=self._where(file.name), again=self._refetch_hint(file.name)
-            )
-            return digested
-        digested = self._digest_weights(file, on_bytes)
-        if digested.fingerprint == fingerprint:
-            with self._lock:
-                tensors = {name: self._crc32[name] for name in header.tensors}
-            memo.set_json("digest", key, {"sha256": digested.sha256, "header": header.crc32, "tensors": tensors})
-        return digested
 
     def _digest_weights(self, file: SourceFile, on_bytes: Callable[[int], None] | None) -> Digested:
         """Hash a weight file in one pass and compare header and tensors with what was read before."""

@@ -14,6 +14,7 @@ import numpy as np
 from ligo_convert.checkpoints.headers import Header, read_at, read_header
 from ligo_convert.errors import SourceError
 from ligo_convert.io.files import reporting
+from ligo_convert.io.strict_json import short
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "U8": "u1"}
 
@@ -43,6 +44,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     descriptor = open_file(path)
     try:
         header = read_header(descriptor, label=path.name)
+        strange = [name for name, tensor in header.tensors.items() if tensor.spec.dtype not in _NUMPY]
+        if strange:
+            raise SourceError("a tensor of a dtype that no such file holds", where=f"{path.name}: {short(strange[0])}")
         arrays = {
             name: np.frombuffer(
                 tensor_bytes(descriptor, header, name, path.name), dtype=_NUMPY[tensor.spec.dtype]

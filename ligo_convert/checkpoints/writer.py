@@ -16,7 +16,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +23,13 @@ from typing import TYPE_CHECKING
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import VerificationError
-from ligo_convert.io.files import Handle, flat, reporting
-from ligo_convert.io.staging import WORK, Staging
+from ligo_convert.io.files import flat, reporting
+from ligo_convert.io.staging import StagedFile, Staging
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 INDEX = "model.safetensors.index.json"
-
-JOURNAL = f"{WORK}/shards.jsonl"
 
 CHUNK = 8 * 2**20
 
@@ -175,7 +172,7 @@ def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardPlan:
 class Writer:
     """Write the files of a plan into a staging directory, tensor by tensor, in the order of the plan.
 
-    Each file appears under its name when it is complete and synced to disk; its digest is then appended to the journal.
+    Each file appears under its name when it is complete and synced to disk; the journal of the staging directory then lists its digest.
     At the end of a `with` block the writer closes; on an exception it discards the unfinished file.
 
     Args:
@@ -184,8 +181,7 @@ class Writer:
         on_bytes: called with the number of bytes of each write. Files that an earlier run finished do not count.
 
     Attributes:
-        done: names of the files that an earlier, stopped run finished. The journal lists them, and their bytes have
-            been read again and match its digests.
+        done: names of the files that an earlier, stopped run finished: `Staging` has read them again, and they match its journal.
     """
 
     def __init__(self, staging: Staging, plan: ShardPlan, *, on_bytes: Callable[[int], None] | None = None) -> None:
@@ -197,10 +193,8 @@ class Writer:
             (shard, spec) for shard in plan.shards if shard.filename not in self.done for spec in shard.tensors
         ]
         self._position = 0
-        self._handle: Handle | None = None
-        self._hash = hashlib.sha256()
+        self._handle: StagedFile | None = None
         self._broken = self._closed = False
-        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
 
     def pending(self) -> Iterator[TensorSpec]:
         """Iterate over the tensors that were not yet written at the time of this call. Callers may `put` while iterating."""
@@ -228,7 +222,6 @@ class Writer:
         try:
             if self._handle is None:
                 self._handle = self._staging.create(shard.filename, nbytes=shard.nbytes)
-                self._hash = hashlib.sha256()
                 self._write(shard.header)
             self._write(data)
             self._position += 1
@@ -243,12 +236,7 @@ class Writer:
         view = flat(data)
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
-            # Hashing and writing both release the GIL, so the digest is computed while the kernel copies.
-            digest = self._beside.submit(self._hash.update, chunk)
-            try:
-                self._handle.write(chunk)
-            finally:
-                digest.result()
+            self._handle.write(chunk)
             if self._on_bytes is not None:
                 self._on_bytes(len(chunk))
 
@@ -256,11 +244,8 @@ class Writer:
         assert self._handle is not None
         assert self._handle.written == shard.nbytes
         self._handle.close()
+        self._digests[shard.filename] = self._handle.sha256
         self._handle = None
-        digest = self._hash.hexdigest()
-        entry = {"file": shard.filename, "sha256": digest, "nbytes": shard.nbytes}
-        self._staging.append_line(JOURNAL, json.dumps(entry))
-        self._digests[shard.filename] = digest
 
     def close(self) -> dict[str, str]:
         """Write the index of a model in several files. Return the SHA-256 of each weight file by name, in plan order.
@@ -280,7 +265,6 @@ class Writer:
             if index is not None:
                 self._staging.write_bytes(INDEX, index)
             self._closed = True
-            self._beside.shutdown()
         return {shard.filename: self._digests[shard.filename] for shard in self._plan.shards}
 
     def _remove_strangers(self) -> None:
@@ -296,7 +280,6 @@ class Writer:
 
     def _abort(self) -> None:
         self._broken = True
-        self._beside.shutdown()
         if self._handle is not None:
             handle, self._handle = self._handle, None
             handle.abort()
@@ -312,25 +295,16 @@ class Writer:
 
 
 def _finished(staging: Staging, plan: ShardPlan) -> dict[str, str]:
-    """Return the digests of the planned files that the journal lists and that match it when read again."""
-    planned = {shard.filename: shard for shard in plan.shards}
-    journal: dict[str, str] = {}
-    for line in staging.read_lines(JOURNAL):
-        try:
-            entry = json.loads(line)
-            name, digest, nbytes = entry["file"], entry["sha256"], entry["nbytes"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a damaged line is ignored; its file is written again
-        if name in planned and nbytes == planned[name].nbytes:
-            journal[name] = digest
-    return {name: digest for name, digest in journal.items() if _holds(staging.path / name, planned[name], digest)}
-
-
-def _holds(path: Path, shard: Shard, digest: str) -> bool:
-    if not path.is_file() or path.stat().st_size != shard.nbytes or rehash(path) != digest:
-        return False
-    with reporting(path, "read"), path.open("rb") as file:
-        return file.read(len(shard.header)) == shard.header
+    """Return the digests of the planned files that an earlier run has finished."""
+    finished = {}
+    for shard in plan.shards:
+        digest, path = staging.digest(shard.filename), staging.path / shard.filename
+        if digest is None:
+            continue
+        with reporting(path, "read"), path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == shard.nbytes and file.read(len(shard.header)) == shard.header:
+                finished[shard.filename] = digest
+    return finished
 
 
 def rehash(path: Path) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.results import FORMAT, comparison_record, first_point_at, grid_edge_warnings
@@ -29,9 +30,9 @@ from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
 from ligo_convert.environment import choose_device, cores, versions
-from ligo_convert.errors import LigoError, OutputBusy
-from ligo_convert.io.files import check_place, check_room
-from ligo_convert.io.staging import Staging
+from ligo_convert.errors import LigoError, OutputBusy, VerificationError
+from ligo_convert.io.files import check_place, check_room, remove_any
+from ligo_convert.io.staging import WORK, Staging
 from ligo_convert.io.strict_json import sha256_of, strict_json
 from ligo_convert.outputs.side_files import json_bytes
 from ligo_convert.progress import Progress, Task
@@ -108,7 +109,7 @@ def compare(
         if before is not None:
             raise OutputBusy("the output directory contains a different comparison", where=out, hint="choose another")
         _check_room(experiment, out)
-        staging = stack.enter_context(Staging.open(out, key=key))
+        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
         if staging.resumed:
             progress.say("resuming from the staged files of an earlier run")
         for warning in experiment.fairness_warnings():
@@ -117,7 +118,9 @@ def compare(
             progress.say(f"skipping {name}: {reason}")
         progress.say(_cost_message(experiment))
         if source is None:
-            source, _, plan = train_source(stack, plan, staging, chosen, progress, train_examples=experiment.examples)
+            source, digests, plan = train_source(
+                stack, plan, staging, chosen, progress, train_examples=experiment.examples
+            )
             experiment = replace(experiment, plan=plan)
         tokenizer = tokenizer_directory(plan, source) if plan.family.reads == "text" else None
         slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.examples)
@@ -128,6 +131,7 @@ def compare(
             "source": source.root,
             "work": staging.work,
             "device": chosen,
+            "key": sha256_of({"comparison": key, "source": digests}),
         }
         work = _JobLoop(experiment, staging, progress, jobs=jobs or workers(plan, device=chosen))
         work.carry_out(arguments)
@@ -215,12 +219,32 @@ def open_job_runner(**arguments: Any) -> JobRunner:
     return JobRunner(**arguments)
 
 
+def _finished_jobs(staging: Staging) -> dict[str, dict[str, Any]]:
+    """Return the staged results, by job. A fit whose operator is gone or damaged is done again."""
+    results: dict[str, dict[str, Any]] = staged_results(staging).get("jobs", {})
+    kept = {}
+    for name, result in results.items():
+        stored = result.get("operator")
+        if stored is not None:
+            file = staging.work / stored["file"]
+            try:
+                whole = rehash(file) == stored["sha256"]
+            except VerificationError:
+                whole = False
+            if not whole:
+                staging.warn(f"{WORK}/{stored['file']}", "missing or damaged", "the operator is fitted again")
+                remove_any(file)
+                continue
+        kept[name] = result
+    return kept
+
+
 class _JobLoop:
     """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
 
     def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, jobs: int) -> None:
         self.experiment, self.staging, self.progress, self.jobs = experiment, staging, progress, jobs
-        self.scheduler = Scheduler(experiment, staged_results(staging).get("jobs", {}))
+        self.scheduler = Scheduler(experiment, _finished_jobs(staging))
         self._bars: dict[str, Task] = {}
         self._spent: dict[str, float] = {}
         self._stack = contextlib.ExitStack()
@@ -239,6 +263,8 @@ class _JobLoop:
             pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
+        for text in result.pop("warnings", ()):
+            self.progress.warn(text)
         self.scheduler.done(job, result)
         if job.kind == "probe":
             self._announce_time()
@@ -256,7 +282,7 @@ class _JobLoop:
             names += [f"{shared_state_name(job, job.budget_fraction)}.*"] if self.scheduler.reached(job) else []
         for name in names:
             for path in (self.staging.work / "states").glob(name):
-                path.unlink()
+                remove_any(path)
 
     def _announce_time(self) -> None:
         experiment, speed = self.experiment, self.scheduler.results["probe"]["flops_a_second"]

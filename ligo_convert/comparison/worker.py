@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ligo_convert.checkpoints.writer import safetensors_pieces
+from ligo_convert.checkpoints.writer import rehash, safetensors_pieces
 from ligo_convert.comparison.dropping import DRAWS, token_drop
 from ligo_convert.comparison.experiment import Experiment, start_of
 from ligo_convert.comparison.methods import SCRATCH, FitRates, Method
@@ -65,6 +65,9 @@ class _BranchedState:
     def load(self) -> tuple[dict[str, np.ndarray], str] | None:
         return self.own.load() or self.trunk.load()
 
+    def discard(self, why: str) -> None:
+        (self.own if self.own.path.exists() else self.trunk).discard(why)
+
 
 class JobRunner:
     """Runs the jobs of a comparison.
@@ -76,14 +79,24 @@ class JobRunner:
         work: folder of this comparison for training states and operators.
         device: torch device.
         threads: number of torch threads; 0 for torch's default.
+        key: identifies the comparison and its source; training states of another key are discarded.
     """
 
     def __init__(
-        self, *, experiment: Experiment, slices: DataSplits, source: Path, work: Path, device: str, threads: int = 0
+        self,
+        *,
+        experiment: Experiment,
+        slices: DataSplits,
+        source: Path,
+        work: Path,
+        device: str,
+        threads: int = 0,
+        key: str = "",
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.experiment, self.slices, self.source, self.work, self.device = experiment, slices, source, work, device
+        self.key, self._warnings = key, list[str]()
         self.plan, self.family = experiment.plan, experiment.plan.family
         fit_settings = self.plan.recipe.fit
         assert fit_settings is not None
@@ -102,7 +115,9 @@ class JobRunner:
 
     def run(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Run a job. `on_step` receives the fraction done and a short note."""
-        return _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
+        result = _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
+        warnings, self._warnings = self._warnings, []
+        return {**result, "warnings": warnings} if warnings else result
 
     # The source.
 
@@ -163,7 +178,8 @@ class JobRunner:
         )
 
     def state(self, name: str) -> FolderState:
-        return FolderState(self.work / "states" / f"{name}.safetensors")
+        path = self.work / "states" / f"{name}.safetensors"
+        return FolderState(path, owner=f"{self.key}/{name}", warn=lambda text: self._warnings.append(text))
 
     def measured(self, parameters: Mapping[str, torch.Tensor], what: Objective, examples: Examples) -> float:
         """Return the mean of an objective over held-out examples."""
@@ -278,12 +294,14 @@ def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[st
         on_step=on_step,
     )
     learned = operator if outcome.best_step else initial
-    write_file(
-        runner._operator_file(method, job.seed),
-        safetensors_pieces(stored_arrays(learned), describe(learned)),
-        replace=True,
-    )
-    return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": settings.steps}
+    file = runner._operator_file(method, job.seed)
+    write_file(file, safetensors_pieces(stored_arrays(learned), describe(learned)), replace=True)
+    return {
+        "best_step": outcome.best_step,
+        "validation_loss": _finite(outcome.best_loss),
+        "steps": settings.steps,
+        "operator": {"file": file.relative_to(runner.work).as_posix(), "sha256": rehash(file)},
+    }
 
 
 def _train(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:

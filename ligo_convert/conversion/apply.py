@@ -29,7 +29,6 @@ from ligo_convert.growth.operator_file import describe, family_of, read_operator
 from ligo_convert.growth.stream import target_specs
 from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
-from ligo_convert.io.cache import ResultCache
 from ligo_convert.io.files import check_room
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
@@ -49,7 +48,6 @@ def apply_operator(
     *,
     publish: PublishConfig | None = None,
     progress: Progress | None = None,
-    cache: ResultCache | None = None,
 ) -> ConversionResult:
     """Grow a source with a stored operator. A finished output of the same operator and source stays unchanged.
 
@@ -58,13 +56,11 @@ def apply_operator(
         model: the source: a directory or a Hub id.
         out: the output directory.
         publish: how the output will be published; a source whose licence forbids it is refused before any work.
-        cache: cache of digests, shared with other runs.
 
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
     progress, clock = progress or Progress(), Clock()
-    cache = None if cache is None else cache.with_progress(progress)
     with clock.running("plan"):
         operator = read_operator(file)
         family = family_of(operator)
@@ -90,7 +86,7 @@ def apply_operator(
             )
             if finished is None:
                 check_room(out, job.shards.nbytes)
-            digests = scan_source(source, inventory, progress, allow_nonfinite=False, memo=cache)
+            digests = scan_source(source, inventory, progress, allow_nonfinite=False)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
         key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)
@@ -98,7 +94,7 @@ def apply_operator(
             return reuse_finished(out, finished, key, family=family.name, label=source.label, progress=progress)
         for warning in carried.warnings():
             progress.warn(warning)
-        staging = stack.enter_context(Staging.open(out, key=key))
+        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
         staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)
         metrics = RunMetrics(

@@ -62,7 +62,7 @@ def convert(
     """Carry out a recipe. After an interruption, the same call resumes where the run stopped.
 
     Args:
-        cache: cache of digests, trained sources and fits, shared with other runs.
+        cache: cache of trained sources and fits, shared with other runs.
 
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
@@ -72,13 +72,13 @@ def convert(
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)
-            opened = _open(stack, recipe, progress, cache=cache, check_disk=finished is None)
+            opened = _open(stack, recipe, progress, check_disk=finished is None)
         plan, key = opened.plan, opened.key
         if finished is not None:
             return reuse_finished(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
         for warning in plan.warnings:
             progress.warn(warning)
-        staging = stack.enter_context(Staging.open(out, key=key))
+        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
         if staging.resumed:
             progress.say("resuming from the staged files of an earlier run")
         shared = None if cache is None else _cache_keys(cache, opened.identity)
@@ -137,10 +137,12 @@ def fit_operator(
     if trains and os.path.lexists(kept):
         raise OutputBusy("the directory for the trained source exists", where=kept, hint="move or delete it")
     with contextlib.ExitStack() as stack:
-        opened = _open(stack, recipe, progress, cache=None, check_disk=False)
+        opened = _open(stack, recipe, progress, check_disk=False)
         plan, source, digests = opened.plan, opened.source, opened.digests
         # Staged like an output, so that an interrupted fit resumes. Only the operator leaves the staging directory.
-        staging = stack.enter_context(Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key))
+        staging = stack.enter_context(
+            Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key, progress=progress)
+        )
         if source is None:
             source, digests, plan = train_source(stack, plan, staging, device, progress)
         learned = learn(plan, source, staging, device=lambda: choose_device(device), progress=progress)
@@ -158,9 +160,7 @@ def fit_operator(
     return {"operator": str(file), **trained, "family": plan.family.name, **finite(figures)}
 
 
-def _open(
-    stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, cache: ResultCache | None, check_disk: bool
-) -> _Opened:
+def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, check_disk: bool) -> _Opened:
     """Open the recipe's source until `stack` closes, plan the run, and check and digest the source."""
     source = open_planned(recipe, weights=True)
     if source is not None:
@@ -169,7 +169,7 @@ def _open(
     digests: dict[str, str] = {}
     if source is not None:
         allow = recipe.source.allow_nonfinite
-        digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow, memo=cache)
+        digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
     identity = compute_digests(plan, source, digests, progress)
     return _Opened(plan=plan, source=source, digests=digests, identity=identity)
 

@@ -21,14 +21,13 @@ from ligo_convert.conversion.fit_plan import FitPlan
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.pretrain_source import CacheKeys
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
-from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
+from ligo_convert.conversion.step_results import begin_step, keep_result, same_data, staged_results
 from ligo_convert.data.tokenizers import known_files
 from ligo_convert.growth.growth_plan import drawn_names
 from ligo_convert.growth.initialize import initial_operator, random_operator
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import describe, read_operator, stored_arrays
 from ligo_convert.growth.stream import compute_dtype
-from ligo_convert.io.cache import blocks_of
 from ligo_convert.io.staging import Staging
 from ligo_convert.outputs.layout import FIT_LOG, OPERATOR
 from ligo_convert.outputs.metrics import (
@@ -89,6 +88,7 @@ def learn(
     learned = _staged(staging)
     if learned is not None:
         return learned
+    begin_step(staging, state=StagedState(staging, FIT_STATE).name)
     learned = _initial(plan, staging)
     if plan.measures:
         learned = _with_models(plan, source, learned, staging, device(), progress, shared)
@@ -101,8 +101,7 @@ def _staged(staging: Staging) -> Learned | None:
     result = staged_results(staging).get("learned")
     if result is None:
         return None
-    path = staging.path / FIT_LOG
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = (staging.read(FIT_LOG) or b"").decode().splitlines()
     return Learned(
         operator=read_operator(staging.path / OPERATOR),
         metrics=metrics_from_json(result["metrics"]),
@@ -113,10 +112,12 @@ def _staged(staging: Staging) -> Learned | None:
 
 def _stage(learned: Learned, plan: Plan, staging: Staging) -> None:
     operator = learned.operator
+    files = [OPERATOR]
     staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
     if plan.fit is not None:
         staging.write_bytes(FIT_LOG, "".join(_log_line(line) + "\n" for line in learned.log).encode())
-    keep_result(staging, "learned", {"metrics": learned.metrics.json(), "data": learned.data})
+        files.append(FIT_LOG)
+    keep_result(staging, "learned", {"metrics": learned.metrics.json(), "data": learned.data}, files=files)
     StagedState(staging, FIT_STATE).drop()
 
 
@@ -184,11 +185,11 @@ def _shared_fit(state: StagedState, staging: Staging, shared: CacheKeys | None, 
         yield
         return
     with shared.cache.lock_entry("fit", f"{shared.learned}-{device}") as entry:
-        if entry.is_dir() and not state.path.exists():
-            staging.write_bytes(state.name, blocks_of(entry / FIT_STATE))
+        if staging.digest(state.name) is None:
+            entry.restore(lambda name, blocks, sha256: staging.write_bytes(state.name, blocks, sha256=sha256))
         yield
-        if not entry.is_dir():
-            shared.cache.store(entry, {FIT_STATE: state.path})
+        if entry.digests() is None:
+            entry.store({FIT_STATE: state.path})
 
 
 def _load_data(

@@ -10,7 +10,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,20 @@ from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.fit_plan import PretrainPlan
 from ligo_convert.conversion.plan import Plan, make_plan, stream_width
 from ligo_convert.conversion.splits import load_pretraining_splits, tokenizer_directory
-from ligo_convert.conversion.step_results import keep_result, staged_results
+from ligo_convert.conversion.step_results import begin_step, keep_result, staged_results
 from ligo_convert.environment import choose_device
+from ligo_convert.errors import SourceError
 from ligo_convert.hub.resolve import open_source
-from ligo_convert.io.cache import ResultCache, blocks_of, files_in
+from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
 from ligo_convert.io.staging import Staging
+from ligo_convert.io.strict_json import strict_json
 from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
 
 TRAINED_SOURCE = "ligo/source"
+
+# The file of a cache entry that holds the figures of the training.
+FIGURES = "trained.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,27 +74,44 @@ def train_source(
 
         def train() -> dict[str, Any]:
             assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+            begin_step(staging, state=_state(staging).name)
             return _train(plan, plan.pretrain, staging, device=device, progress=progress, train_examples=train_examples)
 
         if shared is None:
             figures = train()
         else:
             with shared.cache.lock_entry("source", f"{shared.trained}-{device}") as entry:
-                figures = _stage_cached(staging, entry) if entry.is_dir() else train()
-                if not entry.is_dir():
-                    files = {f"model/{name}": path for name, path in files_in(directory).items()}
-                    shared.cache.store(entry, {**files, "trained.json": json.dumps(figures).encode()})
-        keep_result(staging, "pretrain", figures)
+                cached = _stage_cached(staging, entry)
+                figures = train() if cached is None else cached
+                if cached is None:
+                    files = files_in(directory)
+                    entry.store({**files, FIGURES: json.dumps(figures).encode()})
+        made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
+        keep_result(staging, "pretrain", figures, files=made)
     source = stack.enter_context(open_source(str(directory), base=directory))
     return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
 
 
-def _stage_cached(staging: Staging, entry: Path) -> dict[str, Any]:
-    """Stage a source that another run trained. Return the figures of its training."""
-    for name, path in files_in(entry / "model").items():
-        staging.write_bytes(f"{TRAINED_SOURCE}/{name}", blocks_of(path))
-    figures: dict[str, Any] = json.loads((entry / "trained.json").read_bytes())
-    return figures
+def _stage_cached(staging: Staging, entry: CacheEntry) -> dict[str, Any] | None:
+    """Stage a source that another run trained. Return the figures of its training; None if there is none, or a damaged one."""
+    staged = entry.restore(
+        lambda name, blocks, sha256: staging.write_bytes(f"{TRAINED_SOURCE}/{name}", blocks, sha256=sha256)
+    )
+    if not staged:
+        return None
+    data = staging.read(f"{TRAINED_SOURCE}/{FIGURES}")
+    staging.remove(f"{TRAINED_SOURCE}/{FIGURES}")
+    with contextlib.suppress(SourceError):
+        match strict_json(data or b"", label=FIGURES):
+            case {"steps": int(), "tokens": int(), "last_loss": float(), "validation_loss": float(), **more} as figures:
+                if not more:
+                    return figures
+    entry.discard(f"{FIGURES} does not hold the figures of a training")
+    return None
+
+
+def _state(staging: Staging) -> StagedState:
+    return StagedState(staging, "pretrain-state")
 
 
 def _train(
@@ -112,7 +133,7 @@ def _train(
     directory = staging.path / TRAINED_SOURCE
     splits = load_pretraining_splits(plan, pretrain_plan, directory, progress=progress, train_examples=train_examples)
     width = stream_width(plan, plan.start.source)
-    store = StagedState(staging, "pretrain-state")
+    store = _state(staging)
     with progress.task("training the source", settings.steps, unit="steps") as task:
 
         def on_step(step: int, line: Mapping[str, Any]) -> None:

@@ -59,11 +59,10 @@ def run_operator(
     *,
     publish: PublishConfig | None,
     progress: Progress | None = None,
-    cache: ResultCache | None = None,
 ) -> RunResult:
     """Apply an operator as `apply_operator` does, and publish the output if `publish` is given. Raises as `run_recipe` does."""
     return _run_and_publish(
-        lambda: apply_operator(operator, source, out, publish=publish, progress=progress, cache=cache),
+        lambda: apply_operator(operator, source, out, publish=publish, progress=progress),
         publish,
         progress,
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
-from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.conversion.learn import Learned
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.write import now
@@ -103,7 +102,7 @@ def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> 
         elif "/depth/" in name and "{" in name:
             count["depth"] += int(array.size)
     return {
-        "digest": rehash(staging.path / OPERATOR),
+        "digest": staging.digest(OPERATOR),
         "head": operator.head,
         "keying": operator.keying,
         "tie": operator.tie,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING
 
-from ligo_convert.checkpoints.reader import CheckpointReader, DigestMemo
+from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import nonfinite_count
 from ligo_convert.errors import SourceError
 from ligo_convert.progress import Progress
@@ -20,18 +21,27 @@ def scan_source(
     progress: Progress,
     *,
     allow_nonfinite: bool,
-    memo: DigestMemo | None = None,
 ) -> dict[str, str]:
     """Check the source's values and digest its files, both at once: each reads everything.
 
     Returns:
         SHA-256 of the source's files, by name.
     """
+    stopped = Event()
+
+    def go_on(nbytes: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        digests = pool.submit(source.digest, memo=memo)
-        check_copies(source, inventory)
-        check_finite(source, allow=allow_nonfinite, progress=progress)
-        return digests.result()
+        digests = pool.submit(source.digest, go_on)
+        try:
+            check_copies(source, inventory)
+            check_finite(source, allow=allow_nonfinite, progress=progress)
+            return digests.result()
+        finally:
+            # Leaving the block waits for the thread. After an error or a signal it ends within one block of the file.
+            stopped.set()
 
 
 def check_finite(source: CheckpointReader, *, allow: bool, progress: Progress) -> None:

@@ -323,6 +323,19 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_any(path: Path) -> None:
+    """Remove whatever has this name, if anything has: a file, a link (not what it points to), a directory with all in it."""
+    with reporting(path, "read"):
+        if not os.path.lexists(path):
+            return
+        is_directory = path.is_dir() and not path.is_symlink()
+        contents = sorted(path.iterdir()) if is_directory else []
+    for entry in contents:
+        remove_any(entry)
+    with contextlib.suppress(FileNotFoundError):
+        do("rmdir" if is_directory else "unlink", path, passing=(FileNotFoundError,))
+
+
 # --- locks and files --------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +422,7 @@ class Handle:
                 if os.fstat(self._descriptor).st_size != self.written:
                     raise OSError(errno.EIO, "the file is shorter than the bytes written to it")
             do("fsync", self._target, self._descriptor)
+            self._synced()
             try:
                 effect = "rename" if self._replace else "rename_new"
                 do(effect, self._temporary, self._target, passing=(FileExistsError,))
@@ -417,6 +431,9 @@ class Handle:
             self._temporary_exists = False
         self._release()
         sync_directory(self._target.parent)
+
+    def _synced(self) -> None:
+        """Called by `close` when the data is on the disk, before the file has its name."""
 
     def abort(self) -> None:
         """Remove the file."""

@@ -3,6 +3,9 @@
 The output NAME is staged as `.NAME.ligo-partial` in the same parent directory and renamed to NAME when it is complete. The lock on the
 staging directory is held through the directory's own descriptor: the kernel releases it when the process ends, and it follows the rename.
 Staged files survive a stop, and the next run resumes from them.
+
+A journal lists the SHA-256 of every staged file. Its line is written after the file is synced and before the file gets its name. The next
+run hashes every staged file and discards, with a warning, each file that the journal does not list with this digest.
 """
 
 from __future__ import annotations
@@ -10,33 +13,78 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ligo_convert.errors import LigoError, MachineError, OutputBusy
+from ligo_convert.errors import LigoError, MachineError, OutputBusy, VerificationError, some
 from ligo_convert.io.files import (
     Handle,
     absolute_path,
     do,
+    flat,
     hold,
     machine_error,
     make_folder,
     output_path,
     partial_path,
     refuse_taken,
+    remove_any,
     reporting,
     sync_directory,
     sync_file,
 )
+from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 WORK = ".work"
+
+JOURNAL = f"{WORK}/journal.jsonl"
+
+FORMAT = "ligo-staging/1"
+
+# Bytes that are hashed in a thread of their own while the kernel copies them. Smaller pieces are not worth the switch.
+_BLOCK = 1 << 20
+
+
+class StagedFile(Handle):
+    """A file that is written in sequence and hashed meanwhile. `close` enters its digest in the journal before the file gets its name."""
+
+    def __init__(
+        self, temporary: Path, target: Path, *, nbytes: int, pool: ThreadPoolExecutor, enter: Callable[[str, int], None]
+    ) -> None:
+        self._sha256, self._pool, self._enter = hashlib.sha256(), pool, enter
+        super().__init__(temporary, target, nbytes=nbytes)
+
+    def write(self, data: Buffer) -> None:
+        view = flat(data)
+        if len(view) < _BLOCK:
+            self._sha256.update(view)
+            super().write(view)
+            return
+        # Hashing and writing both release the GIL.
+        digest = self._pool.submit(self._sha256.update, view)
+        try:
+            super().write(view)
+        finally:
+            digest.result()
+
+    def _synced(self) -> None:
+        self._enter(self.sha256, self.written)
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256, in hex, of the bytes written so far."""
+        return self._sha256.hexdigest()
 
 
 class Staging:
@@ -51,25 +99,34 @@ class Staging:
         resumed: True if an earlier run with the same key left the directory.
     """
 
-    def __init__(self, out: Path, descriptor: int, key: str) -> None:
+    def __init__(self, out: Path, descriptor: int, key: str, progress: Progress) -> None:
         self.out, self.path, self.work = out, partial_path(out), partial_path(out) / WORK
         self._descriptor: int | None = descriptor
-        self._handles: list[Handle] = []
+        self._handles: list[StagedFile] = []
+        self._digests: dict[str, str] = {}
+        self._progress = progress
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
         self._run = secrets.token_hex(16)
         self.resumed = self._find_earlier_work(key)
+        if self.resumed:
+            remove_any(self.work / "new")
+            self._check_staged()
         make_folder(self.work / "new")
         if not self.resumed:
-            self.write_bytes(f"{WORK}/key", f"{key}\n".encode())
+            self._write_own("key", f"{key}\n{FORMAT} {_sha256(key.encode())}\n")
         # On file systems with unreliable locks, the latest run overwrites this file, and earlier runs notice at the commit.
-        self.write_bytes(f"{WORK}/run", self._run.encode())
+        self._write_own("run", self._run)
 
     @classmethod
-    def open(cls, out: Path, *, key: str) -> Staging:
+    def open(cls, out: Path, *, key: str, progress: Progress | None = None) -> Staging:
         """Create the staging directory of `out`, or open an existing one to resume.
+
+        A staged file whose SHA-256 is not the one in the journal is discarded with a warning.
 
         Args:
             out: the output directory.
             key: one line that identifies the work; only staged work with the same key is resumed.
+            progress: receives the warnings.
 
         Raises:
             RecipeError: `out` cannot be an output directory.
@@ -97,7 +154,7 @@ class Staging:
         descriptor = hold(path, opening)
         try:
             refuse_taken(out)
-            return cls(out, descriptor, key)
+            return cls(out, descriptor, key, progress or Progress())
         except BaseException:
             with contextlib.suppress(MachineError):  # leave no empty directory behind
                 do("rmdir", path)
@@ -119,7 +176,14 @@ class Staging:
             else:
                 # An earlier commit stopped after both renames, and its output has been moved away.
                 _remove_work(aside)
-        staged_key = _read_key(self.work)
+        try:
+            staged_key = _read_key(self.work)
+        except ValueError as error:
+            self.warn(f"{WORK}/key", f"{error}", "all staged work is discarded, and the run starts again")
+            for entry in (*self.path.iterdir(), *self.work.iterdir()):
+                if entry not in (self.work, self.work / "new"):
+                    remove_any(entry)
+            return False
         if staged_key is None:
             with reporting(self.path, "list"):
                 if {entry.name for entry in self.path.iterdir()} - {WORK} or (
@@ -137,31 +201,127 @@ class Staging:
             )
         return True
 
+    def warn(self, what: str, why: str, consequence: str) -> None:
+        """Warn about a staged file: which, what is wrong with it, what is done again."""
+        self._progress.warn(f"{self.path.name}/{what}: {why}; {consequence}")
+
+    def _check_staged(self) -> None:
+        """Hash every staged file. Discard what the journal does not list with this digest, and say so."""
+        journal = self._read_journal()
+        damaged: dict[str, list[str]] = {}
+        with reporting(self.path, "read"):
+            for path in sorted([*_below(self.path, without=self.work), *(self.path / name for name in journal)]):
+                name = path.relative_to(self.path).as_posix()
+                if name in self._digests or not os.path.lexists(path):
+                    continue
+                why = _damage(path)
+                if not why:
+                    found = _sha256_of(path)
+                    if found in journal.get(name, ()):
+                        self._digests[name] = found
+                        continue
+                    why = "the SHA-256 is not the one in the journal" if name in journal else "not in the journal"
+                damaged.setdefault(why, []).append(name)
+                remove_any(path)
+        for why, names in damaged.items():
+            self.warn(some(names), why, "discarded, and made again")
+
+    def _read_journal(self) -> dict[str, set[str]]:
+        """Return every digest that each file had when it was staged. A damaged line is left out: its file is then made again."""
+        path, journal = self._target(JOURNAL), dict[str, set[str]]()
+        if os.path.lexists(path) and _damage(path):
+            self.warn(JOURNAL, _damage(path), "all staged files are discarded, and made again")
+            remove_any(path)
+        for line in self.read_lines(JOURNAL):
+            with contextlib.suppress(ValueError, RecursionError, LigoError):
+                match json.loads(line):
+                    case {"file": str(name), "sha256": str(digest)}:
+                        self._target(name)
+                        journal.setdefault(name, set()).add(digest)
+        return journal
+
+    def _enter(self, name: str, digest: str, nbytes: int, expected: str | None) -> None:
+        """Enter a file that is on the disk, and about to get its name, in the journal."""
+        if expected not in (None, digest):
+            raise VerificationError("these are not the expected bytes", where=name, expected=expected, found=digest)
+        self.append_line(JOURNAL, json.dumps({"file": name, "sha256": digest, "nbytes": nbytes}))
+        self._digests[name] = digest
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of a staged file as this run wrote it, or found it in agreement with the journal; None if there is none."""
+        return self._digests.get(name)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the bytes of a small staged file. None if there is none, or if it is damaged: it is then discarded with a warning."""
+        target, why = self._target(name), ""
+        if name not in self._digests:
+            return None
+        with reporting(target, "read"):
+            why = _damage(target) if os.path.lexists(target) else "missing"
+            data = b"" if why else target.read_bytes()
+        if not why and _sha256(data) == self._digests[name]:
+            return data
+        self.warn(name, why or "the SHA-256 is not the one in the journal", "discarded, and made again")
+        self.remove(name)
+        return None
+
+    def discard_file(self, name: str, why: str) -> None:
+        """Remove a staged file that cannot be used, and say so."""
+        self.warn(name, why, "discarded, and made again")
+        self.remove(name)
+
     def _target(self, name: str) -> Path:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\0" in name or PurePosixPath(name).as_posix() != name:
             raise LigoError("not a file name inside the output directory", where=name)
         return self.path.joinpath(*parts)
 
-    def create(self, name: str, *, nbytes: int = 0) -> Handle:
-        """Open a new file for sequential writing. It appears as `name` when it is closed. `nbytes` is the expected size, for messages."""
+    def create(self, name: str, *, nbytes: int = 0, sha256: str | None = None) -> StagedFile:
+        """Open a new file for sequential writing. It appears as `name` when it is closed.
+
+        Args:
+            name: the file's name.
+            nbytes: the expected size, for messages.
+            sha256: the digest that the bytes must have, in hex; None if it is not known. Closing the file raises VerificationError, and
+                leaves no file, if they have another one.
+        """
         target = self._target(name)
         if target.parent != self.path:
             make_folder(target.parent)
+        if target.is_dir():  # nothing of ours; a file cannot be renamed over it
+            self.warn(name, "a directory where a file is due", "discarded")
+            remove_any(target)
         temporary = self.work / "new" / name.replace("%", "%25").replace("/", "%2F")
         self._handles = [handle for handle in self._handles if handle.open]
-        self._handles.append(Handle(temporary, target, nbytes=nbytes))
+        self._handles.append(
+            StagedFile(
+                temporary,
+                target,
+                nbytes=nbytes,
+                pool=self._pool,
+                enter=lambda digest, size: self._enter(name, digest, size, sha256),
+            )
+        )
         return self._handles[-1]
 
-    def write_bytes(self, name: str, data: Buffer | Iterator[Buffer]) -> None:
-        """Write a whole file durably. `data` is a buffer or an iterator of buffers."""
-        with self.create(name) as handle:
+    def write_bytes(self, name: str, data: Buffer | Iterator[Buffer], *, sha256: str | None = None) -> None:
+        """Write a whole file durably. `data` is a buffer or an iterator of buffers; `sha256`: see `create`."""
+        with self.create(name, sha256=sha256) as handle:
             for piece in data if isinstance(data, Iterator) else (data,):
                 handle.write(piece)
+
+    def _write_own(self, name: str, text: str) -> None:
+        """Write a file that tells whose the directory is: the journal does not list it."""
+        target = self.work / name
+        if target.is_dir():
+            remove_any(target)
+        with Handle(self.work / "new" / name, target) as handle:
+            handle.write(text.encode())
 
     def remove(self, name: str) -> None:
         """Remove the file `name` durably. Does nothing if it does not exist."""
         target = self._target(name)
+        self._digests.pop(name, None)
         with contextlib.suppress(FileNotFoundError):
             do("unlink", target, passing=(FileNotFoundError,))
             sync_directory(target.parent)
@@ -193,6 +353,10 @@ class Staging:
         Invalid UTF-8 is decoded to U+FFFD. Callers validate each line.
         """
         return _whole_lines(self._target(name)).decode(errors="replace").split("\n")[:-1]
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of every staged file, journals and results of steps included, by name."""
+        return dict(self._digests)
 
     def files(self) -> list[str]:
         """Return the sorted names of the staged output files."""
@@ -248,6 +412,7 @@ class Staging:
         """Release the lock. Staged files stay; files that are still open are removed."""
         for handle in self._handles:
             handle.abort()
+        self._pool.shutdown()
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             with contextlib.suppress(OSError):  # no locks on this file system
@@ -297,25 +462,70 @@ def _remove_work(directory: Path) -> None:
     """Remove a work directory, its key last, so that a partly removed directory is still recognised."""
     if not directory.exists():
         return
-    for path, is_directory in sorted(_tree(directory), key=lambda pair: pair[0] == directory / "key"):
-        if path != directory:
-            with contextlib.suppress(FileNotFoundError):
-                do("rmdir" if is_directory else "unlink", path, passing=(FileNotFoundError,))
-    with contextlib.suppress(FileNotFoundError):
-        do("rmdir", directory, passing=(FileNotFoundError,))
+    with reporting(directory, "list"):
+        entries = sorted(directory.iterdir(), key=lambda path: (path.name == "key", path.name))
+    for path in (*entries, directory):
+        remove_any(path)
 
 
 def _read_key(work: Path) -> str | None:
-    with reporting(work / "key", "read"):
-        try:
-            return (work / "key").read_text(errors="replace").rstrip("\n")
-        except FileNotFoundError:
+    """Return the key of the staged work; None if there is no key file. Raises ValueError if the key of our own work is damaged."""
+    path, ours = work / "key", (work / "new").is_dir()
+    with reporting(path, "read"):
+        if not os.path.lexists(path):
             return None
+        why = _damage(path)
+        lines = [] if why else path.read_bytes().decode(errors="replace").split("\n")
+    if not why:
+        if len(lines) == 2 and not lines[1]:
+            return lines[
+                0
+            ]  # written before the journal; the work of this key is discarded, as the journal lists nothing of it
+        if len(lines) == 3 and lines[1:] == [f"{FORMAT} {_sha256(lines[0].encode(errors='replace'))}", ""]:
+            return lines[0]
+        why = "damaged, or of another format"
+    if not ours:
+        raise _not_ours(work.parent)
+    raise ValueError(why)
+
+
+def _damage(path: Path) -> str:
+    """Return why a path cannot be a staged file; empty if it is a regular file."""
+    mode = path.lstat().st_mode
+    if stat.S_ISREG(mode):
+        return ""
+    return {stat.S_IFDIR: "a directory where a file is due", stat.S_IFLNK: "a symbolic link where a file is due"}.get(
+        stat.S_IFMT(mode), "not a regular file"
+    )
+
+
+def _below(directory: Path, *, without: Path) -> Iterator[Path]:
+    """Yield everything below a directory that is no directory itself, except what is in `without`. Links are not followed."""
+    for path in directory.iterdir():
+        if path == without:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path, without=without)
+        else:
+            yield path
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_strange_work(aside: Path) -> None:
     with reporting(aside, "list"):
-        ours = not aside.is_symlink() and aside.is_dir() and ((aside / "key").is_file() or not any(aside.iterdir()))
+        ours = (
+            not aside.is_symlink()
+            and aside.is_dir()
+            and (os.path.lexists(aside / "key") or (aside / "new").is_dir() or not any(aside.iterdir()))
+        )
     if not ours:
         raise _not_ours(aside)
 

@@ -28,6 +28,7 @@ from ligo_convert.outputs.fit_plot import fit_picture
 from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PROVENANCE, RECIPE
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record, statement_bytes
+from ligo_convert.outputs.verify import check_digests
 
 # Config keys that the library writes for its own use. They may contain a path of another machine.
 _DROPPED_KEYS = (
@@ -122,10 +123,13 @@ def write_record(
         staging.write_bytes(FIT_PLOT, plot)
     for name in (CARD, PROVENANCE, CHECKSUMS):
         staging.remove(name)
-    digests = {name: weights.get(name) or rehash(staging.path / name) for name in staging.files()}
+    # The digests of the bytes as they were written: a file that changed on the disk since is found below.
+    digests = {name: staging.digest(name) or rehash(staging.path / name) for name in staging.files()}
     sizes = {name: (staging.path / name).stat().st_size for name in digests}
     staging.write_bytes(CARD, card(record, files=sizes, figure=bool(log)).encode())
-    digests[CARD] = rehash(staging.path / CARD)
+    digests[CARD] = staging.digest(CARD) or ""
     staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
-    digests[PROVENANCE] = rehash(staging.path / PROVENANCE)
+    digests[PROVENANCE] = staging.digest(PROVENANCE) or ""
     staging.write_bytes(CHECKSUMS, sums(digests))
+    # The weights have been read back before; they are the large part.
+    check_digests(staging.path, {name: digest for name, digest in digests.items() if name not in weights})

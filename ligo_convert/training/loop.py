@@ -41,6 +41,8 @@ class StateStore(Protocol):
 
     def load(self) -> tuple[dict[str, np.ndarray], str] | None: ...
 
+    def discard(self, why: str) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -109,7 +111,7 @@ def train(
         betas=betas,
         fused=fused,
     )
-    run = _Run(groups=groups, optimizer=optimizer, store=store, step=steps.start, chooses=chooses, fused=fused)
+    run = _Run(groups=groups, optimizer=optimizer, store=store, steps=steps, chooses=chooses, fused=fused)
     run.resume()
     if validate is not None and run.best_loss is None:
         first = run.consider(steps.start, validate())
@@ -168,13 +170,13 @@ class _Run:
         groups: Sequence[Group],
         optimizer: torch.optim.Optimizer,
         store: StateStore | None,
-        step: int,
+        steps: range,
         chooses: bool,
         fused: bool,
     ) -> None:
         self.parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
         self.optimizer, self.store, self.chooses, self.fused = optimizer, store, chooses, fused
-        self.step, self.log = step, list[dict[str, Any]]()
+        self.steps, self.step, self.log = steps, steps.start, list[dict[str, Any]]()
         self.best_step, self.best_loss, self.best = 0, None, dict[str, torch.Tensor]()  # type: tuple[int, float | None, dict[str, torch.Tensor]]
 
     def keep(self, step: int) -> None:
@@ -218,7 +220,11 @@ class _Run:
         if state is None:
             return
         arrays, text = state
-        data = json.loads(text)
+        data = self._checked(arrays, text)
+        if data is None:
+            assert self.store is not None
+            self.store.discard("it does not fit this training")
+            return
         self.step, self.log = data["step"], data["log"]
         self.best_step, self.best_loss = data["best_step"], data["best_loss"]
         with torch.no_grad():
@@ -233,3 +239,43 @@ class _Run:
                     }
                 if f"best/{name}" in arrays:
                     self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(parameter.device)
+
+    def _checked(self, arrays: Mapping[str, np.ndarray], text: str) -> dict[str, Any] | None:
+        """Return the text of a state as data; None if text and arrays are not a state of these parameters."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        match data:
+            case {
+                "step": int(step),
+                "best_step": int(),
+                "best_loss": int() | float() | None,
+                "log": list(log),
+                "steps": dict(steps),
+            }:
+                pass
+            case _:
+                return None
+        if not self.steps.start <= step <= self.steps.stop or not all(
+            isinstance(count, float) for count in steps.values()
+        ):
+            return None
+        for line in log:
+            match line:
+                case {"step": int(), "loss": int() | float()} | {"step": int(), "validation_loss": int() | float()}:
+                    pass
+                case _:
+                    return None
+        if self.chooses and len(log) != step - self.steps.start:
+            return None
+        for name, parameter in self.parameters.items():
+            needed = [f"parameter/{name}", *([f"first/{name}", f"second/{name}"] if name in steps else [])]
+            if self.chooses and data["best_loss"] is not None:
+                needed.append(f"best/{name}")
+            for key in needed:
+                if key not in arrays or arrays[key].shape != tuple(parameter.shape):
+                    return None
+                if torch.from_numpy(arrays[key]).dtype != parameter.dtype:
+                    return None
+        return dict(data)

@@ -26,8 +26,6 @@ from ligo_convert.batch.manifest import load_manifest
 from ligo_convert.batch.scheduler import Batch, Watcher, run_batch
 from ligo_convert.conversion.plan import Plan, plan_after, plan_recipe
 from ligo_convert.errors import MachineError
-from ligo_convert.hub.resolve import open_source
-from ligo_convert.io.cache import ResultCache, files_in
 from ligo_convert.io.leases import Leases
 from ligo_convert.recipes.recipe import Recipe, load_recipe
 
@@ -364,7 +362,7 @@ def test_publishing_without_a_licence_fails_alone_and_at_the_start(
 
 
 @pytest.mark.slow
-def test_equal_fits_and_digests_are_computed_once_with_the_same_bytes(zoo: Zoo) -> None:
+def test_equal_fits_are_computed_once_with_the_same_bytes(zoo: Zoo) -> None:
     batch = do(zoo({"name": "alone", "recipe": "fitted.yaml"}, state="alone-state"))
     assert batch.exit_code == 0
     manifest = zoo(
@@ -376,43 +374,10 @@ def test_equal_fits_and_digests_are_computed_once_with_the_same_bytes(zoo: Zoo) 
     assert do(manifest).exit_code == 0
     cache = Path("zoo.ligo-batch/cache")
     assert len([path for path in cache.glob("fit-*") if path.is_dir()]) == 2
-    assert len(list(cache.glob("digest-*.json"))) == 1
     assert weights(Path("zoo/one")) == weights(Path("zoo/alone"))
     operators = {name: weights(Path(f"zoo/{name}/ligo")) for name in ("alone", "one", "two", "three", "other")}
     assert operators["alone"] == operators["one"] == operators["two"] == operators["three"] != operators["other"]
     assert len(weights(Path("zoo/two"))) > 1
-
-
-def test_a_cached_digest_still_checks_every_tensor(source: Path, tmp_path: Path) -> None:
-    cache = ResultCache(tmp_path / "cache")
-    with open_source(str(source), base=source) as first:
-        digests = first.digest(memo=cache)
-        tensors = {name: bytes(first.read(name)) for name in first.tensors}
-    (note,) = (tmp_path / "cache").glob("digest-*.json")
-    with open_source(str(source), base=source) as second:
-        assert second.digest(memo=cache) == digests
-        assert {name: bytes(second.read(name)) for name in second.tensors} == tensors
-        second.recheck()
-    known = json.loads(note.read_text())
-    name = next(iter(known["tensors"]))
-    known["tensors"][name] ^= 1
-    note.write_text(json.dumps(known))
-    from ligo_convert.errors import SourceChanged
-
-    with open_source(str(source), base=source) as third:
-        third.digest(memo=cache)
-        with pytest.raises(SourceChanged, match="changed"):
-            third.read(name)
-
-
-def test_a_cache_is_filled_once(tmp_path: Path) -> None:
-    cache = ResultCache(tmp_path / "cache")
-    for _ in range(2):
-        with cache.lock_entry("kind", "key") as place:
-            if not place.is_dir():
-                cache.store(place, {"a/b": b"1", "c": b"2"})
-    assert {name: path.read_bytes() for name, path in files_in(place).items()} == {"a/b": b"1", "c": b"2"}
-    assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------

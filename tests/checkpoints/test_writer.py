@@ -25,7 +25,6 @@ from support import faults
 from ligo_convert.checkpoints.tensors import DTYPE_BYTES, TensorSpec
 from ligo_convert.checkpoints.writer import (
     INDEX,
-    JOURNAL,
     Writer,
     plan_shards,
     rehash,
@@ -35,7 +34,7 @@ from ligo_convert.checkpoints.writer import (
 from ligo_convert.errors import MachineError, OutputBusy, VerificationError
 from ligo_convert.io import files as fs
 from ligo_convert.io.files import write_file
-from ligo_convert.io.staging import Staging, clear_leftovers
+from ligo_convert.io.staging import JOURNAL, Staging, clear_leftovers
 
 KEY = "key"
 SPECS = [
@@ -232,6 +231,7 @@ def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
         journal = [json.loads(line) for line in staging.read_lines(JOURNAL)]
         staging.commit()
     assert list(digests) == [shard.filename for shard in plan.shards]
+    assert journal.pop()["file"] == INDEX
     for shard, entry in zip(plan.shards, journal, strict=True):
         data = (tmp_path / "OUT" / shard.filename).read_bytes()
         assert entry == {"file": shard.filename, "sha256": hashlib.sha256(data).hexdigest(), "nbytes": len(data)}

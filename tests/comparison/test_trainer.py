@@ -165,7 +165,7 @@ def same(found: Tensors, wanted: Tensors) -> None:
 
 
 def folder(path: Path) -> Stores:
-    return lambda stage: FolderState(path / f"{stage}.safetensors")
+    return lambda stage: FolderState(path / f"{stage}.safetensors", owner="", warn=print)
 
 
 class Every:
@@ -341,13 +341,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def branched(run: RunSpec, shorter: int, path: Path, setup: TrainSetup) -> tuple[Any, Any]:
     """The run done from its beginning, and gone on from the milestone of a run of `shorter` steps, as jobs are."""
     short = replace(run, steps=shorter)
-    trunk = FolderState(path / "trunk.safetensors")
+    trunk = FolderState(path / "trunk.safetensors", owner="", warn=print)
     trained(short, setup, milestone=(schedule_of(short).turn, trunk))
     steps: list[int] = []
     found = trained(
         run,
         setup,
-        store=lambda stage: _BranchedState(own=FolderState(path / "own.safetensors"), trunk=trunk),
+        store=lambda stage: _BranchedState(
+            own=FolderState(path / "own.safetensors", owner="", warn=print), trunk=trunk
+        ),
         on_step=lambda step, flops: steps.append(step),
     )
     assert steps == list(range(schedule_of(short).turn + 1, run.steps + 1)), "it goes on from where the rate fell"

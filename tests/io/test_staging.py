@@ -369,7 +369,7 @@ def test_what_is_discarded_leaves_no_trace_and_frees_the_lock(tmp_path: Path) ->
         assert not open_handles(tmp_path)
         # At once, by another process, and for other work.
         assert faults.in_child(lambda: Staging.open(tmp_path / "OUT", key="other").close()) == 0
-    assert (tmp_path / ".OUT.ligo-partial" / ".work" / "key").read_text() == "other\n"
+    assert (tmp_path / ".OUT.ligo-partial" / ".work" / "key").read_text().startswith("other\n")
 
 
 def open_handles(folder: Path) -> list[str]:
