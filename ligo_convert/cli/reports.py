@@ -377,6 +377,7 @@ def import_report(report: Mapping[str, Any]) -> None:
         "tensors": f"{report['tensors']}, {size(report['bytes'])}",
         "renamed": f"{report['renamed']} (wrappers taken off)" if report["renamed"] else None,
         "left out": some(left_out, _FILES) or None,
+        "left behind": some([entry["path"] for entry in report["left_behind"]], _FILES) or None,
         "sandbox": report["sandbox"],
         "next": f"ligo-convert inspect {report['out']}",
     }

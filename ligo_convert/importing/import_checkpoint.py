@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,12 @@ from pathlib import Path
 from ligo_convert.checkpoints.files import (
     CARD,
     CONFIG,
-    GENERATION_CONFIG,
     INDEX,
-    TOKENIZER_FILES,
     WEIGHTS,
     Place,
     SmallFiles,
 )
+from ligo_convert.checkpoints.model_files import LeftBehind, sort_files
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.writer import Writer, plan_shards
 from ligo_convert.environment import versions
@@ -145,9 +144,13 @@ def import_checkpoint(
                 entry = sources[spec.name]
                 writer.put(spec.name, opened.open(entry.file).read(entry.tensor))
         written = writer.close()
-        carried = _carry(path, staging, config)
+        carried, left = _carry(path, staging, config, {file.name for file in files})
         opened.check()
-        record = _record(groups, entries, opened, settings) | {"files": written, "carried": carried}
+        record = _record(groups, entries, opened, settings) | {
+            "files": written,
+            "carried": carried,
+            "left_behind": [{"path": entry.path, "reason": entry.reason} for entry in left],
+        }
         staging.write_bytes(RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
         staging.commit()
     return {"out": str(out), "tensors": len(entries), "bytes": plan.total_size, **record}
@@ -206,11 +209,15 @@ def _index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _small_files(path: Path) -> SmallFiles:
+def _place(path: Path) -> Place:
     place = Place()
     place.label, place.root, place.warnings = path.name, path, []
     place.names = frozenset(entry.name for entry in path.iterdir())
-    return SmallFiles(place)
+    return place
+
+
+def _small_files(path: Path) -> SmallFiles:
+    return SmallFiles(_place(path))
 
 
 def _config(path: Path, settings: ImportSettings) -> bytes | None:
@@ -265,20 +272,25 @@ def _entries(groups: Mapping[Path, Group], index: Mapping[str, str], *, strip: s
     ]
 
 
-def _carry(path: Path, staging: Staging, config: bytes | None) -> list[str]:
-    """Write config.json and copy the small files of a directory. Return their names."""
-    carried = []
+def _carry(
+    path: Path, staging: Staging, config: bytes | None, pickled: Collection[str]
+) -> tuple[list[str], list[LeftBehind]]:
+    """Write config.json and copy the files of a directory that belong to the model. Return their names, and what is left behind."""
+    carried: list[str] = []
+    left: list[LeftBehind] = []
     if config is not None:
         staging.write_bytes(CONFIG, config)
         carried.append(CONFIG)
     if path.is_dir():
-        small = _small_files(path)
-        present = {entry.name for entry in path.iterdir()}
-        for name in (CONFIG, GENERATION_CONFIG, CARD, *TOKENIZER_FILES):
-            if name in present and name not in carried:
+        place = _place(path)
+        small = SmallFiles(place)
+        files = sort_files(place, small, used={CONFIG, CARD, _PICKLED_INDEX, *pickled})
+        left = list(files.left)
+        for name in (CONFIG, CARD, *files.carried, *files.module_files):
+            if name not in carried and ("/" in name or name in place.names):
                 staging.write_bytes(name, small.read(name))
                 carried.append(name)
-    return sorted(carried)
+    return sorted(carried), left
 
 
 def _record(

@@ -102,6 +102,8 @@ def test_shards_with_an_index_and_small_files(tmp_path: Path) -> None:
         "model.safetensors.index.json",
         "vocab.json",
     ]
+    record = json.loads((tmp_path / "out" / "ligo-import.json").read_text())
+    assert [entry["path"] for entry in record["left_behind"]] == ["run.py"]
     stored = {
         name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in load_file(file).items()
     }
