@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.conversion.fit_plan import FitPlan, PretrainPlan
 from ligo_convert.conversion.plan import Plan
+from ligo_convert.families.schema import CAUSAL
 from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _load_text(
             ),
             seed=settings.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
-            masking=None if plan.family.task == "causal-lm" else Masking(seed=settings.seed),
+            masking=None if plan.family.task in CAUSAL else Masking(seed=settings.seed),
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )
 

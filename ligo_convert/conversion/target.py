@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.configs import flat_config
-from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.inventory import Inventory, named_architectures
 from ligo_convert.families.notation import size_keys
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
@@ -30,14 +30,19 @@ def family_of_target(recipe: Recipe, inventory: Inventory) -> Family:
 
 
 def left_out_parts(inventory: Inventory, family: Family) -> list[str]:
-    """Return a warning that lists the source's tensors that the target has no place for; an empty list where there are none."""
+    """Return warnings about a class that config.json names and the source is not of, and about tensors that the target leaves out."""
+    source, named = inventory.family, named_architectures(inventory.config)
+    warnings = []
+    if named and source.library == "transformers" and source.architecture not in named:
+        warnings.append(f"config.json names {named[0]}, and the tensors are those of {source.architecture}")
     names = list(inventory.left_out)
     names += [row.pattern for row in inventory.rows if row.layout.part not in ("", *family.chosen.parts)]
     if not names:
-        return []
+        return warnings
     return [
+        *warnings,
         f"left out, because {family.architecture} has no such tensors: {', '.join(names[:4])}"
-        + ("..." if names[4:] else "")
+        + ("..." if names[4:] else ""),
     ]
 
 

@@ -93,7 +93,10 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
     }
     stored, ignored = _match(family, config, tensors, wanted, label)
     _refuse_quantised(config, label)
-    family = family.for_head(_class_of(family, {wanted[name][0].layout.part for name in stored}, config))
+    bare = not any(spec.name.startswith(family.optional_prefix) for spec in stored.values())
+    family = family.for_head(
+        _class_of(family, {wanted[name][0].layout.part for name in stored}, config, bare=bare, label=label)
+    )
     parts = ("", *family.chosen.parts)
     extra = [name for name in stored if wanted[name][0].layout.part not in parts]
     left_out = tuple(stored.pop(name).name for name in extra)
@@ -198,17 +201,45 @@ def _merge_tied(family: Family, config: Config, stored: dict[str, TensorSpec]) -
     return tuple(copies)
 
 
-def _class_of(family: Family, parts: set[str], config: Config) -> Head:
-    """The class with the most of the parts in the checkpoint; among equals the one that config.json names, else the first."""
-    fitting = [head for head in family.heads if parts.issuperset(head.parts)]
+def _class_of(family: Family, parts: set[str], config: Config, *, bare: bool, label: str) -> Head:
+    """The class with the most of the parts in the checkpoint; among equals the one that config.json names, else the first.
+
+    A part that is tied as a whole is in no file, so it fits any checkpoint and counts for none.
+
+    Args:
+        bare: whether all names lack the family's prefix, as those of a class without a head do.
+
+    Raises:
+        SourceError: config.json names a class with more parts, and the names have the prefix, as those of such a class do.
+    """
+    tied = set(family.tied) if family.complete(config).get(family.tie_key) else set()
+    unstored = {row.layout.part for row in family.table if row.layout.part}
+    unstored -= {*parts, *(row.layout.part for row in family.table if row.pattern not in tied)}
+    fitting = [head for head in family.heads if (parts | unstored).issuperset(head.parts)]
     if not fitting:
         # Every class lacks a part. The usual class reports the missing tensors.
         return family.heads[0]
-    architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    most = max(len(head.parts) for head in fitting)
-    best = [head for head in fitting if len(head.parts) == most]
-    return next((head for head in best if head.architecture in names), best[0])
+    names = named_architectures(config)
+    most = max(len({*head.parts} - unstored) for head in fitting)
+    best = [head for head in fitting if len({*head.parts} - unstored) == most]
+    chosen = next((head for head in best if head.architecture in names), best[0])
+    cut = [head for head in family.heads if head.architecture in names and head not in fitting]
+    if cut and chosen.base and not bare and chosen.architecture not in names:
+        rows = family.for_head(cut[0]).rows_for(config)
+        raise SourceError(
+            f"config.json names {cut[0].architecture}, and the tensors of its head are in no weight file",
+            where=label,
+            expected=some([row.pattern for row in rows if row.layout.part and row.layout.part not in parts]),
+            hint=f"the checkpoint is incomplete; if it is meant to have no head, set architectures to"
+            f' ["{chosen.architecture}"] in its config.json',
+        )
+    return chosen
+
+
+def named_architectures(config: Config) -> list[str]:
+    """The names of classes in config.json; empty if it names none."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _checked_spec(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, ...], label: str) -> TensorSpec:
@@ -265,9 +296,8 @@ def _told_by_name(family: Family, config: Config, name: str) -> str:
             f"config.json has {key} = {complete.get(key)!r}, so {family.library} builds a model without this tensor\n"
             f"set {key} to {'a true value' if wanted else 'false'} in its config.json if the tensor belongs to the model"
         )
-    architectures = config.get("architectures")
     supported = [head.architecture for head in family.heads]
-    for architecture in architectures if isinstance(architectures, list) else []:
+    for architecture in named_architectures(config):
         if architecture not in supported:
             bare = any(head.base for head in family.heads)
             body = "\nto grow its body alone: AutoModel.from_pretrained(SOURCE).save_pretrained(DIR)" if bare else ""

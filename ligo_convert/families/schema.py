@@ -34,14 +34,20 @@ from ligo_convert.limits import LABELS, LAYERS, TENSORS
 Config = Mapping[str, object]
 
 
-Task = Literal["causal-lm", "masked-lm", "encoder", "sequence-classification", "image-classification"]
+Task = Literal["causal-lm", "masked-lm", "encoder", "decoder", "sequence-classification", "image-classification"]
 
 
 # Config keys from which the libraries make a name for every class, whether or not the model has a classifier.
 _LABEL_KEYS = ("num_labels", "num_classes")
 
+# Tasks of models without a head, whose output is their last hidden states.
+HEADLESS: tuple[Task, ...] = ("encoder", "decoder")
+
 # Tasks without a loss on plain text: their operator is fitted by comparing outputs with the source's.
-WITHOUT_LOSS: tuple[Task, ...] = ("encoder", "sequence-classification")
+WITHOUT_LOSS: tuple[Task, ...] = (*HEADLESS, "sequence-classification")
+
+# Tasks in which a token sees only those before it: their text is never masked.
+CAUSAL: tuple[Task, ...] = ("causal-lm", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,7 +452,8 @@ class Family:
         return (None,) if row.depth is None else range(self.sizes(config)[row.depth])
 
     def is_tied(self, config: Config) -> bool:
-        return bool(self.tied) and bool(self.complete(config).get(self.tie_key))
+        """Return whether a model of `config` and of the chosen class has a tied alias: a class without a head has none."""
+        return any(row.pattern in self.tied for row in self.rows) and bool(self.complete(config).get(self.tie_key))
 
     def parameters(self, rows: Iterable[Row], config: Config) -> int:
         """The number of parameters in `rows` at the sizes of `config`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from ligo_convert.checkpoints.model_files import MODULES
 from ligo_convert.families.registry import FAMILIES
-from ligo_convert.families.schema import WITHOUT_LOSS, Family
+from ligo_convert.families.schema import HEADLESS, WITHOUT_LOSS, Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.io.yaml_writer import dump_yaml
@@ -29,6 +29,7 @@ PIPELINES = {
     "causal-lm": "text-generation",
     "masked-lm": "fill-mask",
     "encoder": "feature-extraction",
+    "decoder": "feature-extraction",
     "sequence-classification": "text-classification",
     "image-classification": "image-classification",
 }
@@ -43,6 +44,7 @@ LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
     "encoder": _AGREEMENT,
+    "decoder": _AGREEMENT,
     "sequence-classification": _AGREEMENT,
     "image-classification": ("Mean classification loss", "nats an image"),
 }
@@ -95,7 +97,7 @@ def _compares_hidden_states(record: Record) -> bool:
     compared = record.metrics["preservation"].get("compared")
     if compared is not None:
         return bool(compared == "hidden states")
-    return family_of_record(record).task == "encoder" or any("(new head)" in name for name in record.drawn)
+    return family_of_record(record).task in HEADLESS or any("(new head)" in name for name in record.drawn)
 
 
 def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from ligo_convert.data.examples import Examples
 from ligo_convert.errors import VerificationError
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import HEADLESS, Family
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.verdict import Verdict, certified
@@ -68,7 +68,7 @@ def certificate(
         The measured fields of `outputs.metrics.Preservation`, without `rounding`.
     """
     tasks = {model.library.family.task for model in (source, target)}
-    same_head = not operator.drawn_rows and len(tasks) == 1 and tasks != {"encoder"}
+    same_head = not operator.drawn_rows and len(tasks) == 1 and tasks.isdisjoint(HEADLESS)
     sums = _Sums(compared="logits" if same_head else "hidden states")
     device, counts = source.library.device, {"tokens": 0, "images": 0}
     widen = _hidden_map(operator, target.library, dtype)

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ligo_convert.data.examples import random_token_ids
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import CAUSAL, Family
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -102,6 +102,7 @@ TASKS: dict[str, TaskFunctions] = {
     "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
     "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss, accuracy=_masked_accuracy),
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda returned: returned.last_hidden_state, loss=None),
+    "decoder": TaskFunctions(inputs=_causal, output=lambda returned: returned.last_hidden_state, loss=None),
     "sequence-classification": TaskFunctions(
         inputs=lambda batch: {**_unmasked(batch), "output_hidden_states": True},
         output=_logits,
@@ -137,7 +138,7 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
     length = min(128, family.longest(config) or 128)
     ids = random_token_ids(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
     tokens = ids.astype(np.int64)
-    return {"input_ids": tokens} if family.task == "causal-lm" else {"input_ids": tokens, "labels": tokens}
+    return {"input_ids": tokens} if family.task in CAUSAL else {"input_ids": tokens, "labels": tokens}
 
 
 def on_device(batch: Mapping[str, np.ndarray], device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

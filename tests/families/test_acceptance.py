@@ -17,10 +17,12 @@ from support.tiny import CASES
 
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.conversion.convert import convert
+from ligo_convert.conversion.plan import plan_recipe
 from ligo_convert.errors import SourceError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.hub.resolve import open_source
+from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
 
 Tensors = dict[str, torch.Tensor]
@@ -146,6 +148,78 @@ def test_an_odd_checkpoint_is_read_as_its_library_reads_it(
     assert_same(read_by_library(source), read_by_library(plain))
     assert_same(read_by_us(source), read_by_library(source))
     assert grown(source, name, tmp_path / "odd") == grown(plain, name, tmp_path / "plain")
+
+
+CAUSAL = [name for name in CASES if family_named(name).task == "causal-lm"]
+
+
+def as_body(source: Path, name: str, architecture: str) -> Any:
+    """A checkpoint in the library's class without a head; nothing may be missing, left over or of another shape."""
+    model, info = transformers.AutoModel.from_pretrained(source, output_loading_info=True, dtype="auto")
+    assert {key: found for key, found in info.items() if found} == {}
+    assert type(model).__name__ == architecture
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_decoder_without_a_head_grows_as_its_body(name: str, tmp_path: Path) -> None:
+    """Half of them are tied in config.json, as embedding models built on tied decoders are."""
+    family = family_named(name)
+    body = family.heads[-1].architecture
+    tied = bool(CAUSAL.index(name) % 2)
+    source = write_case(tmp_path / "source", name, architecture=body, tied=tied)
+    assert_same(read_by_us(source), read_by_library(source))
+    recipe = tmp_path / "recipe.yaml"
+    growth = {"width": "hyperclone", "depth": "copy"}
+    recipe.write_text(recipe_text(source, CASES[name].even, growth=growth, output={"dir": str(tmp_path / "out")}))
+    done = convert(load_recipe(recipe))
+    assert json.loads((done.out / "config.json").read_text())["architectures"] == [body]
+    assert done.metrics["preservation"]["verdict"] == "exact"
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        before, after = (as_body(path, name, body)(tokens).last_hidden_state for path in (source, done.out))
+    # Whole tiles: the hidden states are the source's, once more.
+    assert torch.allclose(torch.cat([before, before], dim=-1), after, atol=1e-4 * max(1.0, float(before.abs().max())))
+    verify(done.out, source=str(source), load=True)
+
+
+# What config.json names, whether the names have the prefix, tied -> the class that it is read as; None for a refusal.
+BODIES = [
+    (["LlamaForCausalLM"], False, False, "LlamaModel"),
+    (["LlamaForCausalLM"], False, True, "LlamaForCausalLM"),
+    (["LlamaForCausalLM"], True, False, None),
+    (["LlamaModel"], True, False, "LlamaModel"),
+    (["LlamaModel"], True, True, "LlamaModel"),
+    (None, False, False, "LlamaModel"),
+    (None, False, True, "LlamaForCausalLM"),
+]
+
+
+@pytest.mark.parametrize(("named", "prefix", "tied", "expected"), BODIES)
+def test_the_class_of_a_decoder_without_a_head_on_disk(
+    named: list[str] | None,
+    prefix: bool,
+    tied: bool,
+    expected: str | None,
+    sources: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source = shutil.copytree(sources("llama", architecture="LlamaModel"), tmp_path / "source")
+    change_config(source, lambda config: {**config, "architectures": named, "tie_word_embeddings": tied})
+    if prefix:
+        change_weights(source, wrapped("model."))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(source, CASES["llama"].depth, growth={"width": "copy", "depth": "stack"}))
+    if expected is None:
+        with pytest.raises(SourceError, match="the tensors of its head are in no weight file") as caught:
+            plan_recipe(load_recipe(recipe))
+        assert caught.value.expected == "lm_head.weight"
+        assert 'set architectures to ["LlamaModel"]' in caught.value.hint
+        return
+    plan = plan_recipe(load_recipe(recipe))
+    assert plan.family.architecture == expected
+    told = f"config.json names LlamaForCausalLM, and the tensors are those of {expected}"
+    assert (told in plan.warnings) == (named is not None and expected not in named)
 
 
 def refusal(source: Path) -> str:

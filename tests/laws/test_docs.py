@@ -183,6 +183,7 @@ LEARNED_BY = {
     "causal-lm": "next token",
     "masked-lm": "masked tokens",
     "encoder": "agreement with the source",
+    "decoder": "agreement with the source",
     "sequence-classification": "agreement with the source",
     "image-classification": "class of an image",
 }

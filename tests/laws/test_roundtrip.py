@@ -933,6 +933,17 @@ def test_a_headless_encoder_learns_to_agree_with_its_source(
     verify(outcome.out, source=str(source), load=True)
 
 
+def test_a_headless_decoder_learns_to_agree_with_its_source(sources: Callable[..., Path], place: Place) -> None:
+    """Its tokenizer has no mask, and its text needs none."""
+    source = sources("gpt2", tokenizer=True, architecture="GPT2Model")
+    outcome = place.grow(source, TARGETS["gpt2"]["even"], "hyperclone", fit=text_fit())
+    loss = outcome.metrics["loss"]
+    assert loss["initial"] == pytest.approx(0, abs=1e-9)
+    assert loss["fitted"] <= 1e-6, "learning keeps the best"
+    assert loss["random_target"] > 0.1
+    verify(outcome.out, source=str(source), load=True)
+
+
 @pytest.mark.parametrize(("name", "head"), WITHOUT_LOSS, ids=named)
 def test_a_new_head_learns_to_fill_in_masks(name: str, head: Head, encoders: Callable[..., Path], place: Place) -> None:
     source, wanted = encoders(name, head, tokenizer=True), FAMILIES[name].heads[0].architecture

@@ -31,7 +31,10 @@ DECODERS = tuple(
 GPT2 = Family(
     name="gpt2",
     model_type="gpt2",
-    heads=(Head(task="causal-lm", architecture="GPT2LMHeadModel", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="GPT2LMHeadModel", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="GPT2Model", auto_class="AutoModel", base=True),
+    ),
     axes={
         "embed": "n_embd",
         "heads": "n_head",
@@ -57,7 +60,7 @@ GPT2 = Family(
         "transformer.h.{layer}.mlp.c_proj.bias": "embed",
         "transformer.ln_f.weight": "embed gain",
         "transformer.ln_f.bias": "embed shift",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_epsilon", head="transformer.ln_f"),
     positions="position",

@@ -34,7 +34,10 @@ TRAININGS = (
 LLAMA = Family(
     name="llama",
     model_type="llama",
-    heads=(Head(task="causal-lm", architecture="LlamaForCausalLM", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="LlamaForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="LlamaModel", auto_class="AutoModel", base=True),
+    ),
     axes={
         "embed": "hidden_size",
         "mlp": "intermediate_size",
@@ -67,7 +70,7 @@ LLAMA = Family(
         "model.layers.{layer}.mlp.(gate|up)_proj.bias": "mlp if mlp_bias",
         "model.layers.{layer}.mlp.down_proj.bias": "embed if mlp_bias",
         "model.norm.weight": "embed gain",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     norm=Norm(stream="embed", kind="rmsnorm", epsilon="rms_norm_eps", head="model.norm"),
     optional_prefix="model.",

@@ -18,7 +18,10 @@ MISTRAL = replace(
     LLAMA,
     name="mistral",
     model_type="mistral",
-    heads=(Head(task="causal-lm", architecture="MistralForCausalLM", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="MistralForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="MistralModel", auto_class="AutoModel", base=True),
+    ),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -29,7 +32,7 @@ MISTRAL = replace(
         "model.layers.{layer}.mlp.(gate|up)_proj.weight": "mlp <- embed",
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     required_values={},
     integer_expressions=(),

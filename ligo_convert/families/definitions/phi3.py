@@ -18,7 +18,10 @@ PHI3 = replace(
     LLAMA,
     name="phi3",
     model_type="phi3",
-    heads=(Head(task="causal-lm", architecture="Phi3ForCausalLM", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="Phi3ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="Phi3Model", auto_class="AutoModel", base=True),
+    ),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -27,7 +30,7 @@ PHI3 = replace(
         "model.layers.{layer}.mlp.gate_up_proj.weight": "mlp+mlp <- embed",
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     required_values={},
     function_irrelevant_keys=(*LLAMA.function_irrelevant_keys, "resid_pdrop", "embd_pdrop"),

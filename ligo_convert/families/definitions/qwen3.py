@@ -18,7 +18,10 @@ QWEN3 = replace(
     LLAMA,
     name="qwen3",
     model_type="qwen3",
-    heads=(Head(task="causal-lm", architecture="Qwen3ForCausalLM", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="Qwen3ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="Qwen3Model", auto_class="AutoModel", base=True),
+    ),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -34,7 +37,7 @@ QWEN3 = replace(
         "model.layers.{layer}.mlp.(gate|up)_proj.weight": "mlp <- embed",
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     # Without a list of layer types, the index of a layer decides whether it has a window.
     layer_index_keys=("use_sliding_window",),

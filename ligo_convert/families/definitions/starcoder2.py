@@ -18,7 +18,10 @@ STARCODER2 = replace(
     LLAMA,
     name="starcoder2",
     model_type="starcoder2",
-    heads=(Head(task="causal-lm", architecture="Starcoder2ForCausalLM", auto_class="AutoModelForCausalLM"),),
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="Starcoder2ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(task="decoder", architecture="Starcoder2Model", auto_class="AutoModel", base=True),
+    ),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -37,7 +40,7 @@ STARCODER2 = replace(
         "model.layers.{layer}.mlp.c_proj.bias": "embed if use_bias",
         "model.norm.weight": "embed gain",
         "model.norm.bias": "embed shift",
-        "lm_head.weight": "vocab <- embed",
+        "lm_head.weight": "vocab <- embed in lm",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="norm_epsilon", head="model.norm"),
     residual_outputs=("model.layers.{layer}.self_attn.o_proj", "model.layers.{layer}.mlp.c_proj"),
