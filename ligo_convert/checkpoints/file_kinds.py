@@ -123,19 +123,6 @@ KINDS: tuple[FileKind, ...] = (
         action="carry",
     ),
     FileKind(
-        what="sentence-transformers",
-        patterns=(
-            "modules.json",
-            "config_sentence_transformers.json",
-            "sentence_*_config.json",
-            "*/config.json",
-            "*/model.safetensors",
-        ),
-        action="module",
-        why="it belongs to no module of modules.json",
-        limit=64 * _MIB,
-    ),
-    FileKind(
         what="model card",
         patterns=("readme*",),
         action="leave",
@@ -166,18 +153,6 @@ KINDS: tuple[FileKind, ...] = (
         why="the state of the source's training",
     ),
     FileKind(
-        what="adapter",
-        patterns=("**/adapter_*", "**/lora_*.safetensors"),
-        action="leave",
-        why="an adapter for the source's sizes: merge it into the source first",
-    ),
-    FileKind(
-        what="weights",
-        patterns=("**/*.safetensors", "**/*.safetensors.index.json", "**/*.index.json"),
-        action="leave",
-        why="weights that are not those of config.json",
-    ),
-    FileKind(
         what="export",
         patterns=(
             "onnx/**",
@@ -195,6 +170,31 @@ KINDS: tuple[FileKind, ...] = (
         ),
         action="leave",
         why=_EXPORT,
+    ),
+    FileKind(
+        what="sentence-transformers",
+        patterns=(
+            "modules.json",
+            "config_sentence_transformers.json",
+            "sentence_*_config.json",
+            "*/config.json",
+            "*/model.safetensors",
+        ),
+        action="module",
+        why="it belongs to no module of modules.json",
+        limit=64 * _MIB,
+    ),
+    FileKind(
+        what="adapter",
+        patterns=("**/adapter_*", "**/lora_*.safetensors"),
+        action="leave",
+        why="an adapter for the source's sizes: merge it into the source first",
+    ),
+    FileKind(
+        what="weights",
+        patterns=("**/*.safetensors", "**/*.safetensors.index.json", "**/*.index.json"),
+        action="leave",
+        why="weights that are not those of config.json",
     ),
     FileKind(
         what="weights",

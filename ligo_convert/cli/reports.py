@@ -308,7 +308,8 @@ def verify_report(report: Mapping[str, Any]) -> None:
     if "derived" in report:
         derived = report["derived"]
         pairs["derived"] = (
-            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them identical bit for bit"
+            f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them identical bit for bit;"
+            f" {derived['files']} carried files as their source gives them"
         )
     if "loaded" in report:
         pairs["loaded"] = f"as {report['loaded']['class']} without missing, unexpected or mismatched keys"

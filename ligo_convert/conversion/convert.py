@@ -19,7 +19,7 @@ from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
-from ligo_convert.conversion.pretrain_source import TRAINED_SOURCE, CacheKeys, train_source
+from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, RunFacts, finite, run_key, run_record
 from ligo_convert.conversion.source_checks import scan_source
@@ -30,6 +30,7 @@ from ligo_convert.growth.operator_file import describe, stored_arrays
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.io.files import do, write_file
 from ligo_convert.io.staging import Staging
+from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.outputs.metrics import Completion
 from ligo_convert.outputs.side_files import write_record
 from ligo_convert.progress import Progress

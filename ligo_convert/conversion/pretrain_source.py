@@ -27,10 +27,9 @@ from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import strict_json
+from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
-
-TRAINED_SOURCE = "ligo/source"
 
 # The file of a cache entry that holds the figures of the training.
 FIGURES = "trained.json"

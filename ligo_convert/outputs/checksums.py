@@ -17,8 +17,8 @@ from ligo_convert.errors import LigoError, VerificationError
 from ligo_convert.io.files import reporting
 from ligo_convert.outputs.layout import CHECKSUMS
 
-# Files that the Hub and its client add to a downloaded copy. No library reads a model from them.
-HUB_LEFTOVERS = (".gitattributes", ".cache/huggingface")
+# Name -> type of what the Hub, its client and git add to a downloaded copy. No library reads a model from them.
+HUB_LEFTOVERS = {".gitattributes": stat.S_IFREG, ".cache/huggingface": stat.S_IFDIR, ".git": stat.S_IFDIR}
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -143,7 +143,7 @@ def _walk(root: Path, prefix: str, *, blobs: tuple[Path, ...]) -> Iterator[tuple
                 raise VerificationError("a symbolic link", where=path, expected="a regular file")
             with reporting(path, "look at"):
                 mode = real.lstat().st_mode
-        if name in HUB_LEFTOVERS:
+        if stat.S_IFMT(mode) == HUB_LEFTOVERS.get(name):
             continue
         if stat.S_ISDIR(mode) and real is path:
             yield from _walk(path, f"{name}/", blobs=blobs)

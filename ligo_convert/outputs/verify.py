@@ -22,6 +22,7 @@ from ligo_convert.growth.stream import grow
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.checksums import check_sums
 from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
+from ligo_convert.outputs.listing import check_carried, check_complete, check_known
 from ligo_convert.outputs.provenance import check_subjects, metrics_of, read_statement
 from ligo_convert.progress import Progress
 
@@ -154,16 +155,18 @@ def verify(
     with progress.task("checking digests"):
         digests = check_sums(directory)
     report["files"] = len(digests)
+    check_complete(directory, digests)
     statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
     check_subjects(statement, digests)
-    operator = read_operator(directory / OPERATOR)
+    check_known(directory, digests, statement)
+    operator = _read_operator(directory)
     family = family_of(operator)
     _check_family_source(statement, family)
     specs = _table_specs(directory, family)
     report["family"] = family.name
     report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
     if source is not None:
-        report["derived"] = _derive_again(directory, statement, operator, family, specs, source, progress)
+        report["derived"] = _derive_again(directory, digests, statement, operator, family, specs, source, progress)
     if load:
         report["loaded"] = check_loads(directory, family)
     return report
@@ -202,8 +205,17 @@ def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
     return tensors
 
 
+def _read_operator(directory: Path) -> Operator:
+    """Return the operator of an output. Raises VerificationError if the file is not one."""
+    try:
+        return read_operator(directory / OPERATOR)
+    except SourceError as error:
+        raise VerificationError(f"not an operator: {error.what}", where=directory / OPERATOR) from None
+
+
 def _derive_again(
     directory: Path,
+    written: Mapping[str, str],
     statement: Mapping[str, Any],
     operator: Operator,
     family: Family,
@@ -211,7 +223,7 @@ def _derive_again(
     source: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Grow every tensor again and compare. Raises VerificationError with the name of the first tensor that differs."""
+    """Grow every tensor and derive every carried file again, and compare. Raises VerificationError that names the first difference."""
     files = _source_files(statement)
     recorded = {item["name"]: item["digest"]["sha256"] for item in files}
     with (
@@ -241,8 +253,10 @@ def _derive_again(
                         "the tensor differs from the result of source and operator", where=f"{directory.name}: {name}"
                     )
                 task.advance()
+        exact = _written_on(statement) == processor()
+        files = check_carried(directory, written, statement, old, family, operator, exact=exact)
         old.recheck()
-    return {"source": old.label, "tensors": len(ordered), "identical": identical}
+    return {"source": old.label, "tensors": len(ordered), "identical": identical, "files": files}
 
 
 def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:

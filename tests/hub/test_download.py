@@ -631,3 +631,67 @@ def test_a_source_that_has_moved_on_is_verified_at_the_commit_that_was_recorded(
         assert derived["source"] == ID
         assert derived["identical"] == derived["tensors"]
         fails(verified("org/fork"), "VerificationError", "not the source of the model")
+
+
+# --- the files beside the weights -------------------------------------------------------------------------------------
+
+BESIDE_CHILD = f"""
+{BRIEFLY}
+import json, sys
+from pathlib import Path
+from ligo_convert.errors import LigoError
+from ligo_convert.hub.resolve import open_source
+said = {{}}
+try:
+    with open_source(sys.argv[1], base=Path(sys.argv[2]), weights=True) as source:
+        found = source.model_files
+        said["carried"] = {{name: source.file_bytes(name).decode() for name in (*found.carried, *found.module_files)}}
+        said["left"] = {{left.path: left.reason for left in found.left}}
+        said["digests"] = sorted(source.digest())
+except LigoError as error:
+    said |= {{"error": type(error).__name__, "text": str(error), "code": error.exit_code}}
+print(json.dumps(said))
+"""
+
+
+def test_the_small_files_of_a_repository_are_fetched_and_the_others_are_named(tmp_path: Path) -> None:
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    carried = {
+        "1_Pooling/config.json": b'{"word_embedding_dimension": 5}',
+        "LICENSE": b"Do as you like.\n",
+        "additional_chat_templates/tool.jinja": b"{{ x }}",
+        "generation_config.json": b'{"eos_token_id": 1}',
+        "modules.json": json.dumps(modules).encode(),
+        "tokenizer.json": b'{"version": "1.0"}',
+    }
+    left = {
+        "NOTICE": b" " * (5 << 20),
+        "onnx/model.onnx": b"1",
+        "onnx/config.json": b"{}",
+        "modeling_evil.py": b"raise SystemExit(1)",
+        "2_Other/config.json": b"{}",
+    }
+    home, arguments = tmp_path / "home", (ID, str(tmp_path))
+    with loopback.serve({ID: loopback.one_commit(checkpoint() | carried | left)}) as hub:
+        said = child(hub, home, BESIDE_CHILD, *arguments)
+        assert said.get("carried") == {name: data.decode() for name, data in carried.items()}, said
+        named: Any = said["left"]
+        assert set(named) == {"2_Other/", "NOTICE", "README.md", "modeling_evil.py", "onnx/"}
+        assert "5242880 bytes" in named["NOTICE"]
+        assert not set(left) & set(hub.served)
+        digested: Any = said["digests"]
+        assert set(digested) == {*carried, "config.json", "model.safetensors"}
+        offline = child(hub, home, BESIDE_CHILD, *arguments, HF_HUB_OFFLINE="1")
+        assert offline["carried"] == said["carried"]
+        unknown: Any = offline["left"]
+        assert "cache does not hold" in unknown["..."]
+        # A nested file of the cache is a link to a blob, whose name is its digest.
+        (nested,) = home.rglob("1_Pooling/config.json")
+        blob = nested.resolve()
+        blob.chmod(0o644)
+        blob.write_bytes(b'{"word_embedding_dimension": 6}')
+        damaged = child(hub, home, BESIDE_CHILD, *arguments, HF_HUB_OFFLINE="1")
+        fails(damaged, "SourceChanged", f"{ID}/1_Pooling/config.json: the file is not the one on the Hub")
