@@ -38,7 +38,8 @@ from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
-from ligo_convert.training.functional_model import LibraryModel, library_config, mean_loss
+from ligo_convert.training.functional_model import LibraryModel, mean_loss
+from ligo_convert.training.library_config import library_config
 from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate, judged
 from ligo_convert.training.schedules import default_warmup

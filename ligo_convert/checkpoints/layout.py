@@ -118,30 +118,6 @@ def join_tables(files: Sequence[SourceFile], index: Index | None, *, label: str)
     return tensors
 
 
-def check_config(config: dict[str, object], *, label: str) -> dict[str, object]:
-    """Return `config`. Raises SourceError for a key, at any depth, that makes a library run code from the checkpoint or the Hub."""
-    pending: list[tuple[str, object]] = [("", config)]
-    while pending:
-        path, value = pending.pop()
-        if isinstance(value, list):
-            pending += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
-        if not isinstance(value, dict):
-            continue
-        for key, item in value.items():
-            # For an attention implementation with a slash in its name, transformers fetches a kernel from the Hub and runs it.
-            kernel = key.endswith("_implementation") and isinstance(item, str) and ("/" in item or "|" in item)
-            key_path = f"{path}.{key}" if path else key
-            runs_code = key in ("auto_map", "trust_remote_code", "custom_pipelines", "custom_code")
-            if kernel or runs_code or "_implementation_internal" in key:
-                raise SourceError(
-                    f"the config has {short(key_path)!r}, which makes libraries run foreign code",
-                    where=label,
-                    hint="only architectures that the library itself implements can be converted",
-                )
-            pending.append((key_path, item))
-    return config
-
-
 def stated_license(card: bytes) -> str | None:
     """Return `license` of a model card's YAML front matter if it is one plain scalar, else None."""
     lines = card[: 64 << 10].decode("utf-8", "replace").removeprefix("\ufeff").splitlines()

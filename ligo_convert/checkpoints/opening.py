@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ligo_convert.checkpoints.config_keys import without_code
 from ligo_convert.checkpoints.files import (
     CARD,
     CONFIG,
@@ -31,7 +32,6 @@ from ligo_convert.checkpoints.headers import Index, parse_index, read_header
 from ligo_convert.checkpoints.layout import (
     SourceFile,
     SourceTensor,
-    check_config,
     check_named_weights,
     check_shards,
     check_weights,
@@ -62,7 +62,7 @@ class OpenedCheckpoint:
         side_files: names of the small files that belong to the model, tokenizer files included.
         tokenizer_files: names of the tokenizer and image processor files.
         model_files: the files beside the weights, sorted into those that are carried and those that are left behind.
-        stored_config: config.json as plain data; holds no key that makes a library run code.
+        stored_config: config.json as plain data, without the keys that name code.
         config: the same config in the flat form that families read.
         license: licence in the front matter of the model card; None if it states none.
         files: weight files by name.
@@ -119,7 +119,8 @@ def open_checkpoint(place: Place, *, flatten: Flatten, weights: bool) -> OpenedC
     )
     place.fetch([*side_files, *({CARD} & place.names)])
     where = f"{place.label}/{CONFIG}"
-    stored_config = check_config(strict_json(small_files.read(CONFIG), label=where), label=where)
+    stored_config, ignored_keys = without_code(strict_json(small_files.read(CONFIG), label=where), label=where)
+    place.warnings += ignored_keys
     check_named_weights(stored_config, index, where=where)
     config = flatten(stored_config, where=where)
     for name in side_files:

@@ -22,6 +22,7 @@ from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.results import FORMAT, comparison_record, first_point_at, grid_edge_warnings
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob, shared_state_name
 from ligo_convert.conversion.identity import compute_digests
+from ligo_convert.conversion.library_check import check_plan
 from ligo_convert.conversion.memory import physical_memory
 from ligo_convert.conversion.plan import Plan, check_apart, make_plan, open_planned
 from ligo_convert.conversion.pretrain_source import train_source
@@ -98,6 +99,8 @@ def compare(
             check_apart(out, source, where="--out")
         plan = make_plan(recipe, source, check_disk=False)
         experiment = make_experiment(plan, methods=methods, steps=steps, seeds=seeds)
+        if before is None:
+            check_plan(plan, source)
         digests: dict[str, str] = {}
         if source is not None:
             allow = recipe.source.allow_nonfinite

@@ -13,6 +13,7 @@ from pathlib import Path
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import plan_shards, rehash, safetensors_pieces
 from ligo_convert.conversion.identity import with_family
+from ligo_convert.conversion.library_check import check_target
 from ligo_convert.conversion.plan import check_apart, shard_bytes
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, family_source_json, operator_record, source_record
@@ -86,6 +87,7 @@ def apply_operator(
             )
             if finished is None:
                 check_room(out, job.shards.nbytes)
+                check_target(family, operator.target, specs, stored=source.stored_config, label=source.label)
             digests = scan_source(source, inventory, progress, allow_nonfinite=False)
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}

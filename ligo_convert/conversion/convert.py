@@ -18,6 +18,7 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
+from ligo_convert.conversion.library_check import check_plan
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
 from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
@@ -73,7 +74,7 @@ def convert(
     with contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)
-            opened = _open(stack, recipe, progress, check_disk=finished is None)
+            opened = _open(stack, recipe, progress, check_disk=finished is None, fresh=finished is None)
         plan, key = opened.plan, opened.key
         if finished is not None:
             return reuse_finished(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
@@ -101,8 +102,7 @@ def convert(
             allow_nonfinite=recipe.source.allow_nonfinite,
             carried=carried,
         )
-        loads = plan.measures or not plan.start.copies_only
-        weights, checks = write_job(job, source, staging, clock, progress, loads=loads)
+        weights, checks = write_job(job, source, staging, clock, progress, loads=plan.uses_library)
         completion = Completion(
             verification=checks,
             files=carried.json(),
@@ -138,7 +138,7 @@ def fit_operator(
     if trains and os.path.lexists(kept):
         raise OutputBusy("the directory for the trained source exists", where=kept, hint="move or delete it")
     with contextlib.ExitStack() as stack:
-        opened = _open(stack, recipe, progress, check_disk=False)
+        opened = _open(stack, recipe, progress, check_disk=False, fresh=True)
         plan, source, digests = opened.plan, opened.source, opened.digests
         # Staged like an output, so that an interrupted fit resumes. Only the operator leaves the staging directory.
         staging = stack.enter_context(
@@ -161,12 +161,26 @@ def fit_operator(
     return {"operator": str(file), **trained, "family": plan.family.name, **finite(figures)}
 
 
-def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, check_disk: bool) -> _Opened:
-    """Open the recipe's source until `stack` closes, plan the run, and check and digest the source."""
+def _open(
+    stack: contextlib.ExitStack,
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    check_disk: bool,
+    fresh: bool,
+) -> _Opened:
+    """Open the recipe's source until `stack` closes, plan the run, and check and digest the source.
+
+    Args:
+        check_disk: see `make_plan`.
+        fresh: whether there is work to do, so that the library has to accept the configs.
+    """
     source = open_planned(recipe, weights=True)
     if source is not None:
         stack.enter_context(source)
     plan = make_plan(recipe, source, check_disk=check_disk)
+    if fresh and plan.uses_library:
+        check_plan(plan, source)
     digests: dict[str, str] = {}
     if source is not None:
         allow = recipe.source.allow_nonfinite

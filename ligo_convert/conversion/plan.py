@@ -89,6 +89,11 @@ class Plan:
         return self.fit
 
     @property
+    def uses_library(self) -> bool:
+        """Whether the run needs the real library: it measures a model, or computes tensors. Copies alone need none."""
+        return self.measures or not self.start.copies_only
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Parameter counts of source and target; a tied matrix counts once."""
         old = self.inventory.family.parameters(self.inventory.rows, self.start.source)

@@ -7,6 +7,7 @@ overrides them, and `pretrained_cfg` describes how images are prepared.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,18 +39,35 @@ _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_to
 # Determined by the architecture's name; not arguments.
 _IMPLIED = ("prefix_tokens", "distilled")
 
-# Where the source's weights were published; not valid for the target.
-_ORIGINS = (
-    "url",
-    "file",
-    "hf_hub_id",
-    "hf_hub_filename",
-    "source",
-    "state_dict",
-    "tag",
-    "custom_load",
-    "origin_url",
-    "paper_ids",
+# What timm reads about images and classes. Its other keys say where the source's weights lie: no key that is not listed is handed on.
+_DESCRIBED = (
+    *_PREPARED,
+    "fixed_input_size",
+    "min_input_size",
+    "test_input_size",
+    "test_crop_pct",
+    "pool_size",
+    "test_pool_size",
+    "label_offset",
+    "label_names",
+    "label_descriptions",
+    "description",
+    "paper_name",
+    "notes",
+)
+
+# Keys that change the form of a call's result, or how it is computed, and not what is computed.
+RESULT_KEYS = frozenset(
+    (
+        "return_dict",
+        "use_return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "output_scores",
+        "use_cache",
+        "torchscript",
+        "chunk_size_feed_forward",
+    )
 )
 
 
@@ -158,24 +176,25 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
         if key not in (*_BESIDE, *_IMPLIED) and (key in _SIZES or complete[key] != implied[key])
     }
     prepared = complete.get("pretrained_cfg")
-    kept = {
-        key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key not in _ORIGINS
-    }
+    kept = {key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key in _DESCRIBED}
     side = complete["img_size"]
     shape = {"input_size": [complete["in_chans"], side, side], "fixed_input_size": True}
     defaults = {"interpolation": "bicubic", "crop_pct": 1.0, "mean": list(_MEAN), "std": list(_DEVIATION)}
     # Class names are valid only for the same classes.
     same = complete["num_classes"] == stored.get("num_classes", complete["num_classes"])
     named = {key: stored[key] for key in ("label_names", "label_descriptions") if same and key in stored}
-    return {
-        **named,
-        "architecture": architecture,
-        "num_classes": complete["num_classes"],
-        "num_features": complete["embed_dim"],
-        "global_pool": complete["global_pool"],
-        "model_args": arguments,
-        "pretrained_cfg": {**defaults, **kept, **shape, "num_classes": complete["num_classes"]},
-    }
+    # A copy: the library may write into what it is given.
+    return copy.deepcopy(
+        {
+            **named,
+            "architecture": architecture,
+            "num_classes": complete["num_classes"],
+            "num_features": complete["embed_dim"],
+            "global_pool": complete["global_pool"],
+            "model_args": arguments,
+            "pretrained_cfg": {**defaults, **kept, **shape, "num_classes": complete["num_classes"]},
+        }
+    )
 
 
 def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:

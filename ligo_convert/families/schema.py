@@ -17,6 +17,7 @@ from typing import Literal
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError, brief, close_matches
+from ligo_convert.families.library_names import ACTIVATIONS, ROPE_TYPES
 from ligo_convert.families.notation import (
     Layout,
     NotationError,
@@ -206,6 +207,8 @@ class Family:
         layer_index_keys: config keys that make a layer depend on its index.
         function_irrelevant_keys: config keys that do not change the function of a trained model at inference.
         conditional_keys: config key -> keys that have no effect while it is false.
+        activation: config key of the activation's name; "" if the library fixes it.
+        rope_types: kinds of rotary positions that the library accepts, where it does not accept all that it knows.
         initializer: standard deviation of the library's initialisation: a config key, or a number.
         residual_init: patterns of rows initialised with that deviation divided by sqrt(2 * layers).
         scale_init: config key of a LayerScale's initial value.
@@ -251,6 +254,8 @@ class Family:
     layer_index_keys: tuple[str, ...] = ()
     function_irrelevant_keys: tuple[str, ...] = ()
     conditional_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    activation: str = ""
+    rope_types: tuple[str, ...] = ()
     initializer: str | float = "initializer_range"
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
@@ -342,6 +347,14 @@ class Family:
     def size_keys(self) -> tuple[str, ...]:
         """The config keys that determine sizes."""
         return tuple(dict.fromkeys(key for expression in self.axes.values() for key in size_keys(expression)))
+
+    @cached_property
+    def config_keys(self) -> frozenset[str]:
+        """The config keys that this definition names."""
+        named = {*self.defaults, *self.size_keys, *self.required_values, *self.per_layer_keys, *self.layer_index_keys}
+        named |= {*self.conditional_keys, *self.function_irrelevant_keys}
+        named |= {self.norm.epsilon, self.tie_key, self.scale_key, self.scale_init, self.activation}
+        return frozenset(named - {""})
 
     @cached_property
     def roles(self) -> Mapping[str, frozenset[str]]:
@@ -477,6 +490,29 @@ class Family:
 
     # Sources.
 
+    def wrong_value(self, config: Config) -> tuple[str, str] | None:
+        """Return the first key whose value the library cannot read, and what is expected there; None if there is none.
+
+        Only what needs no library is checked here. The library itself reads the config before any work starts.
+        """
+        for key, default in self.defaults.items():
+            value = config.get(key, default)
+            if value is not None and default is not None and not _is_like(value, default):
+                return key, _KINDS[type(default)]
+        activation = config.get(self.activation, ACTIVATIONS[0])
+        if self.activation and activation not in ACTIVATIONS:
+            near = close_matches(str(activation), ACTIVATIONS, n=3) or ACTIVATIONS[:3]
+            return self.activation, f"an activation of transformers, such as {', '.join(near)}"
+        known = self.rope_types or ROPE_TYPES
+        for key in ("rope_scaling", "rope_parameters") if self.rotary_axes else ():
+            value = config.get(key)
+            if value is not None and not isinstance(value, Mapping):
+                return key, "a mapping"
+            kinds = _rope_kinds(value or {})
+            if any(kind not in known for kind in kinds):
+                return key, f"rope_type: one of {', '.join(known)}"
+        return None
+
     def check_config(self, config: Config, *, where: str) -> None:
         """Raise SourceError if this table is not valid for a config."""
         for key, value in self.required_values.items():
@@ -490,6 +526,12 @@ class Family:
             self.sizes(config)
         except SizeError as error:
             raise SourceError(f"the sizes of this {self.name} do not fit: {error}", where=where) from None
+        wrong = self.wrong_value(config)
+        if wrong is not None:
+            key, expected = wrong
+            raise SourceError(
+                f"{key}: not a value of a {self.name}", where=where, expected=expected, found=brief(config[key])
+            )
 
     def unwrapped(self, name: str) -> str:
         """A tensor name on disk without the leading parts that training wrappers add."""
@@ -540,6 +582,12 @@ class Family:
             old, new = self.sizes(config), self.sizes(target)
         except SizeError as error:
             raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
+        wrong = self.wrong_value(target)
+        if wrong is not None:
+            key, expected = wrong
+            raise RecipeError(
+                f"{key}: not a value of a {self.name}", where=where, expected=expected, found=brief(target[key])
+            )
         for axis in self.axes:
             self._check_axis(axis, old[axis], new[axis], where)
         self._check_conditions(config, target, where)
@@ -630,6 +678,34 @@ class Family:
 def _ends(name: str, ending: str) -> bool:
     """Return whether whole parts at the end of a name are `ending`."""
     return name == ending or name.endswith(f".{ending}")
+
+
+_KINDS: Mapping[type, str] = MappingProxyType(
+    {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        tuple: "a list",
+        dict: "a mapping",
+    }
+)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Return True if a config value has the type of the library's default; a whole number may stand for a fraction."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, list | tuple if isinstance(default, list | tuple) else type(default))
+
+
+def _rope_kinds(value: Mapping[str, object]) -> list[object]:
+    """Return the kinds of rotary positions in a config value, which may be nested by the type of a layer."""
+    parts = [value, *(part for part in value.values() if isinstance(part, Mapping))]
+    return [part.get("rope_type", part.get("type")) for part in parts if {"rope_type", "type"} & set(part)]
 
 
 def _roles(rows: Iterable[Row]) -> dict[str, frozenset[str]]:

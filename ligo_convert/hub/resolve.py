@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ligo_convert.checkpoints.config_keys import without_code
 from ligo_convert.checkpoints.directory import local_directory, near_directories
 from ligo_convert.checkpoints.files import CONFIG, Place, small_file
-from ligo_convert.checkpoints.layout import check_config
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.errors import SourceChanged, SourceError
 from ligo_convert.families.configs import flat_config
@@ -37,7 +37,8 @@ def read_config(model: str, *, revision: str = "main", base: Path) -> dict[str, 
     place = _locate(model, revision=revision, base=base)
     place.fetch([CONFIG])
     label = f"{place.label}/{CONFIG}"
-    return flat_config(check_config(strict_json(small_file(place, CONFIG), label=label), label=label), where=label)
+    config, _ = without_code(strict_json(small_file(place, CONFIG), label=label), label=label)
+    return flat_config(config, where=label)
 
 
 def _locate(model: str, *, revision: str, base: Path) -> Place:

@@ -5,14 +5,19 @@ Input: a directory, optionally its source. Output: a report. Any failure raises 
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.checkpoints.files import CONFIG, INDEX
+from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.families.configs import written_config
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
@@ -78,21 +83,29 @@ def check_weights(
 def check_loads(root: Path, family: Family) -> dict[str, Any]:
     """Load a directory with the family's library, and require no missing, unexpected or mismatched keys.
 
+    The library sees the weights and the config keys that describe the model, and no other file or key of the directory.
+
     Returns:
         `class`, the name of the model's class, and the three empty lists of keys.
 
     Raises:
         VerificationError: the library raises an error or reports keys.
     """
-    from ligo_convert.training.functional_model import quiet
+    from ligo_convert.training.library_config import quiet
 
-    with quiet():
-        try:
-            name, keys = _LOADERS[family.library](root, family)
-        except Exception as error:  # noqa: BLE001  whatever the library raises, it does not load the directory
-            raise VerificationError(
-                f"{family.library} cannot load the directory: {type(error).__name__}: {error}", where=root
-            ) from None
+    with (
+        open_source(str(root.absolute()), base=root) as written,
+        tempfile.TemporaryDirectory(prefix="ligo-load-") as scratch,
+    ):
+        for name in sorted({tensor.file.name for tensor in written.tensors.values()} | {INDEX} & {*written.side_files}):
+            (Path(scratch) / name).symlink_to((root / name).absolute())
+        with quiet():
+            try:
+                name, keys = _LOADERS[family.library](Path(scratch), family, written)
+            except Exception as error:  # noqa: BLE001  whatever the library raises, it does not load the directory
+                raise VerificationError(
+                    f"{family.library} cannot load the directory: {type(error).__name__}: {error}", where=root
+                ) from None
     if any(keys.values()):
         raise VerificationError(
             f"{family.library} reports missing, unexpected or mismatched keys", where=root, expected="none", found=keys
@@ -100,23 +113,36 @@ def check_loads(root: Path, family: Family) -> dict[str, Any]:
     return {"class": name, **keys}
 
 
-def _load_transformers(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+def _load_transformers(scratch: Path, family: Family, written: CheckpointReader) -> tuple[str, dict[str, list[str]]]:
     import transformers
 
+    from ligo_convert.training.library_config import check_written_config, handed_on
+
+    check_written_config(family, written.stored_config)
+    config = {**handed_on(family, written.config), "model_type": family.model_type}
+    (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     model, info = getattr(transformers, family.auto_class).from_pretrained(
-        str(root), output_loading_info=True, local_files_only=True, dtype="auto", **family.chosen.options
+        str(scratch),
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype="auto",
+        **family.chosen.options,
     )
     sets = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return type(model).__name__, {name: sorted(map(str, info.get(name) or [])) for name in sets}
 
 
-def _load_timm(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
+def _load_timm(scratch: Path, family: Family, written: CheckpointReader) -> tuple[str, dict[str, list[str]]]:
     """Load with timm, which raises an error for keys that do not match and reports none, so they are compared here."""
     import timm
 
-    model = timm.create_model(f"local-dir:{root.absolute()}", pretrained=True)
-    with open_source(str(root.absolute()), base=root) as written:
-        stored, wanted = set(written.tensors), {name for name, _ in model.named_parameters()}
+    # The directory's own config could name another file of weights, which timm would load instead, as a pickle too.
+    config = written_config(family, written.config, written.stored_config)
+    (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    model = timm.create_model(f"local-dir:{scratch}", pretrained=True)
+    stored, wanted = set(written.tensors), {name for name, _ in model.named_parameters()}
     return type(model).__name__, {
         "missing_keys": sorted(wanted - stored),
         "unexpected_keys": sorted(stored - wanted),
@@ -124,7 +150,7 @@ def _load_timm(root: Path, family: Family) -> tuple[str, dict[str, list[str]]]:
     }
 
 
-_LOADERS: dict[str, Callable[[Path, Family], tuple[str, dict[str, list[str]]]]] = {
+_LOADERS: dict[str, Callable[[Path, Family, CheckpointReader], tuple[str, dict[str, list[str]]]]] = {
     "transformers": _load_transformers,
     "timm": _load_timm,
 }

@@ -14,6 +14,7 @@ from typing import Literal, NoReturn, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ligo_convert.checkpoints.config_keys import CODE_KEYS, chooses_code
 from ligo_convert.errors import RecipeError, close_matches, printable
 from ligo_convert.io.source_text import holds_secret, redacted
 from ligo_convert.io.strict_yaml import Document, KeyPath
@@ -29,8 +30,6 @@ Spot: TypeAlias = Literal["value", "key", "owner"]
 SECRET_KEYS = frozenset(
     ("token", "hf_token", "auth_token", "use_auth_token", "api_key", "password", "endpoint", "hf_endpoint")
 )
-
-_CODE_KEYS = frozenset(("auto_map", "trust_remote_code", "custom_pipelines", "custom_code"))
 
 _MISSING: dict[KeyPath, str] = {
     ("version",): "missing: begin with `version: 1`",
@@ -253,8 +252,11 @@ def screen(data: object) -> list[Fault]:
                 what = "not allowed in a recipe; set it in the environment (HF_TOKEN, HF_ENDPOINT)"
                 faults.append(Fault(path=path, what=what, spot="key", secret=True))
                 continue
-            if key in _CODE_KEYS or "_implementation_internal" in key:
-                faults.append(Fault(path=path, what="would run code from the model repository; remove it", spot="key"))
+            if chooses_code(key):
+                what = "would run code from the model repository; remove it"
+                if key not in CODE_KEYS and not key.endswith("_internal"):
+                    what = "chooses an implementation, not a model; remove it"
+                faults.append(Fault(path=path, what=what, spot="key"))
                 continue
         if not isinstance(value, str):
             continue

@@ -14,49 +14,15 @@ from typing import Any
 import torch
 import transformers
 from torch.func import functional_call
-from transformers.utils import logging as hf_logging
 
 from ligo_convert.data.examples import Examples
-from ligo_convert.errors import LigoError, SourceError
+from ligo_convert.errors import LigoError
 from ligo_convert.families.configs import written_config
 from ligo_convert.families.schema import Family, Row
+from ligo_convert.training.library_config import library_config, quiet, refused
 from ligo_convert.training.tasks import TASKS, on_device, weight
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def library_config(family: Family, config: Mapping[str, object]) -> Any:
-    """Return the library's config object for a plain config.
-
-    Raises:
-        SourceError: the library refuses the config.
-        LigoError: the library derives other sizes from it than the family does.
-    """
-    data = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
-    with quiet():
-        try:
-            made = transformers.AutoConfig.for_model(family.model_type, **data)
-        except Exception as error:  # noqa: BLE001  the library raises many classes of errors; the user needs its message
-            raise SourceError(f"transformers rejects this {family.name} config: {error}", where="config.json") from None
-    seen, meant = family.sizes(made.to_dict()), family.sizes(config)
-    if seen != meant:
-        different = {axis: (meant[axis], seen[axis]) for axis in meant if meant[axis] != seen[axis]}
-        raise LigoError(f"{family.name}: transformers derives other sizes from this config: {different}")
-    return made
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the library's own warnings and progress bars."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -156,21 +122,18 @@ class LibraryModel:
         return self.task.loss(self(parameters, batch), batch)
 
 
-def _build(family: Family, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def _build(family: Family, config: Mapping[str, object], make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     with quiet():
         try:
             with _parameters_on_meta():
                 return make()
         except Exception as error:  # noqa: BLE001  the library raises many classes of errors; the user needs its message
-            raise SourceError(
-                f"{family.library} cannot build this {family.name}: {type(error).__name__}: {error}",
-                where="config.json",
-            ) from None
+            raise refused(error, family, config) from None
 
 
 def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
     made = library_config(family, config)
-    model = _build(family, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
+    model = _build(family, config, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
     model.tie_weights()  # type: ignore[operator]
     return model
 
@@ -180,7 +143,7 @@ def _timm_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module
 
     made = written_config(family, config, {})
     arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
-    return _build(family, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
+    return _build(family, config, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
 
 
 _LIBRARIES: dict[str, Callable[[Family, Mapping[str, object]], torch.nn.Module]] = {

@@ -305,23 +305,36 @@ def test_a_file_named_as_a_source_is_told_what_to_name(tmp_path: Path, name: str
         (b'{"n_embd":NaN}', "NaN is not a JSON number"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"a":"' + b"x" * (5 << 20) + b'"}', "at most 4194304 bytes"),
-        (b'{"auto_map":{"AutoModel":"evil.Model"}}', "'auto_map'"),
         (b'{"trust_remote_code":true}', "'trust_remote_code'"),
         (b'{"_attn_implementation_internal":"org/kernel"}', "'_attn_implementation_internal'"),
         (b'{"_experts_implementation_internal":"x"}', "'_experts_implementation_internal'"),
-        (b'{"attn_implementation":"org/kernel"}', "'attn_implementation'"),
-        (b'{"_attn_implementation":"flash|org/kernel:f"}', "'_attn_implementation'"),
-        (b'{"custom_pipelines":{}}', "'custom_pipelines'"),
-        (b'{"text_config":{"sub":[{"auto_map":{}}]}}', "'text_config.sub[0].auto_map'"),
+        (b'{"text_config":{"sub":[{"trust_remote_code":0}]}}', "'text_config.sub[0].trust_remote_code'"),
     ],
 )
 def test_a_config_is_plain_data_without_code(tmp_path: Path, config: bytes, words: str) -> None:
     refused(tmp_path, checkpoint(config__json=config), "small/config.json", words)
 
 
-def test_an_attention_of_the_library_is_fine(tmp_path: Path) -> None:
-    with opened(tmp_path, checkpoint(config__json=b'{"_attn_implementation":"sdpa"}')) as source:
-        assert source.config == {"_attn_implementation": "sdpa"}
+@pytest.mark.parametrize(
+    "key",
+    [
+        "auto_map",
+        "custom_pipelines",
+        "custom_code",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+    ],
+)
+@pytest.mark.parametrize("value", [{"AutoModel": "evil.Model"}, {"": "org/kernel"}, "org/kernel", "sdpa", None])
+def test_a_key_that_names_code_is_dropped_with_a_warning(tmp_path: Path, key: str, value: object) -> None:
+    config = {"n_embd": 5, key: value, "rope_scaling": {"type": "x", key: value}}
+    with opened(tmp_path, checkpoint(config__json=json.dumps(config).encode())) as source:
+        assert source.config == source.stored_config == {"n_embd": 5, "rope_scaling": {"type": "x"}}
+        assert [warning.partition(" is ignored")[0] for warning in source.warnings] == [
+            f"small/config.json: {key}",
+            f"small/config.json: rope_scaling.{key}",
+        ]
 
 
 def test_a_hostile_template_is_flagged_and_copied(tmp_path: Path) -> None:

@@ -521,7 +521,7 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
         r"one of: bert, cait, deit, gpt2, llama",
     ),
     "misspelt model type": (config_set(model_type="gpt"), HIDDEN, {}, SourceError, r"did you mean gpt2"),
-    "code in the config": (config_set(auto_map={"AutoModel": "x.Y"}), HIDDEN, {}, SourceError, "auto_map"),
+    "code in the config": (config_set(trust_remote_code=True), HIDDEN, {}, SourceError, "trust_remote_code"),
     "truncated weights": (truncate, HIDDEN, {}, SourceError, r"source/model\.safetensors"),
     "overlapping tensors": (overlap, HIDDEN, {}, SourceError, r"source/model\.safetensors.*overlap|overlap"),
     "config of another model": (config_set(n_layer=3), HIDDEN, {}, SourceError, r"h\.2\.ln_1"),
@@ -826,5 +826,5 @@ def test_an_activation_that_nobody_knows_is_the_recipes_fault(models: Callable[.
     recipe = place / "recipe.yaml"
     target = {**HIDDEN, "activation_function": "foo"}
     recipe.write_text(recipe_text(str(models()), target, growth={"width": "zero"}))
-    with pytest.raises(RecipeError, match="KeyError: 'foo'"):
+    with pytest.raises(RecipeError, match="activation_function: not a value of a gpt2"):
         convert(load_recipe(recipe))

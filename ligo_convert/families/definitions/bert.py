@@ -133,6 +133,7 @@ BERT = Family(
     ),
     never_grown=("vocab", "position", "segment", "next"),
     dot_products=(("query", "key"),),
+    activation="hidden_act",
     required_values={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
     function_irrelevant_keys=(
         "hidden_dropout_prob",

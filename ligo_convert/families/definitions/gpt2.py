@@ -71,6 +71,7 @@ GPT2 = Family(
     never_grown=("vocab", "position"),
     dot_products=(("query", "key"),),
     scale_key="scale_attn_weights",
+    activation="activation_function",
     required_values={"add_cross_attention": False},
     layer_index_keys=("scale_attn_by_inverse_layer_idx",),
     function_irrelevant_keys=(

@@ -81,6 +81,7 @@ LLAMA = Family(
     never_grown=("vocab",),
     rotary_axes=("head_dim",),
     dot_products=(("query", "key"),),
+    activation="hidden_act",
     content_of={"context": "value"},
     integer_expressions=("hidden_size / num_attention_heads",),
     required_values={"pretraining_tp": 1},

@@ -33,6 +33,7 @@ PHI3 = replace(
         "lm_head.weight": "vocab <- embed in lm",
     },
     required_values={},
+    rope_types=("default", "longrope", "su", "yarn"),
     function_irrelevant_keys=(*LLAMA.function_irrelevant_keys, "resid_pdrop", "embd_pdrop"),
     defaults={
         "vocab_size": 32064,

@@ -121,6 +121,7 @@ ROBERTA = Family(
     ),
     never_grown=("vocab", "position", "segment"),
     dot_products=(("query", "key"),),
+    activation="hidden_act",
     required_values={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
     function_irrelevant_keys=(
         "hidden_dropout_prob",
