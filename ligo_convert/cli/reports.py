@@ -106,6 +106,7 @@ def plan_report(plan: Plan) -> None:
     }
     for reason in preservation["reasons"]:
         pairs[" " * len(pairs)] = reason
+    pairs |= _symmetry_pairs(data["symmetry"])
     if data["config_edits"]:
         pairs["config"] = ", ".join(
             f"{key} {edit['source']} -> {edit['target']}" for key, edit in data["config_edits"].items()
@@ -141,6 +142,25 @@ def _add_side_files(pairs: dict[str, object], found: Mapping[str, Any]) -> None:
         lines[_LEFT_SHOWN:] = [f"{len(lines) - _LEFT_SHOWN} more: --json and the model card name them"]
     for number, line in enumerate(lines):
         pairs["left behind" if not number else " " * len(pairs)] = line
+
+
+# What each kind of entry means for training, in the order of the screen.
+_SYMMETRY = {
+    "twins": "equal entries get equal gradients and stay equal",
+    "dead": "entries of zeros get no gradient",
+    "steep": "queries of zeros in front of a norm get gradients of 1/sqrt(epsilon)",
+    "parted": "signs drawn in silent layers, so that copies differ",
+}
+
+
+def _symmetry_pairs(symmetry: Mapping[str, Any]) -> dict[str, object]:
+    """Return one line for every kind of entry that a plan has."""
+    pairs: dict[str, object] = {}
+    for kind, meaning in _SYMMETRY.items():
+        axes = ", ".join(f"{axis} {found['entries']} of {found['of']}" for axis, found in symmetry[kind].items())
+        if axes:
+            pairs[kind] = f"{axes}: {meaning}"
+    return pairs
 
 
 def run_report(outcome: ConversionResult) -> None:

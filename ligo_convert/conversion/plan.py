@@ -26,8 +26,9 @@ from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
-from ligo_convert.growth.initialize import learned_parameters
+from ligo_convert.growth.initialize import learned_parameters, symmetry
 from ligo_convert.growth.stream import target_specs
+from ligo_convert.growth.twins import Symmetry
 from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
@@ -382,6 +383,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "learned_parameters": learned_parameters(plan.start) if plan.recipe.fit else 0,
         },
         "preservation": {"verdict": plan.start.verdict, "reasons": list(plan.start.reasons)},
+        "symmetry": symmetry_json(symmetry(plan.start)),
         "config_edits": config_edits(plan),
         "files": [{"name": shard.filename, "nbytes": shard.nbytes} for shard in plan.shards.shards],
         "side_files": plan.carried.json() if plan.carried is not None else None,
@@ -392,6 +394,21 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "ignored": list(plan.inventory.ignored),
         "drawn_rows": list(plan.start.drawn_rows),
         "warnings": list(plan.warnings),
+    }
+
+
+def symmetry_json(found: Symmetry) -> dict[str, Any]:
+    """Return the entries that training cannot use as they are, by axis: their number and the size of the axis."""
+
+    def counted(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        return {axis: {"entries": count, "of": found.sizes[axis]} for axis, count in counts.items()}
+
+    return {
+        "twins": counted(found.twins),
+        "dead": counted(found.dead),
+        "steep": counted(found.steep),
+        "parted": counted(found.parted),
+        "silent_layers": {axis: list(layers) for axis, layers in found.layers.items()},
     }
 
 

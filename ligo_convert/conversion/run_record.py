@@ -107,6 +107,7 @@ def operator_record(operator: Operator, staging: Staging, starts: list[str]) -> 
         "keying": operator.keying,
         "tie": operator.tie,
         "rewrites": list(operator.rewrites),
+        "parted": {axis: int((origin >= 0).sum()) for axis, origin in operator.parted.items()},
         "parameters": count,
         "starts": starts,
     }

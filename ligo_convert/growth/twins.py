@@ -70,13 +70,15 @@ def symmetry_of(family: Family, terms: Sequence[Mapping[str, Axis]], silent: Map
         silent: depth axis -> which target layers are silent.
     """
     counts: dict[str, dict[str, int]] = {"twins": {}, "dead": {}, "steep": {}}
+    parted = parted_entries(family, terms[0], silent)
     for axis in terms[0]:
         if axis in family.never_grown or axis in family.depth_axes or axis not in family.axes:
             continue
-        for kind, count in _kinds(family, axis, [term[axis] for term in terms if axis in term]).items():
+        read_apart = axis == family.norm.stream and bool(parted)
+        axes = [term[axis] for term in terms if axis in term]
+        for kind, count in _kinds(family, axis, axes, read_apart=read_apart).items():
             if count:
                 counts[kind][axis] = count
-    parted = parted_entries(family, terms[0], silent)
     return Symmetry(
         **counts,
         parted={axis: int((origin >= 0).sum()) for axis, origin in parted.items()},
@@ -85,8 +87,12 @@ def symmetry_of(family: Family, terms: Sequence[Mapping[str, Axis]], silent: Map
     )
 
 
-def _kinds(family: Family, axis: str, terms: Sequence[Axis]) -> dict[str, int]:
-    """Return how many entries of one axis are twins, dead, or steep."""
+def _kinds(family: Family, axis: str, terms: Sequence[Axis], *, read_apart: bool) -> dict[str, int]:
+    """Return how many entries of one axis are twins, dead, or steep.
+
+    Args:
+        read_apart: True if parted rows read the axis: their columns differ for copies, unless both are empty.
+    """
     normed = axis == family.norm.stream
     roles = ("write", "read", "gain", "shift") if normed else ("write", "read")
     kept = [number for number in range(terms[0].new) if terms[0].drawn is None or not terms[0].drawn[number]]
@@ -96,7 +102,7 @@ def _kinds(family: Family, axis: str, terms: Sequence[Axis]) -> dict[str, int]:
     nothing = sum(row == empty for row in rows)
     # LayerNorm gives an entry of zeros a gradient through its mean and variance: the same to all of them.
     dead = not (normed and family.norm.kind == "layernorm") and not _has_live_content(family, axis)
-    shared = Counter(row for row in rows if not (dead and row == empty))
+    shared = Counter(row for row in rows if (row == empty and not dead) or (row != empty and not read_apart))
     return {
         "twins": sum(count for count in shared.values() if count > 1),
         "dead": nothing if dead else 0,

@@ -226,6 +226,9 @@ def _method(record: Record) -> Iterator[str]:
     else:
         best = f"step {fit['best_step']:,} had the lowest loss on held-out data and was applied"
         yield f"- the operator was trained for {fit['steps']:,} steps; {best}"
+    if operator["parted"]:
+        axes = ", ".join(map(code, operator["parted"]))
+        yield f"- in layers that start silent, the signs of the weights of copied entries are random, so that copies differ: {axes}"
     for name in record.drawn:
         yield f"- randomly initialised, as in the library: {prose(name)}"
     if record.nonfinite_allowed:

@@ -158,6 +158,7 @@ def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> Non
     assert planned.code == 0
     assert "transformer.h.{layer}.attn.c_attn.weight" in planned.out
     assert "12.4k -> " in planned.out
+    assert ("in silent layers" in planned.out) == (recipe != "copies.yaml")
     done = call("run", recipe)
     assert (done.code, done.err) == (0, "")
     assert "out" in done.out

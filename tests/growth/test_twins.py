@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.source_models import recipe_text, write_case
 from support.tiny import CASES, TARGETS, config_of, grown_state, inputs_of, logits, model_of, start_of, target_model
 
+from ligo_convert.conversion.apply import apply_operator
+from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import SourceError
 from ligo_convert.families.schema import Family, Row
-from ligo_convert.growth.initialize import initial_operator, learnable
+from ligo_convert.growth.apply import Grower
+from ligo_convert.growth.initialize import initial_operator, learnable, symmetry
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import check_operator, describe, family_of, restore, stored_arrays
+from ligo_convert.outputs.verify import verify
+from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.training.fit import GrownTarget, fetch_from
 
 # An even width takes every method.
 BOTH = {name: {**targets["even"], **targets["depth"]} for name, targets in TARGETS.items()}
@@ -33,11 +42,9 @@ def inner_rows(family: Family, operator: Operator) -> list[tuple[Row, int, int]]
     ]
 
 
-def twins_after_training(operator: Operator, state: Mapping[str, torch.Tensor], steps: int = 2) -> dict[str, int]:
-    """Train for a few steps in float64; return the inner rows of silent layers that have a twin: equal weights and gradients."""
-    family = family_of(operator)
+def trained(operator: Operator, state: Mapping[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+    """Train for a few steps in float64; return every parameter beside its gradient of the next step: [2, ...]."""
     model = target_model(operator, state).eval()
-    parameters = dict(model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     inputs = inputs_of(model)
     for step in range(steps + 1):
@@ -48,17 +55,39 @@ def twins_after_training(operator: Operator, state: Mapping[str, torch.Tensor], 
         ((out - wanted) ** 2).mean().backward()
         if step < steps:
             optimizer.step()
-    twins = {}
+    return {
+        name: torch.stack(
+            [parameter.detach(), torch.zeros_like(parameter) if parameter.grad is None else parameter.grad]
+        )
+        for name, parameter in model.named_parameters()
+    }
+
+
+def entries(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Weights and gradients of every entry along one dim, each scaled to one at most: [entries, coefficients]."""
+    scale = values.flatten(1).abs().amax(1).clamp_min(1e-300).view(2, *[1] * (values.ndim - 1))
+    return (values / scale).movedim(dim + 1, 0).flatten(1)
+
+
+def twins(found: torch.Tensor) -> int:
+    """The number of entries that have a twin: the same weights and the same gradients."""
+    # By matrix products a distance of zero would come out as 1e-8.
+    apart = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist")
+    return int((apart.fill_diagonal_(torch.inf).amin(1) < 1e-9).sum())
+
+
+def twins_in_silent_layers(operator: Operator, state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Tensor -> the number of its inner rows that have a twin after two steps. Every row must have a gradient by then."""
+    family = family_of(operator)
+    after = trained(operator, state, steps=2)
+    counts = {}
     for row, layer, position in inner_rows(family, operator):
-        weight = parameters[family.written(row.name(layer))]
-        assert weight.grad is not None
-        for values in (weight, weight.grad):
-            matrix = values.detach().movedim(position, 0).flatten(1)
-            assert bool((matrix.abs().amax(1) > 0).all()), f"{row.name(layer)}: an entry without weights or gradient"
-        both = torch.cat([weight, weight.grad / weight.grad.abs().max()], 1 - position).detach().movedim(position, 0)
-        apart = torch.cdist(both, both).fill_diagonal_(torch.inf).amin(1)
-        twins[row.name(layer)] = int((apart < 1e-9).sum())
-    return {name: count for name, count in twins.items() if count}
+        values = after[family.written(row.name(layer))]
+        for kind, one in zip(("weights", "gradient"), values, strict=True):
+            rows = one.movedim(position, 0).flatten(1)
+            assert bool((rows.abs().amax(1) > 0).all()), f"{row.name(layer)}: an entry without {kind}"
+        counts[row.name(layer)] = twins(entries(values, position))
+    return {name: count for name, count in counts.items() if count}
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -72,10 +101,10 @@ def test_no_twin_is_left_in_a_silent_layer_and_the_function_stays(family: str) -
         if start.verdict == "exact":
             apart = float((logits(target_model(operator, state)) - before).abs().max() / before.abs().max())
             assert apart < CASES[family].tolerance, width
-        assert not twins_after_training(operator, state), width
+        assert not twins_in_silent_layers(operator, state), width
     # The control: copies that are not parted are found.
     lemon = initial_operator(start_of(family, config, BOTH[family], width="lemon", depth="identity"), dtype=np.float64)
-    assert len(twins_after_training(replace(lemon, parted={}), state)) >= 3
+    assert len(twins_in_silent_layers(replace(lemon, parted={}), state)) >= 3
 
 
 def test_an_operator_of_version_two_is_applied_as_it_was_written() -> None:
@@ -124,3 +153,145 @@ def test_learning_begins_at_the_parted_start(keying: str) -> None:
     wanted = grown_state(initial, state)
     for name, tensor in grown_state(learnable(initial, start.family), state).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
+
+
+def entries_of(family: Family, after: Mapping[str, torch.Tensor], axis: str, sizes: Mapping[str, int]) -> torch.Tensor:
+    """The entries of an axis in the first layer, which is never silent: MLP rows, values, or columns of the embedding."""
+    stream = {"heads": "value", "kv_heads": "value"}.get(axis, axis)
+    for row in family.rows:
+        for position, dim in enumerate(row.layout.dims):
+            if dim.role != "write" or stream not in dim.parts or len(row.layout.dims) < 2:
+                continue
+            first = sum(sizes[part] for part in dim.parts[: dim.parts.index(stream)])
+            values = after[family.written(row.name(0 if row.depth else None))]
+            values = values.narrow(position + 1, first, sizes[stream])
+            return entries(values, position).reshape(sizes[axis], -1)
+    raise AssertionError(axis)
+
+
+@pytest.mark.parametrize("width", ["net2net", "hyperclone", "lemon", "zero", "aki", "direct"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "vit"])
+def test_the_plan_counts_the_twins_and_the_dead_that_training_finds(family: str, width: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, BOTH[family], width=width, depth="identity")
+    found = symmetry(start)
+    operator = initial_operator(start, dtype=np.float64)
+    after = trained(operator, dict(model_of(config).state_dict()), steps=3)
+    for axis in ("embed", "mlp", "kv_heads" if "kv_heads" in start.family.axes else "heads"):
+        rows = entries_of(start.family, after, axis, start.family.sizes(start.target))
+        dead = ~(rows.abs().amax(1) > 0)
+        assert int(dead.sum()) == found.dead.get(axis, 0), axis
+        assert twins(rows[~dead]) == found.twins.get(axis, 0), axis
+
+
+def test_queries_of_zeros_in_front_of_a_norm_are_steep() -> None:
+    config = config_of("qwen3")
+    start = start_of("qwen3", config, TARGETS["qwen3"]["more groups"], width="zero", depth="identity")
+    assert symmetry(start).steep == {"group": 1}
+    operator = initial_operator(start, dtype=np.float64)
+    after = trained(operator, dict(model_of(config).state_dict()), steps=1)
+    # Groups of three heads of eight, of which the third is new.
+    query = after["model.layers.0.self_attn.q_proj.weight"][1].unflatten(0, (2, 3, 8))
+    ends = after["model.layers.0.self_attn.o_proj.weight"][0].unflatten(1, (2, 3, 8))
+    steepness = [float(query[:, head].norm() / ends[:, :, head].norm()) for head in (slice(0, 2), slice(2, 3))]
+    assert steepness[1] > 20 * steepness[0]
+    assert not symmetry(replace(start, growth=replace(start.growth, width="lemon"))).steep
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "bert", "cait"])
+def test_learning_and_streaming_part_the_same(family: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, BOTH[family], width="zero", depth="identity")
+    operator, state = initial_operator(start, dtype=np.float64), dict(model_of(config).state_dict())
+    rows = start.family.rows_for(operator.target)
+    stacked = {
+        row.pattern: torch.stack(
+            [state[start.family.written(row.name(layer))] for layer in start.family.layers(row, operator.source)]
+        )
+        for row in rows
+    }
+    grower = Grower(operator, start.family, dtype=torch.float64, fetch=fetch_from(stacked), keep_drawn=True)
+    streamed, changed = grown_state(operator, state), grown_state(replace(operator, parted={}), state)
+    assert sum(not torch.equal(tensor, changed[name]) for name, tensor in streamed.items()) >= 6
+    for _ in range(2):  # the second time with the signs that are kept
+        for name, tensor in GrownTarget(grower, rows, stacked).tensors().items():
+            written = start.family.written(name)
+            torch.testing.assert_close(tensor, streamed[written], rtol=1e-12, atol=1e-12, msg=written)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "deit3"])
+def test_a_parted_row_has_the_magnitudes_of_the_row_that_it_copies(family: str) -> None:
+    config = config_of(family)
+    state = dict(model_of(config).state_dict())
+    start = start_of(family, config, BOTH[family], width="hyperclone", depth="identity")
+    operator = initial_operator(start, dtype=np.float64)
+    plain, parted = (grown_state(found, state) for found in (replace(operator, parted={}), operator))
+    free = {
+        start.family.written(row.name(layer)): position for row, layer, position in inner_rows(start.family, operator)
+    }
+    flipped = total = 0
+    for name, tensor in parted.items():
+        if name not in free:
+            assert torch.equal(tensor, plain[name]), f"{name} is not free"
+            continue
+        assert torch.equal(tensor.abs(), plain[name].abs()), name
+        rows = (tensor != plain[name]).movedim(free[name], 0).flatten(1)
+        assert not rows[: len(rows) // 6].any(), f"{name}: the old block"
+        flipped, total = flipped + int(rows.sum()), total + rows.numel() // 2
+    assert 0.45 < flipped / total < 0.55
+
+
+def test_without_growth_in_width_a_silent_layer_is_a_copy() -> None:
+    start = start_of("llama", config_of("llama"), TARGETS["llama"]["depth"], width="lemon", depth="identity")
+    assert not initial_operator(start).parted
+    assert symmetry(start) == replace(symmetry(start), twins={}, dead={}, steep={}, parted={})
+    # Two silent copies of one layer are no twins: the second reads what the first adds.
+    operator = initial_operator(start, dtype=np.float64)
+    after = trained(operator, dict(model_of(config_of("llama")).state_dict()), steps=2)
+    first, second = (after[f"model.layers.{layer}.mlp.down_proj.weight"][0] for layer in (1, 2))
+    assert (first - second).abs().max() > 1e-6 * first.abs().max()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "cait"])
+def test_branch_ends_of_silent_layers_get_gradients_of_the_size_of_the_others(family: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, BOTH[family], width="lemon", depth="identity")
+    operator = initial_operator(start, dtype=np.float64)
+    after = trained(operator, dict(model_of(config).state_dict()), steps=0)
+    for row in start.family.rows_for(operator.target):
+        if row.depth is None or not start.family.is_residual_output(row) or len(row.layout.dims) < 2:
+            continue
+        sizes = [
+            float(after[start.family.written(row.name(layer))][1].norm())
+            for layer in start.family.layers(row, operator.target)
+        ]
+        silent = [size for size, quiet in zip(sizes, operator.silent_layers[row.depth], strict=True) if quiet]
+        assert min(silent) / max(sizes) > 0.1, row.pattern
+        assert max(silent) / min(sizes) < 10, row.pattern
+
+
+def test_a_parted_model_is_the_same_at_any_number_of_threads_and_is_derived_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_case(tmp_path / "source", "llama")
+    written = []
+    for threads in (1, 2):
+        recipe = tmp_path / f"{threads}.yaml"
+        recipe.write_text(recipe_text("./source", BOTH["llama"], output={"dir": f"out{threads}"}))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            convert(load_recipe(recipe))
+        finally:
+            torch.set_num_threads(before)
+        written.append((tmp_path / f"out{threads}" / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
+    derived = verify(tmp_path / "out1", source="source")["derived"]
+    assert derived["identical"] == derived["tensors"]
+    applied = apply_operator(tmp_path / "out1" / "ligo" / "operator.safetensors", "source", tmp_path / "applied")
+    assert (applied.out / "model.safetensors").read_bytes() == written[0]
+    statement = json.loads((applied.out / "ligo" / "provenance.json").read_bytes())
+    recorded = statement["predicate"]["buildDefinition"]["internalParameters"]["operator"]["parted"]
+    assert recorded == {"mlp": 24, "kv_heads": 2}
+    assert "signs of the weights of copied entries" in (applied.out / "README.md").read_text()

@@ -109,6 +109,7 @@ RECORD = Record(
         "head": "GPT2LMHeadModel",
         "keying": "shared",
         "tie": None,
+        "parted": {},
         "parameters": {"width": 1234567, "depth": 6912},
         "starts": ["lemon(embed:768->1024)", "lemon(heads:12->16)", "stack(layer:12->24)"],
     },
