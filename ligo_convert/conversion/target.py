@@ -48,9 +48,9 @@ def left_out_parts(inventory: Inventory, family: Family) -> list[str]:
 
 def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object]) -> tuple[dict[str, object], str]:
     """Return the config keys that the recipe changes, with their new values, and the location of that request in the recipe."""
-    if recipe.target.model is None:
-        changes = dict(recipe.target.config or {})
-        unknown = [key for key in changes if key not in {*config, *family.defaults, *family.size_keys}]
+    changes = dict(recipe.target.config or {})
+    unknown = [key for key in changes if key not in {*config, *family.defaults, *family.size_keys}]
+    if recipe.target.model is None or unknown:
         # An error about sizes often concerns several keys: then the whole section is shown.
         at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
         return changes, recipe.where("target", "config", *at)
@@ -69,7 +69,8 @@ def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object])
     keys = [key for key in (*family.size_keys, *family.defaults) if key in wanted or key in family.size_keys]
     keys = [key for key in keys if key not in head]
     # Both configs may omit a key that the library derives.
-    return {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}, where
+    named = {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}
+    return {**named, **changes}, where
 
 
 def target_model_config(recipe: Recipe) -> dict[str, object]:

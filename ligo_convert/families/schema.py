@@ -51,6 +51,17 @@ WITHOUT_LOSS: tuple[Task, ...] = (*HEADLESS, "sequence-classification")
 CAUSAL: tuple[Task, ...] = ("causal-lm", "decoder")
 
 
+# Kind of rotary positions in transformers -> keys of its parameters. Where one key of each group is given, `max_position_embeddings`
+# enters no computation. Kinds that are not listed always compute with it.
+READ_LIMIT: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "default": (),
+    "linear": (),
+    "llama3": (("original_max_position_embeddings",),),
+    "yarn": (("original_max_position_embeddings",), ("factor",)),
+    "longrope": (("original_max_position_embeddings",), ("factor", "attention_factor")),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """A model class of the library for this family: the parts of a checkpoint it has, and its task.
@@ -206,6 +217,8 @@ class Family:
         per_layer_keys: config key of a list with one entry per layer -> depth axis.
         layer_index_keys: config keys that make a layer depend on its index.
         function_irrelevant_keys: config keys that do not change the function of a trained model at inference.
+        rotary_limit: config key of the most positions of rotary position embeddings; "" if there is none. Only the kinds of rotary
+            positions in `READ_LIMIT` compute with it.
         conditional_keys: config key -> keys that have no effect while it is false.
         activation: config key of the activation's name; "" if the library fixes it.
         rope_types: kinds of rotary positions that the library accepts, where it does not accept all that it knows.
@@ -253,6 +266,7 @@ class Family:
     per_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     layer_index_keys: tuple[str, ...] = ()
     function_irrelevant_keys: tuple[str, ...] = ()
+    rotary_limit: str = ""
     conditional_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     activation: str = ""
     rope_types: tuple[str, ...] = ()
@@ -664,6 +678,8 @@ class Family:
             for key in keys
             if not (old.get(switch) or new.get(switch))
         }
+        if self.rotary_limit and not (reads_limit(old) or reads_limit(new)):
+            inactive.add(self.rotary_limit)
         free = {
             *inactive,
             *self.size_keys,
@@ -673,6 +689,22 @@ class Family:
             self.tie_key,
         }
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
+
+
+def reads_limit(config: Config) -> bool:
+    """Return whether the rotary positions of a config compute with the config's most positions."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        return True
+    # One mapping for all layers, or one for each kind of layer.
+    nested = [item for item in parameters.values() if isinstance(item, Mapping)]
+    for item in nested or [parameters]:
+        kind = item.get("rope_type", item.get("type", "default"))
+        stated = {**config, **item}
+        groups = READ_LIMIT.get(str(kind))
+        if groups is None or not all(any(stated.get(key) is not None for key in group) for group in groups):
+            return True
+    return False
 
 
 def _ends(name: str, ending: str) -> bool:

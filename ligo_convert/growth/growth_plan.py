@@ -6,6 +6,7 @@ changes to the target's config, and the requests from which `growth.initialize` 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -167,7 +168,9 @@ def plan_growth(
         _refuse_two_at_once(family, growth, requests, where)
     if broken and widens and WIDTHS[growth.width].preserving:
         raise RecipeError(
-            f"growth.width: {growth.width} promises the source's function, and {broken[0].text}", where=where
+            f"growth.width: {growth.width} promises the source's function, and {broken[0].text}",
+            where=where,
+            hint=_keep_hint(family, source, changed),
         )
     return GrowthPlan(
         family=family,
@@ -184,6 +187,14 @@ def plan_growth(
         depths=depths,
         head=math.prod(claim.head for claim in claims.values()),
     )
+
+
+def _keep_hint(family: Family, source: Mapping[str, object], changed: tuple[str, ...]) -> str:
+    """Return how to keep the function: the source's values of the changed keys."""
+    values = family.complete(source)
+    kept = ", ".join(f"{key}: {json.dumps(values.get(key), default=str)}" for key in changed)
+    keep = f"keep the source's values in target.config ({kept}), also beside target.model; or " if changed else ""
+    return f"{keep}choose a width that promises nothing, such as net2net"
 
 
 def _request(

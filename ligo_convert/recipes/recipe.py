@@ -311,7 +311,7 @@ def _filled(section: Section) -> dict[str, Any]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         needs = section.only_with.get(name)
-        unchosen = name in section.alternatives and name not in section.given
+        unchosen = name in section.alternatives and value in (None, False)
         idle = needs is not None and (value is None or section.given[0] not in needs)
         if unchosen or idle:
             del data[name]

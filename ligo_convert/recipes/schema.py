@@ -232,8 +232,15 @@ class TargetConfig(Section):
     alternatives = ("config", "model")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {"revision": ("model",)}
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The alternative that is given. Beside `model`, `config` replaces keys of that model's config."""
+        given = super().given
+        return ("model",) if "model" in given else given
+
     config: Config | None = Field(
-        default=None, description="keys of the library's config that replace those of the source"
+        default=None,
+        description="keys of the library's config that replace those of the source; beside target.model, those of that model",
     )
     model: Text | None = Field(
         default=None,

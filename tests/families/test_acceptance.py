@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,12 +14,12 @@ import timm
 import torch
 import transformers
 from support.source_models import change_config, change_weights, family_named, recipe_text, weights_of, write_case
-from support.tiny import CASES
+from support.tiny import CASES, config_of, start_of
 
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.conversion.convert import convert
-from ligo_convert.conversion.plan import plan_recipe
-from ligo_convert.errors import SourceError
+from ligo_convert.conversion.plan import Plan, plan_recipe
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.hub.resolve import open_source
@@ -220,6 +221,82 @@ def test_the_class_of_a_decoder_without_a_head_on_disk(
     assert plan.family.architecture == expected
     told = f"config.json names LlamaForCausalLM, and the tensors are those of {expected}"
     assert (told in plan.warnings) == (named is not None and expected not in named)
+
+
+MORE = {"max_position_embeddings": 64}
+LONG = {"original_max_position_embeddings": 16, "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+# Rotary positions of the source -> whether its function depends on the most positions in the config.
+LIMITS: list[tuple[dict[str, object] | None, bool]] = [
+    (None, False),
+    ({"rope_type": "default"}, False),
+    ({"rope_type": "linear", "factor": 2.0}, False),
+    ({"type": "linear", "factor": 2.0}, False),
+    ({"rope_type": "dynamic", "factor": 2.0}, True),
+    ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, False),
+    ({"rope_type": "yarn", "factor": 2.0}, True),
+    ({"rope_type": "longrope", **LONG}, True),
+    ({"rope_type": "longrope", "factor": 2.0, **LONG}, False),
+    (
+        {
+            "rope_type": "llama3",
+            "factor": 2.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+        False,
+    ),
+]
+
+
+def frequencies(config: Mapping[str, object], positions: int) -> torch.Tensor:
+    """What the library's rotary positions compute for tokens 0 to 47."""
+    made = transformers.LlamaConfig(**{**copy.deepcopy(dict(config)), "max_position_embeddings": positions})
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(made)
+    return torch.stack(rotary(torch.zeros(1, 48, 64), torch.arange(48)[None]))
+
+
+@pytest.mark.parametrize(("rope", "reads"), LIMITS)
+def test_more_positions_are_exact_where_the_library_does_not_compute_with_them(
+    rope: dict[str, object] | None, reads: bool
+) -> None:
+    config = {"model_type": "llama", **CASES["llama"].config, **({} if rope is None else {"rope_scaling": dict(rope)})}
+    # Yarn tells low from high frequencies only where a head has many.
+    library = {**{key: value for key, value in config.items() if key != "model_type"}, "head_dim": 64}
+    same = torch.equal(frequencies(library, 32), frequencies(library, 64))
+    assert same != reads, "the case is not what its row says"
+    changed = family_named("llama").changed_function(config, {**config, **MORE})
+    assert changed == (("max_position_embeddings",) if reads else ())
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_every_rotary_family_has_more_positions_for_nothing(name: str) -> None:
+    start = start_of(name, config_of(name), {**CASES[name].even, **MORE}, width="hyperclone")
+    assert (start.verdict, start.target["max_position_embeddings"]) == ("exact", 64)
+
+
+def test_a_refused_promise_names_the_way_out_and_target_config_takes_it(
+    sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    larger = write_case(tmp_path / "larger", "llama", **CASES["llama"].even, **MORE)
+    rope = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
+    source = change_config(shutil.copytree(sources("llama"), tmp_path / "source"), lambda config: {**config, **rope})
+    change_config(larger, lambda config: {**config, **rope})
+
+    def planned(**target: object) -> Plan:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(recipe_text(source, {}, target={"config": None, "model": "./larger", **target}))
+        return plan_recipe(load_recipe(recipe))
+
+    with pytest.raises(RecipeError, match="changes max_position_embeddings") as caught:
+        planned()
+    assert "target.config (max_position_embeddings: 32)" in caught.value.hint
+    plan = planned(config={"max_position_embeddings": 32})
+    assert plan.start.verdict == "exact"
+    assert plan.family.sizes(plan.start.target)["embed"] == CASES["llama"].even["hidden_size"]
+    with pytest.raises(RecipeError, match="has no such config key") as caught:
+        planned(config={"max_positions": 32})
+    assert "recipe.yaml" in caught.value.where
 
 
 def refusal(source: Path) -> str:

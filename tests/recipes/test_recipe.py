@@ -159,6 +159,7 @@ def test_json_is_a_recipe_too(write: Write) -> None:
         {"fit": {"steps": 1, "data": {"stdlib": True, "tokenizer": "gpt2"}, "warmup_steps": 0}},
         {"target": {"model": "vit_small_patch16_224.augreg_in21k_ft_in1k"}},
         {"target": {"model": "org/name", "revision": "v1.0"}},
+        {"target": {"model": "org/name", "config": {"n_layer": 24}}},
         {"source": {"model": "./here", "config": {"model_type": "gpt2"}}},
         {"source": {"config": {"model_type": "gpt2"}}},
         {"source": {"pretrain": {"config": {"model_type": "gpt2"}, "steps": 3}}},
@@ -327,12 +328,7 @@ BAD = [
     ("  revision: main", "  config: [1]", "4:11", "source.config: should be a mapping, not a list"),
     ("  revision: main", "  endpoint: https://example.org", "4:3", f"source.endpoint: {NO_SECRETS}"),
     (CONFIG, "  config: {a: file:///etc/passwd}", "6:15", f"target.config.a: {URL}"),
-    (
-        CONFIG,
-        "  config: {}\n  model: gpt2",
-        "5:1",
-        "target: give exactly one of config, model (found: config and model)",
-    ),
+    (CONFIG, "  architecture: GPT2Model", "5:1", "target: give exactly one of config, model (found: none)"),
     (CONFIG, "  config: {}\n  revision: main", "5:1", "target: revision is allowed only with model, not with config"),
     (CONFIG, "  [a]", "6:3", "target: should be a mapping, not a list"),
     (

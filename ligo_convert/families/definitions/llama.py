@@ -80,6 +80,7 @@ LLAMA = Family(
     residual_outputs=("model.layers.{layer}.self_attn.o_proj", "model.layers.{layer}.mlp.down_proj"),
     never_grown=("vocab",),
     rotary_axes=("head_dim",),
+    rotary_limit="max_position_embeddings",
     dot_products=(("query", "key"),),
     activation="hidden_act",
     content_of={"context": "value"},
