@@ -22,6 +22,7 @@ from laws.test_layering import FILES, LAYERS, ROOT_MODULES, ROOT_SENTENCES, sent
 import ligo_convert
 from ligo_convert import errors
 from ligo_convert.batch.manifest_schema import EntrySection, ManifestSection
+from ligo_convert.checkpoints.file_kinds import KINDS, FileKind
 from ligo_convert.cli.inspect import families_list, starts_list
 from ligo_convert.cli.main import cli
 from ligo_convert.errors import Interrupted, LigoError, RecipeError
@@ -30,6 +31,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
 from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.outputs.carried import MODULES
 from ligo_convert.recipes.recipe import json_schema, load_recipe
 from ligo_convert.recipes.schema import Section
 
@@ -421,6 +423,41 @@ def _parameters(function: Callable[..., object]) -> Iterator[str]:
         yield f"{parameter.name}: {parameter.annotation}{default}"
 
 
+def file_kinds() -> str:
+    """Every kind of file beside the weights, in the order in which they are tried."""
+    done = {
+        "carry": "carried, up to {}",
+        "module": "carried with its pipeline, up to {}",
+        "ignore": "not a file of the model",
+    }
+
+    def row(kind: FileKind) -> str:
+        shown = ", ".join(f"`{pattern}`" for pattern in kind.patterns[:8]) + (", ..." if kind.patterns[8:] else "")
+        what = (
+            done[kind.action].format(f"{kind.limit >> 20} MiB") if kind.action in done else f"left behind: {kind.why}"
+        )
+        return f"| {kind.what} | {shown} | {what} |\n"
+
+    return "| file | names | what is done |\n| --- | --- | --- |\n" + "".join(map(row, KINDS))
+
+
+def modules() -> str:
+    """Every module of sentence-transformers that can be carried."""
+    done = {
+        "free": "carried byte for byte",
+        "size": "{} is rewritten",
+        "input": "{} is rewritten, and the input side of its weights grows",
+        "never": "only where the width does not grow",
+    }
+    rows = [
+        f"| `{name}` | {done[kind.grows].format(' or '.join(f'`{key}`' for key in kind.sizes))}"
+        + (", and the number of layers stays" if kind.per_layer else "")
+        + " |\n"
+        for name, kind in MODULES.items()
+    ]
+    return "| module | its files |\n| --- | --- |\n" + "".join(rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "packages": packages,
     "families": family_table,
@@ -437,6 +474,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "entry keys": lambda: section_keys(EntrySection),
     "exit codes": exit_codes,
     "commands": commands,
+    "file kinds": file_kinds,
+    "modules": modules,
     "python api": python_api,
 }
 
