@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from support.checkpoints import HERE
 from support.loopback import server as loopback
 from support.loopback.server import Fault, Pull
-from support.source_models import DEEPER, write_case, write_checkpoint
+from support.pipelines import NORMALIZE, dense, pooling, write_pipeline
+from support.source_models import DEEPER, recipe_text, write_case, write_checkpoint
 
 from ligo_convert.checkpoints.layout import stated_license
 from ligo_convert.conversion.convert import convert
@@ -138,6 +139,31 @@ def test_a_directory_goes_there_byte_for_byte_and_main_moves_once(grown: Path, s
         assert not again["changed"]
         sizes = {file["name"]: file["bytes"] for file in said["files"]}
         assert sizes == {name: len(data) for name, data in on_disk(grown).items()}
+
+
+def test_what_was_carried_is_published_in_its_folders_and_nothing_else(send: Send, tmp_path: Path) -> None:
+    source = write_pipeline(tmp_path / "source", [pooling(), dense(16, 4), NORMALIZE])
+    (source / "LICENSE").write_text("Stored in /home/somebody/model.\n")  # as public as the source
+    (source / "modeling_evil.py").write_text("raise SystemExit(1)\n")
+    text = recipe_text(
+        source,
+        {"num_hidden_layers": 3},
+        growth={"width": "copy", "depth": "stack"},
+        output={"dir": str(tmp_path / "out")},
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    out = convert(load_recipe(tmp_path / "recipe.yaml")).out
+    with serve() as hub:
+        (said,) = send(hub, {"directory": out, "repo": REPO, "license": "mit"})
+        assert "error" not in said, said
+        there = published(hub)
+        # The stated licence stands in the card, the provenance and the sums.
+        written = {"README.md", "ligo/provenance.json", "ligo/SHA256SUMS"}
+        assert {name: data for name, data in there.items() if name not in written} == {
+            name: data for name, data in on_disk(out).items() if name not in written
+        }
+        assert {"LICENSE", "1_Pooling/config.json", "2_Dense/model.safetensors", "modules.json"} <= set(there)
+        assert "modeling_evil.py" not in there
 
 
 def test_what_is_sent_twice_is_stored_once(grown: Path, send: Send) -> None:
