@@ -12,6 +12,9 @@ from pathlib import Path, PurePosixPath
 
 PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
+# Resident memory of a process with torch and a model library after its imports, before it holds a tensor.
+BASE_BYTES = 850_000_000
+
 
 def versions() -> dict[str, str]:
     """Return package name -> installed version, Python included."""

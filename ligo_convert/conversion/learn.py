@@ -156,22 +156,19 @@ def _with_models(
 ) -> Learned:
     """Measure the initial operator; fit it and measure again where the recipe has a `fit` section."""
 
-    def load_models() -> ModelPair:
-        from ligo_convert.conversion.model_pair import ModelPair
-
-        return ModelPair(plan, source, initial.operator, device=device, progress=progress)
+    from ligo_convert.conversion.model_pair import ModelPair
 
     if plan.fit is not None:
         state = StagedState(staging, FIT_STATE)
         with _shared_fit(state, staging, shared, device):
-            pair = load_models()
+            with progress.task("reading the source", plan.read_bytes, unit="bytes") as task:
+                pair = ModelPair(plan, source, initial.operator, device=device, on_read=task.advance)
             splits, data = _load_data(plan, plan.fit, source, staging, progress)
             fitted = _fit(plan, plan.fit, pair, splits, initial, state, progress)
             return replace(fitted, data=data)
-    pair = load_models()
-    with progress.task("measuring the initial operator", 1) as task:
+    with progress.task("measuring the initial operator", plan.read_bytes, unit="bytes") as task:
+        pair = ModelPair(plan, source, initial.operator, device=device, on_read=task.advance)
         measured = pair.preservation(pair.grow(initial.operator), pair.random_examples())
-        task.advance()
     return replace(initial, metrics=_with_preservation(initial.metrics, measured))
 
 

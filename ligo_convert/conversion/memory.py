@@ -1,24 +1,25 @@
-"""Choose the micro batch and estimate the peak memory of a run."""
+"""Choose the micro batch, decide whether models run in memory or streamed, and estimate the peak memory of a run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Literal
 
-from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.checkpoints.tensors import DTYPE_BYTES, TensorSpec
 from ligo_convert.conversion.fit_plan import FitPlan
+from ligo_convert.environment import BASE_BYTES, memory_limit
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import learned_parameters
+from ligo_convert.growth.stream import compute_dtype, source_name, stored_dtypes
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import SEQUENCE_LENGTH
 
-# Resident memory of a process after its imports, before it holds a tensor: with torch, and without.
-BASE_BYTES = 850_000_000
-
+# Resident memory of a process without torch after its imports, before it holds a tensor.
 COPY_BASE_BYTES = 120_000_000
 
 # Memory budget for the activations of one micro batch.
@@ -26,6 +27,12 @@ ACTIVATION_BYTES = 1_500_000_000
 
 # Sequences of one forward pass where nothing is fitted.
 MEASURING_BATCH = 4
+
+# Models run in memory only if the limit exceeds the estimate by this factor: a run that is killed is worse than a slower one.
+MARGIN = 1.15
+
+# How models are run to measure preservation.
+Method = Literal["in memory", "streamed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +56,32 @@ class ModelLoad:
 
 
 def physical_memory() -> int:
-    """Return the installed memory of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory that this process may use, in bytes: the machine's, or less where a cgroup limits it."""
+    return memory_limit()
 
 
 def activation_bytes(family: Family, config: Mapping[str, object], sequence_length: int) -> int:
     """Estimate the bytes held by the forward and backward pass of one sequence: logits, softmax, and saved activations."""
     sizes = family.sizes(config)
     layers = sum(sizes[axis] for axis in family.depth_axes)
-    headed = any(
-        family.vocabulary in dim.parts and dim.role == "write" for row in family.rows for dim in row.layout.dims
-    )
-    logits = 4 * 4 * sequence_length * sizes[family.vocabulary] if headed else 0
+    logits = 4 * 4 * sequence_length * sizes[family.vocabulary] if _has_token_head(family) else 0
+    return logits + layers * _layer_bytes(family, sizes, sequence_length)
+
+
+def _has_token_head(family: Family) -> bool:
+    """Return whether the output has one entry per token id."""
+    return any(family.vocabulary in dim.parts and dim.role == "write" for row in family.rows for dim in row.layout.dims)
+
+
+def _layer_bytes(family: Family, sizes: Mapping[str, int], sequence_length: int) -> int:
+    """Estimate the bytes of the activations of one layer, for one sequence."""
     inner = sum(sizes[stream] for stream in family.roles if stream in sizes and stream not in family.never_grown)
     # Fused attention stores no attention matrix. Talking heads do: six matrices per head, softmax included.
     mixed = [
         row for row in family.rows if len(row.layout.dims) == 2 and row.layout.dims[0].parts == row.layout.dims[1].parts
     ]
     matrices = 6 * max((sizes[row.layout.dims[0].parts[0]] for row in mixed), default=0)
-    return logits + layers * (4 * sequence_length * 4 * inner + (8 + 4 * matrices) * sequence_length**2)
+    return 4 * sequence_length * 4 * inner + (8 + 4 * matrices) * sequence_length**2
 
 
 def choose_micro_batch(recipe: Recipe, family: Family, start: GrowthPlan) -> int:
@@ -91,27 +105,69 @@ def choose_micro_batch(recipe: Recipe, family: Family, start: GrowthPlan) -> int
     return max(least, min(fit.batch_size, ACTIVATION_BYTES // one))
 
 
-def estimate_memory(load: ModelLoad, *, measures: bool) -> int:
-    """Return the peak resident memory of a run, in bytes: the larger of fitting, measuring and writing."""
+def estimate_memory(load: ModelLoad, *, measuring: Method | None) -> int:
+    """Return the peak resident memory of a run, in bytes: the larger of fitting, measuring and writing.
+
+    Args:
+        measuring: how models are run; None where none is run.
+    """
     family, inventory, start, specs = load.family, load.inventory, load.start, load.specs
     largest = max(spec.elements for spec in specs)
     row = max(
         sum(inventory.stored[name].elements for name in _row_names(family, inventory, pattern))
         for pattern in (row.pattern for row in inventory.rows)
     )
-    if not measures:
-        return COPY_BASE_BYTES + 3 * largest * 4 if start.copies_only else BASE_BYTES + 4 * (row + 3 * largest)
-    source = 4 * sum(spec.elements for spec in inventory.stored.values())
-    target = 4 * sum(spec.elements for spec in specs)
-    positions = load.fit.positions if load.fit else family.sequence(start.target, SEQUENCE_LENGTH)
-    activations = load.micro_batch * activation_bytes(family, start.target, positions)
+    wide = DTYPE_BYTES[compute_dtype(inventory)]
+    if measuring is None and start.copies_only:
+        return COPY_BASE_BYTES + 3 * largest * wide
+    writing = BASE_BYTES + wide * (row + 3 * largest)
+    if measuring is None:
+        return writing
+    if measuring == "streamed":
+        return max(writing, BASE_BYTES + wide * _streamed_elements(load))
+    source = wide * sum(spec.elements for spec in inventory.stored.values())
+    target = wide * sum(spec.elements for spec in specs)
     if load.fit is None:
-        # The cost of rounding is measured on a second copy of the target.
-        copies = 2 if any(spec.dtype in ("F16", "BF16") for spec in specs) else 1
-        return BASE_BYTES + source + copies * target + activations + 4 * (row + 2 * largest)
+        return BASE_BYTES + source + target + wide * _streamed_elements(load)
+    activations = load.micro_batch * activation_bytes(family, start.target, load.fit.positions)
     # Parameters, gradients, two moments, the best and the initial operator. A saved state is written from them, not copied.
-    operator = 4 * 6 * learned_parameters(start)
-    return BASE_BYTES + source + 2 * target + operator + activations + 4 * 4 * row
+    operator = wide * 6 * learned_parameters(start)
+    return BASE_BYTES + source + 2 * target + operator + activations + 4 * wide * row
+
+
+def _streamed_elements(load: ModelLoad) -> int:
+    """Estimate the elements in memory while streamed models are measured: states of all layers, one layer's activations, one weight."""
+    family, start = load.family, load.start
+    old, new = family.sizes(start.source), family.sizes(start.target)
+    positions = family.sequence(start.target, SEQUENCE_LENGTH)
+    tokens = load.micro_batch * positions
+    stream = family.norm.stream
+    # Source and target states are kept after every layer, to find where the target departs.
+    states = tokens * sum(sizes[stream] * sizes[axis] for sizes in (old, new) for axis in family.depth_axes)
+    # The outputs of the source, the target and the rounded target, and two temporary arrays of this size for their losses.
+    outputs = 5 * tokens * (new[family.vocabulary] if _has_token_head(family) else new[stream])
+    inner = load.micro_batch * _layer_bytes(family, new, positions) // 4
+    # A weight is read, widened, joined with its new entries, and possibly rewritten first.
+    weight = max(
+        3 * prod(family.shape(row, old)) + 3 * prod(family.shape(row, new)) for row in family.rows_for(start.target)
+    )
+    return states + outputs + inner + weight
+
+
+def measuring_reads(load: ModelLoad, measuring: Method | None) -> int:
+    """Return the bytes of the source that measuring reads: for the source, for the target that grows from it, and for every run of it."""
+    family, inventory, target = load.family, load.inventory, load.start.target
+    once = sum(spec.nbytes for spec in inventory.stored.values())
+    if measuring is None or load.fit is not None:
+        return once if measuring else 0
+    # A target tensor grows from the tensor of one layer. A streamed target that is stored in a narrower dtype grows again as stored.
+    narrow = any(DTYPE_BYTES[spec.dtype] < DTYPE_BYTES[compute_dtype(inventory)] for spec in load.specs)
+    grown = sum(
+        source_name(family, inventory, row, None if row.depth is None else 0).nbytes
+        for row, _, _ in family.tensors_of(family.rows_for(target), target, dtype="F32")
+        if stored_dtypes(family, inventory, row)
+    )
+    return once + (2 if narrow and measuring == "streamed" else 1) * grown
 
 
 def _row_names(family: Family, inventory: Inventory, pattern: str) -> list[str]:

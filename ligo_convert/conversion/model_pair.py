@@ -1,4 +1,4 @@
-"""Hold source and target models in memory, to measure a growth operator and to fit it.
+"""Hold source and target models, in memory or streamed, to measure a growth operator and to fit it.
 
 Input: a plan, the source's weights, an initial operator, a device.
 Output: losses, accuracies, the preservation figures, a fitted operator.
@@ -6,13 +6,13 @@ Output: losses, accuracies, the preservation figures, a fitted operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from ligo_convert.checkpoints.reader import CheckpointReader
-from ligo_convert.checkpoints.tensors import DTYPE_NAMES
 from ligo_convert.checkpoints.torch_io import TORCH_DTYPES
 from ligo_convert.conversion.fit_plan import FitPlan
 from ligo_convert.conversion.plan import Plan, stream_width
@@ -35,35 +35,49 @@ from ligo_convert.training.fit import (
 from ligo_convert.training.functional_model import LibraryModel, Objective, mean_loss
 from ligo_convert.training.loop import StateStore, TrainResult
 from ligo_convert.training.objectives import objective_of
-from ligo_convert.training.preservation import MeasuredModel, certificate, judged, rounding
+from ligo_convert.training.preservation import MeasuredModel, certificate, judged
+from ligo_convert.training.streamed import loaded, streamed_source, streamed_target
 from ligo_convert.training.tasks import random_batch
 
 RANDOM_EXAMPLES = 4
 
 
 class ModelPair:
-    """Source and target of one plan, on one device.
+    """Source and target of one plan, on one device. Where the plan streams, weights are read and grown as the models use them.
+
+    Args:
+        on_read: called with the number of bytes after every read of a source tensor.
 
     Attributes:
         source: the source model with its weights.
         target: the target's model without weights: `grow` makes them.
-        objective: loss that the operator is fitted with.
     """
 
     def __init__(
-        self, plan: Plan, checkpoint: CheckpointReader, initial: Operator, *, device: str, progress: Progress
+        self,
+        plan: Plan,
+        checkpoint: CheckpointReader,
+        initial: Operator,
+        *,
+        device: str,
+        on_read: Callable[[int], None] | None = None,
     ) -> None:
         torch.manual_seed(0)  # nothing here draws from torch; a library that does would still be reproducible
         self._plan, self._initial, self._device = plan, initial, device
         self._dtype = TORCH_DTYPES[compute_dtype(plan.inventory)]
         self._rows = plan.family.rows_for(plan.start.target)
-        with progress.task("reading the source", len(self._rows), unit="rows"):
-            self._stacked = stacked_source(
-                checkpoint.read, plan.family, plan.inventory, self._rows, device=device, dtype=self._dtype
-            )
+
+        def read(name: str) -> memoryview:
+            data = checkpoint.read(name)
+            if on_read is not None:
+                on_read(len(data))
+            return data
+
+        self._read = read
+        self._stacked: dict[str, torch.Tensor] = {}
         self.source = MeasuredModel(
             library=LibraryModel(plan.inventory.family, plan.start.source, device=device),
-            parameters=named_source(plan.inventory, self._stacked),
+            parameters=self._source_parameters(),
         )
         try:
             self.target = LibraryModel(plan.family, plan.start.target, device=device)
@@ -71,13 +85,32 @@ class ModelPair:
             # The library accepted the source's config, so it refuses what the recipe changes.
             raise RecipeError(error.what, where=plan.recipe.where("target")) from None
         self.target.check_table(self._rows)
-        self.objective = objective_of(self.target, self.source, initial, dtype=self._dtype)
+
+    def _source_parameters(self) -> Mapping[str, torch.Tensor]:
+        plan = self._plan
+        if plan.fit is None:
+            return self._held(streamed_source(self._read, plan.inventory, device=self._device))
+        # A fit mixes all layers of a row at every step.
+        self._stacked = stacked_source(
+            self._read, plan.family, plan.inventory, self._rows, device=self._device, dtype=self._dtype
+        )
+        return named_source(plan.inventory, self._stacked)
+
+    def _held(self, parameters: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return parameters if self._plan.measuring == "streamed" else loaded(parameters)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss that the operator is fitted with."""
+        return objective_of(self.target, self.source, self._initial, dtype=self._dtype)
 
     def grow(self, operator: Operator) -> MeasuredModel:
         """Return the target with the weights that `operator` grows."""
-        grower = Grower(
-            operator, self._plan.family, device=self._device, dtype=self._dtype, fetch=fetch_from(self._stacked)
-        )
+        plan = self._plan
+        if plan.fit is None:
+            grown = streamed_target(self._read, plan.family, plan.inventory, operator, device=self._device)
+            return MeasuredModel(library=self.target, parameters=self._held(grown))
+        grower = Grower(operator, plan.family, device=self._device, dtype=self._dtype, fetch=fetch_from(self._stacked))
         return MeasuredModel(library=self.target, parameters=GrownTarget(grower, self._rows, self._stacked).tensors())
 
     def loss(self, model: MeasuredModel, examples: Examples) -> float:
@@ -108,19 +141,21 @@ class ModelPair:
 
     def preservation(self, grown: MeasuredModel, examples: Examples) -> dict[str, Any]:
         """Compare the initially grown target with its source: the measured fields of `outputs.metrics.Preservation`."""
-        depths = {axis: depth.source for axis, depth in self._plan.start.depths.items()}
-        batch_size = self._plan.micro_batch
+        plan = self._plan
+        depths = {axis: depth.source for axis, depth in plan.start.depths.items()}
+        written = {spec.name: TORCH_DTYPES[spec.dtype] for spec in plan.specs}
         measured = certificate(
-            self.source, grown, self._initial, depths, examples, batch_size=batch_size, dtype=self._dtype
+            self.source,
+            grown,
+            self._initial,
+            depths,
+            examples,
+            batch_size=plan.micro_batch,
+            dtype=self._dtype,
+            stored={name: written[plan.family.written(name)] for name in grown.parameters},
         )
-        stored = {spec.dtype for spec in self._plan.specs}
-        narrowest = min(stored, key=lambda name: torch.finfo(TORCH_DTYPES[name]).bits)
-        narrower = torch.finfo(TORCH_DTYPES[narrowest]).bits < torch.finfo(self._dtype).bits
-        if narrower and measured["verdict"] is not None:
-            cost = rounding(grown, TORCH_DTYPES[narrowest], examples, batch_size=batch_size, wide=self._dtype)
-            name = next(name for name, short in DTYPE_NAMES.items() if short == narrowest)
-            measured["rounding"] = {"dtype": name, **cost}
-        return judged(measured, self._plan.start.verdict, dtype=self._dtype, data=self._plan.fit is not None)
+        found = judged(measured, plan.start.verdict, dtype=self._dtype, data=plan.fit is not None)
+        return {**found, "method": plan.measuring}
 
     def random_examples(self) -> Examples:
         """Return seeded random inputs that fit the source, for measuring without data."""

@@ -17,7 +17,15 @@ from ligo_convert.checkpoints.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.checkpoints.writer import ShardPlan, plan_shards
 from ligo_convert.conversion.data_checks import check_data_section
 from ligo_convert.conversion.fit_plan import FitPlan, PretrainPlan, plan_fit, plan_pretraining
-from ligo_convert.conversion.memory import ModelLoad, choose_micro_batch, estimate_memory, physical_memory
+from ligo_convert.conversion.memory import (
+    MARGIN,
+    Method,
+    ModelLoad,
+    choose_micro_batch,
+    estimate_memory,
+    measuring_reads,
+    physical_memory,
+)
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
 from ligo_convert.families.configs import flat_config
@@ -58,8 +66,9 @@ class Plan:
         fit: the fit of the operator; None where the recipe has no `fit` section.
         pretrain: the training of the source; None where the source exists.
         memory: estimated peak resident memory, in bytes.
+        read_bytes: bytes of the source that measuring preservation reads.
         micro_batch: sequences or images of one forward pass.
-        measures: whether a model is run; if not, the preservation figures are null.
+        measuring: how models are run to measure preservation; None where none is run, and the figures are null.
         carried: what becomes of the source's files beside the weights; None where the source is not at hand.
         asked: config keys that the recipe changes, with their new values.
     """
@@ -76,8 +85,9 @@ class Plan:
     fit: FitPlan | None
     pretrain: PretrainPlan | None
     memory: int
+    read_bytes: int
     micro_batch: int
-    measures: bool
+    measuring: Method | None
     carried: CarriedFiles | None
     warnings: tuple[str, ...]
     asked: Mapping[str, object]
@@ -99,6 +109,11 @@ class Plan:
         """Parameter counts of source and target; a tied matrix counts once."""
         old = self.inventory.family.parameters(self.inventory.rows, self.start.source)
         return {"source": old, "target": sum(spec.elements for spec in self.specs)}
+
+    @property
+    def measures(self) -> bool:
+        """Whether a model is run; if not, the preservation figures are null."""
+        return self.measuring is not None
 
     @property
     def flops(self) -> dict[str, int | None]:
@@ -167,7 +182,7 @@ def make_plan(
     )
     carried = plan_carried(start, source) if source is not None else None
     warnings += carried.warnings() if carried is not None else []
-    measures, memory = _decide_measuring(recipe, load, warnings, here=here)
+    measuring, memory = _decide_measuring(recipe, load, warnings, here=here)
     if here and check_disk:
         check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES)
     if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
@@ -189,8 +204,9 @@ def make_plan(
         fit=fit,
         pretrain=plan_pretraining(recipe, fit),
         memory=memory,
+        read_bytes=measuring_reads(load, measuring),
         micro_batch=load.micro_batch,
-        measures=measures,
+        measuring=measuring,
         carried=carried,
         warnings=tuple(warnings),
         asked=asked,
@@ -230,27 +246,35 @@ def _plan_growth(
     return inventory, family, start, changes
 
 
-def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, here: bool) -> tuple[bool, int]:
-    """Return whether the run measures models, and its peak memory in bytes.
+def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, here: bool) -> tuple[Method | None, int]:
+    """Return how the run measures models, None where it runs none, and its peak memory in bytes.
 
     Raises:
-        MachineError: a fit needs more memory than this machine has. Growing alone streams, and only gives up measuring.
+        MachineError: a fit needs more memory than this machine has. Growing alone streams its models where they do not fit.
     """
-    measures = load.fit is not None or not load.start.copies_only
-    memory = estimate_memory(load, measures=measures)
+    if load.fit is None and load.start.copies_only:
+        return None, estimate_memory(load, measuring=None)
+    memory = estimate_memory(load, measuring="in memory")
     installed = physical_memory()
-    if not here or memory <= installed:
-        return measures, memory
+    if not here:
+        return "in memory", memory
     if load.fit is not None:
-        raise MachineError(
-            "the fit needs more memory than this machine has",
-            where=recipe.path.name,
-            expected=f"{memory / 1e9:.1f} GB",
-            found=f"{installed / 1e9:.1f} GB",
-            hint="lower fit.micro_batch_size, or remove the `fit` section: growing alone streams",
-        )
+        if memory > installed:
+            raise MachineError(
+                "the fit needs more memory than this machine has",
+                where=recipe.path.name,
+                expected=f"{memory / 1e9:.1f} GB",
+                found=f"{installed / 1e9:.1f} GB",
+                hint="lower fit.micro_batch_size, or remove the `fit` section: growing alone streams",
+            )
+        return "in memory", memory
+    if memory * MARGIN <= installed:
+        return "in memory", memory
+    streamed = estimate_memory(load, measuring="streamed")
+    if streamed <= installed:
+        return "streamed", streamed
     warnings.append("too little memory to run source and target: preservation is not measured")
-    return False, estimate_memory(load, measures=False)
+    return None, estimate_memory(load, measuring=None)
 
 
 def another_start(plan: Plan, *, width: str, depth: str, tie: str | None, seed: int) -> GrowthPlan:
@@ -382,7 +406,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "tie": plan.start.growth.tie,
             "learned_parameters": learned_parameters(plan.start) if plan.recipe.fit else 0,
         },
-        "preservation": {"verdict": plan.start.verdict, "reasons": list(plan.start.reasons)},
+        "preservation": {
+            "verdict": plan.start.verdict,
+            "reasons": list(plan.start.reasons),
+            "method": plan.measuring,
+            "read_bytes": plan.read_bytes,
+        },
         "symmetry": symmetry_json(symmetry(plan.start)),
         "config_edits": config_edits(plan),
         "files": [{"name": shard.filename, "nbytes": shard.nbytes} for shard in plan.shards.shards],

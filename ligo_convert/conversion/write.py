@@ -24,8 +24,9 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import grow
 from ligo_convert.io.staging import Staging
 from ligo_convert.outputs.carried import CarriedFiles
+from ligo_convert.outputs.loading import check_loads
 from ligo_convert.outputs.side_files import write_carried, write_model_files, write_new_parameters
-from ligo_convert.outputs.verify import check_digests, check_loads, check_weights
+from ligo_convert.outputs.verify import check_digests, check_weights
 from ligo_convert.progress import Progress
 
 

@@ -4,7 +4,8 @@ Input: a reader of source bytes, the inventory of the source, an operator. Outpu
 the family's table, layer by layer. Peak memory is the source tensors that one row needs, plus one target tensor. A tensor that is only
 copied stays bytes, and a conversion of nothing but copies does not import torch.
 
-One path: `_Loader` reads and casts, `Grower` prepares and grows, `tensor_to_bytes` casts to the stored dtype.
+One path: `Loader` reads and casts, `Growth` prepares and grows, `tensor_to_bytes` casts to the stored dtype. `training.streamed` grows the
+tensors of a model that runs without being in memory by the same path.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def grow(
         device: where tensors are grown.
     """
     by_name = {spec.name: spec for spec in specs}
-    growth: _Growth | None = None
+    growth: Growth | None = None
     for row in family.rows_for(operator.target):
         if growth is not None:
             growth.release()
@@ -123,8 +124,14 @@ def grow(
                     yield spec.name, read(stored.name)
                     continue
             if growth is None:
-                growth = _Growth(_Loader(read, family, inventory, device), operator)
-            yield spec.name, growth.grown(row, layer, spec)
+                growth = Growth(Loader(read, family, inventory, device), operator)
+            yield spec.name, _stored_bytes(growth.tensor(row, layer), spec)
+
+
+def _stored_bytes(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
+    from ligo_convert.checkpoints.torch_io import tensor_to_bytes
+
+    return tensor_to_bytes(tensor, spec)
 
 
 def compute_dtype(inventory: Inventory) -> str:
@@ -132,7 +139,7 @@ def compute_dtype(inventory: Inventory) -> str:
     return "F64" if any(spec.dtype == "F64" for spec in inventory.stored.values()) else "F32"
 
 
-class _Loader:
+class Loader:
     """Read source tensors and cast them to the dtype of the arithmetic."""
 
     def __init__(self, read: Read, family: Family, inventory: Inventory, device: str) -> None:
@@ -150,10 +157,10 @@ class _Loader:
         return tensor_from_bytes(self.read(stored.name), stored).to(device=self.device, dtype=self.dtype)
 
 
-class _Growth:
+class Growth:
     """Grow target tensors one after the other, keeping only the source tensors that the current row still needs."""
 
-    def __init__(self, loader: _Loader, operator: Operator) -> None:
+    def __init__(self, loader: Loader, operator: Operator) -> None:
         from ligo_convert.growth.apply import Grower
 
         self.loader = loader
@@ -169,15 +176,14 @@ class _Growth:
 
         self.row, self.source = None, RowSource()
 
-    def grown(self, row: Row, layer: int | None, spec: TensorSpec) -> memoryview:
-        """Return one target tensor as bytes in the dtype of `spec`."""
-        from ligo_convert.checkpoints.torch_io import tensor_to_bytes
+    def tensor(self, row: Row, layer: int | None) -> torch.Tensor:
+        """Return one target tensor in the dtype of the arithmetic. The row's source tensors stay until `release` or another row."""
         from ligo_convert.growth.apply import RowSource
 
         if row is not self.row:
             self.row, self.source = row, RowSource()
         self._load_sources(row, layer)
-        return tensor_to_bytes(self.grower.grow_layer(row, layer, self.source), spec)
+        return self.grower.grow_layer(row, layer, self.source)
 
     def _load_sources(self, row: Row, layer: int | None) -> None:
         """Load and prepare every source layer that a target layer needs and that is not in memory yet."""

@@ -98,6 +98,7 @@ class Preservation:
         tokens: tokens compared.
         images: images compared.
         rounding: cost of storing the target in a narrower dtype; None where no tensor is narrower.
+        method: "in memory", or "streamed" where the models did not fit: each weight was read or grown when it was used.
     """
 
     verdict: str | None = None
@@ -116,6 +117,7 @@ class Preservation:
     dtype: str | None = None
     inputs: str | None = None
     rounding: Mapping[str, Any] | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

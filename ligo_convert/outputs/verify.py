@@ -5,19 +5,14 @@ Input: a directory, optionally its source. Output: a report. Any failure raises 
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.checkpoints.files import CONFIG, INDEX
-from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.environment import processor
 from ligo_convert.errors import SourceError, VerificationError
-from ligo_convert.families.configs import written_config
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
@@ -28,6 +23,7 @@ from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.checksums import check_sums
 from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
 from ligo_convert.outputs.listing import check_carried, check_complete, check_known
+from ligo_convert.outputs.loading import check_loads
 from ligo_convert.outputs.provenance import check_subjects, metrics_of, read_statement
 from ligo_convert.progress import Progress
 
@@ -80,82 +76,6 @@ def check_weights(
     return {"tensors": len(specs), "finite": nonfinite == 0}
 
 
-def check_loads(root: Path, family: Family) -> dict[str, Any]:
-    """Load a directory with the family's library, and require no missing, unexpected or mismatched keys.
-
-    The library sees the weights and the config keys that describe the model, and no other file or key of the directory.
-
-    Returns:
-        `class`, the name of the model's class, and the three empty lists of keys.
-
-    Raises:
-        VerificationError: the library raises an error or reports keys.
-    """
-    from ligo_convert.training.library_config import quiet
-
-    with (
-        open_source(str(root.absolute()), base=root) as written,
-        tempfile.TemporaryDirectory(prefix="ligo-load-") as scratch,
-    ):
-        for name in sorted({tensor.file.name for tensor in written.tensors.values()} | {INDEX} & {*written.side_files}):
-            (Path(scratch) / name).symlink_to((root / name).absolute())
-        with quiet():
-            try:
-                name, keys = _LOADERS[family.library](Path(scratch), family, written)
-            except Exception as error:  # noqa: BLE001  whatever the library raises, it does not load the directory
-                raise VerificationError(
-                    f"{family.library} cannot load the directory: {type(error).__name__}: {error}", where=root
-                ) from None
-    if any(keys.values()):
-        raise VerificationError(
-            f"{family.library} reports missing, unexpected or mismatched keys", where=root, expected="none", found=keys
-        )
-    return {"class": name, **keys}
-
-
-def _load_transformers(scratch: Path, family: Family, written: CheckpointReader) -> tuple[str, dict[str, list[str]]]:
-    import transformers
-
-    from ligo_convert.training.library_config import check_written_config, handed_on
-
-    check_written_config(family, written.stored_config)
-    config = {**handed_on(family, written.config), "model_type": family.model_type}
-    (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    model, info = getattr(transformers, family.auto_class).from_pretrained(
-        str(scratch),
-        output_loading_info=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype="auto",
-        **family.chosen.options,
-    )
-    sets = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    return type(model).__name__, {name: sorted(map(str, info.get(name) or [])) for name in sets}
-
-
-def _load_timm(scratch: Path, family: Family, written: CheckpointReader) -> tuple[str, dict[str, list[str]]]:
-    """Load with timm, which raises an error for keys that do not match and reports none, so they are compared here."""
-    import timm
-
-    # The directory's own config could name another file of weights, which timm would load instead, as a pickle too.
-    config = written_config(family, written.config, written.stored_config)
-    (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    model = timm.create_model(f"local-dir:{scratch}", pretrained=True)
-    stored, wanted = set(written.tensors), {name for name, _ in model.named_parameters()}
-    return type(model).__name__, {
-        "missing_keys": sorted(wanted - stored),
-        "unexpected_keys": sorted(stored - wanted),
-        "mismatched_keys": [],
-    }
-
-
-_LOADERS: dict[str, Callable[[Path, Family, CheckpointReader], tuple[str, dict[str, list[str]]]]] = {
-    "transformers": _load_transformers,
-    "timm": _load_timm,
-}
-
-
 def verify(
     directory: Path, *, source: str | None = None, load: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -165,7 +85,7 @@ def verify(
         directory: the output directory.
         source: the source checkpoint. If given, every tensor is recomputed and compared: bit for bit on the kind of processor that wrote
             it, up to rounding on another. The recorded Hub id stands for the recorded commit.
-        load: also load the model with its library.
+        load: also load the model with its library, one weight at a time if it does not fit in memory.
         progress: receives the progress of the checks.
 
     Returns:

@@ -26,7 +26,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Register parameters on the meta device, where they take no memory; build buffers normally."""
     register = torch.nn.Module.register_parameter
 
@@ -125,7 +125,7 @@ class LibraryModel:
 def _build(family: Family, config: Mapping[str, object], make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     with quiet():
         try:
-            with _parameters_on_meta():
+            with parameters_on_meta():
                 return make()
         except Exception as error:  # noqa: BLE001  the library raises many classes of errors; the user needs its message
             raise refused(error, family, config) from None

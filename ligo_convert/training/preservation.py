@@ -1,6 +1,6 @@
 """Measure how far growth preserves the source's function.
 
-Input: the source and the grown target in memory, and examples.
+Input: the source and the grown target, in memory or streamed, and examples.
 Output: plain numbers and a verdict, all in float32 or wider. "exact": logits within 1e-4 * max(1, logit scale). "near": loss within
 0.01 nats; without a loss, a mean squared difference within 1 % of the mean square. "lossy": everything else. A source whose output is
 constant, or not finite, cannot be measured. `judged` joins what was measured with what the method claims.
@@ -22,6 +22,7 @@ from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.verdict import Verdict, certified
 from ligo_convert.training.functional_model import LibraryModel
+from ligo_convert.training.streamed import rounded
 from ligo_convert.training.tasks import on_device, weight
 
 EXACT = 1e-4
@@ -40,7 +41,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredModel:
-    """A library model with the weights it runs on."""
+    """A library model with the weights it runs on, in memory or streamed (`training.streamed`)."""
 
     library: LibraryModel
     parameters: Tensors
@@ -55,6 +56,7 @@ def certificate(
     *,
     batch_size: int,
     dtype: torch.dtype,
+    stored: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, Any]:
     """Compare the grown target with its source.
 
@@ -63,15 +65,17 @@ def certificate(
 
     Args:
         depths: depth axis -> source layer of every target layer.
+        stored: canonical name -> dtype of the target's tensor in its file; None to leave out the cost of storing it so.
 
     Returns:
-        The measured fields of `outputs.metrics.Preservation`, without `rounding`.
+        The measured fields of `outputs.metrics.Preservation`; `rounding` only where a tensor is stored in a narrower dtype than `dtype`.
     """
     tasks = {model.library.family.task for model in (source, target)}
     same_head = not operator.drawn_rows and len(tasks) == 1 and tasks.isdisjoint(HEADLESS)
     sums = _Sums(compared="logits" if same_head else "hidden states")
     device, counts = source.library.device, {"tokens": 0, "images": 0}
     widen = _hidden_map(operator, target.library, dtype)
+    cost = _RoundingCost(target, stored or {}, dtype)
     for first in range(0, len(examples), batch_size):
         rows = range(first, min(first + batch_size, len(examples)))
         batch = on_device(examples.take(rows), device, dtype)
@@ -86,9 +90,11 @@ def certificate(
             elif widen is not None:
                 axis = target.library.family.depth_axes[-1]
                 sums.add(widen(old_layers[axis][-1]), new_layers[axis][-1], weight(batch), None)
+            cost.add(new, batch)
         if widen is not None:
             sums.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
-    return {**sums.result(), **counts}
+    found = {**sums.result(), **counts}
+    return found if found["verdict"] is None else {**found, **cost.result()}
 
 
 def judged(measured: Mapping[str, Any], planned: Verdict, *, dtype: torch.dtype, data: bool) -> dict[str, Any]:
@@ -232,21 +238,39 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
     return widen
 
 
-def rounding(
-    target: MeasuredModel, dtype: torch.dtype, examples: Examples, *, batch_size: int, wide: torch.dtype
-) -> dict[str, float | None]:
-    """Measure what storing the target as `dtype` changes, on the same examples. It is reported beside the verdict and never changes it."""
-    rounded = {name: tensor.to(dtype).to(tensor.dtype) for name, tensor in target.parameters.items()}
-    most, loss, count = 0.0, 0.0, 0.0
-    measure = target.library.task.loss
-    for first in range(0, len(examples), batch_size):
-        rows = range(first, min(first + batch_size, len(examples)))
-        batch = on_device(examples.take(rows), target.library.device, wide)
-        with torch.no_grad():
-            exact = target.library(target.parameters, batch)
-            narrow = target.library(rounded, batch)
-            most = _worse(most, float((exact - narrow).abs().max()))
-            if measure is not None:
-                loss += (float(measure(narrow, batch)) - float(measure(exact, batch))) * weight(batch)
-        count += weight(batch)
-    return {"max_logit_difference": most, "loss_difference": loss / count if measure is not None else None}
+class _RoundingCost:
+    """What storing the target changes, on the same examples. It is reported beside the verdict and never changes it.
+
+    Args:
+        target: the grown target.
+        stored: canonical name -> dtype in the file; empty where this is not asked for.
+        wide: dtype of the arithmetic.
+    """
+
+    def __init__(self, target: MeasuredModel, stored: Mapping[str, torch.dtype], wide: torch.dtype) -> None:
+        self.narrowest = min(stored.values(), key=lambda dtype: torch.finfo(dtype).bits, default=wide)
+        self.is_measured = torch.finfo(self.narrowest).bits < torch.finfo(wide).bits
+        self.library, self.measure = target.library, target.library.task.loss
+        self.parameters = rounded(target.parameters, stored) if self.is_measured else {}
+        self.most, self.loss, self.count = 0.0, 0.0, 0.0
+
+    def add(self, exact: torch.Tensor, batch: Tensors) -> None:
+        """Run the rounded target on a batch. `exact` is the output of the target that is not rounded."""
+        if not self.is_measured:
+            return
+        narrow = self.library(self.parameters, batch)
+        self.most = _worse(self.most, float((exact - narrow).abs().max()))
+        if self.measure is not None:
+            self.loss += (float(self.measure(narrow, batch)) - float(self.measure(exact, batch))) * weight(batch)
+        self.count += weight(batch)
+
+    def result(self) -> dict[str, Any]:
+        if not self.is_measured:
+            return {}
+        return {
+            "rounding": {
+                "dtype": str(self.narrowest).removeprefix("torch."),
+                "max_logit_difference": self.most,
+                "loss_difference": self.loss / self.count if self.measure is not None else None,
+            }
+        }

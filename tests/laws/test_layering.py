@@ -61,6 +61,7 @@ HEAVY_MODULES = {
     "training.objectives",
     "training.preservation",
     "training.pretrain",
+    "training.streamed",
     "training.tasks",
     "comparison.dropping",
     "comparison.trainer",

@@ -1,0 +1,141 @@
+"""Models that do not fit in memory: the figures are those of the models in memory, and the peak is one weight, whatever the depth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.source_models import recipe_text, write_case
+from support.tiny import CASES, TARGETS
+
+import ligo_convert.conversion.plan
+from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.conversion.convert import convert
+from ligo_convert.conversion.memory import MARGIN
+from ligo_convert.conversion.model_pair import ModelPair
+from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_json, plan_recipe
+from ligo_convert.growth.initialize import initial_operator, learnable
+from ligo_convert.growth.operator import Operator
+from ligo_convert.recipes.recipe import Recipe, load_recipe
+from ligo_convert.training.streamed import StreamedTensor
+
+METHODS = ("in memory", "streamed")
+
+
+def recipe_of(folder: Path, model: Path, target: Mapping[str, object], **sections: object) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe_text(model, target, output={"dir": str(folder / "out")}, **sections))
+    return load_recipe(path)
+
+
+def measured(plan: Plan, source: CheckpointReader, operator: Operator, method: str) -> dict[str, Any]:
+    """The preservation figures of an operator's target, with both models in memory or streamed."""
+    pair = ModelPair(replace(plan, measuring=method), source, initial_operator(plan.start), device="cpu")
+    return pair.preservation(pair.grow(operator), pair.random_examples())
+
+
+def assert_same(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
+    """The same figures, but for the rounding of float32 sums in another order, which the verdict ignores."""
+    assert (one["method"], two["method"]) == ("in memory", "streamed")
+    for key in ("verdict", "compared", "departs_at", "tokens", "images"):
+        assert one[key] == two[key], key
+    assert one["logit_scale"] == two["logit_scale"], "the source's weights are only read: its logits are the same bits"
+    noise = 1e-6 * max(1.0, one["logit_scale"])
+    for key in ("max_logit_difference", "mean_logit_difference", "loss_difference"):
+        if one[key] is None:
+            assert two[key] is None, key
+        else:
+            assert two[key] == pytest.approx(one[key], rel=1e-6, abs=noise), key
+    assert set(one.get("rounding", {})) == set(two.get("rounding", {}))
+    for key, value in one.get("rounding", {}).items():
+        # A weight halfway between two values of the narrower dtype may round either way.
+        assert two["rounding"][key] == (pytest.approx(value, rel=1e-2, abs=1e-3) if isinstance(value, float) else value)
+
+
+def learned(plan: Plan) -> Operator:
+    """An operator as a fit leaves it: dense maps and dense depth matrices."""
+    rng = np.random.default_rng(0)
+    return learnable(initial_operator(plan.start), plan.family).map_arrays(
+        lambda name, array: (
+            array + 0.01 * rng.standard_normal(array.shape).astype(np.float32)
+            if name.endswith(".tail") or "/depth/" in name
+            else array
+        )
+    )
+
+
+MORE_STARTS = [
+    ("gpt2", "aki", "random"),
+    ("llama", "random", "stack"),
+    ("bert", "mean-preserving", "stack"),
+    ("cait", "direct", "interpolate"),
+]
+
+
+@pytest.mark.parametrize(("name", "width", "depth"), [*((name, "lemon", "identity") for name in CASES), *MORE_STARTS])
+def test_streamed_models_give_the_figures_of_models_in_memory(
+    name: str, width: str, depth: str, tmp_path: Path
+) -> None:
+    """Every family, from a bfloat16 file, under the initial operator and under one as a fit leaves it."""
+    stored = write_case(tmp_path / "stored", name, dtype=torch.bfloat16)
+    recipe = recipe_of(tmp_path, stored, TARGETS[name]["both"], growth={"width": width, "depth": depth})
+    with open_planned(recipe, weights=True) as source:
+        plan = make_plan(recipe, source)
+        assert plan.measuring == "in memory"
+        one, two = (measured(plan, source, initial_operator(plan.start), method) for method in METHODS)
+        assert_same(one, two)
+        assert one["rounding"]["dtype"] == "bfloat16"
+        if width == "lemon":
+            assert one["verdict"] == "exact"
+            dense = learned(plan)
+            assert_same(*(measured(plan, source, dense, method) for method in METHODS))
+
+
+def test_a_weight_without_storage_loads_for_every_use_and_no_other() -> None:
+    values, loads = torch.arange(6.0).reshape(2, 3), []
+
+    def load() -> torch.Tensor:
+        loads.append(1)
+        return values
+
+    weight = StreamedTensor(load, shape=(2, 3), dtype=torch.float32, device="cpu")
+    assert (weight.shape, weight.dtype, weight.device.type, weight.ndim) == ((2, 3), torch.float32, "cpu", 2)
+    assert not loads, "what a weight is like needs no values"
+    inputs = torch.ones(4, 3)
+    assert torch.equal(torch.nn.functional.linear(inputs, weight), inputs @ values.T)
+    # An attribute that computes reaches the kernels without passing `__torch_function__`.
+    assert torch.equal(inputs @ weight.T, inputs @ values.T)
+    assert torch.equal(torch.cat([weight, weight]), torch.cat([values, values])), "inside a list, too"
+    assert len(loads) == 4
+    wrong = StreamedTensor(lambda: values[:1], shape=(2, 3), dtype=torch.float32, device="cpu")
+    with pytest.raises(AssertionError):
+        wrong + 1
+
+
+def test_a_run_streams_what_does_not_fit_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_case(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    recipe = recipe_of(tmp_path, model, TARGETS["llama"]["both"])
+    fits = plan_recipe(recipe)
+    whole = convert(recipe).metrics["preservation"]
+    assert whole["method"] == fits.measuring == plan_json(fits)["preservation"]["method"] == "in memory"
+    monkeypatch.setattr(ligo_convert.conversion.plan, "physical_memory", lambda: int(fits.memory * MARGIN) - 1)
+    streamed = plan_recipe(recipe)
+    found = plan_json(streamed)
+    assert found["preservation"]["method"] == "streamed"
+    assert found["memory_bytes"] < fits.memory
+    assert found["preservation"]["read_bytes"] > plan_json(fits)["preservation"]["read_bytes"] > 0
+    assert not streamed.warnings
+    second = recipe_of(tmp_path, model, TARGETS["llama"]["both"]).model_copy(
+        update={"output": recipe.output.model_copy(update={"dir": str(tmp_path / "second")})}
+    )
+    assert_same(whole, convert(second).metrics["preservation"])
+    record = json.loads((tmp_path / "second/ligo/provenance.json").read_bytes())
+    assert '"method": "streamed"' in json.dumps(record)
+    first, again = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "second"))
+    assert first == again, "how models are measured does not change what is written"
