@@ -30,8 +30,8 @@ from ligo_convert.conversion.plan import plan_recipe
 from ligo_convert.errors import LigoError, RecipeError, SourceError
 from ligo_convert.families.library_names import ACTIVATIONS, ROPE_TYPES
 from ligo_convert.families.registry import FAMILIES
+from ligo_convert.outputs.loading import check_loads
 from ligo_convert.outputs.side_files import json_bytes, target_config
-from ligo_convert.outputs.verify import check_loads
 from ligo_convert.recipes.recipe import Recipe, load_recipe
 
 # Old-style rotary positions, whose mapping the config classes of transformers 5 write into. The head size of every case is 4 or 8.
