@@ -36,7 +36,7 @@ class StreamedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, load: Load, *, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Self:
-        made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+        made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(device))
         made._load = load
         return made
 
@@ -58,7 +58,7 @@ class StreamedTensor(torch.Tensor):
         return _on_values(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch calls it as a class method, as its documentation shows
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run what reaches the kernels without passing `__torch_function__`, such as the attribute `T`."""
