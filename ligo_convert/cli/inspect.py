@@ -14,7 +14,7 @@ from ligo_convert.comparison.methods import METHODS, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.errors import RecipeError, SourceError, close_matches
 from ligo_convert.families.inventory import claim_tensors
-from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.operator_file import family_of, read_operator
@@ -186,9 +186,10 @@ def inspect_path(path: Path) -> dict[str, Any]:
 
 
 def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str) -> dict[str, Any]:
-    family = next((family for family in FAMILIES.values() if family.model_type == config.get("model_type")), None)
-    if family is None:
-        return {"family": None, "fits": "not supported: " + ", ".join(FAMILIES) + " are"}
+    try:
+        family = find_family(config, where=f"{label}/config.json", names=specs)
+    except SourceError as error:
+        return {"family": None, "fits": str(error)}
     try:
         inventory = claim_tensors(family, config, specs, label=label)
     except SourceError as error:

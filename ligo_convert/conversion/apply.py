@@ -150,7 +150,7 @@ def _refuse_other_function(operator: Operator, family: Family, source: Checkpoin
 
 def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, file: Path) -> tuple[Operator, Inventory]:
     """Return the operator for this source, and the source's tensors. Sizes must match; other config keys are carried over."""
-    if find_family(source.config, where=f"{source.label}: config.json").name != family.name:
+    if find_family(source.config, where=f"{source.label}: config.json", names=source.tensors).name != family.name:
         raise SourceError(
             "the operator belongs to another family",
             where=source.label,

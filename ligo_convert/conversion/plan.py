@@ -222,7 +222,7 @@ def _plan_growth(
     recipe: Recipe, source: CheckpointReader | None, config: dict[str, object], label: str
 ) -> tuple[Inventory, Family, GrowthPlan, dict[str, object]]:
     """Return the source's tensors, the target's family, the growth plan, and the config keys that the recipe changes."""
-    family = find_family(config, where=f"{label}: config.json")
+    family = find_family(config, where=f"{label}: config.json", names=source.tensors if source is not None else ())
     inventory = _inventory(family, config, source, label)
     changes, where = target_changes(recipe, family, config)
     target = family.resize(config, changes, where=where)
@@ -319,7 +319,7 @@ def _source_config(recipe: Recipe, source: CheckpointReader | None) -> tuple[dic
             [f"{label} is not available here: planned from source.config"],
         )
     if stated is not None:
-        family = find_family(source.config, where=f"{source.label}: config.json")
+        family = find_family(source.config, where=f"{source.label}: config.json", names=source.tensors)
         real = family.complete(source.config)
         for key, value in flat_config(stated, where=recipe.where("source", "config")).items():
             # Image preprocessing does not affect any size.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
+import json
 import pkgutil
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,12 @@ from ligo_convert.families.notation import NotationError, SizeError
 from ligo_convert.families.schema import Family
 
 ENTRY_POINT_GROUP = "ligo_convert.families"
+
+# Least likeness at which a hint names a family (see `Family.likeness`).
+LIKE = 0.8
+
+# Tensor names that are compared with the families at most.
+COMPARED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,19 +190,63 @@ _SOURCES: dict[str, FamilySource] = {}
 _register_plugins()
 
 
-def find_family(config: Mapping[str, object], *, where: str) -> Family:
-    """The family with the `model_type` of a config. Raises SourceError with the supported ones."""
+def find_family(config: Mapping[str, object], *, where: str, names: Collection[str] = ()) -> Family:
+    """The family with the `model_type` of a config.
+
+    Args:
+        config: the flat config.
+        where: how errors name the config.
+        names: the checkpoint's tensors, where they are known; an error tells which family they look like.
+
+    Raises:
+        SourceError: no family has the `model_type`, or the config has none.
+    """
     model_type = config.get("model_type")
     for family in FAMILIES.values():
         if family.model_type == model_type:
             return family
     known = sorted(family.model_type for family in FAMILIES.values())
-    near = close_matches(str(model_type), known, n=1)
     raise SourceError(
         f"model_type {brief(model_type)} is not supported" if model_type else "config.json names no model_type",
         where=where,
         expected=f"one of: {', '.join(known)}",
-        hint=f"did you mean {near[0]}?"
-        if near
-        else "load your own table with --family FILE: docs/extending/adding-a-family.md",
+        hint=_other_name(str(model_type)) or _look_alike(names, model_type) or _near(str(model_type), known),
     )
+
+
+def _other_name(model_type: str) -> str:
+    """Return what to write instead of a `model_type` that is a family under another name; "" for any other."""
+    for family in FAMILIES.values():
+        if model_type in family.other_names:
+            return (
+                f"{model_type} is {family.name} under another name: set model_type to {json.dumps(family.model_type)} and"
+                f" architectures to {json.dumps([family.architecture])} (or its class without a head) in its config.json"
+            )
+    return ""
+
+
+def _look_alike(names: Collection[str], model_type: object) -> str:
+    """Return which families the tensor names fit best, and what to write into config.json; "" where none fits."""
+    some = list(itertools.islice(names, COMPARED))
+    scores = {name: family.likeness(some) for name, family in FAMILIES.items()} if some else {}
+    best = max(scores.values(), default=0.0)
+    if best < LIKE:
+        return ""
+    alike = [FAMILIES[name] for name, score in scores.items() if score == best]
+    title = " or ".join(family.name for family in alike)
+    if model_type:
+        return f"the tensor names are those of {title}; another model_type may compute another function, so it is not assumed"
+    keys = [
+        '"architecture": "NAME", where NAME is timm\'s name of the model'
+        if family.library == "timm"
+        else f'"model_type": {json.dumps(family.model_type)}'
+        for family in alike
+    ]
+    return f"the tensor names are those of {title}: put {' or '.join(dict.fromkeys(keys))} into config.json"
+
+
+def _near(model_type: str, known: list[str]) -> str:
+    near = close_matches(model_type, known, n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "load your own table with --family FILE: docs/extending/adding-a-family.md"

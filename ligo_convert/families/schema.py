@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -180,6 +180,7 @@ class Family:
     Attributes:
         name: the name used in this program.
         model_type: the `model_type` in config.json.
+        other_names: the `model_type` of models that the library implements by the same tensors and the same computation.
         heads: the library's classes of this family, the usual one first.
         axes: axis -> size expression over config keys.
         streams: stream -> product of axes, slowest first.
@@ -238,6 +239,7 @@ class Family:
     tensors: Mapping[str, str]
     norm: Norm
     defaults: Mapping[str, object]
+    other_names: tuple[str, ...] = ()
     library: Literal["transformers", "timm"] = "transformers"
     head: Head | None = None
     vocabulary: str = "vocab"
@@ -565,6 +567,19 @@ class Family:
                 if prefixed in wanted:
                     return prefixed
         return None
+
+    def likeness(self, names: Collection[str]) -> float:
+        """How far tensor names on disk are those of this family, from 0 to 1, whatever the sizes.
+
+        The less of two shares: of the names that a row claims, and of the rows without condition and part that claim a name.
+        """
+        numbered = {re.sub(r"(?<=\.)[0-9]+(?=\.)", "0", name) for name in names}
+        rows = {row.name(0 if row.depth else None): row for row in self.table}
+        claimed = {name: self.canonical(name, rows) for name in numbered if not self.is_ignored(name)}
+        needed = {name for name, row in rows.items() if not (row.layout.condition or row.layout.part)}
+        found = {name for name in claimed.values() if name is not None}
+        named = sum(name is not None for name in claimed.values())
+        return min(named / max(1, len(claimed)), len(needed & found) / max(1, len(needed)))
 
     @cached_property
     def _ignored(self) -> tuple[re.Pattern[str], ...]:

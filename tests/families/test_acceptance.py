@@ -17,6 +17,7 @@ from support.source_models import change_config, change_weights, family_named, r
 from support.tiny import CASES, config_of, start_of
 
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
+from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.plan import Plan, plan_recipe
 from ligo_convert.errors import RecipeError, SourceError
@@ -297,6 +298,60 @@ def test_a_refused_promise_names_the_way_out_and_target_config_takes_it(
     with pytest.raises(RecipeError, match="has no such config key") as caught:
         planned(config={"max_positions": 32})
     assert "recipe.yaml" in caught.value.where
+
+
+# Case -> what a config.json that names no model is told to name.
+NAMELESS = {
+    "bert": 'those of bert: put "model_type": "bert" into config.json',
+    "bert encoder": 'those of bert or roberta: put "model_type": "bert" or "model_type": "roberta" into',
+    "roberta": '"model_type": "roberta"',
+    "gpt2": '"model_type": "gpt2"',
+    "qwen2": '"model_type": "qwen2"',
+    "phi3": '"model_type": "phi3"',
+    "mistral": '"model_type": "mistral"',
+    "vit": '"architecture": "NAME", where NAME is timm',
+    "cait": 'those of cait: put "architecture"',
+}
+
+
+@pytest.mark.parametrize("name", NAMELESS)
+def test_a_config_that_names_no_model_is_told_what_the_tensors_are(
+    name: str, sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(sources(name), tmp_path / "source")
+    unnamed = ("model_type", "architectures", "architecture")
+    change_config(source, lambda config: {key: value for key, value in config.items() if key not in unnamed})
+    (tmp_path / "recipe.yaml").write_text(recipe_text(source, {}))
+    with pytest.raises(SourceError, match="names no model_type") as caught:
+        plan_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    assert NAMELESS[name] in caught.value.hint
+    assert NAMELESS[name] in inspect_path(source)["fits"]
+
+
+@pytest.mark.parametrize("other", family_named("roberta").other_names)
+def test_a_model_under_another_name_is_read_as_the_hint_says(other: str, tmp_path: Path) -> None:
+    """The library implements it by the same tensors and the same computation, as its own class proves."""
+    config = transformers.AutoConfig.for_model(other, **{**CASES["roberta"].config, "pad_token_id": 1})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForMaskedLM.from_config(config).eval()
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    hint = 'set model_type to "roberta" and architectures to ["RobertaForMaskedLM"]'
+    assert hint in inspect_path(source)["fits"]
+    roberta = {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}
+    change_config(source, lambda stored: {**stored, **roberta})
+    assert_same(read_by_us(source), read_by_library(source))
+    tokens = torch.arange(3, 11)[None]
+    renamed = transformers.RobertaForMaskedLM.from_pretrained(source).eval()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, renamed(tokens).logits)
+
+
+def test_another_computation_on_like_tensors_is_not_assumed(sources: Callable[..., Path], tmp_path: Path) -> None:
+    source = shutil.copytree(sources("phi3"), tmp_path / "source")
+    change_config(source, lambda config: {**config, "model_type": "granite"})
+    fits = inspect_path(source)["fits"]
+    assert "the tensor names are those of phi3; another model_type may compute another function" in fits
 
 
 def refusal(source: Path) -> str:

@@ -29,6 +29,8 @@ TRAININGS = tuple(
 ROBERTA = Family(
     name="roberta",
     model_type="roberta",
+    # Trained on other text, with other tokenizers.
+    other_names=("camembert", "xlm-roberta"),
     heads=(
         Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM", auto_class="AutoModelForMaskedLM"),
         Head(parts=("pooler",), task="encoder", architecture="RobertaModel", auto_class="AutoModel", base=True),
