@@ -28,6 +28,10 @@ from ligo_convert.growth.maps import ROLES, Axis, Map
 from ligo_convert.growth.operator import MAP_FIELDS, PARTED, Operator, Term
 
 
+class UnknownFamily(SourceError):
+    """The family of an operator is not known here: its file was not named with --family."""
+
+
 def read_operator(path: Path) -> Operator:
     """Read the growth operator of a file and check that it fits its family.
 
@@ -35,8 +39,19 @@ def read_operator(path: Path) -> Operator:
         path: a safetensors file.
 
     Raises:
+        UnknownFamily: no family of the operator's name is known here.
         SourceError: the file holds no operator, or the operator cannot be applied.
     """
+    if path.is_dir():
+        inside = next(
+            (found for found in ("ligo/operator.safetensors", "operator.safetensors") if (path / found).exists()), ""
+        )
+        raise SourceError(
+            "a directory, not an operator file",
+            where=path,
+            expected="a file that `ligo-convert fit` wrote, or ligo/operator.safetensors of an output",
+            hint=f"name {path / inside}" if inside else "`ligo-convert run` grows a checkpoint by a recipe",
+        )
     descriptor = open_file(path)
     try:
         header = read_header(descriptor, label=path.name)
@@ -48,7 +63,7 @@ def read_operator(path: Path) -> Operator:
         operator = restore(header.metadata, specs, read, label=path.name)
         if operator.family not in FAMILIES:
             known = ", ".join(FAMILIES)
-            raise SourceError(
+            raise UnknownFamily(
                 f"an operator of the unknown family {operator.family!r}",
                 where=path.name,
                 expected=known,

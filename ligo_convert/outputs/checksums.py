@@ -12,10 +12,10 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from ligo_convert.checkpoints.files import blob_folders
+from ligo_convert.checkpoints.files import CONFIG, blob_folders
 from ligo_convert.errors import LigoError, VerificationError
 from ligo_convert.io.files import reporting
-from ligo_convert.outputs.layout import CHECKSUMS
+from ligo_convert.outputs.layout import CHECKSUMS, PROVENANCE
 
 # Name -> type of what the Hub, its client and git add to a downloaded copy. No library reads a model from them.
 HUB_LEFTOVERS = {".gitattributes": stat.S_IFREG, ".cache/huggingface": stat.S_IFDIR, ".git": stat.S_IFDIR}
@@ -65,6 +65,22 @@ def read_sums(data: bytes) -> dict[str, str]:
     return files
 
 
+def _check_is_output(root: Path) -> None:
+    """Raise VerificationError for a directory without any file of an output, such as a plain checkpoint."""
+    if (root / CHECKSUMS).parent.exists():
+        return
+    checkpoint = (root / CONFIG).exists()
+    raise VerificationError(
+        "this is a checkpoint, not an output of ligo-convert"
+        if checkpoint
+        else "this is not an output of ligo-convert",
+        where=root,
+        expected=f"a directory that `ligo-convert run` or `apply` wrote: it has {CHECKSUMS} and {PROVENANCE}",
+        found=f"no folder {Path(CHECKSUMS).parent}",
+        hint="`ligo-convert inspect` tells what a checkpoint holds" if checkpoint else "name the output directory",
+    )
+
+
 def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
     """Hash every file of an output directory and compare with its SHA256SUMS.
 
@@ -81,9 +97,14 @@ def check_sums(root: Path, *, on_bytes: Callable[[int], None] | None = None) -> 
     Raises:
         VerificationError: a file is missing, differs, is not listed, or is not a regular file.
     """
+    _check_is_output(root)
     existing = dict(_walk(root, "", blobs=blob_folders(root)))
     if CHECKSUMS not in existing:
-        raise VerificationError("SHA256SUMS is missing", where=root / CHECKSUMS)
+        raise VerificationError(
+            "SHA256SUMS is missing",
+            where=root / CHECKSUMS,
+            hint="the file was deleted after the run; restore it, or run the recipe again into another directory",
+        )
     with reporting(existing[CHECKSUMS], "read"):
         data = existing[CHECKSUMS].read_bytes()
     listed = read_sums(data)

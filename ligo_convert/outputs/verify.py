@@ -17,7 +17,7 @@ from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
-from ligo_convert.growth.operator_file import family_of, read_operator
+from ligo_convert.growth.operator_file import UnknownFamily, family_of, read_operator
 from ligo_convert.growth.stream import grow
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.checksums import check_sums
@@ -152,9 +152,11 @@ def _table_specs(directory: Path, family: Family) -> dict[str, TensorSpec]:
 
 
 def _read_operator(directory: Path) -> Operator:
-    """Return the operator of an output. Raises VerificationError if the file is not one."""
+    """Return the operator of an output. Raises VerificationError if the file is not one, UnknownFamily if it may well be one."""
     try:
         return read_operator(directory / OPERATOR)
+    except UnknownFamily:
+        raise
     except SourceError as error:
         raise VerificationError(f"not an operator: {error.what}", where=directory / OPERATOR) from None
 

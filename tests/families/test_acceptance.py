@@ -20,9 +20,10 @@ from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.plan import Plan, plan_recipe
-from ligo_convert.errors import RecipeError, SourceError
+from ligo_convert.errors import RecipeError, SourceError, VerificationError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
+from ligo_convert.growth.operator_file import read_operator
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
@@ -392,3 +393,25 @@ def test_a_refusal_tells_what_the_names_are_and_what_to_do(
     change_config(source, lambda stored: {**stored, **config})
     message = refusal(source)
     assert [words for words in told if words not in message] == [], message
+
+
+def test_a_checkpoint_where_an_output_or_an_operator_is_wanted_is_called_one(
+    sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = sources("llama")
+    with pytest.raises(VerificationError, match="this is a checkpoint, not an output of ligo-convert") as caught:
+        verify(source)
+    assert "ligo/SHA256SUMS" in str(caught.value.expected)
+    assert "ligo-convert inspect" in caught.value.hint
+    with pytest.raises(VerificationError, match="this is not an output of ligo-convert"):
+        verify(tmp_path)
+    with pytest.raises(SourceError, match="a directory, not an operator file") as refused:
+        read_operator(source)
+    assert "ligo-convert run" in refused.value.hint
+    (tmp_path / "ligo").mkdir()
+    (tmp_path / "ligo" / "operator.safetensors").touch()
+    with pytest.raises(SourceError) as refused:
+        read_operator(tmp_path)
+    assert refused.value.hint.endswith("ligo/operator.safetensors")
+    with pytest.raises(VerificationError, match="SHA256SUMS is missing"):
+        verify(tmp_path)
