@@ -23,7 +23,7 @@ from support.pipelines import (
     write_modules,
     write_pipeline,
 )
-from support.source_models import recipe_text
+from support.source_models import recipe_text, write_checkpoint
 
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert
@@ -239,6 +239,23 @@ def test_a_refused_pipeline_is_said_before_and_after_the_run(source: Path, tmp_p
         "**The source is a sentence-transformers pipeline, and this model is not**"
         in (tmp_path / "out/README.md").read_text()
     )
+
+
+def test_a_dense_reads_a_decoder_whose_tied_head_halves_the_last_gain(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    place = write_checkpoint(tmp_path / "source", "llama", tied=True)
+    write_modules(place, [pooling("lasttoken"), dense(16, 12)])
+    target = {"hidden_size": 40, "num_attention_heads": 10, "num_key_value_heads": 5, "intermediate_size": 48}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(place, target, output={"dir": str(tmp_path / "out")}))
+    convert(load_recipe(recipe))
+    embeddings = []
+    for found in (place, tmp_path / "out"):
+        model = library.SentenceTransformer(str(found), device="cpu", local_files_only=True)
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+        embeddings.append(model.encode("a small model", show_progress_bar=False))
+    old, new = embeddings
+    assert new == pytest.approx(old, abs=2e-5)
 
 
 def test_bfloat16_weights_keep_their_dtype(source: Path, out: Path, tmp_path: Path) -> None:
