@@ -272,6 +272,17 @@ KINDS: tuple[FileKind, ...] = (
 )
 
 
+_CARRIED = re.compile(
+    "|".join(_expression(pattern) for kind in KINDS if kind.action in ("carry", "module") for pattern in kind.patterns),
+    re.DOTALL,
+)
+
+
 def kind_of(name: str) -> FileKind:
     """Return the kind of a file by its relative name. Every name has one."""
     return next(kind for kind in KINDS if kind.matches(name))
+
+
+def may_be_carried(name: str) -> bool:
+    """Return False for a name that is surely left behind. Faster than `kind_of`, for directories of very many files."""
+    return _CARRIED.fullmatch(name) is not None

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ligo_convert.checkpoints.file_kinds import FileKind, kind_of
+from ligo_convert.checkpoints.file_kinds import FileKind, kind_of, may_be_carried
 from ligo_convert.checkpoints.files import TOKENIZER_FILES, Place, SmallFiles, blob_folders
 from ligo_convert.errors import SourceError, printable
+from ligo_convert.io.files import reporting
 from ligo_convert.io.private_names import holds_private_name
 from ligo_convert.io.strict_json import Pairs, decode, distinct
 
@@ -33,6 +34,8 @@ MAX_NESTED = 20_000  # entries of all folders below the root
 MAX_DEPTH = 6  # folders inside each other
 
 MAX_NAMED = 100  # files left behind that are named one by one
+
+_MAX_SORTED = 2_000  # files left behind that get a reason; the others are only counted
 
 # Characters that mean the same to every file system, to SHA256SUMS, and to the patterns of the Hub's client.
 _PLAIN = re.compile(
@@ -69,12 +72,14 @@ class ModelFiles:
 
     Attributes:
         carried: names of the files that are carried byte for byte, sorted.
+        nbytes: size of all files that are carried.
         modules: the modules of modules.json in order; empty where there is none.
         module_files: names of the files of that pipeline, modules.json included, sorted.
         left: what is left behind, sorted by path.
     """
 
     carried: tuple[str, ...] = ()
+    nbytes: int = 0
     modules: tuple[Module, ...] = ()
     module_files: tuple[str, ...] = ()
     left: tuple[LeftBehind, ...] = ()
@@ -112,22 +117,18 @@ class _Sorter:
         self.carried: list[str] = []
         self.pipeline: dict[str, FileKind] = {}
         self.left: dict[str, str] = {}
-        self.bytes, self.unnamed = 0, 0
+        self.bytes, self.tokenizer_bytes, self.unnamed = 0, 0, 0
 
     def names(self) -> Iterator[str]:
         """Yield every file: of the root all, of folders as many as the limits allow."""
         if self.place.lists_folders:
             yield from sorted(self.place.names)
             return
-        folders = []
-        for name in sorted(self.place.names):
-            path = self.place.root / name
-            if name not in self.used and path.is_dir():
-                folders.append(name)
-            else:
-                yield name
+        with reporting(self.place.root, "list"), os.scandir(self.place.root) as entries:
+            folders = {entry.name for entry in entries if entry.is_dir()} - self.used
+        yield from sorted(self.place.names - folders)
         budget = [MAX_NESTED]
-        for name in folders:
+        for name in sorted(folders & self.place.names):
             yield from self._folder(name, budget, depth=1)
         if not self.place.complete:
             self.leave("...", "files that the cache does not hold are not known: run once with the Hub at hand")
@@ -161,14 +162,22 @@ class _Sorter:
         """Put one file where its kind says."""
         if name in self.used:
             return
+        if len(self.left) >= _MAX_SORTED and not may_be_carried(name):
+            self.unnamed += 1
+            return
         kind = kind_of(name)
         if kind.action == "ignore":
             return
         if kind.action == "leave":
             self.leave(name, kind.why)
             return
-        # The tokenizer is needed: a broken file of it is an error when it is read.
-        found = None if name in TOKENIZER_FILES else self._refusal(name, kind)
+        if name in TOKENIZER_FILES:
+            # The tokenizer is needed: a broken file of it is an error when it is read.
+            size = look_at(self.place, name)
+            self.tokenizer_bytes += size if isinstance(size, int) else 0
+            self.carried.append(name)
+            return
+        found = self._refusal(name, kind)
         if found is not None:
             self.leave(name, found)
         elif kind.action == "module":
@@ -194,10 +203,7 @@ class _Sorter:
 
     def leave(self, path: str, reason: str) -> None:
         """Note what is left behind. A folder that is left as a whole for one reason is one entry, see `result`."""
-        if len(self.left) < MAX_NESTED:
-            self.left[path] = reason
-        else:
-            self.unnamed += 1
+        self.left[path] = reason
 
     def result(self, modules: tuple[Module, ...]) -> ModelFiles:
         own = {name for module in modules for name in module.files}
@@ -207,6 +213,7 @@ class _Sorter:
                 self.leave(name, kind.why if modules else _unused_reason(name))
         return ModelFiles(
             carried=tuple(sorted(self.carried)),
+            nbytes=self.bytes + self.tokenizer_bytes,
             modules=modules,
             module_files=tuple(sorted(kept)),
             left=tuple(self._left_behind(kept)),

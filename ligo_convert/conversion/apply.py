@@ -14,7 +14,7 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.writer import plan_shards, rehash, safetensors_pieces
 from ligo_convert.conversion.identity import with_family
 from ligo_convert.conversion.library_check import check_target
-from ligo_convert.conversion.plan import check_apart, shard_bytes
+from ligo_convert.conversion.plan import SIDE_FILE_BYTES, check_apart, shard_bytes
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, family_source_json, operator_record, source_record
 from ligo_convert.conversion.source_checks import scan_source
@@ -86,7 +86,7 @@ def apply_operator(
                 carried=carried,
             )
             if finished is None:
-                check_room(out, job.shards.nbytes)
+                check_room(out, job.shards.nbytes + SIDE_FILE_BYTES + source.model_files.nbytes)
                 check_target(family, operator.target, specs, stored=source.stored_config, label=source.label)
             digests = scan_source(source, inventory, progress, allow_nonfinite=False)
         operator_digest = rehash(file)

@@ -184,7 +184,8 @@ def make_plan(
     warnings += carried.warnings() if carried is not None else []
     measuring, memory = _decide_measuring(recipe, load, warnings, here=here)
     if here and check_disk:
-        check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES)
+        beside = source.model_files.nbytes if source is not None else 0
+        check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES + beside)
     if recipe.publish is not None and (source is not None or recipe.source.pretrain is not None):
         license_to_publish(
             stated=recipe.publish.license,

@@ -11,7 +11,7 @@ from support.checkpoints import CONFIG, checkpoint, write
 
 from ligo_convert.checkpoints import model_files
 from ligo_convert.checkpoints.directory import local_directory
-from ligo_convert.checkpoints.file_kinds import KINDS, kind_of
+from ligo_convert.checkpoints.file_kinds import KINDS, FileKind, kind_of
 from ligo_convert.checkpoints.files import SmallFiles
 from ligo_convert.checkpoints.model_files import ModelFiles, sort_files
 from ligo_convert.io import private_names
@@ -153,6 +153,30 @@ def test_many_files_are_counted_and_do_not_hang(source: Path, monkeypatch: pytes
         "too many or too deep folders: not looked at"
     ]
     assert [name for name in named if name.endswith(".jinja")]
+
+
+def test_of_very_many_files_most_are_only_counted(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(name: str) -> FileKind:
+        asked.append(name)
+        return kind_of(name)
+
+    monkeypatch.setattr(model_files, "kind_of", counted)
+    for number in range(3_000):
+        (source / f"frame{number}.foo").touch()
+    put(source, "zz_license.odd", "special_tokens_map.json")
+    found = sort(source)
+    assert "special_tokens_map.json" in found.carried
+    assert found.left[-1].path == "..."
+    assert found.left[-1].reason == f"{3_000 + 2 - 100} more files"
+    assert len(asked) < 2_100
+
+
+def test_the_size_of_what_is_carried_is_known(source: Path) -> None:
+    put(source, "LICENSE", data=bytes(1000))
+    found = sort(source)
+    assert found.nbytes == sum((source / name).stat().st_size for name in found.carried) > 1000
 
 
 def test_names_are_plain_or_left_behind(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,21 @@ def test_a_dense_reads_a_decoder_whose_tied_head_halves_the_last_gain(tmp_path: 
     assert new == pytest.approx(old, abs=2e-5)
 
 
+def test_the_room_for_carried_files_is_asked_for_before_any_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("ligo_convert.conversion.plan.check_room", lambda out, nbytes: asked.append(nbytes))
+    place = changed(source, [pooling()], tmp_path / "source")
+    text = recipe_text(place, TARGET, growth={"width": "lemon"}, output={"dir": str(tmp_path / "out")})
+    (tmp_path / "recipe.yaml").write_text(text)
+    plan_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    with (place / "LICENSE").open("ab") as file:
+        file.truncate(3_000_000)
+    plan_recipe(load_recipe(tmp_path / "recipe.yaml"))
+    assert asked[1] - asked[0] == 3_000_000 - (source / "LICENSE").stat().st_size
+
+
 def test_bfloat16_weights_keep_their_dtype(source: Path, out: Path, tmp_path: Path) -> None:
     old, new = regrown(source, [pooling(), dense(WIDTH, 8, dtype=torch.bfloat16)], out, tmp_path)
     before, after = (load_file(place / "2_Dense/model.safetensors") for place in (old, new))
