@@ -36,3 +36,27 @@ LABELS = Limit(
 )
 
 TENSORS = Limit(most=200_000, what="tensors", reason="the largest public checkpoints have about 100,000")
+
+PIXELS = Limit(most=89_478_485, what="pixels", reason="the limit from which Pillow warns of a decompression bomb")
+
+VISITS = Limit(
+    most=1_000_000, what="entries of folders", reason="a text corpus of more files is stored in fewer, larger ones"
+)
+
+TOKENIZER_BYTES = Limit(
+    most=128 << 20, what="bytes of a tokenizer file", reason="the largest public ones have 35 million"
+)
+
+TOKENIZER_CONFIG_BYTES = Limit(
+    most=16 << 20, what="bytes of a tokenizer's settings", reason="the largest public ones have 8 million"
+)
+
+ADDED_TOKENS = Limit(most=100_000, what="added tokens", reason="the largest public speech vocabularies add 65,000")
+
+SPECIAL_TOKENS = Limit(most=10_000, what="special tokens", reason="transformers compares each with every other one")
+
+TOKENIZER_STEPS = Limit(most=256, what="steps of a tokenizer", reason="public tokenizers have about ten")
+
+TEXT_GROWTH = Limit(
+    most=64, what="bytes for one byte of text", reason="a mark for a space, the longest common replacement, has 3"
+)

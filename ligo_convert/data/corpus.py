@@ -27,7 +27,7 @@ from ligo_convert.data.hf_datasets import (
 )
 from ligo_convert.data.images import ImageFolderSource
 from ligo_convert.data.text_files import TextFile, check_head, cut, regular_file, shuffled_chunks
-from ligo_convert.errors import DataMissing, MachineError, RecipeError
+from ligo_convert.errors import DataMissing, MachineError, RecipeError, brief
 from ligo_convert.io.globs import expand
 
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test"})
@@ -197,7 +197,7 @@ def _matching_files(patterns: Sequence[str], base: Path) -> list[TextFile]:
         matches = [file for path in expand(pattern, base) if (file := regular_file(path)) is not None]
         if not matches:
             raise DataMissing(
-                f"data.text: {pattern!r} matches no file",
+                f"data.text: {brief(pattern)} matches no file",
                 where=base,
                 hint="globs are relative to the recipe's folder; to take a folder, name its files: FOLDER/**/*.txt",
             )

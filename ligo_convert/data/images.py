@@ -8,8 +8,11 @@ order depends only on the names inside the folder and the seed, so a folder give
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +23,13 @@ import numpy as np
 from ligo_convert.data.data_source import DataFacts, Reads
 from ligo_convert.data.examples import Batch, DataSplits
 from ligo_convert.data.shuffle import permuted
-from ligo_convert.errors import DataMissing, MachineError, RecipeError
+from ligo_convert.errors import DataMissing, MachineError, RecipeError, SourceError, brief
+from ligo_convert.limits import PIXELS
 
 CACHE_BYTES = 512 * 1024 * 1024
+
+# Pillow's names of the supported formats. It reads others too, some of them by starting another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +52,60 @@ class Preparation:
     interpolation: str
     crop_pct: float
 
+    def __post_init__(self) -> None:
+        """Raise SourceError for numbers of a config.json with which no image can be prepared."""
+        numbers = (self.crop_pct, *self.mean, *self.std)
+        finite = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+        enough = min(len(self.mean), len(self.std)) >= self.channels
+        if not finite or not enough or not 0 < self.crop_pct <= 1 or not all(value > 0 for value in self.std):
+            raise SourceError(
+                "the images cannot be prepared as this config.json says",
+                where="config.json: pretrained_cfg",
+                expected=f"crop_pct above 0, at most 1; mean, and std above 0, of {self.channels} channels",
+                found=f"crop_pct {brief(self.crop_pct)}, mean {brief(self.mean)}, std {brief(self.std)}",
+            )
+
+    def check(self, path: Path) -> None:
+        """Read the header of an image. Raises RecipeError for one that is no image, or that is too large to decode and resize."""
+        with self._opened(path):
+            pass
+
     def pixels(self, path: Path) -> np.ndarray:
         """Decode one image to uint8 [channels, size, size]. Raises RecipeError for a file that cannot be decoded."""
+        mode = "L" if self.channels == 1 else "RGB"
+        with self._opened(path) as opened:
+            opened.load()
+            image = opened if opened.mode == mode else opened.convert(mode)
+            array = np.asarray(_cropped(image, self.size, self.crop_pct, self.interpolation))
+        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        """Open an image whose size, decoded and resized, is known to be small enough. Nothing is decoded yet."""
         from PIL import Image
 
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("L" if self.channels == 1 else "RGB")
+            with warnings.catch_warnings():
+                # Pillow warns where this raises.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = Image.open(path, formats=FORMATS)
+            with opened:
+                width, height = opened.size
+                resized = _resized_size(width, height, self.size, self.crop_pct)
+                for sides, verb in ((opened.size, "has"), (resized, "would be resized to")):
+                    if math.prod(sides) > PIXELS.most:
+                        raise RecipeError(
+                            f"data.images: the image {verb} too many pixels",
+                            where=path,
+                            expected=str(PIXELS),
+                            found=f"{sides[0]:,} x {sides[1]:,}",
+                            hint="remove it, or scale it down",
+                        )
+                yield opened
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise RecipeError(
                 f"data.images: the image cannot be decoded: {error}", where=path, hint="remove it or repair it"
             ) from None
-        array = np.asarray(_cropped(image, self.size, self.crop_pct, self.interpolation))
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
         """Normalise uint8 [images, channels, size, size] to float32 of the same shape."""
@@ -69,15 +117,18 @@ class Preparation:
         return scaled
 
 
+def _resized_size(width: int, height: int, size: int, crop_pct: float) -> tuple[int, int]:
+    """Return width and height after the shorter side is resized so that the crop keeps `crop_pct` of it."""
+    shorter = int(np.floor(size / crop_pct))
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
 def _cropped(image: Any, size: int, crop_pct: float, interpolation: str) -> Any:
     from PIL import Image
 
-    shorter = int(np.floor(size / crop_pct))
-    width, height = image.size
-    if width <= height:
-        target = (shorter, int(shorter * height / width))
-    else:
-        target = (int(shorter * width / height), shorter)
+    target = _resized_size(*image.size, size, crop_pct)
     filters = {name.lower(): member for name, member in Image.Resampling.__members__.items()}
     resized = image if image.size == target else image.resize(target, filters.get(interpolation, filters["bicubic"]))
     left, top = (round((side - size) / 2) for side in resized.size)
@@ -143,7 +194,7 @@ def image_splits(
         on_progress: called with the numbers of images read and of all images.
 
     Raises:
-        RecipeError: the number of classes differs from the model's; too few images; as `class_folders`.
+        RecipeError: the number of classes differs from the model's; too few images; an image that is too large; as `class_folders`.
     """
     images = class_folders(base / Path(folder).expanduser())
     check_classes(images, classes, where=folder)
@@ -160,6 +211,7 @@ def image_splits(
     examples = {}
     for name, part in parts.items():
         for path, label in part:
+            preparation.check(path)
             digest.update(f"{name} {label} {_digest(path)}\n".encode())
             done += 1
             if on_progress is not None:

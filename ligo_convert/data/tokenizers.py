@@ -9,18 +9,22 @@ not use the network.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import stat
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ligo_convert.checkpoints.files import CONFIG, SENTENCEPIECE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from ligo_convert.data.tokenizer_limits import check_added, check_pipeline, check_settings
 from ligo_convert.errors import MachineError, MissingExtra, RecipeError, SourceError
+from ligo_convert.limits import TOKENIZER_BYTES, TOKENIZER_CONFIG_BYTES, Limit
 
 _AS_THEY_ARE = (*(name for names in VOCABULARY_FILES for name in names), *SENTENCEPIECE_FILES, "added_tokens.json")
 
@@ -32,6 +36,14 @@ _SCREENS: Mapping[str, Callable[[str], bool]] = {
         and not key.endswith(("_file", "_files"))
     ),
 }
+
+
+# JSON files of a tokenizer -> what holds their content against the limits.
+_CHECKS: Mapping[str, Callable[..., None]] = {"tokenizer.json": check_pipeline, "added_tokens.json": check_added}
+
+# Characters of the pieces that a tokenizer is tried with, and the most that one of them may take, in seconds of the processor.
+_TRIAL_LENGTHS = tuple(2**power for power in range(5, 13))
+_TRIAL_SECONDS = 0.5
 
 
 def check_tokenizer(directory: Path, *, label: str) -> None:
@@ -86,10 +98,14 @@ def load_tokenizer(directory: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix="ligo-tokenizer-") as scratch:
         for name in _AS_THEY_ARE:
             if _is_file(directory / name):
+                _check_size(directory / name, TOKENIZER_BYTES)
+                if name in _CHECKS:
+                    _CHECKS[name](_read_object(directory / name, TOKENIZER_BYTES) or {}, where=directory / name)
                 (Path(scratch) / name).symlink_to((directory / name).absolute())
         for name, keep in _SCREENS.items():
-            content = _read_object(directory / name)
+            content = _read_object(directory / name, TOKENIZER_CONFIG_BYTES)
             if content is not None:
+                check_settings(content, where=directory / name)
                 kept = {key: value for key, value in content.items() if keep(key)}
                 (Path(scratch) / name).write_text(json.dumps(kept), encoding="utf-8")
         tokenizer = _auto_tokenizer(Path(scratch), directory)
@@ -106,9 +122,16 @@ def known_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted((CONFIG, *TOKENIZER_FILES)) if _is_file(directory / name)]
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def _check_size(path: Path, limit: Limit) -> None:
+    size = path.stat().st_size
+    if size > limit.most:
+        raise SourceError("the file is too large", where=path, expected=str(limit), found=f"{size:,}")
+
+
+def _read_object(path: Path, limit: Limit) -> dict[str, Any] | None:
     if not _is_file(path):
         return None
+    _check_size(path, limit)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -127,9 +150,11 @@ def _auto_tokenizer(screened: Path, directory: Path) -> Any:
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _panics(directory):
             warnings.simplefilter("ignore")
             return AutoTokenizer.from_pretrained(screened, local_files_only=True, trust_remote_code=False)
+    except SourceError:
+        raise
     except Exception as error:
         # The tokenizers library raises bare `Exception`s. Any error here is treated as a fault of the files.
         raise SourceError(
@@ -142,10 +167,57 @@ def _auto_tokenizer(screened: Path, directory: Path) -> Any:
         library_logging.set_verbosity(verbosity)
 
 
+@contextlib.contextmanager
+def _panics(where: str | Path) -> Iterator[None]:
+    """Turn a panic of the tokenizers library into a SourceError. Its exception is no `Exception`, and has no public name."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise SourceError(
+            "the tokenizer fails",
+            where=where,
+            found=str(error),
+            hint="name another in fit.data.tokenizer",
+        ) from None
+
+
+class _Tried:
+    """Encode texts, after a trial with ever longer pieces of the first one.
+
+    The library cannot be interrupted, and a regular expression may take a time that grows with a power of the length of the text. Each
+    piece is twice as long as the one before, so such a tokenizer is refused before it has taken seconds.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], list[list[int]]], *, where: str) -> None:
+        self._encode, self._where, self._tried = encode, where, False
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        with _panics(self._where):
+            if not self._tried:
+                self._try(next((text for text in texts if text), ""))
+            return self._encode(texts)
+
+    def _try(self, text: str) -> None:
+        for length in _TRIAL_LENGTHS:
+            began = time.process_time()
+            self._encode([text[:length]])
+            if time.process_time() - began > _TRIAL_SECONDS:
+                raise SourceError(
+                    "the tokenizer is too slow: its regular expressions backtrack",
+                    where=self._where,
+                    expected=f"less than {_TRIAL_SECONDS:g} s for {length} characters",
+                    hint="name another in fit.data.tokenizer",
+                )
+        self._tried = True
+
+
 def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
     """Return a function that maps texts to token ids without special tokens.
 
-    Truncation, padding and dropout settings of a tokenizer.json are disabled.
+    Truncation, padding and dropout settings of a tokenizer.json are disabled. The function raises SourceError for a tokenizer that fails on
+    a text, or that is so slow that its regular expressions must backtrack without end.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -154,4 +226,8 @@ def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
     backend.no_padding()
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
-    return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return _Tried(encode, where=str(tokenizer.name_or_path))

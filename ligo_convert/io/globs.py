@@ -8,7 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.errors import MachineError, RecipeError, brief
+from ligo_convert.limits import VISITS
+
+# Characters of a pattern. No path is longer, and to compile a pattern takes a time that grows with the square of its length.
+_PATTERN = 4096
 
 
 def expand(pattern: str, base: Path) -> list[Path]:
@@ -18,45 +22,75 @@ def expand(pattern: str, base: Path) -> list[Path]:
     follows no links, so that a loop of links ends, and a wildcard matches no leading dot.
 
     Raises:
-        RecipeError: the pattern holds a NUL character.
+        RecipeError: the pattern holds a NUL character, or visits more entries of folders than `VISITS`.
         MachineError: a folder cannot be listed.
     """
     if "\0" in pattern:
         raise RecipeError("data.text: a name cannot hold a NUL character", found=repr(pattern))
     if os.path.lexists(base / pattern):
         return [base / pattern]
+    if len(pattern) > _PATTERN:
+        return []
     root, parts = base, Path(pattern).parts
     if Path(pattern).is_absolute():
         root, parts = Path(parts[0]), parts[1:]
     # `**/**` matches the same paths as `**`, but would walk them many times.
     once = tuple(part for index, part in enumerate(parts) if part != "**" or parts[index - 1 : index] != ("**",))
-    return sorted(set(_walk(root, once)), key=Path.as_posix)
+    return sorted(_walk(root, once), key=Path.as_posix)
 
 
-def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    if not parts:
-        yield folder
-    elif parts[0] == "**":
-        rest = parts[1:] or ("*",)
-        yield from _walk(folder, rest)
+def _walk(root: Path, pattern: tuple[str, ...]) -> set[Path]:
+    """Return the paths below `root` that match. Raises RecipeError if that takes more than `VISITS` entries of folders."""
+    found: set[Path] = set()
+    # A folder is looked at once for each rest of the pattern: with several `**`, many ways lead to the same pair. A list of what is left
+    # to do has no limit of depth, as calls have.
+    waiting = [(root, 0)]
+    known = {(str(root), 0)}
+    visits = 0
+
+    def follow(folder: Path, start: int) -> None:
+        if (str(folder), start) not in known:
+            known.add((str(folder), start))
+            waiting.append((folder, start))
+
+    while waiting:
+        folder, start = waiting.pop()
+        if start == len(pattern):
+            found.add(folder)
+            continue
+        part, last = pattern[start], start + 1 == len(pattern)
+        if part != "**" and not re.search(r"[*?\[]", part):
+            if os.path.lexists(folder / part):
+                follow(folder / part, start + 1)
+            continue
+        if part == "**" and not last:
+            follow(folder, start + 1)
         for entry in _entries(folder):
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from _walk(folder / entry.name, parts)
-    elif not re.search(r"[*?\[]", parts[0]):
-        if os.path.lexists(folder / parts[0]):
-            yield from _walk(folder / parts[0], parts[1:])
-    else:
-        for entry in _entries(folder):
-            hidden = entry.name.startswith(".") and not parts[0].startswith(".")
-            if not hidden and fnmatch.fnmatchcase(entry.name, parts[0]):
-                yield from _walk(folder / entry.name, parts[1:])
+            visits += 1
+            if visits > VISITS.most:
+                raise RecipeError(
+                    f"data.text: the pattern {brief('/'.join(pattern))} visits too many files and folders",
+                    where=root,
+                    expected=str(VISITS),
+                    hint="name the folders more closely, or join small files to larger ones",
+                )
+            dotted = entry.name.startswith(".")
+            if part != "**":
+                if not (dotted and not part.startswith(".")) and fnmatch.fnmatchcase(entry.name, part):
+                    follow(folder / entry.name, start + 1)
+            elif not dotted:
+                if last:
+                    found.add(folder / entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    follow(folder / entry.name, start)
+    return found
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     except OSError as error:
         raise MachineError(f"folder cannot be listed: {error.strerror}", where=folder) from None

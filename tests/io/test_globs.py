@@ -13,7 +13,7 @@ from support.corpora import (
 )
 
 from ligo_convert.data.corpus import check_data
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import RecipeError, brief
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_an_absolute_glob_and_a_folder_with_magic_in_its_name(tmp_path: Path) ->
 def test_a_glob_without_a_file_is_named_with_its_folder(tree: Path, pattern: str) -> None:
     with pytest.raises(RecipeError) as caught:
         names(tree, "a.txt", pattern)
-    assert f"{pattern!r} matches no file" in str(caught.value)
+    assert f"{brief(pattern)} matches no file" in str(caught.value)
     assert str(tree) in str(caught.value)
 
 

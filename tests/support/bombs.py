@@ -1,0 +1,29 @@
+"""What the tests of size bombs call in a process of its own: each takes plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def decode_image(path: str, size: int) -> None:
+    """Decode and resize an image as a model of `size` pixels reads it."""
+    from ligo_convert.data.images import Preparation
+
+    prepared = Preparation(
+        size=size, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9
+    )
+    print(prepared.pixels(Path(path)).shape)
+
+
+def tokenise(folder: str, text: str) -> None:
+    """Load a tokenizer, and encode a text with it."""
+    from ligo_convert.data.tokenizers import encoder, load_tokenizer
+
+    print(len(encoder(load_tokenizer(Path(folder)))([text])[0]))
+
+
+def count_matches(pattern: str, base: str) -> None:
+    """Expand a glob."""
+    from ligo_convert.io.globs import expand
+
+    print(len(expand(pattern, Path(base))))
