@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenizers", "torch", "transformers")
@@ -138,6 +139,45 @@ def processor() -> str:
 
 
 def thread_limits(count: int) -> dict[str, str]:
-    """Return the environment variables that limit the threads of numerical libraries to `count`."""
+    """Return the environment variables that limit the threads of numerical libraries to `count`.
+
+    They decide how fast a process is, not what it writes: `compute_threads` sets the threads of what decides bytes.
+    """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(count))
+
+
+@contextlib.contextmanager
+def compute_threads(count: int) -> Iterator[None]:
+    """Let torch compute with exactly `count` threads in the block, on any number of cores and whatever the environment says.
+
+    The number of threads decides how sums are split, in matrix products, norms and gradients, and so their last bits. The threads of
+    the calling thread only are set, and set back.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def require_threads(count: int) -> None:
+    """Refuse an environment that withholds some of `count` threads, so that results could not be reproduced. Raises MachineError."""
+    limit, dynamic = os.environ.get("OMP_THREAD_LIMIT", ""), os.environ.get("OMP_DYNAMIC", "").strip().lower()
+    withheld = None
+    if limit.isdigit() and int(limit) < count:
+        withheld = f"OMP_THREAD_LIMIT={limit}"
+    elif dynamic in ("true", "1") and count > 1:
+        withheld = f"OMP_DYNAMIC={dynamic}"
+    if withheld is not None:
+        from ligo_convert.errors import MachineError
+
+        raise MachineError(
+            "the environment withholds threads, so that the fit would not be reproducible",
+            where=withheld,
+            expected=f"{count} threads, by fit.threads",
+            hint="unset that variable, or set fit.threads to what it allows; fewer cores than threads do no harm",
+        )

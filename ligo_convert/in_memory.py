@@ -21,8 +21,10 @@ from ligo_convert.cli.progress_bars import shown_progress
 from ligo_convert.conversion.plan import DEFAULT_KEYING
 from ligo_convert.data.batches import BatchFormat, read_batches
 from ligo_convert.data.examples import ArrayExamples, Batch, Examples
+from ligo_convert.environment import compute_threads
 from ligo_convert.errors import RecipeError, SourceError, close_matches
 from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.flops import step_flops
 from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
@@ -44,6 +46,7 @@ from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate, judged
 from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.tasks import random_batch
+from ligo_convert.training.threads import default_threads
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -157,7 +160,7 @@ def grow(
     if data is not None:
         format_ = _batch_format(family, config, sequence_length=sequence_length, batch_size=batch_size, seed=seed)
         splits = _split(read_batches(data, format_, tokenizer=tokenizer, limit=steps + 2 * -(-steps // _HELD_OUT)))
-    with _shown(progress) as shown:
+    with _shown(progress) as shown, compute_threads(_threads(family, plan, splits)):
         fitted = _fitted(source, plan, splits, steps=steps, rates=rates, seed=seed, progress=shown)
         with shown.task("growing the weights"):
             grown = _grown_model(model, source, plan, fitted.operator)
@@ -531,6 +534,17 @@ def _fitted(
     result.log = outcome.log
     result.fit = {"steps": steps, "best_step": outcome.best_step, "best_validation_loss": outcome.best_loss}
     return result
+
+
+def _threads(family: Family, plan: GrowthPlan, splits: _Splits | None) -> int:
+    """Return the number of threads to fit and measure with: it follows from the work, so that every machine gets the same bytes."""
+    length = min(128, family.longest(plan.target) or 128) if family.reads == "text" else 0
+    examples = _RANDOM_EXAMPLES
+    if splits is not None:
+        first = next(iter(splits.batches[0].values()))
+        examples, length = splits.largest, first.shape[1] if family.reads == "text" else 0
+    length = family.sequence(plan.target, length)
+    return default_threads(step_flops(family, plan.target, tokens=examples * length, sequence_length=length))
 
 
 def _random_examples(family: Family, config: Mapping[str, object]) -> Examples:

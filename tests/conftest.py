@@ -15,3 +15,5 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Models of a few thousand parameters gain nothing from threads, which spin while other test processes want the processor.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for more, they sleep while they wait, as those of the command line do.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

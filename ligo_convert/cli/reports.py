@@ -117,7 +117,10 @@ def plan_report(plan: Plan) -> None:
         )
         fit = plan.recipe.fit
         examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
-        pairs["fit"] = f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP"
+        threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
+        pairs["fit"] = (
+            f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP, {threads}"
+        )
     if data["drawn_rows"]:
         pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
     files = data["files"]

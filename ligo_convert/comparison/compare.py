@@ -30,7 +30,7 @@ from ligo_convert.conversion.run_record import finite
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
-from ligo_convert.environment import choose_device, cores, versions
+from ligo_convert.environment import choose_device, cores, require_threads, versions
 from ligo_convert.errors import LigoError, OutputBusy, VerificationError
 from ligo_convert.io.files import check_place, check_room, remove_any
 from ligo_convert.io.staging import WORK, Staging
@@ -107,6 +107,7 @@ def compare(
             digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
         chosen = choose_device(device)
         key = _comparison_key(experiment, compute_digests(plan, source, digests, progress).whole, device=chosen)
+        require_threads(experiment.settings.threads)
         if before is not None and before["key"] == key:
             return ComparisonResult(out=out, record=before, changed=False)
         if before is not None:
@@ -256,12 +257,11 @@ class _JobLoop:
         """Run every job without a result. `arguments` are passed to `open_job_runner`."""
         from ligo_convert.workers import WorkerPool
 
-        threads = max(1, cores() // self.jobs) if self.jobs > 1 else 0
         if "probe" in self.scheduler.results:
             self._announce_time()
         with (
             self._stack,
-            WorkerPool[TrainingJob](open_job_runner, {**arguments, "threads": threads}, count=self.jobs) as pool,
+            WorkerPool[TrainingJob](open_job_runner, arguments, count=self.jobs) as pool,
         ):
             pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
 

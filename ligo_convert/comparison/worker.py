@@ -26,6 +26,7 @@ from ligo_convert.comparison.scheduler import TrainingJob, operator_name, shared
 from ligo_convert.comparison.strategies import depends_on_run_length
 from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, schedule_of, train_run
 from ligo_convert.data.examples import DataSplits, Examples
+from ligo_convert.environment import compute_threads
 from ligo_convert.families.flops import step_flops
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator
@@ -78,7 +79,6 @@ class JobRunner:
         source: folder of the source checkpoint.
         work: folder of this comparison for training states and operators.
         device: torch device.
-        threads: number of torch threads; 0 for torch's default.
         key: identifies the comparison and its source; training states of another key are discarded.
     """
 
@@ -90,11 +90,8 @@ class JobRunner:
         source: Path,
         work: Path,
         device: str,
-        threads: int = 0,
         key: str = "",
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
         self.experiment, self.slices, self.source, self.work, self.device = experiment, slices, source, work, device
         self.key, self._warnings = key, list[str]()
         self.plan, self.family = experiment.plan, experiment.plan.family
@@ -115,7 +112,9 @@ class JobRunner:
 
     def run(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Run a job. `on_step` receives the fraction done and a short note."""
-        result = _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
+        # Not a share of the cores: the result must not depend on how many workers there are.
+        with compute_threads(self.experiment.settings.threads):
+            result = _KINDS[job.kind](self, job, on_step or (lambda part, note: None))
         warnings, self._warnings = self._warnings, []
         return {**result, "warnings": warnings} if warnings else result
 

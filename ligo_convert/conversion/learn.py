@@ -23,6 +23,7 @@ from ligo_convert.conversion.pretrain_source import CacheKeys
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import begin_step, keep_result, same_data, staged_results
 from ligo_convert.data.tokenizers import known_files
+from ligo_convert.environment import compute_threads
 from ligo_convert.growth.growth_plan import drawn_names
 from ligo_convert.growth.initialize import initial_operator, random_operator
 from ligo_convert.growth.operator import Operator
@@ -91,7 +92,9 @@ def learn(
     begin_step(staging, state=StagedState(staging, FIT_STATE).name)
     learned = _initial(plan, staging)
     if plan.measures:
-        learned = _with_models(plan, source, learned, staging, device(), progress, shared)
+        chosen = device()
+        with compute_threads(plan.threads):
+            learned = _with_models(plan, source, learned, staging, chosen, progress, shared)
     _stage(learned, plan, staging)
     return learned
 

@@ -193,6 +193,7 @@ class ModelPair:
             seed=settings.seed,
             precision="bfloat16" if settings.autocast else "float32",
             device=self._device,
+            threads=self._plan.threads,
         )
         # `fit` returns dense maps. Where no step beat the initial operator, keep its structured form.
         return (fitted if result.best_step else self._initial), result, outcome

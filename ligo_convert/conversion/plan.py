@@ -27,6 +27,7 @@ from ligo_convert.conversion.memory import (
     physical_memory,
 )
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
+from ligo_convert.environment import require_threads
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.flops import fit_flops, step_flops
@@ -43,6 +44,7 @@ from ligo_convert.io.files import check_place, check_room, reporting
 from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
+from ligo_convert.training.threads import default_threads
 
 DEFAULT_KEYING: Final = "shared"
 
@@ -114,6 +116,12 @@ class Plan:
     def measures(self) -> bool:
         """Whether a model is run; if not, the preservation figures are null."""
         return self.measuring is not None
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that models are trained and measured with. They follow from the recipe, since they decide the last bits."""
+        asked = self.recipe.fit.threads if self.recipe.fit is not None else None
+        return asked or default_threads(self.flops["target_step"] or 0)
 
     @property
     def flops(self) -> dict[str, int | None]:
@@ -192,7 +200,7 @@ def make_plan(
             inherited=source.license if source is not None else None,
             where=recipe.where("publish"),
         )
-    return Plan(
+    made = Plan(
         recipe=recipe,
         family=family,
         label=label,
@@ -212,6 +220,9 @@ def make_plan(
         warnings=tuple(warnings),
         asked=asked,
     )
+    if fit is not None and here and runs:
+        require_threads(made.threads)
+    return made
 
 
 def plan_carried(start: GrowthPlan, source: CheckpointReader) -> CarriedFiles:
@@ -420,6 +431,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "nbytes": plan.shards.nbytes,
         "memory_bytes": plan.memory,
         "micro_batch_size": plan.micro_batch,
+        "threads": plan.threads,
         "flops": plan.flops,
         "ignored": list(plan.inventory.ignored),
         "drawn_rows": list(plan.start.drawn_rows),

@@ -21,7 +21,7 @@ from ligo_convert.conversion.fit_plan import PretrainPlan
 from ligo_convert.conversion.plan import Plan, make_plan, stream_width
 from ligo_convert.conversion.splits import load_pretraining_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import begin_step, keep_result, staged_results
-from ligo_convert.environment import choose_device
+from ligo_convert.environment import choose_device, compute_threads
 from ligo_convert.errors import SourceError
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
@@ -74,7 +74,10 @@ def train_source(
         def train() -> dict[str, Any]:
             assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
             begin_step(staging, state=_state(staging).name)
-            return _train(plan, plan.pretrain, staging, device=device, progress=progress, train_examples=train_examples)
+            with compute_threads(plan.threads):
+                return _train(
+                    plan, plan.pretrain, staging, device=device, progress=progress, train_examples=train_examples
+                )
 
         if shared is None:
             figures = train()

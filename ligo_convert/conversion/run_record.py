@@ -67,6 +67,7 @@ def filled_recipe(plan: Plan) -> dict[str, Any]:
     recipe["growth"]["operator"]["keying"] = plan.start.growth.keying
     if plan.fit is not None:
         recipe["fit"]["micro_batch_size"] = plan.micro_batch
+        recipe["fit"]["threads"] = plan.threads
         recipe["fit"]["warmup_steps"] = plan.fit.warmup_steps
     return recipe
 

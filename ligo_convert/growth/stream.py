@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
+from ligo_convert.environment import compute_threads
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.operator import Operator
@@ -180,10 +181,12 @@ class Growth:
         """Return one target tensor in the dtype of the arithmetic. The row's source tensors stay until `release` or another row."""
         from ligo_convert.growth.apply import RowSource
 
-        if row is not self.row:
-            self.row, self.source = row, RowSource()
-        self._load_sources(row, layer)
-        return self.grower.grow_layer(row, layer, self.source)
+        # The order of a sum, and so its last bits, depends on the number of threads. One thread is the same on every machine.
+        with compute_threads(1):
+            if row is not self.row:
+                self.row, self.source = row, RowSource()
+            self._load_sources(row, layer)
+            return self.grower.grow_layer(row, layer, self.source)
 
     def _load_sources(self, row: Row, layer: int | None) -> None:
         """Load and prepare every source layer that a target layer needs and that is not in memory yet."""

@@ -354,7 +354,8 @@ def _split_size(record: Record) -> str:
 def _costs(record: Record) -> Iterator[str]:
     fit, flops = record.metrics["fit"], record.metrics["flops"]
     if fit is not None:
-        yield f"- training of the operator: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}"
+        threads = f", {fit['threads']} threads" if fit.get("device") == "cpu" and fit.get("threads") else ""
+        yield f"- training of the operator: {fit['steps']:,} steps, seed {fit['seed']}, {code(fit['precision'])}{threads}"
     if flops.get("pretrain"):
         yield f"- FLOPs for training the source: {number(float(flops['pretrain']))}"
     if flops.get("fit"):

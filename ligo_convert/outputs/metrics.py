@@ -131,6 +131,7 @@ class FitOutcome:
         seed: seed of the data order.
         precision: "bfloat16" or "float32".
         device: "cpu" or "cuda".
+        threads: CPU threads; their number decides the last bits.
     """
 
     steps: int
@@ -139,6 +140,7 @@ class FitOutcome:
     seed: int
     precision: str
     device: str
+    threads: int
 
 
 @dataclass(frozen=True, kw_only=True)

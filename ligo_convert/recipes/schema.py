@@ -349,6 +349,11 @@ class FitConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="precision of the computation; auto: bfloat16 where it is faster"
     )
+    threads: Count | None = Field(
+        default=None,
+        description="CPU threads for training and measuring, on any number of cores; they decide the last bits; default: 1, 4 or 8, by"
+        " the work of one step",
+    )
     data: DataConfig = Field(description="training data")
 
 
@@ -386,6 +391,9 @@ class CompareConfig(Section):
     )
     eval_points: Count = Field(default=40, description="number of evaluations in a run of the whole budget")
     seeds: list[Seed] = Field(default=[0], min_length=1, description="each method is trained once per seed")
+    threads: Count = Field(
+        default=1, description="CPU threads of one training run, whatever `--jobs` is; they decide the last bits"
+    )
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="+layer-drop: the largest probability of skipping a layer in a step"
     )

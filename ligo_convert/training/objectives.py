@@ -83,4 +83,5 @@ def read_back(start: Operator, target: LibraryModel, dtype: torch.dtype) -> torc
     factors = start.stream(start.terms[0], family.norm.stream, None, None, None)
     old = family.sizes(start.source)[family.norm.stream]
     written = kronecker([axis.write for axis in factors]) if factors else np.eye(old)
-    return torch.tensor(np.linalg.pinv(written), dtype=dtype, device=target.device)
+    # By torch, whose threads are set (`environment.compute_threads`), unlike numpy's.
+    return torch.linalg.pinv(torch.tensor(written, dtype=torch.float64)).to(dtype=dtype, device=target.device)

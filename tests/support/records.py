@@ -67,6 +67,7 @@ METRICS: dict[str, Any] = {
         "seed": 0,
         "precision": "float32",
         "device": "cpu",
+        "threads": 4,
     },
     "verification": {"digests": 1, "tensors": 292, "finite": True, "loaded": {"class": "GPT2LMHeadModel"}},
     "seconds": {"plan": 0.214, "fit": 811.5, "write": 9.25, "verify": 6.0},
