@@ -84,4 +84,5 @@ def read_back(start: Operator, target: LibraryModel, dtype: torch.dtype) -> torc
     old = family.sizes(start.source)[family.norm.stream]
     written = kronecker([axis.write for axis in factors]) if factors else np.eye(old)
     # By torch, whose threads are set (`environment.compute_threads`), unlike numpy's.
-    return torch.linalg.pinv(torch.tensor(written, dtype=torch.float64)).to(dtype=dtype, device=target.device)
+    inverse: torch.Tensor = torch.linalg.pinv(torch.tensor(written, dtype=torch.float64))
+    return inverse.to(dtype=dtype, device=target.device)
