@@ -35,6 +35,9 @@ MAX_DEPTH = 6  # folders inside each other
 
 MAX_NAMED = 100  # files left behind that are named one by one
 
+# Stands for the path of a file whose name is not for others.
+PRIVATE_NAME = "a file with a private name"
+
 _MAX_SORTED = 2_000  # files left behind that get a reason; the others are only counted
 
 # Characters that mean the same to every file system, to SHA256SUMS, and to the patterns of the Hub's client.
@@ -233,7 +236,7 @@ class _Sorter:
             joined = nested and len(whole[top]) == 1 and top not in occupied
             entries[f"{top}/" if joined else path] = reason
         for path, reason in islice(entries.items(), MAX_NAMED):
-            shown = "a file with a private name" if holds_private_name(path) else printable(path)
+            shown = PRIVATE_NAME if holds_private_name(path) else printable(path)
             yield LeftBehind(path=shown, reason=reason)
         more = len(entries) - MAX_NAMED + self.unnamed
         if more > 0:

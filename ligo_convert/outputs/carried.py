@@ -15,17 +15,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ligo_convert.checkpoints.files import TOKENIZER_FILES
 from ligo_convert.checkpoints.headers import Header, parse_header
 from ligo_convert.checkpoints.model_files import MODULES as MODULES_FILE
 from ligo_convert.checkpoints.model_files import LeftBehind, Module
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from ligo_convert.checkpoints.writer import safetensors_bytes
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import LigoError, SourceError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.maps import kronecker
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.strict_json import strict_json
+from ligo_convert.outputs.privacy import check_nothing_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ MODULES: Mapping[str, ModuleKind] = {
 
 # Keys of a Pooling config: each that is true adds one copy of the width to the embedding.
 _POOLING_FLAGS = "pooling_mode_"
+
+# Why a file of a local source is left behind whose text is not for others.
+PRIVATE_TEXT = "it holds a path or a secret of the machine on which it was grown"
 
 _INPUT_WEIGHTS = ("linear.weight", "residual.weight")
 
@@ -149,9 +154,14 @@ def carried_files(source: CheckpointReader, widths: Widths) -> CarriedFiles:
     changes: dict[str, Change] = {}
     copied: tuple[str, ...] = ()
     missing, left = "", list(found.left)
+    private = {name: why for name in found.carried if (why := _private(source, name))}
+    left += [LeftBehind(path=name, reason=why) for name, why in private.items()]
     if found.modules:
         pipeline = _Pipeline(source, widths)
         try:
+            for name in found.module_files:
+                if why := _private(source, name):
+                    raise _CannotCarry(f"{name}: {why}")
             for module in found.modules:
                 pipeline.add(module)
         except _CannotCarry as reason:
@@ -169,11 +179,26 @@ def carried_files(source: CheckpointReader, widths: Widths) -> CarriedFiles:
     elif any(item.path == MODULES_FILE for item in found.left):
         missing = f"the output is no sentence-transformers pipeline: {MODULES_FILE} is left behind"
     return CarriedFiles(
-        copied=tuple(sorted((*found.carried, *copied))),
+        copied=tuple(sorted((*(name for name in found.carried if name not in private), *copied))),
         changes=dict(sorted(changes.items())),
         left_behind=tuple(sorted(left, key=lambda item: item.path)),
         missing_modules=missing,
     )
+
+
+def _private(source: CheckpointReader, name: str) -> str:
+    """Return why a file of a local source is not for others: it holds a path or a secret of this machine. Empty where it does not.
+
+    The files of a repository on the Hub are public. Tokenizer files are carried as they are.
+    """
+    if source.revision is not None or name in TOKENIZER_FILES or name.endswith(".safetensors"):
+        return ""
+    text = source.file_bytes(name).decode("utf-8", "replace")
+    try:
+        check_nothing_private(text, where=name, names_in=())
+    except LigoError:
+        return PRIVATE_TEXT
+    return ""
 
 
 class _CannotCarry(Exception):

@@ -16,13 +16,14 @@ from typing import Any
 from ligo_convert.checkpoints.file_kinds import kind_of
 from ligo_convert.checkpoints.files import CARD, CONFIG, INDEX, WEIGHTS
 from ligo_convert.checkpoints.headers import parse_index
+from ligo_convert.checkpoints.model_files import PRIVATE_NAME
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import SourceError, VerificationError
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.files import reporting
-from ligo_convert.outputs.carried import WidenedInput, carried_files, contents, parse_weights, widths_of
+from ligo_convert.outputs.carried import PRIVATE_TEXT, WidenedInput, carried_files, contents, parse_weights, widths_of
 from ligo_convert.outputs.layout import EVERY_OUTPUT, is_own
 from ligo_convert.outputs.provenance import metrics_of
 
@@ -44,7 +45,7 @@ def check_complete(root: Path, names: Collection[str]) -> None:
 
 def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]) -> None:
     """Raise VerificationError if SHA256SUMS lists a file that no run writes."""
-    recorded = _recorded(statement)
+    recorded = _recorded(statement, "carried", "rewritten")
     known = {CONFIG, CARD, *_weight_files(root, names)}
     for name in sorted(names):
         carried = name in recorded and kind_of(name).action in ("carry", "module")
@@ -58,13 +59,20 @@ def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]
             )
 
 
-def _recorded(statement: Mapping[str, Any]) -> set[str]:
-    """Return the names of the carried and rewritten files that a statement records."""
+def _recorded(statement: Mapping[str, Any], *lists: str) -> set[str]:
+    """Return the names in these lists of files that a statement records."""
     files = metrics_of(statement).get("files")
-    if not isinstance(files, Mapping):
-        return set()
-    lists = [files.get(key) for key in ("carried", "rewritten")]
-    return {name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)}
+    found = [files.get(key) for key in lists] if isinstance(files, Mapping) else []
+    return {name for names in found if isinstance(names, list) for name in names if isinstance(name, str)}
+
+
+def _private(statement: Mapping[str, Any]) -> set[str]:
+    """Return the paths that were left behind because they were private on the machine on which the output was made."""
+    files = metrics_of(statement).get("files")
+    left = files.get("left_behind") if isinstance(files, Mapping) else None
+    items = [item for item in left if isinstance(item, Mapping)] if isinstance(left, list) else []
+    reasons = {str(item.get("path")): str(item.get("reason")) for item in items}
+    return {path for path, reason in reasons.items() if path == PRIVATE_NAME or PRIVATE_TEXT in reason}
 
 
 def _weight_files(root: Path, names: Collection[str]) -> Iterator[str]:
@@ -107,14 +115,17 @@ def check_carried(
     widths = widths_of(family, source.config, operator.target, operator.rewrites, len(operator.terms))
     carried = carried_files(source, widths)
     found = {*carried.copied, *carried.changes}
-    extra = sorted(_recorded(statement) - found - {CONFIG})
+    extra = sorted(_recorded(statement, "carried", "rewritten") - found - {CONFIG})
     if extra:
         raise VerificationError(
             "the source does not give this file", where=root / extra[0], found="a file of the output"
         )
+    private = _private(statement)
     for name, data in contents(carried, source, family, operator):
         expected = hashlib.sha256(data).hexdigest()
         if digests.get(name) == expected:
+            continue
+        if name not in digests and {name, PRIVATE_NAME} & private:
             continue
         grown = isinstance(carried.changes.get(name), WidenedInput) and name in digests
         if not grown or exact() or not _close(root / name, data):

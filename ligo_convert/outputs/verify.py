@@ -201,7 +201,7 @@ def _derive_again(
                         "the tensor differs from the result of source and operator", where=f"{directory.name}: {name}"
                     )
                 task.advance()
-        files = check_carried(
+        carried = check_carried(
             directory,
             written,
             statement,
@@ -211,7 +211,7 @@ def _derive_again(
             exact=lambda: _written_on(statement) == processor(),
         )
         old.recheck()
-    return {"source": old.label, "tensors": len(ordered), "identical": identical, "files": files}
+    return {"source": old.label, "tensors": len(ordered), "identical": identical, "files": carried}
 
 
 def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -31,6 +31,7 @@ from ligo_convert.conversion.plan import plan_json, plan_recipe
 from ligo_convert.growth.operator_file import family_of, read_operator
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.carried import CarriedFiles, Widths, carried_files, contents, widths_of
+from ligo_convert.outputs.verify import verify
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import load_recipe
 
@@ -256,6 +257,26 @@ def test_a_dense_reads_a_decoder_whose_tied_head_halves_the_last_gain(tmp_path: 
         embeddings.append(model.encode("a small model", show_progress_bar=False))
     old, new = embeddings
     assert new == pytest.approx(old, abs=2e-5)
+
+
+def test_a_file_with_a_path_of_this_machine_is_left_behind(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    place = changed(source, [pooling()], tmp_path / "source")
+    (place / "NOTICE").write_text("Built in /home/alice/models.")
+    found = decide(place)
+    assert "NOTICE" not in found.copied
+    assert {left.reason for left in found.left_behind if left.path == "NOTICE"} == {
+        "it holds a path or a secret of the machine on which it was grown"
+    }
+    out = tmp_path / "out"
+    grow(place, out)
+    assert "/home/alice" not in "".join(path.read_text() for path in out.rglob("*") if path.suffix in (".md", ".json"))
+    monkeypatch.setenv("HOME", "/home/bob")  # who verifies elsewhere does not miss it
+    verify(out, source=str(place))
+    (place / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"a": "/home/bob/x"}}))
+    assert "config_sentence_transformers.json: it holds a path" in decide(place).missing_modules
 
 
 def test_the_room_for_carried_files_is_asked_for_before_any_work(
