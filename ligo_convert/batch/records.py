@@ -14,8 +14,10 @@ from typing import Any
 from ligo_convert.batch.fingerprints import inputs_digest, recipe_inputs
 from ligo_convert.batch.job import DONE, FAILED, Assignment, recipe_of
 from ligo_convert.environment import versions
+from ligo_convert.errors import LigoError
 from ligo_convert.io.leases import Leases
 from ligo_convert.io.strict_json import sha256_of
+from ligo_convert.outputs.checksums import read_sums
 from ligo_convert.outputs.layout import CHECKSUMS
 
 # Fields of an assignment that do not change its result.
@@ -62,20 +64,29 @@ class EntryRecords:
 
     def finished(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the record of an entry that was done before, if it still holds and its output is unchanged."""
-        record = self._leases.read_record(assignment.name)
-        if record is None or record.get("state") != DONE or record.get("key") is None:
+        record = self._record(assignment, DONE)
+        if record is None or record["sums"] is None:
             return None
-        if record["key"] != self.key(assignment):
-            return None
-        digest = record.get("sums")
-        return record if digest is not None and digest == _output_digest(record.get("report")) else None
+        return record if record["sums"] == _output_digest(record["report"]) else None
 
     def failed(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the record of an entry that failed, if nothing has changed since."""
-        record = self._leases.read_record(assignment.name)
-        if record is None or record.get("state") != FAILED or record.get("key") != self.key(assignment):
-            return None
-        return record
+        return self._record(assignment, FAILED)
+
+    def _record(self, assignment: Assignment, state: str) -> dict[str, Any] | None:
+        """Return the record of an entry if it ended in this state and nothing that it depends on has changed since."""
+        match record := self._leases.read_record(assignment.name):
+            case {
+                "state": found,
+                "key": str(key),
+                "code": int(),
+                "why": str() | None,
+                "report": dict() | None,
+                "seconds": int() | float(),
+                "sums": str() | None,
+            } if found == state:
+                return record if key == self.key(assignment) else None
+        return None
 
     def write(self, name: str, result: Mapping[str, Any], *, key: str | None, seconds: float) -> bool:
         """Record a result and release the entry's lease.
@@ -95,8 +106,14 @@ class EntryRecords:
 
 
 def _output_digest(report: Mapping[str, Any] | None) -> str | None:
-    """Digest an output's SHA256SUMS, which covers all its other files; None if there is no such file."""
+    """Digest an output's SHA256SUMS and the sizes of the files that it lists; None if one of them is gone.
+
+    The bytes of the files are not read: a batch would read every finished output again each time. `verify` reads them.
+    """
     try:
-        return hashlib.sha256((Path(str((report or {})["out"])) / CHECKSUMS).read_bytes()).hexdigest()
-    except (KeyError, OSError):
+        out = Path(str((report or {})["out"]))
+        data = (out / CHECKSUMS).read_bytes()
+        sizes = {name: (out / name).stat().st_size for name in read_sums(data)}
+    except (KeyError, OSError, LigoError):
         return None
+    return sha256_of({"sums": hashlib.sha256(data).hexdigest(), "sizes": sizes})

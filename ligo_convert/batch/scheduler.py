@@ -152,8 +152,9 @@ def run_batch(
     names = shard_entries(manifest, shard)
     logs = manifest.state / "logs"
     make_folder(logs)
-    with Leases(manifest.state) as leases:
-        scheduler = _Scheduler(manifest, leases, names=names, device=device, watcher=watcher or Watcher())
+    watcher = watcher or Watcher()
+    with Leases(manifest.state, warn=lambda name, text: watcher.on_message(name, f"warning: {text}")) as leases:
+        scheduler = _Scheduler(manifest, leases, names=names, device=device, watcher=watcher)
         options = EngineOptions(jobs=jobs, logs=logs, address=address, on_event=scheduler.handle)
         with engine_named(engine, options) as chosen:
             scheduler.run(chosen)

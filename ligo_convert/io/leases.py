@@ -23,12 +23,19 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ligo_convert.io.files import do, make_folder, write_file
+from ligo_convert.errors import VerificationError
+from ligo_convert.io.files import do, make_folder, remove_any, write_file
+from ligo_convert.io.sealed import read_sealed, seal
+
+_RECORD = "ligo-work-record/1"
+
+# No lease, lock or heartbeat file is larger.
+_MARKER_BYTES = 1 << 16
 
 
 class Leases:
@@ -38,10 +45,11 @@ class Leases:
 
     Args:
         folder: shared by all processes.
+        warn: receives the name and one line for each record that is damaged and therefore discarded.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, warn: Callable[[str, str], None] = lambda name, text: None) -> None:
+        self.folder, self._warn = folder, warn
         run = secrets.token_hex(8)
         self._identity = json.dumps({**process_identity(), "run": run}).encode()
         # Every lease of this process links to this file. A new link shows its holder at once, touching the file is the heartbeat of all of
@@ -90,21 +98,35 @@ class Leases:
         if not self.is_held(name):
             self._held.discard(name)
             return False
-        write_file(self.folder / "done" / f"{name}.json", json.dumps(record, default=str).encode(), replace=True)
+        path = self._record(name)
+        if path.is_dir():
+            remove_any(path)
+        write_file(path, seal(_RECORD, {"name": name, "record": record}), replace=True)
         self.release(name)
         return True
 
     def clear(self, name: str) -> None:
         """Remove the record of an earlier attempt. The caller holds the lease."""
-        _remove(self.folder / "done" / f"{name}.json")
+        remove_any(self._record(name))
 
     def read_record(self, name: str) -> dict[str, Any] | None:
-        """Return the record of a piece of work, or None if there is none or it is unreadable."""
+        """Return the record of a piece of work; None if there is none. A damaged one, or another work's, is discarded with a warning."""
+        path = self._record(name)
         try:
-            record = json.loads((self.folder / "done" / f"{name}.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) else None
+            match read_sealed(_RECORD, path):
+                case None:
+                    return None
+                case {"name": str(found), "record": dict(record)} if found == name:
+                    return record
+            why = "the record of other work"
+        except VerificationError as error:
+            why = error.what
+        self._warn(name, f"its record is damaged ({why}); it is discarded, and the work is looked at again")
+        remove_any(path)
+        return None
+
+    def _record(self, name: str) -> Path:
+        return self.folder / "done" / f"{name}.json"
 
     def _path(self, name: str) -> Path:
         return self.folder / "leases" / name
@@ -121,6 +143,8 @@ class Leases:
 
     def _link(self, path: Path) -> bool:
         """Create a hard link. The file system refuses an existing name atomically, network file systems included."""
+        if path.is_symlink() or path.is_dir():  # never a lease: nothing here makes one
+            remove_any(path)
         try:
             do("link", self._own, path, passing=(FileExistsError,))
         except FileExistsError:
@@ -174,7 +198,7 @@ def _content(path: Path) -> bytes | None:
 def _parsed(content: bytes) -> dict[str, Any]:
     try:
         identity = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return identity if isinstance(identity, dict) else {}
 
@@ -255,9 +279,10 @@ def _started(pid: int, proc: Path) -> int | None:
 def read_marker(path: Path) -> tuple[bytes, int] | None:
     """Return a small file's content and modification time in nanoseconds; None if it cannot be read."""
     try:
-        # A network file system asks its server when a file is opened; it may answer a plain `stat` from its cache.
-        with path.open("rb") as file:
-            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+        # A network file system asks its server when a file is opened; it may answer a plain `stat` from its cache. Opening a FIFO would
+        # block, and a link may lead anywhere.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            return file.read(_MARKER_BYTES), os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return None
 
