@@ -10,19 +10,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import faults
+from support.recorded import RecordedProgress
 from support.source_models import DEEPER, write_checkpoint, write_text
 
 from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import VerificationError
 from ligo_convert.io import leases
 from ligo_convert.io.cache import CacheEntry, ResultCache
-from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import load_recipe
 
 CONTENT = {"a/b": b"1", "c": b"2"}
@@ -40,26 +39,6 @@ def stored(cache: ResultCache) -> dict[str, bytes] | None:
 
     with cache.lock_entry("fit", "key") as entry:
         return found if entry.restore(place) else None
-
-
-class RecordedProgress(Progress):
-    """Progress that records every task, message and warning."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    @contextmanager
-    def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
-        self.tasks.append(name)
-        yield Task()
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
 
 
 def hidden(folder: Path) -> list[str]:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.outputs import hidden, same
 from support.source_models import GROWN, fit_section, recipe_text, write_checkpoint, write_text
 from support.warm_cli import Ended, WarmCli
 
 import ligo_convert
 
 KILLS = 12
-# The clock's figures and what vouches for them; all else is the same however often a run was stopped.
-TIMED = ("README.md", "ligo/provenance.json", "ligo/fit.jsonl", "ligo/fit.png", "ligo/SHA256SUMS")
 PRETRAIN = {
     "config": {"model_type": "gpt2", "vocab_size": 300, "n_positions": 32, "n_embd": 16, "n_head": 2, "n_layer": 2},
     "steps": 4,
@@ -74,24 +73,6 @@ def whole(base: Path, warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -
         done = warm.run("fit", f"{name}.yaml", "--operator", f"{name}.operator", cwd=folder)
         assert done.code == 0, done.err
     return {name: folder / name for name in ("fit", "own", "fit.operator", "own.operator")}
-
-
-def same(found: Path, wanted: Path) -> None:
-    """The same files; the same bytes in all that hold no time; the same losses in the log."""
-    names = sorted(str(path.relative_to(wanted)) for path in wanted.rglob("*") if path.is_file())
-    assert sorted(str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()) == names
-    for name in names:
-        if name not in TIMED:
-            assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
-    logs = [
-        [{**json.loads(line), "seconds": None} for line in (out / "ligo" / "fit.jsonl").read_text().splitlines()]
-        for out in (found, wanted)
-    ]
-    assert logs[0] == logs[1]
-
-
-def hidden(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir() if path.name.startswith("."))
 
 
 _lengths: dict[tuple[str, ...], int] = {}

@@ -1,0 +1,27 @@
+"""Compare output directories of the same conversion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# The clock's figures and what vouches for them; all else is the same however often a run was stopped.
+TIMED = ("README.md", "ligo/provenance.json", "ligo/fit.jsonl", "ligo/fit.png", "ligo/SHA256SUMS")
+
+
+def same(found: Path, wanted: Path) -> None:
+    """The same files; the same bytes in all that hold no time; the same losses in the log."""
+    names = sorted(str(path.relative_to(wanted)) for path in wanted.rglob("*") if path.is_file())
+    assert sorted(str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()) == names
+    for name in names:
+        if name not in TIMED:
+            assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+    logs = [
+        [{**json.loads(line), "seconds": None} for line in (out / "ligo" / "fit.jsonl").read_text().splitlines()]
+        for out in (found, wanted)
+    ]
+    assert logs[0] == logs[1]
+
+
+def hidden(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name.startswith("."))
