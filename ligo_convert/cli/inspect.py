@@ -12,7 +12,7 @@ from typing import Any
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.comparison.methods import METHODS, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
-from ligo_convert.errors import RecipeError, SourceError, close_matches
+from ligo_convert.errors import RecipeError, SourceError, VerificationError, close_matches
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
@@ -215,10 +215,13 @@ def _added(path: Path) -> dict[str, int]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
+    from ligo_convert.outputs.metrics import is_files
     from ligo_convert.outputs.provenance import metrics_of, read_statement
 
     statement = read_statement((path / "ligo" / "provenance.json").read_bytes(), label="ligo/provenance.json")
     files = metrics_of(statement).get("files") or {"carried": [], "rewritten": [], "left_behind": []}
+    if not is_files(files):
+        raise VerificationError("the provenance does not hold the lists of files", where="ligo/provenance.json")
     return {"predicate": statement["predicate"], "subjects": len(statement["subject"]), "files": files}
 
 

@@ -151,7 +151,7 @@ def fit_operator(
         figures = learned.metrics.json()
         operator = replace(
             learned.operator,
-            notes={**learned.operator.notes, "source": digests, "data": learned.data, "loss": figures["loss"]},
+            notes={**learned.operator.notes, "source": digests, "data": learned.data, "loss": finite(figures["loss"])},
         )
         write_file(file, safetensors_pieces(stored_arrays(operator), describe(operator)))
         if trains:

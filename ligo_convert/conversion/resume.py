@@ -15,6 +15,7 @@ from ligo_convert.errors import OutputBusy, SourceError, VerificationError
 from ligo_convert.io.files import check_place
 from ligo_convert.io.staging import clear_leftovers
 from ligo_convert.outputs.layout import PROVENANCE
+from ligo_convert.outputs.metrics import is_metrics
 from ligo_convert.outputs.provenance import metrics_of, read_statement
 from ligo_convert.outputs.verify import verify
 from ligo_convert.progress import Progress
@@ -46,5 +47,8 @@ def reuse_finished(
             hint="choose another output directory, or move this one; existing outputs are never overwritten",
         )
     verify(out, progress=progress)
+    metrics = metrics_of(statement)
+    if not is_metrics(metrics):
+        raise VerificationError("the provenance does not hold the figures of a run", where=out / PROVENANCE)
     progress.say(f"{out} is complete and verified; nothing to do")
-    return ConversionResult(out=out, family=family, label=label, metrics=metrics_of(statement), changed=False)
+    return ConversionResult(out=out, family=family, label=label, metrics=metrics, changed=False)

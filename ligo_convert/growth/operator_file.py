@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ligo_convert.checkpoints.headers import read_header
+from ligo_convert.checkpoints.layout import check_config
 from ligo_convert.checkpoints.small_files import open_file, tensor_bytes
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import SourceError
@@ -25,7 +26,8 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import REWRITES
 from ligo_convert.growth.initialize import stream_keys
 from ligo_convert.growth.maps import ROLES, Axis, Map
-from ligo_convert.growth.operator import MAP_FIELDS, PARTED, Operator, Term
+from ligo_convert.growth.operator import MAP_FIELDS, PARTED, Keying, Operator, Term
+from ligo_convert.io.strict_json import short, strict_json
 
 
 class UnknownFamily(SourceError):
@@ -72,7 +74,14 @@ def read_operator(path: Path) -> Operator:
         family = FAMILIES[operator.family]
         if operator.head not in [head.name for head in family.heads]:
             raise SourceError(f"an operator of the unknown class {operator.head!r}", where=path.name)
-        check_operator(operator, family_of(operator), label=path.name)
+        try:
+            check_operator(operator, family_of(operator), label=path.name)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            # The configs are plain data of any kind. The family's expressions meet a value that no config of it has.
+            raise SourceError(
+                f"the operator's configs do not fit its family ({type(error).__name__}: {short(error)})",
+                where=path.name,
+            ) from None
         return operator
     finally:
         os.close(descriptor)
@@ -257,7 +266,7 @@ def restore(
         SourceError: the file holds no operator, or an operator of another format version.
     """
     try:
-        data = json.loads(metadata["ligo"])
+        data = strict_json(metadata["ligo"].encode("utf-8", "surrogatepass"), label=label)
         if data["format"] not in (FORMAT, UNPARTED):
             raise SourceError(
                 "an operator of another version",
@@ -266,16 +275,94 @@ def restore(
                 found=data["format"],
                 hint="use the version of ligo-convert that wrote it, or make the operator again from its recipe",
             )
+        _check_fields(data, label=label)
         return _restore(data, specs, read)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SourceError(
-            f"this file holds no growth operator ({type(error).__name__}: {error})",
+            f"this file holds no growth operator ({type(error).__name__}: {short(error)})",
             where=label,
             hint="operators are written by `ligo-convert fit` and lie at ligo/operator.safetensors of every output",
         ) from None
 
 
-def _restore(data: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Any]) -> Operator:
+def _each(value: object, kind: type | tuple[type, ...]) -> bool:
+    """Return True if all items of a list, or all values of a dict, are of a kind. A bool is no int here."""
+    items = value.values() if isinstance(value, dict) else value
+    wanted = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(items, Iterable) and all(
+        isinstance(item, kind) and (bool in wanted or not isinstance(item, bool)) for item in items
+    )
+
+
+def _is_term(term: object) -> bool:
+    match term:
+        case {"widths": dict(widths), "depths": list(depths)}:
+            factors = [factor for found in widths.values() if isinstance(found, list) for factor in found]
+            return (
+                _each(widths, list)
+                and all(widths.values())
+                and _each(depths, str)
+                and all(
+                    isinstance(factor, dict)
+                    and isinstance(factor.get("drawn"), bool)
+                    and all(isinstance(factor.get(role), str) for role in ROLES)
+                    for factor in factors
+                )
+            )
+    return False
+
+
+# Field -> what is due, and whether a value is that.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "family": ("a name", lambda value: isinstance(value, str)),
+    "head": ("a name", lambda value: isinstance(value, str)),
+    "source": ("a config", lambda value: isinstance(value, dict)),
+    "target": ("a config", lambda value: isinstance(value, dict)),
+    "keying": ("source, target or shared", lambda value: value in get_args(Keying)),
+    "tie": ("paper or null", lambda value: value in ("paper", None)),
+    "terms": (
+        "a list of terms, at least one",
+        lambda value: isinstance(value, list) and value != [] and all(map(_is_term, value)),
+    ),
+    "drawn_layers": ("flags by axis", lambda value: _by_name(value, bool)),
+    "silent_layers": ("flags by axis", lambda value: _by_name(value, bool)),
+    "seed": ("a whole number", lambda value: _each([value], int) and 0 <= value < 2**63),
+    "drawn_rows": ("a list of names", lambda value: isinstance(value, list) and _each(value, str)),
+    "unit_layers": ("layers by name", lambda value: _by_name(value, int)),
+    "rewrites": ("a list of names", lambda value: isinstance(value, list) and _each(value, str)),
+    "parted": ("a list of names", lambda value: isinstance(value, list) and _each(value, str)),
+    "notes": (
+        "an object, with a list of names under `drawn`",
+        lambda value: (
+            isinstance(value, dict) and isinstance(value.get("drawn", []), list) and _each(value.get("drawn", []), str)
+        ),
+    ),
+}
+
+
+def _by_name(value: object, kind: type) -> bool:
+    return isinstance(value, dict) and _each(value, list) and all(_each(items, kind) for items in value.values())
+
+
+def _check_fields(data: Mapping[str, object], *, label: str) -> None:
+    """Check that every field is there and of its kind, and that no config makes a library run code. Raises SourceError."""
+    for name, (expected, fits) in _FIELDS.items():
+        if name == "parted" and data["format"] == UNPARTED:
+            continue
+        if not fits(data.get(name)):
+            raise SourceError(
+                f"the operator's field {name!r} is not what it should be",
+                where=label,
+                expected=expected,
+                found=short(repr(data[name])) if name in data else "nothing",
+            )
+    for name in ("source", "target"):
+        config = data[name]
+        assert isinstance(config, dict)
+        check_config(config, label=f"{label}: {name}")
+
+
+def _restore(data: Mapping[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Any]) -> Operator:
     def array(name: str) -> np.ndarray:
         spec = specs[name]
         flat: np.ndarray = np.frombuffer(bytes(read(name)), dtype=np.uint8).view(_DTYPES[spec.dtype])

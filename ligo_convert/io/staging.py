@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -495,7 +496,7 @@ def _read_key(work: Path) -> str | None:
         why = _damage(path)
         lines = [] if why else path.read_bytes().decode(errors="replace").split("\n")
     if not why:
-        if len(lines) == 2 and not lines[1]:
+        if len(lines) == 2 and not lines[1] and re.fullmatch(r"[0-9a-f]{64}", lines[0]):
             return lines[
                 0
             ]  # written before the journal; the work of this key is discarded, as the journal lists nothing of it

@@ -6,8 +6,10 @@ Output: `RunMetrics.json()`, which `run --json` prints and the provenance file r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 # Why preservation was not measured (`Preservation.unmeasured`).
@@ -244,3 +246,50 @@ def metrics_from_json(data: Mapping[str, Any]) -> RunMetrics:
         fit=FitOutcome(**fit) if fit else None,
         pretrain=PretrainOutcome(**pretrain) if pretrain else None,
     )
+
+
+@cache
+def _reader() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(RunMetrics)
+
+
+_COMPLETION = ("verification", "files", "seconds", "peak_rss_bytes")
+
+
+def is_metrics(data: Mapping[str, Any]) -> bool:
+    """Return True if plain values have the JSON form that `RunMetrics.json` gives of a finished run: every figure that a report prints."""
+    parts = {key: value for key, value in data.items() if key not in _COMPLETION}
+    if parts.get("preservation") == _UNMEASURED:
+        parts["preservation"] = None
+    parts["completion"] = {key: data.get(key) for key in _COMPLETION}
+    try:
+        found = _reader().validate_json(json.dumps(parts), strict=True)
+    except ValueError:  # pydantic's ValidationError is one
+        return False
+    done, kept = found.completion, found.preservation
+    match done:
+        case Completion(verification={"tensors": int(), "finite": bool(), "loaded": None | {"class": str()}}):
+            listed = is_files(done.files)
+        case _:
+            return False
+    measured = kept is None or kept.verdict is None or (kept.compared is not None and _is_difference(asdict(kept)))
+    rounding = kept is None or kept.rounding is None or _is_difference({"compared": "", **kept.rounding}, dtype=True)
+    return listed and measured and rounding
+
+
+def is_files(data: object) -> bool:
+    """Return True if plain values have the form of `Completion.files`."""
+    match data:
+        case {"carried": list(carried), "rewritten": list(rewritten), "left_behind": list(left)}:
+            reasons = [item.get(key) if isinstance(item, dict) else None for item in left for key in ("path", "reason")]
+            return all(isinstance(name, str) for name in (*carried, *rewritten, *reasons))
+    return False
+
+
+def _is_difference(figures: Mapping[str, Any], *, dtype: bool = False) -> bool:
+    match figures:
+        case {"max_logit_difference": int() | float(), "loss_difference": None | int() | float()}:
+            return not dtype or isinstance(figures.get("dtype"), str)
+    return False

@@ -212,6 +212,11 @@ def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
     for path in resources:
         for number, item in enumerate(_value_at(found, path, list, label)):
             _check_resource(item, f"{label}: {path[-1]}[{number}]")
+    internal = _value_at(found, (*definition, "internalParameters"), dict, label)
+    if "familySource" in internal:
+        where = f"{label}: internalParameters.familySource"
+        if not _HEX.fullmatch(_value_at(internal["familySource"], ("digest", "sha256"), str, where)):
+            raise VerificationError("the digest is not a SHA-256 digest", where=where)
     for number, item in enumerate(_value_at(found, ("predicate", "runDetails", "byproducts"), list, label)):
         where = f"{label}: byproducts[{number}]"
         _value_at(item, ("name",), str, where)
