@@ -116,10 +116,16 @@ def test_an_operator_that_is_read_can_be_applied_or_is_refused(tmp_path: Path, m
 def test_an_operator_does_not_bring_code_into_a_config(config: str, tmp_path: Path) -> None:
     operator = initial_operator(start_of("gpt2", config_of("gpt2"), TARGETS["gpt2"]["even"], width="lemon"))
     data = json.loads(describe(operator)["ligo"])
-    data[config]["auto_map"] = {"AutoModelForCausalLM": "evil--code.Model"}
     file = tmp_path / "operator.safetensors"
-    file.write_bytes(safetensors_bytes(stored_arrays(operator), {"format": "pt", "ligo": json.dumps(data)}))
-    with pytest.raises(SourceError, match="makes libraries run foreign code"):
+
+    def write(key: str, value: object) -> None:
+        text = json.dumps({**data, config: {**data[config], key: value}})
+        file.write_bytes(safetensors_bytes(stored_arrays(operator), {"format": "pt", "ligo": text}))
+
+    write("auto_map", {"AutoModelForCausalLM": "evil--code.Model"})
+    assert "auto_map" not in json.dumps([read_operator(file).source, read_operator(file).target])
+    write("trust_remote_code", True)
+    with pytest.raises(SourceError, match="run foreign code"):
         read_operator(file)
 
 
