@@ -43,7 +43,7 @@ from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit,
 from ligo_convert.training.functional_model import LibraryModel, mean_loss
 from ligo_convert.training.library_config import library_config
 from ligo_convert.training.objectives import objective_of
-from ligo_convert.training.preservation import MeasuredModel, certificate, judged
+from ligo_convert.training.preservation import MeasuredModel, certificate, in_float64, judged
 from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.tasks import random_batch
 from ligo_convert.training.threads import default_threads
@@ -498,8 +498,15 @@ def _fitted(
     with progress.task("measuring the initial operator"):
         new = grown(initial)
         depths = {axis: found.source for axis, found in plan.depths.items()}
-        measured = certificate(old, new, initial, depths, test, batch_size=batch_size, dtype=dtype)
-        certified = judged(measured, plan.verdict, dtype=dtype, data=splits is not None)
+        specs = target_specs(family, inventory, plan.target, dtype=None)
+        kept = {spec.name: TORCH_DTYPES[spec.dtype] for spec in specs}
+        stored = {name: kept[family.written(name)] for name in new.parameters}
+        measured = certificate(old, new, initial, depths, test, batch_size=batch_size, dtype=dtype, stored=stored)
+
+        def again() -> dict[str, Any]:
+            return in_float64(old.library, library, plan, inventory, source.read, test, batch_size=batch_size)
+
+        certified = judged(measured, plan.verdict, dtype=dtype, data=splits is not None, again=again)
         result.preservation = _preservation(plan, **certified)
         if splits is None:
             return result

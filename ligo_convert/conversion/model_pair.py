@@ -35,7 +35,7 @@ from ligo_convert.training.fit import (
 from ligo_convert.training.functional_model import LibraryModel, Objective, mean_loss
 from ligo_convert.training.loop import StateStore, TrainResult
 from ligo_convert.training.objectives import objective_of
-from ligo_convert.training.preservation import MeasuredModel, certificate, judged
+from ligo_convert.training.preservation import MeasuredModel, certificate, in_float64, judged
 from ligo_convert.training.streamed import loaded, streamed_source, streamed_target
 from ligo_convert.training.tasks import random_batch
 
@@ -154,7 +154,12 @@ class ModelPair:
             dtype=self._dtype,
             stored={name: written[plan.family.written(name)] for name in grown.parameters},
         )
-        found = judged(measured, plan.start.verdict, dtype=self._dtype, data=plan.fit is not None)
+
+        def again() -> dict[str, Any]:
+            models = (self.source.library, self.target)
+            return in_float64(*models, plan.start, plan.inventory, self._read, examples, batch_size=plan.micro_batch)
+
+        found = judged(measured, plan.start.verdict, dtype=self._dtype, data=plan.fit is not None, again=again)
         return {**found, "method": plan.measuring}
 
     def random_examples(self) -> Examples:

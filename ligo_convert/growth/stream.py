@@ -141,13 +141,15 @@ def compute_dtype(inventory: Inventory) -> str:
 
 
 class Loader:
-    """Read source tensors and cast them to the dtype of the arithmetic."""
+    """Read source tensors and cast them to the dtype of the arithmetic: `dtype`, or else the one of `compute_dtype`."""
 
-    def __init__(self, read: Read, family: Family, inventory: Inventory, device: str) -> None:
+    def __init__(
+        self, read: Read, family: Family, inventory: Inventory, device: str, *, dtype: torch.dtype | None = None
+    ) -> None:
         from ligo_convert.checkpoints.torch_io import TORCH_DTYPES
 
         self.read, self.family, self.inventory, self.device = read, family, inventory, device
-        self.dtype = TORCH_DTYPES[compute_dtype(inventory)]
+        self.dtype = dtype or TORCH_DTYPES[compute_dtype(inventory)]
         self.rows = {row.pattern: row for row in family.table}
 
     def load(self, pattern: str, layer: int | None) -> torch.Tensor:

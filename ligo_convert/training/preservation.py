@@ -9,20 +9,25 @@ constant, or not finite, cannot be measured. `judged` joins what was measured wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ligo_convert.data.examples import Examples
 from ligo_convert.errors import VerificationError
+from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import HEADLESS, Family
 from ligo_convert.growth.apply import Grower
+from ligo_convert.growth.growth_plan import GrowthPlan
+from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.stream import Read
 from ligo_convert.growth.verdict import Verdict, certified
 from ligo_convert.training.functional_model import LibraryModel
-from ligo_convert.training.streamed import rounded
+from ligo_convert.training.streamed import rounded, streamed_source, streamed_target
 from ligo_convert.training.tasks import on_device, weight
 
 EXACT = 1e-4
@@ -97,7 +102,48 @@ def certificate(
     return found if found["verdict"] is None else {**found, **cost.result()}
 
 
-def judged(measured: Mapping[str, Any], planned: Verdict, *, dtype: torch.dtype, data: bool) -> dict[str, Any]:
+def in_float64(
+    source: LibraryModel,
+    target: LibraryModel,
+    plan: GrowthPlan,
+    inventory: Inventory,
+    read: Read,
+    examples: Examples,
+    *,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return the certificate of the initial growth in float64, whatever the dtype of the models. Weights are streamed.
+
+    Args:
+        source: the source's model without weights.
+        target: the target's model without weights.
+        plan: the growth.
+        inventory: the source's tensors.
+        read: name on disk -> bytes of the source's tensor.
+    """
+    dtype, device = torch.float64, source.device
+    operator = initial_operator(plan, dtype=np.float64)
+    old = streamed_source(read, inventory, device=device, dtype=dtype)
+    new = streamed_target(read, plan.family, inventory, operator, device=device, dtype=dtype)
+    return certificate(
+        MeasuredModel(library=source, parameters=old),
+        MeasuredModel(library=target, parameters=new),
+        operator,
+        {axis: found.source for axis, found in plan.depths.items()},
+        examples,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+
+
+def judged(
+    measured: Mapping[str, Any],
+    planned: Verdict,
+    *,
+    dtype: torch.dtype,
+    data: bool,
+    again: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
     """Return the certificate of a growth: what was measured, how, and the verdict that follows from it and from the method's claim.
 
     Args:
@@ -105,10 +151,14 @@ def judged(measured: Mapping[str, Any], planned: Verdict, *, dtype: torch.dtype,
         planned: the verdict that the method claims.
         dtype: dtype of the arithmetic.
         data: whether the examples are the user's data; if not, they are random.
+        again: measures in float64. It is called where float32 shows a difference that the mathematics rule out: in a model with
+            large activations, the rounding of float32 alone can be as large.
 
     Raises:
         VerificationError: a growth that is exact by mathematics is not.
     """
+    if planned == "exact" and measured["verdict"] not in ("exact", None) and dtype != torch.float64:
+        measured, dtype = {**measured, **again()}, torch.float64
     found: Verdict | None = measured["verdict"]
     how = {"measured": found, "dtype": str(dtype).removeprefix("torch."), "inputs": "data" if data else "random"}
     if found is None:

@@ -70,14 +70,15 @@ def _on_values(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return func(*args, **kwargs)
 
 
-def streamed_source(read: Read, inventory: Inventory, *, device: str) -> Tensors:
+def streamed_source(read: Read, inventory: Inventory, *, device: str, dtype: torch.dtype | None = None) -> Tensors:
     """Return the source's weights, each read from its file when it is used.
 
     Args:
         read: name on disk -> bytes of the tensor.
         device: where the model runs.
+        dtype: dtype of the arithmetic; None for that of `growth.stream.compute_dtype`.
     """
-    loader = Loader(read, inventory.family, inventory, device)
+    loader = Loader(read, inventory.family, inventory, device, dtype=dtype)
     family = inventory.family
     return {
         spec.name: _weight(partial(loader.load, row.pattern, layer), spec, loader)
@@ -85,7 +86,15 @@ def streamed_source(read: Read, inventory: Inventory, *, device: str) -> Tensors
     }
 
 
-def streamed_target(read: Read, family: Family, inventory: Inventory, operator: Operator, *, device: str) -> Tensors:
+def streamed_target(
+    read: Read,
+    family: Family,
+    inventory: Inventory,
+    operator: Operator,
+    *,
+    device: str,
+    dtype: torch.dtype | None = None,
+) -> Tensors:
     """Return the weights that `operator` grows from the source, each grown when it is used.
 
     Args:
@@ -93,8 +102,9 @@ def streamed_target(read: Read, family: Family, inventory: Inventory, operator: 
         family: the family, narrowed to the target's class.
         inventory: the source's tensors.
         device: where the model runs.
+        dtype: as in `streamed_source`.
     """
-    loader = Loader(read, family, inventory, device)
+    loader = Loader(read, family, inventory, device, dtype=dtype)
     growth = Growth(loader, operator)
 
     def grown(row: Row, layer: int | None) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support.source_models import GROWN, change_config, change_weights, recipe_text, write_case, write_checkpoint
 from support.tiny import TARGETS
 
@@ -173,3 +174,27 @@ def _even(index: Any) -> Any:
     import numpy as np
 
     return 1 / np.bincount(index)[index]
+
+
+def _large_mean(tensors: Tensors) -> Tensors:
+    """Positions with a mean that every norm takes away, and float32 hardly."""
+    return {**tensors, "transformer.wpe.weight": tensors["transformer.wpe.weight"] + 3e5}
+
+
+@pytest.mark.parametrize("where", ["on disk", "in memory"])
+def test_rounding_in_float32_condemns_no_exact_growth(where: str, tmp_path: Path) -> None:
+    source = change_weights(write_checkpoint(tmp_path / "source", tokenizer=False, tied=False), _large_mean)
+    if where == "on disk":
+        kept = grown(tmp_path, GROWN["gpt2"]).json()["preservation"]
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source)
+        kept = grow(model, GROWN["gpt2"], progress=False).ligo.preservation
+    assert (kept["planned"], kept["verdict"], kept["dtype"]) == ("exact", "exact", "float64")
+
+
+def test_a_narrow_model_in_memory_is_told_what_its_dtype_costs(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", tokenizer=False, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    kept = grow(model, GROWN["gpt2"], progress=False).ligo.preservation
+    assert kept["rounding"]["dtype"] == "bfloat16"
+    assert kept["rounding"]["max_logit_difference"] > 100 * kept["max_logit_difference"]
