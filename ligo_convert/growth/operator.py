@@ -151,8 +151,8 @@ class Operator:
                         yield f"{number}/width/{key}/{position}/drawn", axis.drawn.astype(np.uint8)
             for key, array in term.depths.items():
                 yield f"{number}/depth/{key}", array
-        for axis, origin in self.parted.items():
-            yield f"{PARTED}{axis}", origin
+        for name, origin in self.parted.items():
+            yield f"{PARTED}{name}", origin
 
     @property
     def parameters(self) -> int:
