@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 from laws.test_layering import FILES, LAYERS, ROOT_MODULES, ROOT_SENTENCES, sentence_of
+from support.promises import PROMISES
 
 import ligo_convert
 from ligo_convert import errors
@@ -77,6 +78,19 @@ def start_table() -> str:
         for found in starts_list()
     ]
     return table(("grows", "start", "the function", "in a line", "paper"), rows)
+
+
+def promise_tables() -> str:
+    """Each promise with its guards, the tests that notice a broken guard, and what other tools do."""
+    lines: list[str] = []
+    for promise in PROMISES:
+        lines += [f"### {promise.number}", "", f"**{promise.sentence}** Others: {promise.others}", ""]
+        rows = [
+            (guard.keeps, f"`{guard.file}`", "<br>".join(f"`{test.removeprefix('tests/')}`" for test in guard.tests))
+            for guard in promise.guards
+        ]
+        lines += [table(("guard", "file", "tests that fail without it"), rows)]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,6 +474,7 @@ def modules() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "packages": packages,
+    "promises": promise_tables,
     "families": family_table,
     "family support": family_support,
     "family classes": family_classes,

@@ -1,0 +1,492 @@
+"""The promises of the package, and for each the guards that keep it: the text of a guard, a text that breaks it, the tests that notice.
+
+`docs/promises.md` is generated from this table. `scripts/mutate_guards.py` breaks every guard in a copy of the repository and requires its
+tests to fail. `tests/laws/test_promises.py` requires every guard's text to stand in its file exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """A place in the code that keeps a promise.
+
+    Attributes:
+        keeps: what it refuses or ensures, as a phrase.
+        file: path below `ligo_convert`.
+        text: the code that keeps the promise; it stands in the file exactly once.
+        broken: the code in its place with which the promise is broken.
+        tests: ids of tests, at least one of which fails then.
+    """
+
+    keeps: str
+    file: str
+    text: str
+    broken: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """A promise to the users.
+
+    Attributes:
+        number: `P1` and so on.
+        sentence: the promise.
+        others: what other tools do, with the version that was tried or the source of the statement.
+        guards: the places that keep it.
+    """
+
+    number: str
+    sentence: str
+    others: str
+    guards: tuple[Guard, ...]
+
+
+PROMISES: tuple[Promise, ...] = (
+    Promise(
+        number="P1",
+        sentence="The output directory is absent or complete, never partial.",
+        others="mergekit 0.1.5 finishes a valid-looking model of 7 tensors after an exception at tensor 7 of 10. transformers 5.23, "
+        "killed while it overwrites a model, leaves a directory that loads a mixture of old and new weights.",
+        guards=(
+            Guard(
+                keeps="an output appears by one rename",
+                file="io/staging.py",
+                text='do("rename_new", self.path, self.out, passing=(FileExistsError,))',
+                broken='do("mkdir", self.out), [do("rename", p, self.out / p.name) for p in sorted(self.path.iterdir())]',
+                tests=("tests/io/test_staging.py::test_effects_come_in_the_order_that_survives_power_loss",),
+            ),
+            Guard(
+                keeps="a file has its name only when it is whole",
+                file="io/staging.py",
+                text='assert not any(handle.open for handle in self._handles), "a file is still open"',
+                broken="pass",
+                tests=("tests/io/test_staging.py::test_a_file_still_open_at_the_end_is_dropped",),
+            ),
+            Guard(
+                keeps="a writer with missing tensors does not close",
+                file="checkpoints/writer.py",
+                text="raise AssertionError(f\"{len(missing)} tensors were never put: {', '.join(missing[:3])}\")",
+                broken="pass",
+                tests=("tests/checkpoints/test_writer.py::test_a_writer_with_tensors_missing_does_not_close",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P2",
+        sentence="An output survives a power loss after exit code 0.",
+        others="safetensors 0.8 renames without fsync; transformers does the same. In a model of power loss over two shards and a "
+        "manifest, 31 of 127 states had a manifest and bad data; with fsync of files alone, as in PyTorch DCP, 3 of 36; with ours 0 of 23.",
+        guards=(
+            Guard(
+                keeps="a file is synced before it gets its name",
+                file="io/files.py",
+                text='            do("fsync", self._target, self._descriptor)\n',
+                broken="",
+                tests=("tests/io/test_staging.py::test_effects_come_in_the_order_that_survives_power_loss",),
+            ),
+            Guard(
+                keeps="the names in a directory are synced",
+                file="io/files.py",
+                text="        self._release()\n        sync_directory(self._target.parent)\n",
+                broken="        self._release()\n",
+                tests=("tests/io/test_staging.py::test_effects_come_in_the_order_that_survives_power_loss",),
+            ),
+            Guard(
+                keeps="files that a library wrote are synced",
+                file="io/staging.py",
+                text="                sync_file(path)\n",
+                broken="                pass\n",
+                tests=("tests/io/test_staging.py::test_files_that_others_wrote_into_the_staging_directory_are_synced",),
+            ),
+            Guard(
+                keeps="a short write is noticed",
+                file="io/files.py",
+                text="if os.fstat(self._descriptor).st_size != self.written:",
+                broken="if False:",
+                tests=("tests/io/test_staging.py::test_a_write_that_lies_about_its_size_is_noticed",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P3",
+        sentence="Nothing that exists is overwritten: an output path that is taken is refused before any work.",
+        others="transformers 5.23, saving shards over a single file, leaves a directory that loads the old file. "
+        "`os.rename` replaces an empty directory in silence.",
+        guards=(
+            Guard(
+                keeps="a directory that is not empty is refused",
+                file="io/files.py",
+                text="            if next(out.iterdir(), None) is None:\n                return\n",
+                broken="            return\n",
+                tests=("tests/io/test_staging.py::test_whatever_is_there_is_refused_before_anything_is_made",),
+            ),
+            Guard(
+                keeps="the last rename replaces nothing",
+                file="io/files.py",
+                text="working_directory, no_replace = -100, 1",
+                broken="working_directory, no_replace = -100, 0",
+                tests=("tests/io/test_files.py::test_the_last_rename_replaces_nothing",),
+            ),
+            Guard(
+                keeps="a stranger's staging directory is left alone",
+                file="io/staging.py",
+                text="                if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file, or a link\n",
+                broken="                if False:\n",
+                tests=("tests/io/test_staging.py::test_a_stranger_in_the_staging_place_is_left_alone",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P4",
+        sentence="One process writes an output. A second one exits with code 6 within a second.",
+        others="Of two mergekit 0.1.5 runs into one directory, one exits with 0 and the model is a mixture of both.",
+        guards=(
+            Guard(
+                keeps="the lock on the staging directory",
+                file="io/files.py",
+                text="                raise OutputLocked(path) from None\n",
+                broken="                pass\n",
+                tests=(
+                    "tests/io/test_staging.py::test_a_second_run_is_turned_away_at_once_and_a_killed_one_holds_nothing",
+                ),
+            ),
+            Guard(
+                keeps="the run's own mark, read before the commit, where locks do not work",
+                file="io/staging.py",
+                text='if (self.work / "run").read_text() != self._run:',
+                broken="if False:",
+                tests=("tests/io/test_staging.py::test_without_locks_the_run_that_was_taken_over_does_not_commit",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P5",
+        sentence="A run that is stopped at any moment and run again gives the bytes of an uninterrupted run.",
+        others="mergekit and transformers start again from nothing. huggingface_hub 2.4 keeps nothing of a call that failed.",
+        guards=(
+            Guard(
+                keeps="a finished shard is hashed again before it counts",
+                file="checkpoints/writer.py",
+                text="if not path.is_file() or path.stat().st_size != shard.nbytes or rehash(path) != digest:",
+                broken="if not path.is_file() or path.stat().st_size != shard.nbytes:",
+                tests=("tests/checkpoints/test_writer.py::test_a_damaged_shard_is_written_again",),
+            ),
+            Guard(
+                keeps="a finished shard belongs to this plan",
+                file="checkpoints/writer.py",
+                text="        return file.read(len(shard.header)) == shard.header\n",
+                broken="        return True\n",
+                tests=(
+                    "tests/checkpoints/test_writer.py::"
+                    "test_a_file_that_agrees_with_the_journal_but_not_with_the_plan_is_written_again",
+                ),
+            ),
+            Guard(
+                keeps="weight files of another plan are removed",
+                file="checkpoints/writer.py",
+                text="                self._staging.remove(name)\n",
+                broken="                pass\n",
+                tests=("tests/checkpoints/test_writer.py::test_weight_files_of_another_plan_do_not_stay",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P7",
+        sentence="Every source byte in use is hashed, compared with the digest that the Hub has for it, and compared again at the end.",
+        others="huggingface_hub 2.4 compares sizes: one flipped bit is accepted in its cache and in a local directory (#3643, #2364).",
+        guards=(
+            Guard(
+                keeps="a tensor that is read twice has the same bytes",
+                file="checkpoints/reader.py",
+                text="        if before != crc32:\n",
+                broken="        if False:\n",
+                tests=("tests/checkpoints/test_reader.py::test_a_tensor_overwritten_in_place_is_found",),
+            ),
+            Guard(
+                keeps="the files are those of the digest at the end",
+                file="checkpoints/reader.py",
+                text="            if sha256 != digested.sha256:\n",
+                broken="            if False:\n",
+                tests=(
+                    "tests/checkpoints/test_reader.py::test_an_overwrite_after_the_last_read_is_found_at_the_end",
+                    "tests/checkpoints/test_reader.py::test_a_replaced_file_is_found_at_the_end",
+                ),
+            ),
+            Guard(
+                keeps="a run ends with that comparison",
+                file="conversion/write.py",
+                text="        source.recheck()\n",
+                broken="",
+                tests=("tests/conversion/test_convert.py::test_a_source_that_changes_while_it_is_converted",),
+            ),
+            Guard(
+                keeps="a blob of the Hub's cache has the digest that names it",
+                file="checkpoints/digests.py",
+                text="    if expected is not None and expected not in (sha256, blob):\n",
+                broken="    if False:\n",
+                tests=("tests/checkpoints/test_reader.py::test_a_damaged_blob_of_the_cache_is_found_by_its_name",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P8",
+        sentence="`verify --source` derives every tensor again from source and operator; a changed bit gives exit code 7.",
+        others="No other tool derives its output again.",
+        guards=(
+            Guard(
+                keeps="a derived tensor has the bytes of the output",
+                file="outputs/verify.py",
+                text='                if memoryview(data).cast("B") == new.read(name):\n',
+                broken="                if True:\n",
+                tests=("tests/conversion/test_convert.py::test_deriving_again_finds_what_digests_cannot",),
+            ),
+            Guard(
+                keeps="the source is the one that was recorded",
+                file="outputs/verify.py",
+                text="            if digests.get(name) != expected:\n",
+                broken="            if False:\n",
+                tests=("tests/conversion/test_convert.py::test_verify_with_another_source",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P10",
+        sentence="No path outside the source and its cache is read, and none outside the output is written.",
+        others="transformers 5.23 loads a `weight_map` entry with `../` or an absolute path (transformers#46097, #47176).",
+        guards=(
+            Guard(
+                keeps="links may not leave the source directory",
+                file="checkpoints/files.py",
+                text="    if not any(real.is_relative_to(folder) for folder in inside):\n",
+                broken="    if False:\n",
+                tests=("tests/checkpoints/test_reader.py::test_links_may_not_leave_the_directory",),
+            ),
+            Guard(
+                keeps="an index names plain files beside it",
+                file="checkpoints/headers.py",
+                text='if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file) or ".." in file:',
+                broken="if not isinstance(file, str):",
+                tests=("tests/checkpoints/test_headers.py::test_an_index_entry_must_be_a_plain_file_name",),
+            ),
+            Guard(
+                keeps="a FIFO or device is not opened",
+                file="checkpoints/files.py",
+                text="    if not stat.S_ISREG(os.fstat(fd).st_mode):\n",
+                broken="    if False:\n",
+                tests=("tests/checkpoints/test_reader.py::test_special_files_are_refused_without_waiting",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P11",
+        sentence="Bad input is refused within seconds and a bounded memory, by the name of file and tensor, with a stable exit code.",
+        others="safetensors 0.8 opens a 99.9 MB header in 1.4 GB of memory, takes the last of two tensors of one name, and names no file. "
+        "mergekit and transformers accept NaN, extra tensors and missing ones.",
+        guards=(
+            Guard(
+                keeps="the cap on a header",
+                file="checkpoints/headers.py",
+                text="if 2 <= length <= MAX_HEADER and length + 8 <= file_size and begins_right:",
+                broken="if 2 <= length and length + 8 <= file_size and begins_right:",
+                tests=("tests/checkpoints/test_headers.py::test_a_header_bomb_is_refused_before_it_is_read",),
+            ),
+            Guard(
+                keeps="shape and bytes agree",
+                file="checkpoints/headers.py",
+                text="    if offsets[1] - offsets[0] != spec.nbytes:\n",
+                broken="    if False:\n",
+                tests=("tests/checkpoints/test_headers.py::test_a_bad_file_is_refused_by_name",),
+            ),
+            Guard(
+                keeps="the product of a shape fits 64 bits",
+                file="checkpoints/headers.py",
+                text="    if math.prod(filter(None, shape)) * DTYPE_BYTES[dtype] >= 1 << 63:\n",
+                broken="    if False:\n",
+                tests=("tests/checkpoints/test_headers.py::test_a_bad_file_is_refused_by_name",),
+            ),
+            Guard(
+                keeps="index and shards agree",
+                file="checkpoints/layout.py",
+                text="        if name not in tensors or tensors[name].file.name != shard:\n",
+                broken="        if False:\n",
+                tests=("tests/checkpoints/test_reader.py::test_an_index_and_its_shards_must_agree",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P12",
+        sentence="Errors of recipe, shapes, disk and permissions come before a fit and before weights are downloaded.",
+        others="mergekit reports such errors after its downloads (mergekit#527).",
+        guards=(
+            Guard(
+                keeps="the room on the disk is checked first",
+                file="io/files.py",
+                text="    if free < nbytes:\n",
+                broken="    if False:\n",
+                tests=("tests/cli/test_main.py::test_no_room_is_said_before_any_work",),
+            ),
+            Guard(
+                keeps="a place where nothing can be made is found first",
+                file="io/files.py",
+                text='    do("mkdir", probe)\n    do("rmdir", probe)\n',
+                broken="",
+                tests=("tests/io/test_files.py::test_a_read_only_disk_is_told_at_once",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P13",
+        sentence="No token, account, host name, local path or environment variable gets into an output, a log or a card.",
+        others="mergekit 0.1.5 copies the recipe, local paths included, beside the model. rich 15 shows local variables in tracebacks.",
+        guards=(
+            Guard(
+                keeps="private strings stop a text that will be shared",
+                file="outputs/privacy.py",
+                text="        if any(re.search(pattern, reading) for reading in readings):\n",
+                broken="        if False:\n",
+                tests=("tests/outputs/test_provenance.py::test_canaries_stop_the_statement",),
+            ),
+            Guard(
+                keeps="tokens of the Hub stop it",
+                file="outputs/privacy.py",
+                text="    if any(map(_HUB_TOKEN.search, readings)):\n",
+                broken="    if False:\n",
+                tests=(
+                    "tests/outputs/test_provenance.py::test_canaries_stop_the_statement",
+                    "tests/outputs/test_provenance.py::test_a_secret_in_any_part_of_a_record_is_found",
+                ),
+            ),
+            Guard(
+                keeps="a message shows no password of a recipe",
+                file="outputs/privacy.py",
+                text='    return "a local checkpoint" if private and not of_hub else label\n',
+                broken="    return label\n",
+                tests=(
+                    "tests/outputs/test_card.py::test_a_private_folder_name_is_not_told",
+                    "tests/outputs/test_provenance.py::test_a_directory_named_after_its_owner_is_not_told",
+                ),
+            ),
+        ),
+    ),
+    Promise(
+        number="P14",
+        sentence="Nothing untrusted reaches a terminal or a model card unescaped.",
+        others="rich 15 passes ESC and C1 characters through `Text` and `escape`, and raises MarkupError for the name `[/]`.",
+        guards=(
+            Guard(
+                keeps="control and bidirectional characters are shown as escapes",
+                file="errors.py",
+                text='        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")\n',
+                broken="        if True\n",
+                tests=("tests/checkpoints/test_headers.py::test_names_cannot_steer_a_terminal",),
+            ),
+            Guard(
+                keeps="foreign text is a code span in a card",
+                file="outputs/markdown.py",
+                text="    if not text or not harmless or len(text) > LONGEST:\n        return code(text)\n",
+                broken="    if not text:\n        return code(text)\n",
+                tests=("tests/outputs/test_card.py::test_foreign_text_is_shown_and_does_nothing",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P16",
+        sentence="NaN and infinite values in a source or a result give exit code 3; `source.allow_nonfinite` lets them through, recorded.",
+        others="transformers 5.23 and mergekit 0.1.5 accept both.",
+        guards=(
+            Guard(
+                keeps="a source with such values is refused",
+                file="conversion/source_checks.py",
+                text="            if bad:\n",
+                broken="            if False:\n",
+                tests=("tests/conversion/test_convert.py::test_a_source_with_nonfinite_values",),
+            ),
+            Guard(
+                keeps="a grown tensor with such values is not written",
+                file="conversion/write.py",
+                text="            if bad:\n",
+                broken="            if False:\n",
+                tests=("tests/conversion/test_convert.py::test_a_dtype_too_narrow_for_the_values",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P17",
+        sentence="Exit code 0 only when the work is finished and has been read back and verified.",
+        others="PyTorch DCP with four threads and failing writers returns from save without an error, and the load fails (pytorch#191391). "
+        "safetensors and mergekit never read back what they wrote.",
+        guards=(
+            Guard(
+                keeps="written weights are hashed from the disk",
+                file="conversion/write.py",
+                text="    check_digests(staging.path, weights)\n",
+                broken="",
+                tests=(
+                    "tests/conversion/test_write_guards.py::test_weights_that_change_on_disk_after_writing_are_found",
+                ),
+            ),
+            Guard(
+                keeps="what was computed loads in the library with every key set empty",
+                file="conversion/write.py",
+                text='            checks["loaded"] = check_loads(staging.path, job.family)\n',
+                broken='            checks["loaded"] = {"class": ""}\n',
+                tests=(
+                    "tests/conversion/test_write_guards.py::test_a_directory_that_the_library_does_not_load_is_found",
+                ),
+            ),
+        ),
+    ),
+    Promise(
+        number="P18",
+        sentence="`publish` uploads what SHA256SUMS lists and nothing else, visible in one step, under a licence, privately by default.",
+        others="huggingface_hub 2.4 follows links, leaves out only `.git` and its own cache, checks sizes instead of digests, "
+        "and its `upload_folder` can make several commits.",
+        guards=(
+            Guard(
+                keeps="a directory is verified before it is sent",
+                file="outputs/bundle.py",
+                text="    report = verify(directory, progress=progress)\n",
+                broken='    report = {"family": "gpt2"}\n',
+                tests=(
+                    "tests/outputs/test_publish.py::test_a_flipped_bit_is_not_sent",
+                    "tests/outputs/test_publish.py::test_a_file_that_nothing_vouches_for_is_not_sent",
+                ),
+            ),
+            Guard(
+                keeps="files that nobody vouches for are not deleted unasked",
+                file="outputs/hub_destination.py",
+                text="        foreign = repo.foreign_files(head, files)\n        if foreign:\n",
+                broken="        foreign = repo.foreign_files(head, files)\n        if False:\n",
+                tests=("tests/outputs/test_publish.py::test_what_nobody_vouches_for_is_not_taken_away_unasked",),
+            ),
+            Guard(
+                keeps="the Hub's copy is compared before main moves",
+                file="outputs/hub_destination.py",
+                text="                repo.require_match(bundle, staged, revision=staging, visible_as=None)\n",
+                broken="",
+                tests=("tests/outputs/test_publish.py::test_what_the_hub_stored_wrongly_never_gets_to_main",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P19",
+        sentence="One bad entry of a batch harms no other; the summary names it and the exit code is its own.",
+        others="A for loop in a shell stops at the first error or hides it. timm's `bulk_runner.py` collects errors in a CSV file.",
+        guards=(
+            Guard(
+                keeps="any exception is the failure of one entry",
+                file="batch/scheduler.py",
+                text="        except Exception as error:  # noqa: BLE001  a bug too must not stop the other entries\n",
+                broken="        except KeyboardInterrupt as error:\n",
+                tests=(
+                    "tests/batch/test_scheduler.py::test_a_bug_in_planning_or_starting_fails_one_entry",
+                    "tests/batch/test_scheduler.py::test_an_entry_that_its_plan_refuses_fails_before_any_entry_starts",
+                ),
+            ),
+        ),
+    ),
+)
