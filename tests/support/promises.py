@@ -61,10 +61,10 @@ PROMISES: tuple[Promise, ...] = (
             ),
             Guard(
                 keeps="a file has its name only when it is whole",
-                file="io/staging.py",
-                text='assert not any(handle.open for handle in self._handles), "a file is still open"',
-                broken="pass",
-                tests=("tests/io/test_staging.py::test_a_file_still_open_at_the_end_is_dropped",),
+                file="io/files.py",
+                text="        self.written = 0\n",
+                broken="        self.written, temporary = 0, target\n",
+                tests=("tests/io/test_staging.py::test_a_file_shows_only_once_it_is_whole",),
             ),
             Guard(
                 keeps="a writer with missing tensors does not close",
@@ -169,17 +169,17 @@ PROMISES: tuple[Promise, ...] = (
         others="mergekit and transformers start again from nothing. huggingface_hub 2.4 keeps nothing of a call that failed.",
         guards=(
             Guard(
-                keeps="a finished shard is hashed again before it counts",
-                file="checkpoints/writer.py",
-                text="if not path.is_file() or path.stat().st_size != shard.nbytes or rehash(path) != digest:",
-                broken="if not path.is_file() or path.stat().st_size != shard.nbytes:",
+                keeps="a staged file has the digest of the journal",
+                file="io/staging.py",
+                text="                    if found in journal.get(name, ()):\n",
+                broken="                    if True:\n",
                 tests=("tests/checkpoints/test_writer.py::test_a_damaged_shard_is_written_again",),
             ),
             Guard(
                 keeps="a finished shard belongs to this plan",
                 file="checkpoints/writer.py",
-                text="        return file.read(len(shard.header)) == shard.header\n",
-                broken="        return True\n",
+                text="if os.fstat(file.fileno()).st_size == shard.nbytes and file.read(len(shard.header)) == shard.header:",
+                broken="if True:",
                 tests=(
                     "tests/checkpoints/test_writer.py::"
                     "test_a_file_that_agrees_with_the_journal_but_not_with_the_plan_is_written_again",
@@ -238,6 +238,20 @@ PROMISES: tuple[Promise, ...] = (
         others="No other tool derives its output again.",
         guards=(
             Guard(
+                keeps="no file lies in an output that no run writes",
+                file="outputs/listing.py",
+                text="        if name not in known and not is_own(name) and not carried:\n",
+                broken="        if False:\n",
+                tests=("tests/outputs/test_listing.py::test_a_stray_file_is_refused_unlisted_and_listed",),
+            ),
+            Guard(
+                keeps="carried files are those of the source",
+                file="outputs/listing.py",
+                text="        if digests.get(name) != expected and not",
+                broken="        if False and not",
+                tests=("tests/outputs/test_listing.py::test_carried_files_are_derived_again",),
+            ),
+            Guard(
                 keeps="a derived tensor has the bytes of the output",
                 file="outputs/verify.py",
                 text='                if memoryview(data).cast("B") == new.read(name):\n',
@@ -250,6 +264,59 @@ PROMISES: tuple[Promise, ...] = (
                 text="            if digests.get(name) != expected:\n",
                 broken="            if False:\n",
                 tests=("tests/conversion/test_convert.py::test_verify_with_another_source",),
+            ),
+        ),
+    ),
+    Promise(
+        number="P9",
+        sentence="No code of an input runs: no pickle outside a sandbox, no remote code, no Hub kernel, no template.",
+        others="CVE-2026-4372 and CVE-2026-5241: config.json ran code in transformers despite `trust_remote_code=False`. "
+        "CVE-2025-32434: a pickle ran code in `torch.load(weights_only=True)`.",
+        guards=(
+            Guard(
+                keeps="a config enters transformers through an allow-list",
+                file="training/library_config.py",
+                text="    return {key: value for key, value in config.items() if key in allowed}\n",
+                broken="    return dict(config)\n",
+                tests=(
+                    "tests/conversion/test_configs.py::test_no_source_chooses_code",
+                    "tests/conversion/test_configs.py::test_keys_that_change_the_form_of_a_result_are_carried_and_not_handed_on",
+                ),
+            ),
+            Guard(
+                keeps="the library gets a copy of a config",
+                file="training/library_config.py",
+                text="**copy.deepcopy(dict(data))",
+                broken="**dict(data)",
+                tests=("tests/conversion/test_configs.py::test_the_planned_config_is_written_by_run_and_apply",),
+            ),
+            Guard(
+                keeps="a pickle is read by a process without system calls for network, processes and signals",
+                file="importing/sandbox.py",
+                text="    _restrict_calls()\n\n\n",
+                broken="\n\n",
+                tests=("tests/importing/test_sandbox.py::test_a_confined_process_reads_its_file_and_nothing_else",),
+            ),
+            Guard(
+                keeps="that process opens one file, and none for writing",
+                file="importing/sandbox.py",
+                text="    _restrict_files(list(descriptors), [folder for folder in directories if folder.is_dir()])\n",
+                broken="",
+                tests=("tests/importing/test_sandbox.py::test_a_confined_process_reads_its_file_and_nothing_else",),
+            ),
+            Guard(
+                keeps="that process confines itself before it opens the file",
+                file="importing/pickle_child.py",
+                text="        _close_the_door(request)\n",
+                broken="",
+                tests=("tests/importing/test_import.py::test_the_process_has_no_secrets_and_no_rights",),
+            ),
+            Guard(
+                keeps="a pickle builds plain data only",
+                file="importing/pickle_child.py",
+                text='return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)',
+                broken='return torch.load(path, map_location="cpu", weights_only=False, mmap=zipped)',
+                tests=("tests/importing/test_import.py::test_a_file_that_is_not_plain_weights_is_refused",),
             ),
         ),
     ),
@@ -394,6 +461,20 @@ PROMISES: tuple[Promise, ...] = (
         ),
     ),
     Promise(
+        number="P15",
+        sentence="The peak of the memory stays within the printed plan and 15 %, and a run that needs more than there is does not start.",
+        others="mergekit#54: the process is killed without a message.",
+        guards=(
+            Guard(
+                keeps="a fit that does not fit is refused before any work",
+                file="conversion/plan.py",
+                text="    if not here or memory <= installed:\n",
+                broken="    if True:\n",
+                tests=("tests/conversion/test_convert.py::test_memory_is_asked_for_before_anything_is_done",),
+            ),
+        ),
+    ),
+    Promise(
         number="P16",
         sentence="NaN and infinite values in a source or a result give exit code 3; `source.allow_nonfinite` lets them through, recorded.",
         others="transformers 5.23 and mergekit 0.1.5 accept both.",
@@ -486,6 +567,20 @@ PROMISES: tuple[Promise, ...] = (
                     "tests/batch/test_scheduler.py::test_a_bug_in_planning_or_starting_fails_one_entry",
                     "tests/batch/test_scheduler.py::test_an_entry_that_its_plan_refuses_fails_before_any_entry_starts",
                 ),
+            ),
+        ),
+    ),
+    Promise(
+        number="P20",
+        sentence="A verdict says what is true: exact needs the mathematics of the method and the measurement of this model.",
+        others="No other tool states before a run what growth preserves. LEMON's code prints a largest difference after it.",
+        guards=(
+            Guard(
+                keeps="a method that is near by mathematics is never certified exact",
+                file="growth/verdict.py",
+                text='    return measured if planned == "exact" else worst("near", measured)\n',
+                broken="    return measured\n",
+                tests=("tests/conversion/test_certificate.py::test_exact_needs_the_mathematics_and_the_measurement",),
             ),
         ),
     ),
