@@ -106,7 +106,8 @@ def try_guard(folder: Path, promise: str, guard: Guard) -> Result:
 
 def run_tests(copy: Path, guard: Guard | None, tests: list[str]) -> subprocess.CompletedProcess[str]:
     """Copy the repository, break `guard` in the copy, and run `tests` there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "slow or not slow", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+    command += [f"--basetemp={copy}-temporary", *tests]
     with repository(copy, guard):
         try:
             return subprocess.run(
