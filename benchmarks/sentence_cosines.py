@@ -23,8 +23,10 @@ BATCH = 20
 
 def embeddings(directory: Path, lines: list[str], dtype: torch.dtype) -> torch.Tensor:
     """Return the mean-pooled embeddings of the lines, normalised to length one: [lines, width] float32."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(directory, local_files_only=True, dtype=dtype).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    model = transformers.AutoModel.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
+    ).eval()
     pooled = []
     with torch.no_grad():
         for first in range(0, len(lines), BATCH):

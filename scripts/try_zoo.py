@@ -29,7 +29,8 @@ import json, sys
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 for name in sys.argv[1:]:
     of_masks = "bert" in name
-    model, info = (AutoModelForMaskedLM if of_masks else AutoModelForCausalLM).from_pretrained(name, output_loading_info=True)
+    model, info = (AutoModelForMaskedLM if of_masks else AutoModelForCausalLM).from_pretrained(
+        name, output_loading_info=True, trust_remote_code=False, use_safetensors=True)
     print(json.dumps({"repo": name, "class": type(model).__name__, "parameters": model.num_parameters(),
                       "left over": sum(map(len, info.values()))}), flush=True)
 """

@@ -41,7 +41,7 @@ MACHINES_SECONDS = 2.0
 JOIN_SECONDS = 300.0
 
 # Environment variables that workers on other machines receive: where the Hub is, and who publishes.
-FORWARDED = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN")
+FORWARDED = ("USE_HUB_KERNELS", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN")
 
 # Resources as a task requests them -> as a machine names them.
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}

@@ -550,6 +550,8 @@ def main() -> None:
     # torch reads this when it is imported. By default OpenMP's threads spin while they wait for each other, which is many times
     # slower when another process takes a core (measured in docs/development/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # transformers reads this when it is imported: it must not fetch kernels from the Hub and run them.
+    os.environ["USE_HUB_KERNELS"] = "0"
     debug = "--debug" in sys.argv[1:]
     try:
         with answered():
