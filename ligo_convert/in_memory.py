@@ -7,8 +7,8 @@ Output: the grown model, with a `GrowthReport` as its attribute `ligo`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
@@ -41,7 +41,7 @@ from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, mean_loss
-from ligo_convert.training.library_config import library_config
+from ligo_convert.training.given_model import check_given, copy_requires_grad, drop_rates, grown_config
 from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate, in_float64, judged
 from ligo_convert.training.schedules import default_warmup
@@ -139,11 +139,12 @@ def grow(
         progress: True shows progress on stderr, None does so on a terminal, False never.
 
     Returns:
-        A model of the same class, dtype and device, in evaluation mode. Its attribute `ligo` is a `GrowthReport`.
+        A model of the same class, dtype and device, in evaluation mode. It keeps the attention implementation, the drop rates and
+        which parameters are frozen. Its attribute `ligo` is a `GrowthReport`.
 
     Raises:
         RecipeError: the target cannot be grown into, a method cannot keep its promise, or the data does not fit the model.
-        SourceError: the model is not supported.
+        SourceError: the model is not supported, or computes something else than its config says.
     """
     settings = _settings(width=width, depth=depth, keying=keying, tie=tie, seed=seed)
     rates = _rates(learning_rate)
@@ -160,8 +161,9 @@ def grow(
     if data is not None:
         format_ = _batch_format(family, config, sequence_length=sequence_length, batch_size=batch_size, seed=seed)
         splits = _split(read_batches(data, format_, tokenizer=tokenizer, limit=steps + 2 * -(-steps // _HELD_OUT)))
-    with _shown(progress) as shown, compute_threads(_threads(family, plan, splits)):
-        fitted = _fitted(source, plan, splits, steps=steps, rates=rates, seed=seed, progress=shown)
+    # The caller may have turned gradients off, or on a narrower dtype.
+    with _shown(progress) as shown, _own_modes(source.device), compute_threads(_threads(family, plan, splits)):
+        fitted = _fitted(model, source, plan, splits, steps=steps, rates=rates, seed=seed, progress=shown)
         with shown.task("growing the weights"):
             grown = _grown_model(model, source, plan, fitted.operator)
     grown.ligo = GrowthReport(  # type: ignore[assignment]  # any attribute may hang on a module
@@ -232,6 +234,17 @@ def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]
     return shown_progress(announce=progress is True)
 
 
+@contextmanager
+def _own_modes(device: str) -> Iterator[None]:
+    """Compute with gradients and in full precision, whatever mode the caller is in."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(torch.device(device).type, enabled=False),
+    ):
+        yield
+
+
 # The source.
 
 
@@ -292,13 +305,13 @@ class _SourceModel:
                     where=name,
                     hint="set model.config.tie_word_embeddings = False if the head has its own weights",
                 )
-        device = next(iter(tensors.values())).device.type if tensors else "cpu"
+        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         return cls(
             config=config,
             inventory=inventory,
             tensors={key: tensor.cpu() for key, tensor in tensors.items()},
             # Models run where their kernels are exact enough to measure with.
-            device=device if device == "cuda" else "cpu",
+            device=str(device) if device.type == "cuda" else "cpu",
         )
 
     def read(self, name: str) -> bytearray:
@@ -456,6 +469,7 @@ def _preservation(plan: GrowthPlan, **measured: Any) -> dict[str, Any]:
 
 
 def _fitted(
+    model: torch.nn.Module,
     source: _SourceModel,
     plan: GrowthPlan,
     splits: _Splits | None,
@@ -474,13 +488,14 @@ def _fitted(
     result = _Fitted(
         operator=initial, preservation=_preservation(plan, unmeasured=COPIES), loss=losses, fit=None, log=[]
     )
-    if splits is None and plan.copies_only:
-        return result
     rows = family.rows_for(plan.target)
     stacked = stacked_source(source.read, family, inventory, rows, device=device, dtype=dtype)
     old = MeasuredModel(
         library=LibraryModel(inventory.family, plan.source, device=device), parameters=named_source(inventory, stacked)
     )
+    check_given(model, old, dtype=dtype)
+    if splits is None and plan.copies_only:
+        return result
     try:
         library = LibraryModel(family, plan.target, device=device)
     except SourceError as error:
@@ -597,6 +612,7 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
     tie_weights = getattr(made, "tie_weights", None)
     if callable(tie_weights):
         tie_weights()
+    copy_requires_grad(model, made, source.inventory, plan)
     if getattr(model, "generation_config", None) is not None:
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(device).eval()
@@ -605,7 +621,7 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
 def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> Model:
     """Build a model of the same class for a config, with weights that are about to be replaced."""
     if family.library == "transformers":
-        return type(model)(library_config(family, config), **family.chosen.options)
+        return type(model)(grown_config(family, model.config, config), **family.chosen.options)
     import timm
 
     written = written_config(family, config, {})
@@ -613,6 +629,7 @@ def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> M
         **written["model_args"],
         "num_classes": written["num_classes"],
         "in_chans": family.sizes(config)["rgb"],
+        **drop_rates(model),
     }
     made = timm.create_model(written["architecture"], pretrained=False, **arguments)
     if type(made) is not type(model):

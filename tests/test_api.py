@@ -287,12 +287,12 @@ def test_a_timm_model_without_a_classifier_is_refused() -> None:
         ligo_convert.grow(model, {"depth": 3})
 
 
-def test_a_model_without_its_head_is_refused() -> None:
-    from transformers import GPT2Model
+def test_a_class_that_no_family_lists_is_refused() -> None:
+    from transformers import GPT2ForTokenClassification
 
-    bare = GPT2Model(model_of(config_of("gpt2")).config)
-    with pytest.raises(SourceError, match="GPT2Model is not supported"):
-        ligo_convert.grow(bare, {"n_layer": 3})
+    model = GPT2ForTokenClassification(model_of(config_of("gpt2")).config)
+    with pytest.raises(SourceError, match="GPT2ForTokenClassification is not supported"):
+        ligo_convert.grow(model, {"n_layer": 3})
 
 
 def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() -> None:

@@ -154,6 +154,9 @@ def _iterate(data: object) -> Iterator[Any]:
             "data is a mapping", where=WHERE, expected="an iterable", hint='pass one split, such as data["train"]'
         )
     if not isinstance(data, Iterable):
+        # A dataset of torch has items by number.
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return (data[number] for number in range(len(data)))
         raise RecipeError(f"data is a {type(data).__name__}", where=WHERE, expected="an iterable of batches or texts")
     return iter(data)
 
@@ -172,7 +175,7 @@ def _text_of(item: object) -> str | None:
 
 
 def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
-    given = item if isinstance(item, Mapping) else {"input_ids": item}
+    given = _named(item)
     if "input_ids" not in given:
         raise _unusable(item, wanted)
     mask = given.get("attention_mask")
@@ -211,6 +214,18 @@ def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
         )
     _check_labels(arrays.get("labels"), ids, wanted)
     return _Arrays(arrays=arrays, is_batch=ids.ndim == 2)
+
+
+def _named(item: object) -> Mapping[str, Any]:
+    """Return an item by the names of its arrays. A `TensorDataset` gives its tensors without names: ids, and perhaps labels."""
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, tuple | list) and 0 < len(item) <= 2:
+        dims = [getattr(part, "ndim", 0) for part in item]
+        # Two plain sequences in a list are a batch of two rows; a tuple of two is a sequence with its labels.
+        if all(dim == 2 for dim in dims) or (isinstance(item, tuple) and all(dim == 1 for dim in dims)):
+            return dict(zip(("input_ids", "labels"), item, strict=False))
+    return {"input_ids": item}
 
 
 def _check_labels(labels: np.ndarray | None, ids: np.ndarray, wanted: BatchFormat) -> None:

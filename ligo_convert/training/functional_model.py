@@ -42,6 +42,20 @@ def parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+@contextmanager
+def stateless(model: torch.nn.Module) -> Iterator[None]:
+    """Undo what a forward pass leaves behind in modules with buffers: rotary embeddings remember the longest sequence that they saw."""
+    kept = [(part, dict(part.__dict__), dict(part._buffers)) for part in model.modules() if part._buffers]
+    try:
+        yield
+    finally:
+        for part, attributes, buffers in kept:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+
+
 class LibraryModel:
     """A model of the library without weights of its own, in evaluation mode (no dropout).
 
@@ -84,9 +98,10 @@ class LibraryModel:
         inputs = self.task.inputs(batch)
         # timm's models take the images as a positional argument.
         args = tuple(inputs.values()) if self.family.library == "timm" else ()
-        return functional_call(
-            self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
-        )
+        with stateless(self.module):
+            return functional_call(
+                self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
+            )
 
     def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
         """Return the output, and the hidden states after every layer, by depth axis."""
@@ -169,7 +184,7 @@ def backward_in_parts(
     for first in range(0, count, micro_batch_size):
         part = {name: tensor[first : first + micro_batch_size] for name, tensor in batch.items()}
         share = weight(part) / weight(batch)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast):
             loss = objective(tensors, part) * share
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
@@ -188,7 +203,7 @@ def mean_loss(
 ) -> float:
     """Return the mean loss over all examples, each (for masked tokens, each label) with the same weight."""
     total, weights = 0.0, 0.0
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast):
         for first in range(0, len(examples), batch_size):
             rows = range(first, min(first + batch_size, len(examples)))
             batch = on_device(examples.take(rows), device, dtype)

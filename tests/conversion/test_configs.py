@@ -23,6 +23,7 @@ from support.source_models import (
 )
 from support.tiny import CASES, TARGETS
 
+import ligo_convert
 from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert, fit_operator
@@ -105,6 +106,25 @@ def test_the_planned_config_is_written_by_run_and_apply(name: str, place: Path) 
         same = {**same, family.norm.epsilon: written[family.norm.epsilon], "dtype": "float32"}
         assert {key: written[key] for key in same} == same
         assert {*UNKNOWN, *(("rope_scaling", "rope_theta") if rotary else ())} <= {*written}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "qwen3", "phi3"])
+def test_a_model_grown_in_memory_has_the_config_that_run_writes(name: str, place: Path) -> None:
+    keys = {**UNKNOWN, "return_dict": False, "id2label": {"0": "a", "1": "b", "2": "c"}}
+    if name in OLD_ROTARY:
+        keys |= {
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": OLD_ROTARY[name].get("type"), **OLD_ROTARY[name]}
+        }
+    source = change_config(write_case(place / "source", name), lambda config: {**config, **keys})
+    convert(recipe_of(place, source, TARGETS[name]["both"], growth={"width": "zero"}))
+    model = getattr(transformers, family_named(name).auto_class).from_pretrained(source)
+    before = model.config.to_dict()
+    ligo_convert.grow(model, TARGETS[name]["both"], width="zero").save_pretrained(place / "saved")
+    assert model.config.to_dict() == before
+    written, saved = (transformers.AutoConfig.from_pretrained(place / where).to_dict() for where in ("out", "saved"))
+    for key in ("transformers_version", "_name_or_path"):
+        written[key] = saved[key]
+    assert written == saved
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "bert encoder"])

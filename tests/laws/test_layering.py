@@ -57,6 +57,7 @@ HEAVY_MODULES = {
     "growth.rewrites",
     "training.fit",
     "training.functional_model",
+    "training.given_model",
     "training.loop",
     "training.objectives",
     "training.preservation",
