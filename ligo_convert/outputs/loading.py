@@ -91,7 +91,13 @@ def _load_transformers(scratch: Path, family: Family, written: CheckpointReader,
         placeholders = {name: torch.zeros(()).expand(tensor.spec.shape) for name, tensor in written.tensors.items()}
         made = transformers.AutoConfig.from_pretrained(str(scratch), local_files_only=True, trust_remote_code=False)
         model, info = getattr(transformers, family.architecture).from_pretrained(
-            None, config=made, state_dict=placeholders, dtype=torch.float32, **options
+            None,
+            config=made,
+            state_dict=placeholders,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **options,
         )
     return type(model).__name__, {name: sorted(map(str, info.get(name) or [])) for name in KEY_SETS}
 

@@ -87,8 +87,8 @@ def check_given(model: torch.nn.Module, rebuilt: MeasuredModel, *, dtype: torch.
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, with named results; then put every module back into its own mode."""
     modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
     # The models of transformers ask their config for the form of inner results, too.
+    config: Any = getattr(model, "config", None)
     form = getattr(config, "return_dict", None)
     model.eval()
     if form is not None:
