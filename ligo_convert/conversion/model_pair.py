@@ -196,7 +196,7 @@ class ModelPair:
             best_step=result.best_step,
             best_validation_loss=result.best_loss,
             seed=settings.seed,
-            precision="bfloat16" if settings.autocast else "float32",
+            precision="bfloat16" if settings.autocast else str(self._dtype).removeprefix("torch."),
             device=self._device,
             threads=self._plan.threads,
         )

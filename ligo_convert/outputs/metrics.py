@@ -131,7 +131,7 @@ class FitOutcome:
         best_step: step of the operator that was kept; 0 is the initial operator.
         best_validation_loss: its loss on the validation slice, in nats.
         seed: seed of the data order.
-        precision: "bfloat16" or "float32".
+        precision: "bfloat16" or "float32"; "float64" for a source in float64.
         device: "cpu" or "cuda".
         threads: CPU threads; their number decides the last bits.
     """

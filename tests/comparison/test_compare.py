@@ -335,7 +335,7 @@ def same(place: Path, whole: tuple[Path, Ended]) -> None:
 
 @pytest.mark.slow
 def test_two_workers_come_to_the_same(place: Path, whole: tuple[Path, Ended], warm: WarmCli) -> None:
-    """To the last bit where, as here, a worker has as many threads as the one alone; sums depend on their number."""
+    """To the last bit: a run has the threads of its recipe, and no share of the cores."""
     done = warm.run(*COMMAND, "--jobs", "2", cwd=place)
     assert done.code == 0, done.err
     assert names(place) == ["out"]

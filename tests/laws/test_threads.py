@@ -143,3 +143,25 @@ def test_an_environment_that_withholds_threads_is_refused(
     # Growing alone and measuring change no bytes.
     (place / "recipe.yaml").write_text(recipe_text("./source", {"n_embd": 24, "n_head": 3}))
     convert(load_recipe(place / "recipe.yaml"))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_run_of_a_comparison_has_the_threads_of_its_recipe(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from ligo_convert.comparison import worker
+
+    runner = worker.JobRunner.__new__(worker.JobRunner)
+    runner.experiment, runner._warnings = SimpleNamespace(settings=SimpleNamespace(threads=3)), []  # type: ignore[assignment]
+    monkeypatch.setattr(worker, "_KINDS", {"train": lambda runner, job, on_step: {"threads": torch.get_num_threads()}})
+    with compute_threads(count):
+        assert runner.run(SimpleNamespace(kind="train"))["threads"] == 3  # type: ignore[arg-type]
+        assert torch.get_num_threads() == count
+
+
+def test_the_precision_of_a_fit_is_that_of_its_arithmetic(place: Path) -> None:
+    write_checkpoint(place / "source", dtype=torch.float64)
+    (place / "recipe.yaml").write_text(
+        recipe_text("./source", {"n_embd": 24, "n_head": 3}, fit=fit_section(steps=1, heldout_tokens=32))
+    )
+    assert convert(load_recipe(place / "recipe.yaml")).metrics["fit"]["precision"] == "float64"
