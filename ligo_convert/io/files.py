@@ -14,7 +14,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -287,10 +286,13 @@ def check_place(out: Path) -> None:
     out = output_path(out)
     refuse_taken(out)
     with reporting(out, "read"):
-        probe = _nearest(out.parent) / f".{secrets.token_hex(8)}.ligo-partial"
+        # The same name each time: what a run leaves that is stopped between the two, the next one removes.
+        probe = _nearest(out.parent) / f".{out.name}.ligo-probe"
     # Checking permissions is not enough: they do not cover read-only mounts, nor the root user.
-    do("mkdir", probe)
-    do("rmdir", probe)
+    with contextlib.suppress(FileExistsError):
+        do("mkdir", probe, passing=(FileExistsError,))
+    with contextlib.suppress(FileNotFoundError):
+        do("rmdir", probe, passing=(FileNotFoundError,))
 
 
 def make_folder(folder: Path) -> None:
