@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ligo_convert.data.batches import BatchFormat, read_batches
 from ligo_convert.data.examples import ArrayExamples, Batch, Examples
 from ligo_convert.environment import compute_threads
 from ligo_convert.errors import RecipeError, SourceError, close_matches
-from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.configs import flat_config, image_sides, written_config
 from ligo_convert.families.flops import step_flops
 from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
@@ -354,8 +354,8 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
     try:
         block = model.blocks[0]
         arguments: dict[str, object] = {
-            "img_size": model.patch_embed.img_size[0],
-            "patch_size": model.patch_embed.patch_size[0],
+            "img_size": list(model.patch_embed.img_size),
+            "patch_size": list(model.patch_embed.patch_size),
             "embed_dim": model.embed_dim,
             "depth": len(model.blocks),
             "num_heads": block.attn.num_heads,
@@ -382,7 +382,7 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
             "num_classes": model.num_classes,
             "global_pool": getattr(model, "global_pool", "token"),
             "model_args": {**arguments, "in_chans": channels},
-            "pretrained_cfg": {**kept, "input_size": (channels, arguments["img_size"], arguments["img_size"])},
+            "pretrained_cfg": {**kept, "input_size": (channels, *model.patch_embed.img_size)},
         },
         where="model",
     )
@@ -433,8 +433,8 @@ def _batch_format(
 ) -> BatchFormat:
     sizes = family.sizes(config)
     if family.reads == "images":
-        side = int(cast("int", family.complete(config)["img_size"]))
-        image, labels, longest = (sizes["rgb"], side, side), sizes[family.labels], None
+        image: tuple[int, int, int] | None = (sizes["rgb"], *image_sides(family.complete(config)))
+        labels, longest = sizes[family.labels], None
     else:
         image, labels, longest = None, sizes[family.vocabulary], family.longest(config)
     return BatchFormat(

@@ -2,7 +2,7 @@
 
 Input: a folder with one subfolder per class. Output: normalised pixels with class labels.
 
-Images are prepared as timm does for evaluation: resize the shorter side, crop the centre, normalise by mean and standard deviation. The
+Images are prepared as timm does for evaluation: resize to cover the input, crop the centre, normalise by mean and standard deviation. The
 order depends only on the names inside the folder and the seed, so a folder gives the same splits in any location.
 """
 
@@ -37,7 +37,7 @@ class Preparation:
     """Preprocessing of the images of a model.
 
     Attributes:
-        size: side of the square input, in pixels.
+        size: height and width of the input, in pixels.
         channels: 1 (grey) or 3 (RGB).
         mean: mean of each channel.
         std: standard deviation of each channel.
@@ -45,7 +45,7 @@ class Preparation:
         crop_pct: share of the shorter side that the centre crop keeps.
     """
 
-    size: int
+    size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -71,7 +71,7 @@ class Preparation:
             pass
 
     def pixels(self, path: Path) -> np.ndarray:
-        """Decode one image to uint8 [channels, size, size]. Raises RecipeError for a file that cannot be decoded."""
+        """Decode one image to uint8 [channels, height, width]. Raises RecipeError for a file that cannot be decoded."""
         mode = "L" if self.channels == 1 else "RGB"
         with self._opened(path) as opened:
             opened.load()
@@ -90,8 +90,7 @@ class Preparation:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 opened = Image.open(path, formats=FORMATS)
             with opened:
-                width, height = opened.size
-                resized = _resized_size(width, height, self.size, self.crop_pct)
+                resized = _resized_size(opened.size, self.size, self.crop_pct)
                 for sides, verb in ((opened.size, "has"), (resized, "would be resized to")):
                     if math.prod(sides) > PIXELS.most:
                         raise RecipeError(
@@ -108,7 +107,7 @@ class Preparation:
             ) from None
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
-        """Normalise uint8 [images, channels, size, size] to float32 of the same shape."""
+        """Normalise uint8 [images, channels, height, width] to float32 of the same shape."""
         mean, deviation = (
             np.asarray(values, dtype=np.float32)[: self.channels].reshape(1, -1, 1, 1)
             for values in (self.mean, self.std)
@@ -117,27 +116,40 @@ class Preparation:
         return scaled
 
 
-def _resized_size(width: int, height: int, size: int, crop_pct: float) -> tuple[int, int]:
-    """Return width and height after the shorter side is resized so that the crop keeps `crop_pct` of it."""
-    shorter = int(np.floor(size / crop_pct))
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
-
-
-def _cropped(image: Any, size: int, crop_pct: float, interpolation: str) -> Any:
+def _cropped(image: Any, size: tuple[int, int], crop_pct: float, interpolation: str) -> Any:
+    """Resize an image so that it covers `size` (height, width) divided by `crop_pct`, and crop the centre, as timm does."""
     from PIL import Image
 
-    target = _resized_size(*image.size, size, crop_pct)
+    target = _resized_size(image.size, size, crop_pct)
     filters = {name.lower(): member for name, member in Image.Resampling.__members__.items()}
     resized = image if image.size == target else image.resize(target, filters.get(interpolation, filters["bicubic"]))
-    left, top = (round((side - size) / 2) for side in resized.size)
-    return resized.crop((left, top, left + size, top + size))
+    height, width = size
+    left, top = round((target[0] - width) / 2), round((target[1] - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def _resized_size(image: tuple[int, int], size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Return width and height of the resized image.
+
+    Args:
+        image: width and height of the image.
+        size: height and width of the input.
+        crop_pct: share of the resized image that the input takes.
+    """
+    width, height = image
+    covered_height, covered_width = (int(np.floor(side / crop_pct)) for side in size)
+    if covered_height != covered_width:
+        ratio = min(height / covered_height, width / covered_width)
+        return round(width / ratio), round(height / ratio)
+    # For a square timm rounds down.
+    if width <= height:
+        return covered_width, int(covered_width * height / width)
+    return int(covered_width * width / height), covered_width
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageExamples:
-    """Images that are decoded at first use. Batches hold `pixel_values`, float32 [images, channels, size, size], and `labels`, int64.
+    """Images that are decoded at first use. Batches hold `pixel_values`, float32 [images, channels, height, width], and `labels`, int64.
 
     Attributes:
         files: the image files.

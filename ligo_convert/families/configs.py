@@ -104,7 +104,7 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     flat.update(family.architectures[architecture])
     shape = prepared.get("input_size")
     if isinstance(shape, list | tuple) and len(shape) == 3:
-        flat.update({"in_chans": shape[0], "img_size": shape[-1]})
+        flat.update({"in_chans": shape[0], "img_size": list(shape[1:])})
     flat.update({key: prepared[key] for key in ("num_classes",) if key in prepared})
     flat.update(arguments if isinstance(arguments, dict) else {})
     # Top-level keys describe the trained model and take precedence.
@@ -124,11 +124,11 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
             expected="a classifier",
             hint="use a checkpoint with a classifier, such as a fine-tuned one",
         )
-    # timm writes side lengths as pairs.
+    # timm writes side lengths as pairs: height and width.
     for key in ("img_size", "patch_size"):
         pair = flat[key]
-        if isinstance(pair, list | tuple) and len(set(pair)) == 1:
-            flat[key] = pair[0]
+        if isinstance(pair, list | tuple) and len(pair) == 2:
+            flat[key] = pair[0] if pair[0] == pair[1] else list(pair)
     return flat
 
 
@@ -177,8 +177,7 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
     }
     prepared = complete.get("pretrained_cfg")
     kept = {key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key in _DESCRIBED}
-    side = complete["img_size"]
-    shape = {"input_size": [complete["in_chans"], side, side], "fixed_input_size": True}
+    shape = {"input_size": [complete["in_chans"], *image_sides(complete)], "fixed_input_size": True}
     defaults = {"interpolation": "bicubic", "crop_pct": 1.0, "mean": list(_MEAN), "std": list(_DEVIATION)}
     # Class names are valid only for the same classes.
     same = complete["num_classes"] == stored.get("num_classes", complete["num_classes"])
@@ -216,12 +215,19 @@ def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
     return same[0]
 
 
+def image_sides(config: Config) -> tuple[int, int]:
+    """The height and width of a model's images: `img_size` is one side of a square, or a pair."""
+    size: Any = config["img_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return height, width
+
+
 def image_preprocessing(config: Config) -> dict[str, Any]:
-    """The preprocessing of images: side length, mean, standard deviation, interpolation and the share of the centre crop."""
+    """The preprocessing of images: height and width, mean, standard deviation, interpolation and the share of the centre crop."""
     prepared = config.get("pretrained_cfg")
     found: dict[str, Any] = dict(prepared) if isinstance(prepared, dict) else {}
     return {
-        "size": config["img_size"],
+        "size": image_sides(config),
         "mean": tuple(found.get("mean") or _MEAN),
         "std": tuple(found.get("std") or _DEVIATION),
         "interpolation": found.get("interpolation") or "bicubic",

@@ -14,7 +14,8 @@ A row of a family's table is `name pattern : layout`.
               embed <- embed in pooler                     belongs to a part that a checkpoint has completely or not at all
 
     size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `+`, `or` (if None); a product with
-                                                           a fractional factor is rounded down
+                                                           a fractional factor is rounded down; `img_size[0]` is the first of a
+                                                           pair, and a number stands for a pair of equal ones
 
 docs/development/adr/0001-arrow-notation.md gives the reasons for this notation.
 """
@@ -38,6 +39,9 @@ NAMED_ROLES: tuple[Role, ...] = ("gain", "shift", "scale")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
+
+# A config key in a size expression, or one entry of a pair.
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\[[01]\])?")
 
 _DEPTH = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -193,6 +197,11 @@ def size_keys(expression: str) -> tuple[str, ...]:
     return tuple(word for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", expression) if word != "or")
 
 
+def paired_keys(expression: str) -> tuple[str, ...]:
+    """The config keys of which a size expression takes one entry of a pair."""
+    return tuple(key.partition("[")[0] for key in _KEY.findall(expression) if key.endswith("]"))
+
+
 def evaluate(expression: str, config: Mapping[str, object]) -> int:
     """Evaluate a size expression: the first alternative in which no key is missing or None. Raises SizeError.
 
@@ -200,8 +209,7 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
     32
     """
     for alternative in expression.split(" or "):
-        keys = size_keys(alternative)
-        values = {key: config.get(key) for key in keys}
+        values = {key: _entry(key, config) for key in _KEY.findall(alternative) if key != "or"}
         if any(value is None for value in values.values()):
             continue
         # A term of a sum may be zero; a size may not.
@@ -209,7 +217,8 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         for key, value in values.items():
             # Python compares an integer of any length with a float; it converts only short ones.
             if type(value) not in (int, float) or not least <= value < math.inf:  # type: ignore[operator]
-                raise SizeError(f"{key} is {brief(value)}, and must be a positive number")
+                pair = ", or a pair of them" if key.endswith("]") else ""
+                raise SizeError(f"{key} is {brief(value)}, and must be a positive number{pair}")
             if value > AXIS.most:  # type: ignore[operator]
                 raise SizeError(f"{key} is {brief(value)}, and must be {AXIS}")
         total = sum(_product(term, values) for term in alternative.split(" + "))
@@ -223,8 +232,15 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
     raise SizeError(f"{' and '.join(missing)} missing, needed for {expression!r}")
 
 
+def _entry(key: str, config: Mapping[str, object]) -> object:
+    """The value of a key; of `key[0]` or `key[1]` that entry of a pair, or the value itself if it is not a pair."""
+    name, bracket, index = key.rstrip("]").partition("[")
+    value = config.get(name)
+    return value[int(index)] if bracket and isinstance(value, list | tuple) and len(value) == 2 else value
+
+
 def _product(expression: str, values: Mapping[str, object]) -> int:
-    words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[*/]", expression)
+    words = re.findall(rf"{_KEY.pattern}|[0-9]+|[*/]", expression)
     if "".join(words) != expression.replace(" ", "") or len(words) % 2 == 0:
         raise NotationError(f"size {expression!r}: keys and integers joined by * and /")
     known = ", ".join(f"{key} = {number}" for key, number in values.items())

@@ -27,6 +27,7 @@ from ligo_convert.families.notation import (
     expand,
     matcher,
     name_at,
+    paired_keys,
     parse_layout,
     size_keys,
 )
@@ -373,6 +374,11 @@ class Family:
         return frozenset(named - {""})
 
     @cached_property
+    def paired_keys(self) -> frozenset[str]:
+        """The config keys that may be a pair: those of which a size expression takes one entry."""
+        return frozenset(key for expression in self.axes.values() for key in paired_keys(expression))
+
+    @cached_property
     def roles(self) -> Mapping[str, frozenset[str]]:
         """Stream -> the roles it has in the table: written, read, scaled or shifted."""
         return _roles(self.rows)
@@ -513,8 +519,10 @@ class Family:
         """
         for key, default in self.defaults.items():
             value = config.get(key, default)
-            if value is not None and default is not None and not _is_like(value, default):
-                return key, _KINDS[type(default)]
+            paired = key in self.paired_keys and isinstance(value, list | tuple) and len(value) == 2
+            for entry in value if paired else (value,):  # type: ignore[attr-defined]
+                if entry is not None and default is not None and not _is_like(entry, default):
+                    return key, _KINDS[type(default)] + (", or a pair of them" if key in self.paired_keys else "")
         activation = config.get(self.activation, ACTIVATIONS[0])
         if self.activation and activation not in ACTIVATIONS:
             near = close_matches(str(activation), ACTIVATIONS, n=3) or ACTIVATIONS[:3]

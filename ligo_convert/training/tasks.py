@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ligo_convert.data.examples import random_token_ids
+from ligo_convert.families.configs import image_sides
 from ligo_convert.families.schema import CAUSAL, Family
 
 Tensors = Mapping[str, torch.Tensor]
@@ -131,9 +132,7 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
     sizes, complete = family.sizes(config), family.complete(config)
     if family.task == "image-classification":
         rng = np.random.Generator(np.random.Philox(seed))
-        side = complete["img_size"]
-        shape = (count, sizes["rgb"], side, side)
-        pixels = rng.standard_normal(shape, dtype=np.float32)  # type: ignore[arg-type]
+        pixels = rng.standard_normal((count, sizes["rgb"], *image_sides(complete)), dtype=np.float32)
         return {"pixel_values": pixels, "labels": rng.integers(0, sizes[family.labels], size=count)}
     length = min(128, family.longest(config) or 128)
     ids = random_token_ids(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)

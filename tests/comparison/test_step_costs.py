@@ -79,8 +79,10 @@ def unlike(family: Family, config: Mapping[str, object], times: Times) -> int:
     more = 0
     if family.reads == "images":
         # The tokens beside the patches pass every layer, and are cut from no image; and pixels want no gradient.
-        patch = 2 * math.prod(family.shape(next(row for row in family.rows if "patch" in row.layout.streams), sizes))
-        patches = (int(str(complete["img_size"])) // sizes["patch"]) ** 2
+        patch = 2 * math.prod(
+            family.shape(next(row for row in family.rows if "patch_height" in row.layout.streams), sizes)
+        )
+        patches = (int(str(complete["img_size"])) // sizes["patch_height"]) ** 2
         tokens = length_of(family, config)
         more -= patch * COUNT * ((tokens - patches) * times(None, None) + patches * (times(None, None) == 3))
     if family.name == "cait":

@@ -103,7 +103,7 @@ def test_what_is_decoded_fits(images: Measured, tmp_path: Path, data: bytes) -> 
 )
 def test_numbers_that_prepare_no_image_are_refused(wrong: dict[str, Any]) -> None:
     settings = {
-        "size": 224,
+        "size": (224, 224),
         "channels": 3,
         "mean": (0.5,) * 3,
         "std": (0.5,) * 3,

@@ -9,17 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from support.source_models import change_config, change_weights, family_named, recipe_text, weights_of, write_case
 from support.tiny import CASES, config_of, start_of
 
+from ligo_convert import grow
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.plan import Plan, plan_recipe
+from ligo_convert.data.images import Preparation
 from ligo_convert.errors import RecipeError, SourceError, VerificationError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
@@ -353,6 +357,61 @@ def test_another_computation_on_like_tensors_is_not_assumed(sources: Callable[..
     change_config(source, lambda config: {**config, "model_type": "granite"})
     fits = inspect_path(source)["fits"]
     assert "the tensor names are those of phi3; another model_type may compute another function" in fits
+
+
+SIDES: list[tuple[str, dict[str, object]]] = [
+    ("vit_tiny_patch16_224", {"img_size": (16, 32), "patch_size": 8}),
+    ("vit_tiny_patch16_224", {"img_size": [32, 16], "patch_size": [8, 4], "in_chans": 1, "dynamic_img_size": True}),
+    ("deit_tiny_distilled_patch16_224", {"img_size": (16, 32), "patch_size": (4, 8)}),
+    ("cait_xxs24_224", {"img_size": (16, 32), "patch_size": 8, "depth_token_only": 1}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "sides"), SIDES)
+def test_images_and_patches_that_are_not_square(
+    architecture: str, sides: dict[str, object], tmp_path: Path, sources: Callable[..., Path]
+) -> None:
+    arguments = {"embed_dim": 16, "depth": 2, "num_heads": 2, **sides}
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=5, **arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    timm.models.save_for_hf(model, tmp_path / "source", model_args=arguments, safe_serialization=True)
+    assert_same(read_by_us(tmp_path / "source"), read_by_library(tmp_path / "source"))
+    recipe = tmp_path / "recipe.yaml"
+    out = {"dir": str(tmp_path / "out")}
+    recipe.write_text(recipe_text("./source", {"embed_dim": 32, "num_heads": 4, "depth": 3}, output=out))
+    done = convert(load_recipe(recipe))
+    assert done.metrics["preservation"]["verdict"] == "exact"
+    verify(done.out, source=str(tmp_path / "source"), load=True)
+    found = timm.create_model(f"local-dir:{done.out}", pretrained=True)
+    assert found.patch_embed.img_size == tuple(sides["img_size"])  # type: ignore[arg-type]
+    images = torch.randn(2, model.patch_embed.proj.in_channels, *found.patch_embed.img_size)
+    with torch.no_grad():
+        before, after = model.eval()(images), found.eval()(images)
+    assert torch.allclose(before, after, atol=1e-4)
+    # In memory, from the modules alone.
+    twice = grow(model, {"embed_dim": 32, "num_heads": 4}, width="hyperclone", depth="copy")
+    with torch.no_grad():
+        assert torch.allclose(before, twice.eval()(images), atol=1e-4)
+    # As many patches in another order are another model.
+    turned = {"img_size": list(reversed(sides["img_size"])), "patch_size": sides["patch_size"]}  # type: ignore[call-overload]
+    recipe.write_text(recipe_text("./source", turned))
+    with pytest.raises(RecipeError, match="cannot grow"):
+        plan_recipe(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("image", [(40, 30), (30, 40), (100, 20)])
+@pytest.mark.parametrize("size", [(16, 32), (32, 16), (24, 24)])
+def test_images_are_cropped_as_timm_crops_them(image: tuple[int, int], size: tuple[int, int], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, size=(*image, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.9}
+    preparation = Preparation(size=size, channels=3, **settings)  # type: ignore[arg-type]
+    ours = preparation.normalised(preparation.pixels(tmp_path / "a.png")[None])[0]
+    theirs = timm.data.create_transform((3, *size), **settings)(Image.open(tmp_path / "a.png"))  # type: ignore[arg-type]
+    assert np.allclose(ours, theirs.numpy(), atol=1e-6)
 
 
 def refusal(source: Path) -> str:

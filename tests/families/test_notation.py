@@ -93,6 +93,9 @@ SIZES = [
     ("a / b", {"a": 12, "b": 3}, 4),
     ("a / b or 1", {"a": 12}, 1),
     ("a * 2 / b", {"a": 3, "b": 6}, 1),
+    ("a[0] / b[0] * a[1] / b[1] + 1", {"a": [32, 64], "b": 16}, 9),
+    ("a[0] * a[1]", {"a": (2, 3)}, 6),
+    ("a[0] * a[1]", {"a": 3}, 9),
 ]
 
 
@@ -111,6 +114,9 @@ def test_a_size_is_a_value_of_the_config(text: str, config: dict[str, object], e
         ("a", {"a": "3"}, "a is '3'"),
         ("a", {"a": True}, "a is True"),
         ("a", {"a": 3.0}, "a is 3.0"),
+        ("a", {"a": [3, 3]}, r"a is \[3, 3\]"),
+        ("a[0]", {"a": [1, 2, 3]}, "or a pair of them"),
+        ("a[1]", {"a": [1, "2"]}, "'2', and must be a positive number, or a pair"),
     ],
 )
 def test_a_size_that_is_none_names_the_keys(text: str, config: dict[str, object], message: str) -> None:

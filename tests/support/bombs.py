@@ -10,7 +10,7 @@ def decode_image(path: str, size: int) -> None:
     from ligo_convert.data.images import Preparation
 
     prepared = Preparation(
-        size=size, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9
+        size=(size, size), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9
     )
     print(prepared.pixels(Path(path)).shape)
 
