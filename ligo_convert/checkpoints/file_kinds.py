@@ -29,6 +29,7 @@ class FileKind:
         action: what is done with it.
         why: why it is left behind.
         limit: the largest file of this kind that is carried, in bytes.
+        of_labels: whether it describes the classes of the head, so that it fits no head with other classes.
     """
 
     what: str
@@ -36,6 +37,7 @@ class FileKind:
     action: Action
     why: str = ""
     limit: int = 4 * _MIB
+    of_labels: bool = False
 
     def matches(self, name: str) -> bool:
         # On a file system without case, a file in another case would take the place of a file of the output.
@@ -121,6 +123,7 @@ KINDS: tuple[FileKind, ...] = (
             "imagenet_synsets.txt",
         ),
         action="carry",
+        of_labels=True,
     ),
     FileKind(
         what="model card",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ligo_convert.checkpoints.file_kinds import kind_of
 from ligo_convert.checkpoints.files import TOKENIZER_FILES
 from ligo_convert.checkpoints.headers import Header, parse_header
 from ligo_convert.checkpoints.model_files import MODULES as MODULES_FILE
@@ -98,12 +99,14 @@ class Widths:
         new: width of the target's.
         deepens: whether the number of layers changes.
         readable: whether one read map takes the new stream back to the old one, as the head does.
+        relabels: whether the head gets another number of classes.
     """
 
     old: int
     new: int
     deepens: bool
     readable: bool
+    relabels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,7 @@ def widths_of(
         new=new[stream],
         deepens=any(old[axis] != new[axis] for axis in family.depth_axes),
         readable=terms == 1 and "mean-preserving" not in rewrites,
+        relabels=bool(family.labels) and old[family.labels] != new[family.labels],
     )
 
 
@@ -154,8 +158,8 @@ def carried_files(source: CheckpointReader, widths: Widths) -> CarriedFiles:
     changes: dict[str, Change] = {}
     copied: tuple[str, ...] = ()
     missing, left = "", list(found.left)
-    private = {name: why for name in found.carried if (why := _private(source, name))}
-    left += [LeftBehind(path=name, reason=why) for name, why in private.items()]
+    unfit = {name: why for name in found.carried if (why := _unfit(source, name, widths))}
+    left += [LeftBehind(path=name, reason=why) for name, why in unfit.items()]
     if found.modules:
         pipeline = _Pipeline(source, widths)
         try:
@@ -179,11 +183,18 @@ def carried_files(source: CheckpointReader, widths: Widths) -> CarriedFiles:
     elif any(item.path == MODULES_FILE for item in found.left):
         missing = f"the output is no sentence-transformers pipeline: {MODULES_FILE} is left behind"
     return CarriedFiles(
-        copied=tuple(sorted((*(name for name in found.carried if name not in private), *copied))),
+        copied=tuple(sorted((*(name for name in found.carried if name not in unfit), *copied))),
         changes=dict(sorted(changes.items())),
         left_behind=tuple(sorted(left, key=lambda item: item.path)),
         missing_modules=missing,
     )
+
+
+def _unfit(source: CheckpointReader, name: str, widths: Widths) -> str:
+    """Return why a file that could be carried is left behind; empty where it is not."""
+    if widths.relabels and kind_of(name).of_labels:
+        return "the target has other classes"
+    return _private(source, name)
 
 
 def _private(source: CheckpointReader, name: str) -> str:

@@ -208,6 +208,15 @@ def test_a_pipeline_that_cannot_be_carried_is_left_behind_as_a_whole(name: str, 
     assert named >= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", *parts}
 
 
+def test_labels_of_other_classes_are_left_behind(source: Path, tmp_path: Path) -> None:
+    place = changed(source, [pooling()], tmp_path / "source")
+    (place / "labels.txt").write_text("cat\ndog\n")
+    assert "labels.txt" in decide(place).copied
+    other = decide(place, Widths(old=WIDTH, new=WIDTH, deepens=True, readable=True, relabels=True))
+    assert "labels.txt" not in other.copied
+    assert ("labels.txt", "the target has other classes") in {(left.path, left.reason) for left in other.left_behind}
+
+
 def test_a_second_term_cannot_be_read_back(source: Path, tmp_path: Path) -> None:
     place = changed(source, PIPELINES["dense"], tmp_path / "source")
     assert "no single map" in decide(place, Widths(old=WIDTH, new=24, deepens=False, readable=False)).missing_modules
