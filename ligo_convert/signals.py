@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ligo_convert.errors import Interrupted
@@ -84,5 +84,6 @@ def _end_late(read: int, ended: threading.Event) -> None:
     received = os.read(read, 1)
     os.close(read)
     if received and not ended.wait(GRACE_SECONDS):
-        os.write(2, f"error: {Interrupted(received[0])}\n".encode())
+        with suppress(OSError):  # stderr may be closed or full
+            os.write(2, f"error: {Interrupted(received[0])}\n".encode())
         os._exit(128 + received[0])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ligo_convert.cli.streams import Streams
 from ligo_convert.errors import Interrupted, LigoError, MachineError, brief, printable
 from ligo_convert.signals import Stopped, answered
 
@@ -553,36 +554,43 @@ def main() -> None:
     # transformers reads this when it is imported: it must not fetch kernels from the Hub and run them.
     os.environ["USE_HUB_KERNELS"] = "0"
     debug = "--debug" in sys.argv[1:]
+    streams = Streams()
+    code = _run(debug)
+    if code == 0:
+        # What went wrong with the work says more than what went wrong with the report.
+        try:
+            code = streams.finish()
+        except MachineError as error:
+            code = _fail(error, debug)
+    sys.exit(code)
+
+
+def _run(debug: bool) -> int:
+    """Carry out the command line and return its exit code."""
     try:
         with answered():
-            code = cli.main(standalone_mode=False)
-            sys.stdout.flush()
+            return int(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except click.ClickException as error:
         error.message = f"{error.message[:_MESSAGE]}..." if len(error.message) > _MESSAGE else error.message
         error.show()
-        code = 2
+        return 2
     except Stopped as stop:
-        code = _fail(Interrupted(stop.number), debug)
+        return _fail(Interrupted(stop.number), debug)
     except LigoError as error:
-        code = _fail(error, debug)
+        return _fail(error, debug)
     except MemoryError:
-        code = _fail(
+        return _fail(
             MachineError("out of memory", hint="`ligo-convert plan` prints how much memory a run needs"), debug
         )
-    except BrokenPipeError:
-        # The reader closed the pipe. Redirect stdout, because the interpreter flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     except Exception as error:  # noqa: BLE001  the last boundary: an unexpected exception is reported as a bug, without a traceback
         bug = LigoError(
             f"a bug in ligo-convert: {type(error).__name__}: {error}",
             hint="please report it with the output of `ligo-convert --debug ...`",
         )
         bug.__cause__ = error
-        code = _fail(bug, debug)
-    sys.exit(code)
+        return _fail(bug, debug)
 
 
 def _fail(error: LigoError, debug: bool) -> int:

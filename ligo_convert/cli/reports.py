@@ -66,17 +66,10 @@ def batch_report(done: Batch) -> None:
 _LEFT_SHOWN = 12
 
 
-class _Out(Console):
-    """A console on stdout that leaves a closed pipe to `cli.main`."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def _out() -> Console:
-    console = _Out(highlight=False)
+    console = Console(highlight=False)
     # In a file or a pipe, a table must not be wrapped at 80 columns.
-    return console if console.is_terminal else _Out(highlight=False, width=500)
+    return console if console.is_terminal else Console(highlight=False, width=500)
 
 
 def plan_report(plan: Plan) -> None:
