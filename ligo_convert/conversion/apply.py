@@ -130,7 +130,7 @@ def apply_operator(
             started=clock.started,
             finished=now(),
         )
-        write_record(record, recipe, (), weights, staging)
+        write_record(record, recipe, weights, staging)
         staging.commit()
     return ConversionResult(out=out, family=family.name, label=source.label, metrics=metrics, changed=True)
 

@@ -24,7 +24,7 @@ from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
 from ligo_convert.conversion.run_record import ConversionResult, RunFacts, finite, run_key, run_record
 from ligo_convert.conversion.source_checks import scan_source
-from ligo_convert.conversion.write import Clock, WriteJob, write_job
+from ligo_convert.conversion.write import Clock, WriteJob, now, write_job
 from ligo_convert.environment import choose_device, peak_rss_bytes
 from ligo_convert.errors import OutputBusy, RecipeError
 from ligo_convert.growth.operator_file import describe, stored_arrays
@@ -33,7 +33,7 @@ from ligo_convert.io.files import do, write_file
 from ligo_convert.io.staging import Staging
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.outputs.metrics import Completion
-from ligo_convert.outputs.side_files import write_record
+from ligo_convert.outputs.side_files import write_fit_plot, write_record
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
 
@@ -103,6 +103,10 @@ def convert(
             carried=carried,
         )
         weights, checks = write_job(job, source, staging, clock, progress, loads=plan.uses_library)
+        facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
+        with clock.running("write"):
+            record = run_record(plan, source, learned, facts, staging)
+            write_fit_plot(record, learned.log, staging)
         completion = Completion(
             verification=checks,
             files=carried.json(),
@@ -110,9 +114,8 @@ def convert(
             peak_rss_bytes=peak_rss_bytes(),
         )
         metrics = replace(learned.metrics, completion=completion)
-        facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
-        record = run_record(plan, source, replace(learned, metrics=metrics), facts, staging)
-        write_record(record, record.recipe, learned.log, weights, staging)
+        record = replace(record, metrics=metrics.json(), finished=now())
+        write_record(record, record.recipe, weights, staging)
         staging.commit()
     return ConversionResult(out=out, family=plan.family.name, label=plan.label, metrics=metrics.json(), changed=True)
 

@@ -184,7 +184,7 @@ def _opening(record: Record) -> Iterator[str]:
         f"A {FAMILIES[record.family].model_type} model with {parameters['target']:,} parameters. "
         f"It was grown by a factor of {ratio:.2f} from {_source(record)}, which has {parameters['source']:,} parameters, with "
         f"[LiGO](https://arxiv.org/abs/2303.00980) (learned linear growth operator). "
-        f"Every weight is a linear function of the source's weights{drawn}."
+        f"Its neurons and layers are linear combinations of the source's{drawn}."
     )
     yield ""
     yield "**A grown model is an initialisation for further training, not a finished model.** Train it before use."
@@ -361,7 +361,9 @@ def _costs(record: Record) -> Iterator[str]:
     if flops.get("fit"):
         yield f"- FLOPs for training the operator: {number(float(flops['fit']))}"
     if flops.get("target_step"):
-        yield f"- FLOPs for one training step of this model with the same batch size: {number(float(flops['target_step']))}"
+        one = "one image" if family_of_record(record).reads == "images" else "one sequence of 128 tokens"
+        batch = "with the same batch size" if fit is not None else f"with a batch of {one}"
+        yield f"- FLOPs for one training step of this model {batch}: {number(float(flops['target_step']))}"
 
 
 def _known(figures: Mapping[str, Any], name: str) -> bool:

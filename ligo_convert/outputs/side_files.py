@@ -93,19 +93,36 @@ def write_new_parameters(family: Family, operator: Operator, staging: Staging) -
     staging.write_bytes(NEW_PARAMETERS, json_bytes(new_parameters(family, operator)))
 
 
+def write_fit_plot(record: Record, log: tuple[Mapping[str, Any], ...], staging: Staging) -> None:
+    """Write the plot of the fit, if the operator was trained.
+
+    Args:
+        record: the record of the run; of its metrics only those of the fit are used.
+        log: one mapping a step of the fit; empty if the operator was not trained.
+        staging: the staging directory of the output.
+    """
+    if not log:
+        return
+    plot = fit_picture(
+        log,
+        losses=record.metrics["loss"],
+        title=f"{record.source_name}, grown",
+        best_step=record.metrics["fit"]["best_step"],
+    )
+    staging.write_bytes(FIT_PLOT, plot)
+
+
 def write_record(
     record: Record,
     recipe: Mapping[str, Any],
-    log: tuple[Mapping[str, Any], ...],
     weights: Mapping[str, str],
     staging: Staging,
 ) -> None:
-    """Write the recipe, the plot of the fit, the card, the provenance and finally SHA256SUMS, which lists all other files.
+    """Write the recipe, the card, the provenance and finally SHA256SUMS, which lists all other files.
 
     Args:
         record: the record of the run, for card and provenance.
         recipe: the public recipe with every default filled in.
-        log: one mapping a step of the fit; empty if the operator was not trained.
         weights: weight file -> SHA-256, computed while writing.
         staging: the staging directory of the output.
     """
@@ -113,20 +130,12 @@ def write_record(
     # `card` and `statement_bytes` check their own text.
     check_nothing_private(text, where=RECIPE, names_in=())
     staging.write_bytes(RECIPE, text.encode())
-    if log:
-        plot = fit_picture(
-            log,
-            losses=record.metrics["loss"],
-            title=f"{record.source_name}, grown",
-            best_step=record.metrics["fit"]["best_step"],
-        )
-        staging.write_bytes(FIT_PLOT, plot)
     for name in (CARD, PROVENANCE, CHECKSUMS):
         staging.remove(name)
     # The digests of the bytes as they were written: a file that changed on the disk since is found below.
     digests = {name: staging.digest(name) or rehash(staging.path / name) for name in staging.files()}
     sizes = {name: (staging.path / name).stat().st_size for name in digests}
-    staging.write_bytes(CARD, card(record, files=sizes, figure=bool(log)).encode())
+    staging.write_bytes(CARD, card(record, files=sizes, figure=FIT_PLOT in digests).encode())
     digests[CARD] = staging.digest(CARD) or ""
     staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
     digests[PROVENANCE] = staging.digest(PROVENANCE) or ""

@@ -6,6 +6,7 @@ The sizes are those at which the matrix products and gradients of this machine's
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,4 +165,8 @@ def test_the_precision_of_a_fit_is_that_of_its_arithmetic(place: Path) -> None:
     (place / "recipe.yaml").write_text(
         recipe_text("./source", {"n_embd": 24, "n_head": 3}, fit=fit_section(steps=1, heldout_tokens=32))
     )
-    assert convert(load_recipe(place / "recipe.yaml")).metrics["fit"]["precision"] == "float64"
+    began = time.monotonic()
+    metrics = convert(load_recipe(place / "recipe.yaml")).metrics
+    took = time.monotonic() - began
+    assert metrics["fit"]["precision"] == "float64"
+    assert 0.8 * took <= sum(metrics["seconds"].values()) <= took, "the stages are all of a run"

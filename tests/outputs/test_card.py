@@ -187,7 +187,8 @@ def test_what_is_not_known_is_left_out() -> None:
         "This verdict is about",
     ):
         assert absent not in text.replace("`[4096, null]`", "")
-    assert "4.43e+12" in text
+    assert "with a batch of one sequence of 128 tokens: 4.43e+12" in text
+    assert "with the same batch size: 4.43e+12" in body(RECORD)
     loss = {"source": 3.0, "initial": 3.1, "fitted": None, "random_target": None}
     some = body(records.with_metrics(records.unfitted(), loss=loss))
     assert "| initial operator: this model | 3.1000 | 22.2 |" in some
