@@ -121,7 +121,8 @@ def verify(
 def _check_family_source(statement: Mapping[str, Any], family: Family) -> None:
     """Require the family to be defined by the same file as when the output was made. Raises VerificationError."""
     recorded = statement["predicate"]["buildDefinition"]["internalParameters"].get("familySource")
-    expected = recorded["digest"]["sha256"] if recorded else None
+    digest = recorded.get("digest") if isinstance(recorded, Mapping) else None
+    expected = digest.get("sha256") if isinstance(digest, Mapping) else recorded
     source = family_source(family.name)
     found = source.sha256 if source else None
     if expected != found:
@@ -230,8 +231,8 @@ def _revision_of(files: list[Mapping[str, Any]], source: str) -> str:
 
 
 def _written_on(statement: Mapping[str, Any]) -> object:
-    verification = metrics_of(statement).get("verification") or {}
-    return verification.get("processor")
+    verification = metrics_of(statement).get("verification")
+    return verification.get("processor") if isinstance(verification, Mapping) else None
 
 
 def _equal_to_rounding(one: Any, two: Any, spec: TensorSpec) -> bool:

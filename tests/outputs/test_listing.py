@@ -116,6 +116,22 @@ def test_what_every_output_has_is_missed_though_the_sums_agree(out: Path, name: 
     refused(out, name)
 
 
+@pytest.mark.parametrize("strange", ["x", 1, [1], {"carried": 1, "rewritten": [[]], "left_behind": ["x", {"path": 1}]}])
+def test_a_strange_record_is_no_bug_of_this_program(out: Path, source: Path, strange: object) -> None:
+    whole = (out / PROVENANCE).read_text()
+    for name in ("files", "verification", "familySource"):
+        statement = json.loads(whole)
+        figures = next(item for item in statement["predicate"]["runDetails"]["byproducts"] if item["name"] == "metrics")
+        internal = statement["predicate"]["buildDefinition"]["internalParameters"]
+        (internal if name == "familySource" else figures["annotations"])[name] = strange
+        (out / PROVENANCE).write_text(json.dumps(statement))
+        relist(out)
+        if name == "verification":
+            verify(out, source=str(source))  # it tells only how exactly to compare
+        else:
+            refused(out, source=source)
+
+
 def test_an_empty_list_is_refused(out: Path) -> None:
     (out / SUMS).write_bytes(b"")
     refused(out, SUMS, "empty")
