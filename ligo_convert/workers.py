@@ -77,24 +77,29 @@ class ChildProcess:
         self._end(STOP_SECONDS)
 
     def _ended(self) -> MachineError:
-        self._end(STOP_SECONDS)
+        stopped_here = self._end(STOP_SECONDS)
         code = self._process.exitcode
-        how = (
-            f"was killed by {signal.Signals(-code).name}"
-            if code is not None and code < 0
-            else f"exited with status {code}"
-        )
+        if stopped_here:
+            # The kill is this process's own and not the cause.
+            how = f"closed its connection, and was stopped after {STOP_SECONDS:g} s,"
+        elif code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"exited with status {code}"
         return MachineError(
             f"a worker process {how} before it finished",
             hint="if memory was short, lower --jobs; run again to continue",
         )
 
-    def _end(self, seconds: float) -> None:
+    def _end(self, seconds: float) -> bool:
+        """Wait for the process. Returns True if it had to be killed because it did not end within `seconds`."""
         self._process.join(max(0.0, seconds))
-        if self._process.is_alive():
+        killed = self._process.is_alive()
+        if killed:
             self._process.kill()
             self._process.join()
         self.pipe.close()
+        return killed
 
     @staticmethod
     def stop_all(processes: Iterable[ChildProcess]) -> None:

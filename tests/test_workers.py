@@ -262,3 +262,21 @@ def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
     finally:
         parent.kill()
         parent.wait(timeout=PATIENCE)
+
+
+def hang_up(pipe: Any) -> None:
+    pipe.close()
+    time.sleep(60)
+
+
+def die_at_once(pipe: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_only_hung_up_is_not_said_to_have_been_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kill that ends it is our own, and no cause."""
+    monkeypatch.setattr("ligo_convert.workers.STOP_SECONDS", 2.0)
+    context = multiprocessing.get_context("spawn")
+    for target, words in ((hang_up, "closed its connection"), (die_at_once, "was killed by SIGKILL")):
+        with pytest.raises(MachineError, match=words):
+            ChildProcess(context, target, ()).receive()

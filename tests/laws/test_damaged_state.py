@@ -15,8 +15,10 @@ from support import faults
 from support.damage import DAMAGES, Damage, swap_with
 from support.outputs import hidden, same
 from support.recorded import RecordedProgress
-from support.source_models import GROWN, fit_section, recipe_text, write_checkpoint, write_text
+from support.source_models import DEEPER, GROWN, fit_section, recipe_text, write_checkpoint, write_text
 
+from ligo_convert.batch.manifest import load_manifest
+from ligo_convert.batch.scheduler import Watcher, run_batch
 from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import OutputBusy
 from ligo_convert.io.cache import ResultCache
@@ -206,3 +208,130 @@ def test_staged_work_of_the_format_before_the_journal_is_discarded(runs: Runs, t
     progress = run(place, "fit")
     same(place / "out", runs.output("fit"))
     assert any("not in the journal" in text for text in progress.warned)
+
+
+# --- the shared cache -------------------------------------------------------------------------------------------------
+
+
+def cached(runs: Runs, recipe: str, folder: Path) -> tuple[Path, list[Path]]:
+    """A place, and the entries that a run of the recipe there left in `cache`, as relative paths."""
+    place = folder / "cached"
+    if not place.exists():
+        shutil.copytree(runs.place(), place)
+        run(place, recipe, cache=place / "cache")
+        shutil.rmtree(place / "out")
+    return place, [path.relative_to(place) for path in sorted((place / "cache").rglob("*")) if path.is_file()]
+
+
+def check_cached(runs: Runs, tmp_path: Path, recipe: str, name: Path, damage: Damage) -> None:
+    """Damage one file of the cache, and run again elsewhere: the same bytes, said once, and mended for the run after it."""
+    before, _ = cached(runs, recipe, tmp_path)
+    place = shutil.copytree(before, tmp_path / "place")
+    damage(place / name)
+    progress = run(place, recipe, cache=place / "cache")
+    same(place / "out", runs.output(recipe))
+    if name.suffix != ".lock":
+        assert [text for text in progress.warned if name.parts[1] in text], (name, progress.warned)
+        shutil.rmtree(place / "out")
+        assert not [text for text in run(place, recipe, cache=place / "cache").warned if "cache" in text]
+    shutil.rmtree(place)
+
+
+def test_a_flipped_bit_in_the_shared_cache_is_not_taken(runs: Runs, tmp_path: Path) -> None:
+    for name in cached(runs, "fit", tmp_path)[1]:
+        check_cached(runs, tmp_path, "fit", name, DAMAGES["flipped bit"])
+
+
+def test_an_entry_under_the_name_of_another_key_is_not_taken(runs: Runs, tmp_path: Path) -> None:
+    """The fit of another seed, whole, with its own digests, in the place of this one."""
+    place, names = cached(runs, "fit", tmp_path)
+    recipe = json.loads((place / "fit.yaml").read_text())
+    recipe["fit"]["seed"] = 1
+    (place / "other.yaml").write_text(json.dumps(recipe))
+    run(place, "other", out="other", cache=place / "cache")
+    ours = next(name.parts[1] for name in names if name.suffix != ".lock")
+    (theirs,) = [path for path in (place / "cache").iterdir() if path.is_dir() and path.name != ours]
+    shutil.rmtree(place / "cache" / ours)
+    theirs.rename(place / "cache" / ours)
+    progress = run(place, "fit", cache=place / "cache")
+    assert any("another kind or key" in text for text in progress.warned)
+    same(place / "out", runs.output("fit"))
+
+
+@pytest.mark.slow
+def test_every_damage_to_the_shared_cache_is_mended(runs: Runs, tmp_path: Path) -> None:
+    for recipe in ("fit", "own"):
+        folder = tmp_path / recipe
+        folder.mkdir()
+        roles = {name.name: name for name in cached(runs, recipe, folder)[1]}
+        for name in roles.values():
+            if recipe == "own" and "fit-" in name.parts[1]:
+                continue
+            for kind, damage in DAMAGES.items():
+                # A line more at the end of JSON is no damage.
+                if (name.suffix, kind) != (".json", "one byte more"):
+                    check_cached(runs, folder, recipe, name, damage)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "one byte more"])
+def test_a_damaged_record_of_a_batch_is_made_again(
+    kind: str, batch: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, before = batch
+    place = shutil.copytree(manifest.parent, tmp_path / "place")
+    monkeypatch.chdir(place)
+    (record,) = (place / "zoo.ligo-batch" / "done").iterdir()
+    DAMAGES[kind](record)
+    said: list[str] = []
+    done = run_batch(
+        load_manifest(place / manifest.name), watcher=Watcher(on_message=lambda _, text: said.append(text))
+    )
+    assert done.exit_code == 0
+    assert files(place / "zoo" / "one") == before
+    assert any("its record is damaged" in text for text in said)
+    assert not run_batch(load_manifest(place / manifest.name)).statuses["one"].why
+    assert run_batch(load_manifest(place / manifest.name)).statuses["one"].reused
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A finished batch of one entry that copies layers: its manifest, and the files of its output."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_checkpoint(folder / "source")
+    recipe = json.loads(recipe_text("./source", DEEPER["gpt2"])) | {"growth": {"width": "copy", "depth": "stack"}}
+    (folder / "deeper.yaml").write_text(json.dumps(recipe))
+    manifest = {"version": 1, "out": "zoo", "entries": [{"name": "one", "recipe": "deeper.yaml"}]}
+    (folder / "zoo.yaml").write_text(json.dumps(manifest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where a manifest's outputs and state are
+        assert run_batch(load_manifest(folder / "zoo.yaml")).exit_code == 0
+    return folder / "zoo.yaml", files(folder / "zoo" / "one")
+
+
+def test_an_output_of_a_batch_that_lost_bytes_is_not_called_done(
+    batch: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(batch[0].parent, tmp_path / "place")
+    monkeypatch.chdir(place)
+    weights = place / "zoo" / "one" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    done = run_batch(load_manifest(place / "zoo.yaml"))
+    assert done.exit_code == 7
+    assert "changed since it was written" in str(done.statuses["one"].why)
+
+
+def test_a_lease_that_is_no_file_stops_nobody(
+    batch: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(batch[0].parent, tmp_path / "place")
+    monkeypatch.chdir(place)
+    shutil.rmtree(place / "zoo.ligo-batch" / "done")
+    (place / "zoo.ligo-batch" / "leases" / "one").mkdir()
+    assert run_batch(load_manifest(place / "zoo.yaml")).exit_code == 0

@@ -11,7 +11,7 @@ Damage = Callable[[Path], None]
 
 
 def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes() or b"\0")
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
