@@ -136,6 +136,8 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
 def _front_matter(record: Record) -> str:
     family = family_of_record(record)
     data: dict[str, object] = {"library_name": family.library, "pipeline_tag": PIPELINES[family.task]}
+    if _is_pipeline(record):
+        data = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
     if record.source["license"] is not None:
         data["license"] = str(record.source["license"]).lower()
     dataset = _dataset(record)
@@ -409,6 +411,20 @@ def _loading(record: Record, files: Collection[str]) -> Iterator[str]:
     yield "```python"
     yield from _LOADING[family.library](family, tokenizer=has_tokenizer(files))
     yield "```"
+    if _is_pipeline(record):
+        yield ""
+        yield "It is also a sentence-transformers pipeline, with all modules of its source:"
+        yield ""
+        yield "```python"
+        yield "from sentence_transformers import SentenceTransformer"
+        yield ""
+        yield 'model = SentenceTransformer(".")  # or the name of its repository on the Hub'
+        yield "```"
+
+
+def _is_pipeline(record: Record) -> bool:
+    """Return True if the modules of a sentence-transformers directory were carried."""
+    return MODULES in ((record.metrics.get("files") or {}).get("carried") or ())
 
 
 def _load_transformers(family: Family, *, tokenizer: bool) -> Iterator[str]:
@@ -437,8 +453,6 @@ def _files(record: Record) -> Iterator[str]:
         return
     yield "## Files of the source"
     yield ""
-    if MODULES in carried:
-        yield "This is a sentence-transformers pipeline: `SentenceTransformer(DIR)` loads all its modules."
     if carried:
         yield f"Carried byte for byte: {', '.join(map(code, carried))}."
     yield f"Written again with the new sizes: {', '.join(map(code, found['rewritten']))}."

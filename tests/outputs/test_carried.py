@@ -87,6 +87,8 @@ def test_a_pipeline_is_carried_and_the_rest_is_named(source: Path, out: Path) ->
         "pytorch_model.bin",
     ]
     card = (out / "README.md").read_text()
+    assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity\n" in card
+    assert 'model = SentenceTransformer(".")' in card
     for name in (*carried, "onnx/", "modeling_odd.py", "pytorch_model.bin", "1_Pooling/config.json"):
         assert f"`{name}`" in card
     planned = plan_json(plan_recipe(load_recipe(out.parent / "out.yaml")))
@@ -244,6 +246,7 @@ def test_a_refused_pipeline_is_said_before_and_after_the_run(source: Path, tmp_p
     assert any("the output is no sentence-transformers pipeline" in text for text in said)
     assert not (tmp_path / "out" / "modules.json").exists()
     assert not (tmp_path / "out" / "1_Pooling").exists()
+    assert "library_name: transformers\n" in (tmp_path / "out/README.md").read_text()
     assert "modules.json" in {item["path"] for item in found["files"]["left_behind"]}
     assert (
         "**The source is a sentence-transformers pipeline, and this model is not**"
