@@ -16,6 +16,7 @@ from ligo_convert.conversion.identity import with_family
 from ligo_convert.conversion.library_check import check_target
 from ligo_convert.conversion.plan import SIDE_FILE_BYTES, check_apart, shard_bytes
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
+from ligo_convert.conversion.run_facts import run_facts
 from ligo_convert.conversion.run_record import ConversionResult, family_source_json, operator_record, source_record
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.write import Clock, WriteJob, now, write_job
@@ -92,11 +93,14 @@ def apply_operator(
         operator_digest = rehash(file)
         recipe = {"version": 1, "apply": {"operator": operator_digest, "source": digests}}
         key = with_family(sha256_of({"apply": recipe, "versions": versions()}), family.name)
+        facts = run_facts({"apply": {"operator": operator_digest}}, digests, family.name)
         if finished is not None:
-            return reuse_finished(out, finished, key, family=family.name, label=source.label, progress=progress)
+            return reuse_finished(
+                out, finished, key, facts=facts, family=family.name, label=source.label, progress=progress
+            )
         for warning in carried.warnings():
             progress.warn(warning)
-        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
+        staging = stack.enter_context(Staging.open(out, key=key, facts=facts, progress=progress))
         staging.write_bytes(OPERATOR, safetensors_pieces(stored_arrays(operator), describe(operator)))
         weights, checks = write_job(job, source, staging, clock, progress, loads=True)
         metrics = RunMetrics(

@@ -22,7 +22,8 @@ from ligo_convert.conversion.library_check import check_plan
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
 from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
-from ligo_convert.conversion.run_record import ConversionResult, RunFacts, finite, run_key, run_record
+from ligo_convert.conversion.run_facts import run_facts
+from ligo_convert.conversion.run_record import ConversionResult, RunFacts, filled_recipe, finite, run_key, run_record
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.write import Clock, WriteJob, now, write_job
 from ligo_convert.environment import choose_device, peak_rss_bytes
@@ -57,6 +58,11 @@ class _Opened:
     def key(self) -> str:
         return run_key(self.identity.whole)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What tells this run from another, for messages."""
+        return run_facts(filled_recipe(self.plan), self.digests, self.plan.family.name, others=self.identity.parts)
+
 
 def convert(
     recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, cache: ResultCache | None = None
@@ -77,10 +83,18 @@ def convert(
             opened = _open(stack, recipe, progress, check_disk=finished is None, fresh=finished is None)
         plan, key = opened.plan, opened.key
         if finished is not None:
-            return reuse_finished(out, finished, key, family=plan.family.name, label=plan.label, progress=progress)
+            return reuse_finished(
+                out,
+                finished,
+                key,
+                facts=opened.facts,
+                family=plan.family.name,
+                label=plan.label,
+                progress=progress,
+            )
         for warning in plan.warnings:
             progress.warn(warning)
-        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
+        staging = stack.enter_context(Staging.open(out, key=key, facts=opened.facts, progress=progress))
         if staging.resumed:
             progress.say("resuming from the staged files of an earlier run")
         shared = None if cache is None else _cache_keys(cache, opened.identity)
@@ -145,7 +159,7 @@ def fit_operator(
         plan, source, digests = opened.plan, opened.source, opened.digests
         # Staged like an output, so that an interrupted fit resumes. Only the operator leaves the staging directory.
         staging = stack.enter_context(
-            Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key, progress=progress)
+            Staging.open(file.with_name(f"{file.name}.fit"), key=opened.key, facts=opened.facts, progress=progress)
         )
         if source is None:
             source, digests, plan = train_source(stack, plan, staging, device, progress)

@@ -24,11 +24,13 @@ class RunDigests:
         whole: the run: recipe, source, data, tokenizer and target.
         learned: what the operator depends on: the same without output dtype and shard size.
         trained: what a source trained by the recipe depends on.
+        parts: digest of the data, and the config of `target.model`, where the recipe names them; for messages.
     """
 
     whole: str
     learned: str
     trained: str
+    parts: Mapping[str, object]
 
 
 def compute_digests(
@@ -62,6 +64,11 @@ def compute_digests(
         whole=with_family(recipe.digest(source=digests, data=data, target=target), plan.family.name),
         learned=with_family(learning.digest(source=digests, data=data, target=target), plan.family.name),
         trained=with_family(sha256_of(trained), plan.family.name),
+        parts={
+            name: value
+            for name, value in (("data", data), ("target.model", None if target is None else sha256_of(target)))
+            if value is not None
+        },
     )
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.conversion.run_facts import statement_facts
 from ligo_convert.conversion.run_record import ConversionResult
 from ligo_convert.errors import OutputBusy, SourceError, VerificationError
 from ligo_convert.io.files import check_place
-from ligo_convert.io.staging import clear_leftovers
+from ligo_convert.io.staging import Facts, clear_leftovers, occupied
 from ligo_convert.outputs.layout import PROVENANCE
 from ligo_convert.outputs.metrics import is_metrics
 from ligo_convert.outputs.provenance import metrics_of, read_statement
@@ -35,14 +36,23 @@ def finished_statement(out: Path) -> dict[str, Any] | None:
 
 
 def reuse_finished(
-    out: Path, statement: Mapping[str, Any], key: str, *, family: str, label: str, progress: Progress
+    out: Path, statement: Mapping[str, Any], key: str, *, facts: Facts, family: str, label: str, progress: Progress
 ) -> ConversionResult:
-    """Verify the finished output of the same run and return its result. Raises OutputBusy where another run wrote it."""
+    """Verify the finished output of the same run and return its result.
+
+    Args:
+        facts: facts of this run, for the message where another run wrote the output.
+
+    Raises:
+        OutputBusy: another run wrote the output.
+    """
     clear_leftovers(out)
     written_by = statement["predicate"]["buildDefinition"]["internalParameters"]["key"]
     if written_by != key:
-        raise OutputBusy(
+        raise occupied(
             "the output directory holds the result of another recipe, source or version",
+            statement_facts(statement),
+            facts,
             where=out,
             hint="choose another output directory, or move this one; existing outputs are never overwritten",
         )

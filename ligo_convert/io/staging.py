@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -59,6 +59,11 @@ if TYPE_CHECKING:
 WORK = ".work"
 
 JOURNAL = f"{WORK}/journal.jsonl"
+
+FACTS = "facts.json"
+
+# What a run depends on -> its value, as text for messages.
+Facts = Mapping[str, str]
 
 FORMAT = "ligo-staging/1"
 
@@ -110,7 +115,7 @@ class Staging:
         resumed: True if an earlier run with the same key left the directory.
     """
 
-    def __init__(self, out: Path, descriptor: int, key: str, progress: Progress) -> None:
+    def __init__(self, out: Path, descriptor: int, key: str, progress: Progress, facts: Facts) -> None:
         self.out, self.path, self.work = out, partial_path(out), partial_path(out) / WORK
         self._descriptor: int | None = descriptor
         self._handles: list[StagedFile] = []
@@ -118,18 +123,20 @@ class Staging:
         self._progress = progress
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
         self._run = secrets.token_hex(16)
-        self.resumed = self._find_earlier_work(key)
+        self.resumed = self._find_earlier_work(key, facts)
         if self.resumed:
             remove_any(self.work / "new")
             self._check_staged()
         make_folder(self.work / "new")
         if not self.resumed:
             self._write_own("key", f"{key}\n{FORMAT} {_sha256(key.encode())}\n")
+            if facts:
+                self._write_own(FACTS, json.dumps(facts, indent=1))
         # On file systems with unreliable locks, the latest run overwrites this file, and earlier runs notice at the commit.
         self._write_own("run", self._run)
 
     @classmethod
-    def open(cls, out: Path, *, key: str, progress: Progress | None = None) -> Staging:
+    def open(cls, out: Path, *, key: str, facts: Facts | None = None, progress: Progress | None = None) -> Staging:
         """Create the staging directory of `out`, or open an existing one to resume.
 
         A staged file whose SHA-256 is not the one in the journal is discarded with a warning.
@@ -137,6 +144,7 @@ class Staging:
         Args:
             out: the output directory.
             key: one line that identifies the work; only staged work with the same key is resumed.
+            facts: what the key depends on, for the message where the directory holds other work.
             progress: receives the warnings.
 
         Raises:
@@ -165,14 +173,14 @@ class Staging:
         descriptor = hold(path, opening)
         try:
             refuse_taken(out)
-            return cls(out, descriptor, key, progress or Progress())
+            return cls(out, descriptor, key, progress or Progress(), facts or {})
         except BaseException:
             with contextlib.suppress(MachineError):  # leave no empty directory behind
                 do("rmdir", path)
             os.close(descriptor)
             raise
 
-    def _find_earlier_work(self, key: str) -> bool:
+    def _find_earlier_work(self, key: str, facts: Facts) -> bool:
         """Return True if the directory holds work with `key`, False if it is empty. Raises OutputBusy for anything else."""
         aside = _aside(self.out)
         if os.path.lexists(aside):
@@ -203,11 +211,12 @@ class Staging:
                     raise _not_ours(self.path)
             return False
         if staged_key != key:
-            raise OutputBusy(
+            then = _read_facts(self.work) if facts else {}
+            raise occupied(
                 "the staging directory holds unfinished work of another recipe, source or version",
+                then or {"key": staged_key},
+                facts if then else {"key": key},
                 where=self.path,
-                expected=key,
-                found=staged_key,
                 hint=f"run that recipe again to finish it, remove {self.path}, or choose another output directory",
             )
         return True
@@ -485,6 +494,40 @@ def _remove_work(directory: Path) -> None:
         entries = sorted(directory.iterdir(), key=lambda path: (path.name == "key", path.name))
     for path in (*entries, directory):
         remove_any(path)
+
+
+def _read_facts(work: Path) -> dict[str, str]:
+    """Return the facts of the staged work; empty where they are not known. They only explain a refusal."""
+    try:
+        found = json.loads((work / FACTS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {str(what): str(value) for what, value in found.items()} if isinstance(found, dict) else {}
+
+
+def occupied(what: str, then: Facts, now: Facts, *, where: Path, hint: str) -> OutputBusy:
+    """Return the error for an output that another run occupies, with what differs between the runs.
+
+    Args:
+        what: the problem.
+        then: facts of the run that is there.
+        now: facts of this run; those that only one run has count only where the other tells of that kind at all.
+        where: the directory.
+        hint: what to do.
+    """
+    told = {name.partition(":")[0] for name in then} & {name.partition(":")[0] for name in now}
+    names = [name for name in dict.fromkeys([*now, *then]) if name.partition(":")[0] in told]
+    differing = [name for name in names if then.get(name) != now.get(name)]
+    if not differing:
+        return OutputBusy(what, where=where, hint=f"the recipe names other data, or another target model\n{hint}")
+    first, more = differing[0], f"also different: {some(differing[1:])}\n" if differing[1:] else ""
+    return OutputBusy(
+        what,
+        where=where,
+        expected=f"{first} = {now.get(first, 'not given')}",
+        found=f"{first} = {then.get(first, 'not given')}",
+        hint=more + hint,
+    )
 
 
 def _read_key(work: Path) -> str | None:

@@ -312,8 +312,16 @@ def test_a_finished_output_of_something_else_is_left_alone(
         write_text(place / "corpus" / "a.txt", seed=1)
     else:
         monkeypatch.setattr("ligo_convert.conversion.run_record.versions", lambda: {"ligo-convert": "0"})
-    with pytest.raises(OutputBusy, match="another recipe, source"):
+        monkeypatch.setattr("ligo_convert.conversion.run_facts.versions", lambda: {"ligo-convert": "0"})
+    with pytest.raises(OutputBusy, match="another recipe, source") as caught:
         run(place, source, GROWN["gpt2"], fit=fit_section(**changes))
+    told = {
+        "recipe": "recipe: fit.steps = 7",
+        "source": "source: model.safetensors = SHA-256",
+        "text": "the recipe names other data",
+        "versions": "version of ligo-convert = 0",
+    }[what]
+    assert told in str(caught.value)
     assert snapshot(place / "out") == before
     assert left_behind(place) == ["out"]
 

@@ -24,7 +24,7 @@ from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.plan import Plan, plan_recipe
 from ligo_convert.data.images import Preparation
-from ligo_convert.errors import RecipeError, SourceError, VerificationError
+from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import find_family
 from ligo_convert.growth.operator_file import read_operator
@@ -474,3 +474,34 @@ def test_a_checkpoint_where_an_output_or_an_operator_is_wanted_is_called_one(
     assert refused.value.hint.endswith("ligo/operator.safetensors")
     with pytest.raises(VerificationError, match="SHA256SUMS is missing"):
         verify(tmp_path)
+
+
+def test_an_occupied_output_names_what_differs(sources: Callable[..., Path], tmp_path: Path) -> None:
+    source = shutil.copytree(sources("gpt2"), tmp_path / "source")
+    out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
+
+    def carry_out(**growth: object) -> None:
+        growth = {"width": "copy", "depth": "stack", **growth}
+        recipe.write_text(recipe_text("./source", CASES["gpt2"].depth, growth=growth, output={"dir": str(out)}))
+        convert(load_recipe(recipe))
+
+    carry_out()
+    with pytest.raises(OutputBusy, match="the result of another recipe") as caught:
+        carry_out(depth="interpolate", seed=7)
+    assert caught.value.expected == 'recipe: growth.depth = "interpolate"'
+    assert caught.value.found == 'recipe: growth.depth = "stack"'
+    assert "also different: recipe: growth.seed" in caught.value.hint
+    change_weights(source, lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
+    with pytest.raises(OutputBusy, match="the result of another recipe") as caught:
+        carry_out()
+    assert str(caught.value.expected).startswith("source: model.safetensors = SHA-256 ")
+    shutil.rmtree(out)
+    # Unfinished work tells the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ligo_convert.conversion.convert.write_job", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            carry_out()
+    with pytest.raises(OutputBusy, match="unfinished work of another recipe") as caught:
+        carry_out(seed=7)
+    assert (caught.value.expected, caught.value.found) == ("recipe: growth.seed = 7", "recipe: growth.seed = 0")
+    carry_out()

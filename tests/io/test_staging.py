@@ -270,7 +270,7 @@ def test_staged_work_outlives_an_error_and_is_gone_on_with_under_the_same_key(tm
     assert not out.exists()
     with pytest.raises(OutputBusy, match="unfinished work of another recipe") as caught:
         Staging.open(out, key="b" * 64)
-    assert (caught.value.expected, caught.value.found) == ("b" * 64, KEY)
+    assert (caught.value.expected, caught.value.found) == (f"key = {'b' * 64}", f"key = {KEY}")
     assert "remove" in caught.value.hint
     with Staging.open(out, key=KEY) as staging:
         assert staging.resumed
