@@ -11,6 +11,7 @@
     |-- OutputBusy                  6  output directory in use
     |   `-- OutputLocked            6  another run holds its lock
     |-- VerificationError           7  written file not as expected
+    |   `-- WrongResult             7  result not as the method or the library requires
     |-- PublishRefused              8  publishing refused
     `-- Interrupted           130/143  SIGINT or SIGTERM
 
@@ -109,9 +110,14 @@ class LigoError(Exception):
         expected: the expected side of a failed comparison.
         found: the actual side of a failed comparison.
         hint: what the user can do next.
+
+    Attributes:
+        permanent: whether the same work ends the same however often it is tried, so that nothing of it is worth keeping. Work on a
+            mended recipe or source is other work.
     """
 
     exit_code = 70
+    permanent = False
 
     def __init__(
         self,
@@ -152,16 +158,20 @@ class RecipeError(LigoError):
     """The recipe, the manifest or the command line is invalid."""
 
     exit_code = 2
+    permanent = True
 
 
 class DataMissing(RecipeError):
     """Training data named in the recipe was not found. `plan` continues with a warning; `run` stops."""
+
+    permanent = False
 
 
 class SourceError(LigoError):
     """The source checkpoint is broken, incomplete, unsupported or unsafe."""
 
     exit_code = 3
+    permanent = True
 
 
 class SourceChanged(LigoError):
@@ -215,6 +225,12 @@ class VerificationError(LigoError):
     """A written file does not have the expected content."""
 
     exit_code = 7
+
+
+class WrongResult(VerificationError):
+    """What was computed is wrong, and not only the bytes that were written of it."""
+
+    permanent = True
 
 
 class PublishRefused(LigoError):

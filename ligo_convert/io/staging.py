@@ -26,12 +26,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ligo_convert.errors import (
-    DataMissing,
     LigoError,
     MachineError,
     OutputBusy,
-    RecipeError,
-    SourceError,
     VerificationError,
     some,
 )
@@ -106,7 +103,7 @@ class Staging:
     """The staging directory of an output directory, locked by this process until `close`.
 
     File names are relative POSIX paths below `path`. As a context manager it releases the lock on exit and keeps the
-    staged files, unless the work was refused for good (RecipeError, SourceError).
+    staged files, unless the error is permanent.
 
     Attributes:
         out: absolute path of the output directory.
@@ -443,10 +440,8 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # Refused for good: the same command is refused again, and a mended recipe or source has another key, which the staged files
-        # would only block. Data that is missing may come back.
-        for_good = isinstance(error, RecipeError | SourceError) and not isinstance(error, DataMissing)
-        if for_good and self._descriptor is not None:
+        # A mended recipe or source has another key: the staged files would only block it.
+        if isinstance(error, LigoError) and error.permanent and self._descriptor is not None:
             for handle in self._handles:
                 handle.abort()
             with contextlib.suppress(LigoError):  # the refusal is what the user must see

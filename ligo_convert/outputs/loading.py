@@ -1,6 +1,6 @@
 """Load a written checkpoint with its library: whole where it fits in memory, else its keys first and its weights one at a time.
 
-Input: a directory and its family. Output: the class and the keys that the library reports; any key raises VerificationError.
+Input: a directory and its family. Output: the class and the keys that the library reports; any key raises WrongResult.
 
 Streamed, the library loads placeholders of the stored shapes instead of values, so its own rules decide which keys are missing,
 unexpected or mismatched. Then its model runs once on random input, and each stored weight is read when the model uses it.
@@ -18,7 +18,7 @@ from typing import Any
 from ligo_convert.checkpoints.files import CONFIG, INDEX
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.environment import BASE_BYTES, memory_limit
-from ligo_convert.errors import VerificationError
+from ligo_convert.errors import WrongResult
 from ligo_convert.families.configs import written_config
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.schema import Family
@@ -43,7 +43,7 @@ def check_loads(root: Path, family: Family) -> dict[str, Any]:
         `class`, the name of the model's class, the three empty lists of keys, and `method`: "in memory" or "streamed".
 
     Raises:
-        VerificationError: the library raises an error or reports keys.
+        WrongResult: the library raises an error or reports keys.
     """
     from ligo_convert.training.library_config import quiet
 
@@ -62,11 +62,11 @@ def check_loads(root: Path, family: Family) -> dict[str, Any]:
             if not fits and not any(keys.values()):
                 _run(family, written)
         except Exception as error:  # noqa: BLE001  whatever the library raises, it does not load the directory
-            raise VerificationError(
+            raise WrongResult(
                 f"{family.library} cannot load the directory: {type(error).__name__}: {error}", where=root
             ) from None
     if any(keys.values()):
-        raise VerificationError(
+        raise WrongResult(
             f"{family.library} reports missing, unexpected or mismatched keys", where=root, expected="none", found=keys
         )
     return {"class": name, **keys, "method": "in memory" if fits else "streamed"}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ligo_convert.data.examples import Examples
-from ligo_convert.errors import VerificationError
+from ligo_convert.errors import WrongResult
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import HEADLESS, Family
 from ligo_convert.growth.apply import Grower
@@ -155,7 +155,7 @@ def judged(
             large activations, the rounding of float32 alone can be as large.
 
     Raises:
-        VerificationError: a growth that is exact by mathematics is not.
+        WrongResult: a growth that is exact by mathematics is not.
     """
     if planned == "exact" and measured["verdict"] not in ("exact", None) and dtype != torch.float64:
         measured, dtype = {**measured, **again()}, torch.float64
@@ -164,7 +164,7 @@ def judged(
     if found is None:
         return {**measured, **how}
     if planned == "exact" and found != "exact":
-        raise VerificationError(
+        raise WrongResult(
             f"growth preserves the function by its mathematics, and the {measured['compared']} of the grown model differ",
             where="preservation",
             expected=f"at most {EXACT * max(1.0, measured['logit_scale']):.1e}",

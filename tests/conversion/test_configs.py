@@ -28,12 +28,13 @@ from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert, fit_operator
 from ligo_convert.conversion.plan import plan_recipe
-from ligo_convert.errors import LigoError, RecipeError, SourceError
+from ligo_convert.errors import LigoError, RecipeError, SourceError, WrongResult
 from ligo_convert.families.library_names import ACTIVATIONS, ROPE_TYPES
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.outputs.loading import check_loads
 from ligo_convert.outputs.side_files import json_bytes, target_config
 from ligo_convert.recipes.recipe import Recipe, load_recipe
+from ligo_convert.training import preservation
 
 # Old-style rotary positions, whose mapping the config classes of transformers 5 write into. The head size of every case is 4 or 8.
 OLD_ROTARY: dict[str, dict[str, object]] = {
@@ -303,6 +304,16 @@ def test_a_mended_recipe_follows_a_refusal_that_came_late(gpt2: Path, place: Pat
         assert left_behind(place) == []
     write_text(text)
     convert(recipe_of(place, gpt2, GROWN["gpt2"], fit=fit_section(steps=2)))
+
+
+def test_a_result_that_is_wrong_leaves_nothing(gpt2: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(place, gpt2, GROWN["gpt2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(preservation, "EXACT", -1.0)  # no growth is as exact as that
+        with pytest.raises(WrongResult, match="preserves the function by its mathematics"):
+            convert(recipe)
+    assert left_behind(place) == []
+    convert(recipe_of(place, gpt2, GROWN["gpt2"], growth={"width": "zero"}))
 
 
 # --- the names that a plan knows ---------------------------------------------------------------------------------------
