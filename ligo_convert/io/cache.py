@@ -261,9 +261,10 @@ def _blocks_of_regular(path: Path) -> Iterator[bytes]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
         raise VerificationError(f"cannot be read ({error.strerror})", where=path.name) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise VerificationError("not a regular file", where=path.name)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VerificationError("not a regular file", where=path.name)
         try:
             while block := file.read(_BLOCK):
                 yield block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.damage import DAMAGES
 from support.source_models import fit_section, recipe_text, write_checkpoint, write_text
 from support.warm_cli import Ended, Running, WarmCli
 
@@ -378,6 +380,31 @@ def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, En
     assert json.loads(done.out)["changed"] is True
     assert names(place) == ["out"]
     same(place, whole)
+
+
+@pytest.mark.slow
+def test_damaged_states_and_operators_are_made_again(
+    place: Path, whole: tuple[Path, Ended], warm: WarmCli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Stopped while a target is trained; then every state and operator is damaged, each in another way, or the results are."""
+    results = place / ".out.ligo-partial" / ".work" / "results.json"
+    running = warm.start(*COMMAND, "--jobs", "1", cwd=place, save_often=True)
+    wait_for(lambda: results.exists() and '"train-stackbert-' in results.read_text(), running)
+    running.send(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    for what in ("states/*.safetensors", "operators/*.safetensors", "results.json"):
+        copy = tmp_path_factory.mktemp("damaged") / "place"
+        shutil.copytree(place, copy)
+        files = sorted((copy / ".out.ligo-partial" / ".work").glob(what))
+        assert files or what.startswith("states")
+        for file, damage in zip(files, itertools.cycle(DAMAGES.values()), strict=False):
+            damage(file)
+        done = warm.run(*COMMAND, "--jobs", "1", cwd=copy)
+        assert done.code == 0, done.err
+        # A state of a job that is done already is not looked at.
+        said = "".join(done.err.split())
+        assert what.startswith("states") or all(file.name in said for file in files), done.err
+        same(copy, whole)
 
 
 @pytest.mark.slow
