@@ -180,6 +180,8 @@ def _finding(details: ErrorDetails, model: type[BaseModel]) -> Fault:
             return Fault(path=path, what=str(context["text"]), spot="key" if whole else "value")
         case "choice":
             choices = context["choices"]
+            if not isinstance(value, str):
+                return Fault(path=path, what=f"should be one of {', '.join(choices)}, not {shown(value)}")
             return Fault(path=path, what=f"unknown name {shown(value)}" + nearest(value, choices, otherwise="one of"))
         case "literal_error":
             near = close_matches(str(value)[:MAX_SHOWN], str(context["expected"]).split("'")[1::2], n=1)

@@ -66,9 +66,11 @@ def _clean(text: str) -> str:
     return text
 
 
-def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
-    def check(name: str) -> str:
-        if name not in names:
+def _one_of(names: tuple[str, ...]) -> Callable[[object], object]:
+    """Return a check that runs before that for text, so that a list, too, is told the names."""
+
+    def check(name: object) -> object:
+        if not isinstance(name, str) or name not in names:
             raise PydanticCustomError("choice", "", {"choices": names})
         return name
 
@@ -282,10 +284,10 @@ class OperatorConfig(Section):
 class GrowthConfig(Section):
     """The initial growth operator, before any fit."""
 
-    width: Annotated[Text, AfterValidator(_one_of(tuple(WIDTHS)))] = Field(
+    width: Annotated[Text, BeforeValidator(_one_of(tuple(WIDTHS)))] = Field(
         description="method that grows widths", json_schema_extra={"enum": list(WIDTHS)}
     )
-    depth: Annotated[Text, AfterValidator(_one_of(tuple(DEPTHS)))] = Field(
+    depth: Annotated[Text, BeforeValidator(_one_of(tuple(DEPTHS)))] = Field(
         description="method that adds layers", json_schema_extra={"enum": list(DEPTHS)}
     )
     seed: Seed = Field(default=0, description="seed of random initial values")
@@ -372,7 +374,7 @@ class CompareConfig(Section):
     learning_rates: list[Rate] = Field(
         default=[1e-3, 2e-3, 4e-3], min_length=1, description="peak learning rates; each method uses its best one"
     )
-    schedules: list[Annotated[Text, AfterValidator(_one_of(SCHEDULES))]] = Field(
+    schedules: list[Annotated[Text, BeforeValidator(_one_of(SCHEDULES))]] = Field(
         default=list(SCHEDULES),
         min_length=1,
         description="learning rate schedules; the best one for scratch is used by all methods",

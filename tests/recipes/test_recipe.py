@@ -258,6 +258,7 @@ BAD = [
     ("  width: lemon", "  width: lemmon", "8:10", "growth.width: unknown name 'lemmon' (did you mean 'lemon'?)"),
     ("  depth: identity", "  depth: xyz", "9:10", f"growth.depth: unknown name 'xyz' ({DEPTHS})"),
     ("  depth: identity", "  depth: on", "9:10", f"growth.depth: unknown name 'on' ({DEPTHS})"),
+    ("  depth: identity", "  depth: [0, 1]", "9:10", f"growth.depth: should be {DEPTHS}, not a list"),
     ("  depth: identity", "  seed: 1", "7:1", f"growth.depth: missing ({DEPTHS})"),
     ("  steps: 1e2", '  steps: "20"', "11:10", "fit.steps: should be a whole number, not '20'"),
     ("  steps: 1e2", "  steps: 1.5", "11:10", "fit.steps: should be a whole number, not 1.5"),
