@@ -222,7 +222,7 @@ class OutputLocked(OutputBusy):
 
 
 class VerificationError(LigoError):
-    """A written file does not have the expected content."""
+    """A written file does not have the expected content, or a growth that is exact by mathematics changes the function."""
 
     exit_code = 7
 

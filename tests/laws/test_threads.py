@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from support.source_models import fit_section, recipe_text, tokenizer_files, write_checkpoint, write_text
 
 from ligo_convert.batch.job import Assignment, run_assignment
@@ -26,7 +29,8 @@ from ligo_convert.families.registry import FAMILIES
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
 from ligo_convert.growth.initialize import initial_operator, learnable
 from ligo_convert.growth.stream import grow, target_specs
-from ligo_convert.progress import Progress
+from ligo_convert.in_memory import grow as ligo_grow
+from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import load_recipe
 from ligo_convert.training.threads import default_threads
 
@@ -144,6 +148,24 @@ def test_an_environment_that_withholds_threads_is_refused(
     # Growing alone and measuring change no bytes.
     (place / "recipe.yaml").write_text(recipe_text("./source", {"n_embd": 24, "n_head": 3}))
     convert(load_recipe(place / "recipe.yaml"))
+
+
+def test_growth_in_memory_has_the_threads_of_its_work_and_gives_them_back() -> None:
+    seen: list[int] = []
+
+    class Watch(Progress):
+        @contextmanager
+        def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
+            seen.append(torch.get_num_threads())
+            yield Task()
+
+    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 1}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    batches = [torch.randint(0, 32, (4, 16)) for _ in range(3)]
+    with compute_threads(3):
+        ligo_grow(model, {"n_embd": 24, "n_head": 3}, data=batches, steps=1, progress=Watch())
+        assert torch.get_num_threads() == 3
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("count", COUNTS)
