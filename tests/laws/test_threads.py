@@ -90,13 +90,13 @@ def written(place: Path) -> dict[str, str]:
 def test_a_trained_source_and_a_fit_are_the_same_bytes_in_any_job(place: Path) -> None:
     """A member of a batch gets a share of the cores; it trains with the threads of its recipe."""
     pretrain = {
-        "config": {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 2},
-        "steps": 3,
+        "config": {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1},
+        "steps": 2,
         "batch_size": 4,
         "sequence_length": 32,
     }
     fit = fit_section(
-        batch_size=8, steps=2, data={"text": ["corpus/*.txt"], "tokenizer": "tokenizer"}, threads=4, sequence_length=32
+        batch_size=8, steps=1, data={"text": ["corpus/*.txt"], "tokenizer": "tokenizer"}, threads=4, sequence_length=32
     )
     (place / "recipe.yaml").write_text(
         recipe_text("", {"n_embd": 48, "n_head": 3}, source={"pretrain": pretrain}, fit=fit).replace('"model": "",', "")
