@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.checkpoints.directory import near_directories
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.comparison.methods import METHODS, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
@@ -158,7 +159,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if path.is_file():
         return _inspect_operator(path)
     if not path.exists():
-        raise SourceError("no such file or directory", where=path)
+        raise SourceError("no such file or directory", where=path, hint=near_directories(path))
     with open_source(str(path.absolute()), base=path, weights=False) as source:
         specs = {name: tensor.spec for name, tensor in source.tensors.items()}
         found: dict[str, Any] = {

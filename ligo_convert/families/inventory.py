@@ -20,7 +20,7 @@ _Wanted = Mapping[str, tuple[Row, int | None]]
 
 # A tensor of `Family.resampled` at another size.
 _RESAMPLE = (
-    "{library} would interpolate it to the sizes in config.json, which changes its values; load the model in {library}, save it"
+    "{library} would adapt it to the sizes in config.json, which changes its values; load the model in {library}, save it"
     " again (timm.models.save_for_hf), and grow that"
 )
 

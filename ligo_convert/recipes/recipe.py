@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
+from ligo_convert.checkpoints.directory import near_directories
 from ligo_convert.errors import RecipeError
 from ligo_convert.hub.names import is_hub_id
 from ligo_convert.io.source_text import redacted
@@ -240,7 +241,11 @@ def _unplaced(recipe: Recipe) -> list[Fault]:
         (("fit", "data", "tokenizer"), recipe.fit.data.tokenizer if recipe.fit else None, recipe.base),
     ]
     faults = [
-        Fault(path=path, what=f"{shown(name)} is neither a local directory nor a Hub id (`name` or `org/name`)")
+        Fault(
+            path=path,
+            what=f"{shown(name)} is neither a local directory nor a Hub id (`name` or `org/name`)"
+            + (f"; {near}" if (near := near_directories(base / name)) else ""),
+        )
         for path, name, base in names
         if name is not None and not is_local(name, base) and not is_hub_id(name)
     ]

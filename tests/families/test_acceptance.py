@@ -15,6 +15,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 from support.source_models import change_config, change_weights, family_named, recipe_text, weights_of, write_case
 from support.tiny import CASES, config_of, start_of
 
@@ -434,7 +435,7 @@ TOLD: list[tuple[str, Change, dict[str, object], tuple[str, ...]]] = [
         {"architectures": ["BertForSequenceClassification"]},
         ("config.json names BertForSequenceClassification", "BertForMaskedLM", "AutoModel.from_pretrained"),
     ),
-    ("vit", reshaped("pos_embed", (1, 1, 80)), {}, ("timm would interpolate it", "save_for_hf")),
+    ("vit", reshaped("pos_embed", (1, 1, 80)), {}, ("timm would adapt it", "save_for_hf")),
     ("vit", added(blocks__0__gamma_1=(16,)), {}, ("no row claims blocks.0.gamma_1",)),
 ]
 
@@ -505,3 +506,24 @@ def test_an_occupied_output_names_what_differs(sources: Callable[..., Path], tmp
         carry_out(seed=7)
     assert (caught.value.expected, caught.value.found) == ("recipe: growth.seed = 7", "recipe: growth.seed = 0")
     carry_out()
+
+
+@pytest.mark.parametrize("written_by", [None, {"format": "mlx"}, {"format": "tf"}, {"format": "pt", "more": "x"}])
+def test_the_format_in_the_metadata_changes_nothing(
+    written_by: dict[str, str] | None, sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    """mlx-lm writes its own name there, and other tools write nothing; the library reads the same tensors."""
+    source = shutil.copytree(sources("llama"), tmp_path / "source")
+    save_file(weights_of(source), source / "model.safetensors", metadata=written_by)
+    assert_same(read_by_library(source), read_by_library(sources("llama")))
+    assert_same(read_by_us(source), read_by_library(source))
+
+
+def test_a_recipe_with_a_mistyped_directory_is_told_the_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "recipe.yaml").write_text(recipe_text("sorce/", {}))
+    with pytest.raises(RecipeError, match="did you mean the directory source"):
+        load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(SourceError, match="no such file or directory") as caught:
+        inspect_path(tmp_path / "sorce")
+    assert caught.value.hint == "did you mean the directory source?"
