@@ -222,13 +222,13 @@ class OutputLocked(OutputBusy):
 
 
 class VerificationError(LigoError):
-    """A written file does not have the expected content, or a growth that is exact by mathematics changes the function."""
+    """A written file does not have the expected content."""
 
     exit_code = 7
 
 
 class WrongResult(VerificationError):
-    """What was computed is wrong, and not only the bytes that were written of it."""
+    """A growth that is exact by mathematics changes the function, or the library does not load the output."""
 
     permanent = True
 
