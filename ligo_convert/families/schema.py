@@ -523,6 +523,10 @@ class Family:
             for entry in value if paired else (value,):  # type: ignore[attr-defined]
                 if entry is not None and default is not None and not _is_like(entry, default):
                     return key, _KINDS[type(default)] + (", or a pair of them" if key in self.paired_keys else "")
+        for key, value in config.items():
+            ids = value if isinstance(value, list) else [value]
+            if key.endswith("_token_id") and any(item is not None and type(item) is not int for item in ids):
+                return key, "a token id"
         activation = config.get(self.activation, ACTIVATIONS[0])
         if self.activation and activation not in ACTIVATIONS:
             near = close_matches(str(activation), ACTIVATIONS, n=3) or ACTIVATIONS[:3]
