@@ -94,7 +94,7 @@ class ChildProcess:
     def _end(self, seconds: float) -> bool:
         """Wait for the process. Returns True if it had to be killed because it did not end within `seconds`."""
         self._process.join(max(0.0, seconds))
-        killed = self._process.is_alive()
+        killed = bool(self._process.is_alive())
         if killed:
             self._process.kill()
             self._process.join()

@@ -10,6 +10,7 @@ their training until each reaches scratch's final loss.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,7 @@ def compare(
         key = _comparison_key(experiment, compute_digests(plan, source, digests, progress).whole, device=chosen)
         require_threads(experiment.settings.threads)
         if before is not None and before["key"] == key:
+            _require_unchanged(before, out)
             return ComparisonResult(out=out, record=before, changed=False)
         if before is not None:
             raise OutputBusy("the output directory contains a different comparison", where=out, hint="choose another")
@@ -149,6 +151,7 @@ def compare(
             versions=versions(),
             fairness_warnings=[*experiment.fairness_warnings(), *grid_edge_warnings(experiment, scheduler.chosen())],
         )
+        record["sha256"] = _digest(record)
         _write(record, staging)
         staging.commit()
     return ComparisonResult(out=out, record=record, changed=True)
@@ -194,6 +197,24 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     if record.get("format") != FORMAT or "key" not in record:
         raise OutputBusy("the output directory does not contain a comparison", where=out, hint="choose another")
     return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of a record as compare.json holds it, without its own digest."""
+    return sha256_of(json.loads(json.dumps(finite({key: value for key, value in record.items() if key != "sha256"}))))
+
+
+def _require_unchanged(record: Mapping[str, Any], out: Path) -> None:
+    """Raise VerificationError unless the record of a finished comparison is the one that was written."""
+    found = _digest(record)
+    if record.get("sha256") != found:
+        raise VerificationError(
+            "the record of the comparison changed since it was written",
+            where=out / RECORD,
+            expected=record.get("sha256"),
+            found=found,
+            hint="move the directory away to run the comparison again",
+        )
 
 
 def _cost_message(experiment: Experiment) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -277,7 +277,10 @@ def restore(
             )
         _check_fields(data, label=label)
         # What `apply` writes as config.json comes from these; they name no code, as that of a source does not.
-        configs = {name: without_code(data[name], label=f"{label}: {name}")[0] for name in ("source", "target")}  # type: ignore[arg-type]
+        configs = {
+            name: without_code(cast("Mapping[str, object]", data[name]), label=f"{label}: {name}")[0]
+            for name in ("source", "target")
+        }
         return _restore({**data, **configs}, specs, read)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SourceError(

@@ -194,6 +194,17 @@ def test_what_is_unfair_is_told(whole: tuple[Path, Ended], record: dict[str, Any
 # --- again ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_figure_that_changed_is_not_reported(whole: tuple[Path, Ended], warm: WarmCli, tmp_path: Path) -> None:
+    place = shutil.copytree(whole[0], tmp_path / "place")
+    path = place / "out" / "compare.json"
+    record = json.loads(path.read_text())
+    record["methods"]["ligo"]["savings"]["net"] = 99.0
+    path.write_text(json.dumps(record))
+    done = warm.run(*COMMAND, cwd=place)
+    assert (done.code, done.out) == (7, "")
+    assert "changed since it was written" in "".join(done.err.split("\n"))
+
+
 def test_again_changes_nothing(whole: tuple[Path, Ended], warm: WarmCli) -> None:
     folder, done = whole
     before = snapshot(folder)

@@ -280,3 +280,16 @@ def test_the_lease_of_another_machine_is_taken_over_without_a_heartbeat(
         assert not held.acquire("a")  # touched since
         time.sleep(0.3)
         assert held.acquire("a")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[" * 100_000, b'{"pid": ["x"]}', b"null", b"\xff\xfe"])
+def test_a_damaged_lease_is_taken_over_without_a_heartbeat(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ligo_convert.io.leases.STALE_SECONDS", 0.05)
+    with Leases(tmp_path) as held:
+        (tmp_path / "leases/a").write_bytes(content)
+        assert not held.acquire("a")  # first look
+        time.sleep(0.1)
+        assert held.acquire("a")
+        assert held.is_held("a")
