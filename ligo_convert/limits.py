@@ -60,3 +60,5 @@ TOKENIZER_STEPS = Limit(most=256, what="steps of a tokenizer", reason="public to
 TEXT_GROWTH = Limit(
     most=64, what="bytes for one byte of text", reason="a mark for a space, the longest common replacement, has 3"
 )
+
+ENTRIES = Limit(most=10_000, what="entries of a manifest", reason="each is planned before the first one runs")

@@ -8,20 +8,23 @@ work. An error in a recipe fails only the entries that use it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ligo_convert.batch.manifest_schema import ENTRY_NAME, EntrySection, ManifestSection, Reference, Resources
-from ligo_convert.errors import LigoError, RecipeError
+from ligo_convert.errors import LigoError, RecipeError, some
 from ligo_convert.hub.names import is_hub_id
-from ligo_convert.io.globs import expand
+from ligo_convert.io.globs import Visits, expand
 from ligo_convert.io.strict_yaml import KeyPath, load_file
+from ligo_convert.limits import ENTRIES
 from ligo_convert.recipes.errors import Fault, Layered, findings, screen, shown
 from ligo_convert.recipes.recipe import is_homeless, is_local, load_recipe
 from ligo_convert.recipes.schema import PublishConfig
@@ -78,11 +81,14 @@ class Manifest:
     @property
     def order(self) -> tuple[str, ...]:
         """All names in the order of the file, but each after its dependencies."""
-        left, ordered = dict(self.entries), dict[str, None]()
-        while left:
-            for name in [name for name in left if all(other in ordered for other in left[name].after)]:
-                ordered[name] = None
-                del left[name]
+        place = {name: number for number, name in enumerate(self.entries)}
+        sorter = TopologicalSorter({name: entry.after for name, entry in self.entries.items()})
+        sorter.prepare()
+        ordered: list[str] = []
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready(), key=place.__getitem__)
+            ordered += ready
+            sorter.done(*ready)
         return tuple(ordered)
 
 
@@ -113,7 +119,8 @@ def load_manifest(path: Path) -> Manifest:
     if faults:
         layered.report(faults)
     base = path.absolute().parent
-    entries = {draft.name: _entry(draft, drafts, top, base, layered.where(draft.path)) for draft in drafts.values()}
+    outs = {draft.name: draft.out for draft in drafts.values()}
+    entries = {draft.name: _entry(draft, outs, top, base, layered.where(draft.path)) for draft in drafts.values()}
     folder = Path(top.out).absolute() if top.out is not None else Path.cwd() / path.stem
     state = Path(top.state).absolute() if top.state is not None else folder.with_name(f"{folder.name}.ligo-batch")
     return Manifest(path=path.absolute(), state=state, entries=entries)
@@ -145,10 +152,14 @@ def _drafts(top: ManifestSection, base: Path) -> tuple[dict[KeyPath, _Draft], li
         except ValidationError as error:
             faults += [_moved(fault, path, top.entries) for fault in findings(error, EntrySection)]
             continue
-        made = list(_spread(section, path, base, faults))
+        made = list(itertools.islice(_spread(section, path, base, faults), ENTRIES.most + 1 - len(drafts)))
+        if len(made) + len(drafts) > ENTRIES.most:
+            faults.append(Fault(path=path, what=f"the manifest has too many entries: {ENTRIES}"))
+            break
         for number, (name, recipe, source) in enumerate(made):
             at = (*path, number) if len(made) > 1 else path
-            draft = _published(section, publish, name, path, faults)
+            at_publish = _place_of_publish(path, top.entries)
+            draft = _published(section, publish, name, at_publish, faults)
             out = _out(draft, top, name)
             drafts[at] = _Draft(name=name, path=path, section=draft, recipe=recipe, source=source, out=out)
     return drafts, faults
@@ -232,28 +243,40 @@ def _bytes(text: str) -> int:
 def _matches(
     patterns: Sequence[str], path: KeyPath, base: Path, faults: list[Fault], *, folders: bool
 ) -> Iterator[Path]:
+    visits = Visits()
     for index, pattern in enumerate(patterns):
-        matches = [match for match in expand(pattern, base) if match.is_dir() == folders]
+        matches = [match for match in expand(pattern, base, visits) if match.is_dir() == folders]
         if not matches:
             kind = "directory" if folders else "file"
             faults.append(Fault(path=(*path, index), what=f"no {kind} matches {shown(pattern)}"))
         yield from (match.absolute() for match in matches)
 
 
+def _place_of_publish(path: KeyPath, entries: Sequence[dict[str, Any]]) -> KeyPath:
+    """Return where the `publish` section of an entry stands: in its table row, in the entry, or at the top of the manifest."""
+    entry = entries[int(path[1])]
+    if len(path) == 4 and "publish" in entry["table"][int(path[3])]:
+        return (*path, "publish")
+    return (*path[:2], "publish") if "publish" in entry else ("publish",)
+
+
 def _published(section: EntrySection, publish: object, name: str, path: KeyPath, faults: list[Fault]) -> EntrySection:
+    """Return a section with its publish settings, which stand at `path` in the manifest."""
     if publish is None or publish is False:
         return section
     if not isinstance(publish, dict):
-        faults.append(Fault(path=(*path, "publish"), what=f"should be a mapping, not {shown(publish)}"))
+        faults.append(Fault(path=path, what=f"should be a mapping, not {shown(publish)}"))
         return section
     settings = {**publish, "repo": str(publish.get("repo", "")).replace(_REPO_NAME, name)}
     try:
         return section.model_copy(update={"publish": PublishConfig.model_validate(settings)})
     except ValidationError as error:
-        faults += [
-            Fault(path=(*path, "publish", *fault.path), what=fault.what, spot=fault.spot)
+        found = [
+            Fault(path=(*path, *fault.path), what=fault.what, spot=fault.spot)
             for fault in findings(error, PublishConfig)
         ]
+        # All entries may share the section at the top.
+        faults += [fault for fault in found if fault not in faults]
         return section
 
 
@@ -333,18 +356,17 @@ def _needs(draft: _Draft) -> tuple[str, ...]:
 
 
 def _circles(needs: Mapping[str, Sequence[str]], drafts: Mapping[str, _Draft]) -> list[Fault]:
-    left = dict(needs)
-    while free := [name for name, after in left.items() if not set(after) & set(left)]:
-        for name in free:
-            del left[name]
-    if not left:
-        return []
-    names = ", ".join(left)
-    return [Fault(path=drafts[next(iter(left))].path, what=f"these entries depend on each other: {names}")]
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = set(error.args[1])
+        names = [name for name in needs if name in circle]
+        return [Fault(path=drafts[names[0]].path, what=f"these entries depend on each other: {some(names, 20)}")]
+    return []
 
 
-def _entry(draft: _Draft, drafts: Mapping[KeyPath, _Draft], top: ManifestSection, base: Path, where: str) -> BatchEntry:
-    section, outs = draft.section, {other.name: other.out for other in drafts.values()}
+def _entry(draft: _Draft, outs: Mapping[str, Path | None], top: ManifestSection, base: Path, where: str) -> BatchEntry:
+    section = draft.section
 
     def made_by(place: str | Reference | None) -> str | None:
         return str(outs[place.name]) if isinstance(place, Reference) else place

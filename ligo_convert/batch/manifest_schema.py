@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Typ
 from pydantic_core import PydanticCustomError
 
 from ligo_convert.recipes.errors import shown
-from ligo_convert.recipes.schema import Config, PublishConfig, Section, Size, Text, whole
+from ligo_convert.recipes.schema import MAX_LIST, Config, PublishConfig, Section, Size, Text, whole
 
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -82,7 +82,7 @@ class EntrySection(Section):
     name: Name | None = Field(default=None, description="default: the recipe's file name")
     recipe: Text | None = Field(default=None, description="recipe file")
     recipes: list[Text] | None = Field(
-        default=None, min_length=1, description="globs of recipe files: one entry per file"
+        default=None, min_length=1, max_length=MAX_LIST, description="globs of recipe files: one entry per file"
     )
     operator: PathOrEntry | None = Field(
         default=None,
@@ -92,7 +92,10 @@ class EntrySection(Section):
         default=None, description="replaces the recipe's source: a directory, a Hub id, or {from: NAME}"
     )
     sources: list[Text] | None = Field(
-        default=None, min_length=1, description="globs of source directories: one entry per directory"
+        default=None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="globs of source directories: one entry per directory",
     )
     target: Config | None = Field(default=None, description="replaces the recipe's target.config")
     set: dict[str, Any] = Field(default={}, description="dotted recipe keys and their values")

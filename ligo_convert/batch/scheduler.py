@@ -177,6 +177,8 @@ def shard_entries(manifest: Manifest, shard: tuple[int, int]) -> tuple[str, ...]
 
     def root_of(name: str) -> str:
         while parent[name] != name:
+            # Halving the way keeps long chains short.
+            parent[name] = parent[parent[name]]
             name = parent[name]
         return name
 

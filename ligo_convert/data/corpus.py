@@ -28,7 +28,7 @@ from ligo_convert.data.hf_datasets import (
 from ligo_convert.data.images import ImageFolderSource
 from ligo_convert.data.text_files import TextFile, check_head, cut, regular_file, shuffled_chunks
 from ligo_convert.errors import DataMissing, MachineError, RecipeError, brief
-from ligo_convert.io.globs import expand
+from ligo_convert.io.globs import Visits, expand
 
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test"})
 
@@ -55,8 +55,9 @@ class TextFilesSource:
         return shuffled_chunks(files, seed)
 
     def local_paths(self, value: Sequence[str], *, base: Path) -> Iterator[Path]:
+        visits = Visits()
         for pattern in value:
-            yield from expand(pattern, base)
+            yield from expand(pattern, base, visits)
 
     def _find_files(self, patterns: Sequence[str], base: Path) -> list[TextFile]:
         """Return the files of `patterns`, at least one of them not empty; either all are Parquet files or none is."""
@@ -193,8 +194,9 @@ def _is_parquet(files: Sequence[TextFile]) -> bool:
 def _matching_files(patterns: Sequence[str], base: Path) -> list[TextFile]:
     """Return the regular files that match: patterns in their order, names sorted within each pattern, no file twice."""
     files: dict[str, TextFile] = {}
+    visits = Visits()
     for pattern in patterns:
-        matches = [file for path in expand(pattern, base) if (file := regular_file(path)) is not None]
+        matches = [file for path in expand(pattern, base, visits) if (file := regular_file(path)) is not None]
         if not matches:
             raise DataMissing(
                 f"data.text: {brief(pattern)} matches no file",

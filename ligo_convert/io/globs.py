@@ -15,11 +15,23 @@ from ligo_convert.limits import VISITS
 _PATTERN = 4096
 
 
-def expand(pattern: str, base: Path) -> list[Path]:
+class Visits:
+    """Counts the entries of folders that patterns visit, together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def expand(pattern: str, base: Path, visits: Visits | None = None) -> list[Path]:
     """Return every path that matches `pattern`, sorted by its POSIX form.
 
     The standard `glob` is not used because its rules for links under `**` and for hidden names differ between versions of Python. Here `**`
     follows no links, so that a loop of links ends, and a wildcard matches no leading dot.
+
+    Args:
+        pattern: the pattern.
+        base: the folder that a relative pattern starts from.
+        visits: shared by all patterns of a list.
 
     Raises:
         RecipeError: the pattern holds a NUL character, or visits more entries of folders than `VISITS`.
@@ -36,17 +48,16 @@ def expand(pattern: str, base: Path) -> list[Path]:
         root, parts = Path(parts[0]), parts[1:]
     # `**/**` matches the same paths as `**`, but would walk them many times.
     once = tuple(part for index, part in enumerate(parts) if part != "**" or parts[index - 1 : index] != ("**",))
-    return sorted(_walk(root, once), key=Path.as_posix)
+    return sorted(_walk(root, once, visits or Visits()), key=Path.as_posix)
 
 
-def _walk(root: Path, pattern: tuple[str, ...]) -> set[Path]:
+def _walk(root: Path, pattern: tuple[str, ...], visits: Visits) -> set[Path]:
     """Return the paths below `root` that match. Raises RecipeError if that takes more than `VISITS` entries of folders."""
     found: set[Path] = set()
     # A folder is looked at once for each rest of the pattern: with several `**`, many ways lead to the same pair. A list of what is left
     # to do has no limit of depth, as calls have.
     waiting = [(root, 0)]
     known = {(str(root), 0)}
-    visits = 0
 
     def follow(folder: Path, start: int) -> None:
         if (str(folder), start) not in known:
@@ -66,8 +77,8 @@ def _walk(root: Path, pattern: tuple[str, ...]) -> set[Path]:
         if part == "**" and not last:
             follow(folder, start + 1)
         for entry in _entries(folder):
-            visits += 1
-            if visits > VISITS.most:
+            visits.count += 1
+            if visits.count > VISITS.most:
                 raise RecipeError(
                     f"data.text: the pattern {brief('/'.join(pattern))} visits too many files and folders",
                     where=root,

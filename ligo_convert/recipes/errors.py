@@ -6,8 +6,9 @@ Output: one RecipeError that lists all faults, each with its file position or it
 
 from __future__ import annotations
 
+import functools
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeAlias
 
@@ -86,9 +87,9 @@ class Layered:
         """Raise one RecipeError that lists the faults in the order of the file, then of the command line."""
         located = sorted((self._locate(fault) for fault in faults), key=lambda item: item.order)
         first, *others = located
-        lines = [first.excerpt]
+        lines = [first.excerpt()]
         for other in others[: MAX_FAULTS - 1]:
-            lines += [f"{printable(other.where)}: {printable(other.what)}", other.excerpt]
+            lines += [f"{printable(other.where)}: {printable(other.what)}", other.excerpt()]
         if len(located) > MAX_FAULTS:
             lines.append(f"and {len(located) - MAX_FAULTS} more")
         raise RecipeError(first.what, where=first.where, hint="\n".join(filter(None, lines)))
@@ -107,14 +108,23 @@ class Layered:
             made_by = layer.path[: len(owner)] == owner and not self.document.holds(owner)
             if laid_over or made_by:
                 return _Located(order=(1, number, 0, fault.spot == "owner"), where=layer.label, what=what)
+        # What a section inherits may stand elsewhere: then its nearest parent is shown.
+        while not self.document.holds(owner):
+            owner = owner[:-1]
         line, column = self.document.position(owner, key=fault.spot != "value")
         end = column + len(str(owner[-1])) if fault.secret and fault.spot == "key" else None
         return _Located(
             order=(0, line, column, fault.spot == "owner"),
             where=self.document.where(line, column),
             what=what,
-            excerpt="" if fault.secret and end is None else self.document.excerpt(line, column, end=end),
+            excerpt=_no_excerpt
+            if fault.secret and end is None
+            else functools.partial(self.document.excerpt, line, column, end=end),
         )
+
+
+def _no_excerpt() -> str:
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +133,8 @@ class _Located:
     order: tuple[int, int, int, bool]
     where: str
     what: str
-    excerpt: str = field(default="")
+    # Made when it is shown: a line may have a megabyte, and a file thousands of faults.
+    excerpt: Callable[[], str] = field(default=_no_excerpt, compare=False)
 
 
 def name(path: KeyPath) -> str:
@@ -212,6 +223,8 @@ def _mismatch(details: ErrorDetails) -> str:
             return f"should be at least {context['ge']:g}, not {shown(value)}"
         case "less_than_equal":
             return f"should be at most {context['le']}, not {shown(value)}"
+        case "too_long":
+            return f"should have at most {context['max_length']:,} entries, not {context['actual_length']:,}"
         case "too_short":
             return f"should have at least {context['min_length']} entry"
     return f"{details['msg']} (found {shown(value)})"

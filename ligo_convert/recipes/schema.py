@@ -32,6 +32,8 @@ SEQUENCE_LENGTH = 128
 
 MAX_COUNT = 2**31 - 1
 
+MAX_LIST = 1000  # entries of a list of patterns, methods, seeds or rates
+
 MAX_SEED = 2**63 - 1
 
 MIN_SHARD_BYTES = 1000
@@ -311,7 +313,10 @@ class DataConfig(Section):
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {"tokenizer": ("text", "hub", "stdlib")}
 
     text: list[Text] | None = Field(
-        default=None, min_length=1, description="glob patterns of .txt, .jsonl (field `text`) or .parquet files"
+        default=None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="glob patterns of .txt, .jsonl (field `text`) or .parquet files",
     )
     hub: HubDataConfig | None = Field(default=None, description="dataset on the Hub")
     images: Text | None = Field(default=None, description="folder of images, with one subfolder per class")
@@ -365,6 +370,7 @@ class CompareConfig(Section):
     methods: list[Text] | None = Field(
         default=None,
         min_length=1,
+        max_length=MAX_LIST,
         description="names from `ligo-convert methods`; default: all that apply to this source and target",
     )
     steps: Count | None = Field(default=None, description="the budget: steps of training from scratch")
@@ -372,11 +378,15 @@ class CompareConfig(Section):
         default=None, description="sequences or images per step; default: `fit.batch_size`"
     )
     learning_rates: list[Rate] = Field(
-        default=[1e-3, 2e-3, 4e-3], min_length=1, description="peak learning rates; each method uses its best one"
+        default=[1e-3, 2e-3, 4e-3],
+        min_length=1,
+        max_length=MAX_LIST,
+        description="peak learning rates; each method uses its best one",
     )
     schedules: list[Annotated[Text, BeforeValidator(_one_of(SCHEDULES))]] = Field(
         default=list(SCHEDULES),
         min_length=1,
+        max_length=MAX_LIST,
         description="learning rate schedules; the best one for scratch is used by all methods",
     )
     tuning_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -386,13 +396,16 @@ class CompareConfig(Section):
     budget_fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.2, 0.4, 0.6, 0.8, 1.0],
         min_length=1,
+        max_length=MAX_LIST,
         description="fractions of the budget, ascending, to train a method for until it reaches scratch's final loss",
     )
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02, description="fraction of the budget in which the learning rate rises to its peak"
     )
     eval_points: Count = Field(default=40, description="number of evaluations in a run of the whole budget")
-    seeds: list[Seed] = Field(default=[0], min_length=1, description="each method is trained once per seed")
+    seeds: list[Seed] = Field(
+        default=[0], min_length=1, max_length=MAX_LIST, description="each method is trained once per seed"
+    )
     threads: Count = Field(
         default=1, description="CPU threads of one training run, whatever `--jobs` is; they decide the last bits"
     )
