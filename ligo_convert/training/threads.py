@@ -6,7 +6,7 @@ recipe, never from the machine: on fewer cores the threads take turns, on more c
 
 from __future__ import annotations
 
-# Threads, and the operations of a training step from which on so many are worth their overhead (docs/development/log.md).
+# Threads, and the operations of a training step from which on so many are worth their overhead (docs/guide/reproducibility.md).
 _STEPS = ((8, 10**12), (4, 2 * 10**9))
 
 
