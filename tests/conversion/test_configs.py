@@ -25,6 +25,7 @@ from support.tiny import CASES, TARGETS
 
 import ligo_convert
 from ligo_convert.cli.inspect import inspect_path
+from ligo_convert.comparison.compare import compare
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert, fit_operator
 from ligo_convert.conversion.plan import plan_recipe
@@ -288,6 +289,22 @@ def test_what_the_library_refuses_is_refused_before_any_staging(
     convert(recipe_of(place, model, GROWN[family]))
     with pytest.raises(SourceError, match=named):
         apply_operator(place / "out" / "ligo" / "operator.safetensors", str(source), place / "applied")
+
+
+def test_a_trained_source_and_a_comparison_are_refused_first_too(gpt2: Path, place: Path) -> None:
+    (place / "corpus").mkdir()
+    write_text(place / "corpus" / "a.txt")
+    config = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 16, "n_head": 2, "n_layer": 2}
+    pretrain = {"config": {**config, "use_cache": "no"}, "steps": 2, "batch_size": 2, "sequence_length": 16}
+    own = recipe_of(place, "", GROWN["gpt2"], source={"model": None, "pretrain": pretrain}, fit=fit_section())
+    with pytest.raises(RecipeError, match="use_cache") as caught:
+        convert(own)
+    line = (place / "recipe.yaml").read_text().splitlines()[int(caught.value.where.split(":")[1]) - 1]
+    assert "use_cache" in line
+    compared = recipe_of(place, with_keys(gpt2, place, use_cache="no"), GROWN["gpt2"], fit=fit_section())
+    with pytest.raises(SourceError, match="use_cache"):
+        compare(compared, place / "out", methods=["scratch"], steps=2)
+    assert left_behind(place) == []
 
 
 def test_a_mended_recipe_follows_a_refusal_that_came_late(gpt2: Path, place: Path) -> None:
