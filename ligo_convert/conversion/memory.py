@@ -142,8 +142,8 @@ def _streamed_elements(load: ModelLoad) -> int:
     positions = family.sequence(start.target, SEQUENCE_LENGTH)
     tokens = load.micro_batch * positions
     stream = family.norm.stream
-    # Source and target states are kept after every layer, to find where the target departs.
-    states = tokens * sum(sizes[stream] * sizes[axis] for sizes in (old, new) for axis in family.depth_axes)
+    # The source's states are kept after every layer, to find where the target departs.
+    states = tokens * sum(old[stream] * old[axis] for axis in family.depth_axes)
     # The outputs of the source, the target and the rounded target, and two temporary arrays of this size for their losses.
     outputs = 5 * tokens * (new[family.vocabulary] if _has_token_head(family) else new[stream])
     inner = load.micro_batch * _layer_bytes(family, new, positions) // 4

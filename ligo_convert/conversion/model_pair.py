@@ -36,7 +36,7 @@ from ligo_convert.training.functional_model import LibraryModel, Objective, mean
 from ligo_convert.training.loop import StateStore, TrainResult
 from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate, in_float64, judged
-from ligo_convert.training.streamed import loaded, streamed_source, streamed_target
+from ligo_convert.training.streamed import StreamedTensor, loaded, streamed_source, streamed_target
 from ligo_convert.training.tasks import random_batch
 
 RANDOM_EXAMPLES = 4
@@ -96,7 +96,7 @@ class ModelPair:
         )
         return named_source(plan.inventory, self._stacked)
 
-    def _held(self, parameters: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def _held(self, parameters: Mapping[str, StreamedTensor]) -> Mapping[str, torch.Tensor]:
         return parameters if self._plan.measuring == "streamed" else loaded(parameters)
 
     @cached_property

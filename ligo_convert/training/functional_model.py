@@ -103,24 +103,25 @@ class LibraryModel:
                 self.module, {**named, **self.buffers}, args=args, kwargs={} if args else inputs, strict=True
             )
 
-    def hidden(self, parameters: Tensors, batch: Tensors) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
-        """Return the output, and the hidden states after every layer, by depth axis."""
-        seen: dict[str, list[torch.Tensor]] = {axis: [] for axis in self.family.depth_axes}
+    def watched(
+        self, parameters: Tensors, batch: Tensors, see: Callable[[str, int, torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Return the output, and call `see` with depth axis, layer and hidden states after every layer."""
 
-        def keep(axis: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def hook_of(axis: str, layer: int) -> Callable[[torch.nn.Module, Any, Any], None]:
             def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-                seen[axis].append(output[0] if isinstance(output, tuple) else output)
+                see(axis, layer, output[0] if isinstance(output, tuple) else output)
 
             return hook
 
         modules = dict(self.module.named_modules())
         handles = [
-            modules[name].register_forward_hook(keep(axis))
+            modules[name].register_forward_hook(hook_of(axis, layer))
             for axis in self.family.depth_axes
-            for name in self.layers(axis)
+            for layer, name in enumerate(self.layers(axis))
         ]
         try:
-            return self(parameters, batch), seen
+            return self(parameters, batch)
         finally:
             for handle in handles:
                 handle.remove()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from ligo_convert.data.examples import Examples
 from ligo_convert.errors import WrongResult
 from ligo_convert.families.inventory import Inventory
-from ligo_convert.families.schema import HEADLESS, Family
+from ligo_convert.families.schema import HEADLESS
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import initial_operator
@@ -87,17 +88,16 @@ def certificate(
         counts["tokens"] += batch["input_ids"].numel() if "input_ids" in batch else 0
         counts["images"] += len(rows) if "pixel_values" in batch else 0
         with torch.no_grad():
-            old, old_layers = source.library.hidden(source.parameters, batch)
-            new, new_layers = target.library.hidden(target.parameters, batch)
+            layers = _Layers(source, target, operator, depths, widen, sums)
+            old = source.library.watched(source.parameters, batch, layers.keep)
+            new = target.library.watched(target.parameters, batch, layers.compare)
             if same_head:
                 loss = source.library.task.loss
                 sums.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
             elif widen is not None:
-                axis = target.library.family.depth_axes[-1]
-                sums.add(widen(old_layers[axis][-1]), new_layers[axis][-1], weight(batch), None)
+                sums.add(widen(layers.last_of_source), layers.last, weight(batch), None)
+            del layers
             cost.add(new, batch)
-        if widen is not None:
-            sums.compare_layers(old_layers, new_layers, widen, depths, operator, target.library.family)
     found = {**sums.result(), **counts}
     return found if found["verdict"] is None else {**found, **cost.result()}
 
@@ -204,33 +204,9 @@ class _Sums:
             self.losses = [total + loss * weight for total, loss in zip(self.losses, losses, strict=True)]
             self.weight += weight
 
-    def compare_layers(
-        self,
-        old: Mapping[str, list[torch.Tensor]],
-        new: Mapping[str, list[torch.Tensor]],
-        widen: Any,
-        depths: Mapping[str, tuple[int, ...]],
-        operator: Operator,
-        family: Family,
-    ) -> None:
-        # A layer with a unit last norm gets its gain and shift at a later layer, so its own output does not compare.
-        units = {
-            row.depth: operator.unit_layers.get(row.pattern, ())
-            for row in family.rows
-            if row.module == family.norm.after_mlp
-        }
-        at = 0
-        for axis, sources in depths.items():
-            for layer, source in enumerate(sources):
-                if layer not in units.get(axis, ()):
-                    expected, there = widen(old[axis][source]), new[axis][layer]
-                    if "mean-preserving" in operator.rewrites:
-                        # New entries that carry the mean have no counterpart in the source.
-                        written = widen(torch.ones_like(old[axis][source][0, 0])) != 0
-                        expected, there = expected[..., written], there[..., written]
-                    apart = float((expected - there).abs().max() / expected.abs().max().clamp_min(1e-12))
-                    self.apart[at] = _worse(self.apart.get(at, 0.0), apart)
-                at += 1
+    def compare_layer(self, layer: int, apart: float) -> None:
+        """Take the relative difference after one target layer, counted over all depth axes."""
+        self.apart[layer] = _worse(self.apart.get(layer, 0.0), apart)
 
     def _why_unmeasured(self) -> str | None:
         """Return why the outputs show nothing; None where they do."""
@@ -286,6 +262,72 @@ def _hidden_map(operator: Operator, library: LibraryModel, dtype: torch.dtype) -
         return hidden
 
     return widen
+
+
+class _Layers:
+    """Compare the target's hidden states with the source's after every layer, while the target runs.
+
+    The source's states are kept in one block of memory for every depth axis, so that weights which come and go leave no gaps. The
+    target's are compared at once and only the last are kept.
+
+    Args:
+        depths: depth axis -> source layer of every target layer.
+        widen: maps states of the source to the target's; None where there is no such map.
+        sums: takes the differences.
+    """
+
+    def __init__(
+        self,
+        source: MeasuredModel,
+        target: MeasuredModel,
+        operator: Operator,
+        depths: Mapping[str, tuple[int, ...]],
+        widen: Any,
+        sums: _Sums,
+    ) -> None:
+        self.sizes = source.library.family.sizes(source.library.config)
+        self.axes = target.library.family.depth_axes
+        self.depths, self.widen, self.sums = depths, widen, sums
+        self.carries_mean = "mean-preserving" in operator.rewrites
+        family = target.library.family
+        # A layer with a unit last norm gets its gain and shift at a later layer, so its own output does not compare.
+        self.units = {
+            row.depth: operator.unit_layers.get(row.pattern, ())
+            for row in family.rows
+            if row.module == family.norm.after_mlp
+        }
+        self.before = dict(
+            zip(depths, accumulate((len(layers) for layers in depths.values()), initial=0), strict=False)
+        )
+        self.states: dict[str, torch.Tensor] = {}
+        self.last: torch.Tensor
+
+    @property
+    def last_of_source(self) -> torch.Tensor:
+        """The source's states after its last layer."""
+        return self.states[self.axes[-1]][-1]
+
+    def keep(self, axis: str, layer: int, states: torch.Tensor) -> None:
+        """Keep the source's states after a layer."""
+        if self.widen is None:
+            return
+        if axis not in self.states:
+            self.states[axis] = states.new_empty((self.sizes[axis], *states.shape))
+        self.states[axis][layer] = states
+
+    def compare(self, axis: str, layer: int, there: torch.Tensor) -> None:
+        """Compare the target's states after a layer with those of its source layer."""
+        self.last = there
+        if self.widen is None or layer in self.units.get(axis, ()):
+            return
+        states = self.states[axis][self.depths[axis][layer]]
+        expected = self.widen(states)
+        if self.carries_mean:
+            # New entries that carry the mean have no counterpart in the source.
+            written = self.widen(torch.ones_like(states[0, 0])) != 0
+            expected, there = expected[..., written], there[..., written]
+        apart = float((expected - there).abs().max() / expected.abs().max().clamp_min(1e-12))
+        self.sums.compare_layer(self.before[axis] + layer, apart)
 
 
 class _RoundingCost:

@@ -24,6 +24,16 @@ Tensors = Mapping[str, torch.Tensor]
 
 Load = Callable[[], torch.Tensor]
 
+# What a weight is like is known without its values.
+_DESCRIBE = {
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.stride,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.element_size,
+}
+
 
 class StreamedTensor(torch.Tensor):
     """A weight with a shape, a dtype and a device, but without storage. Every operation on it loads its values for that operation.
@@ -52,7 +62,7 @@ class StreamedTensor(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a function of torch on the values: the same call, on the same kind of tensor, as with the weights in memory."""
-        if func.__name__ == "__get__":  # an attribute, such as the shape
+        if func in _DESCRIBE or func.__name__ == "__get__":  # `__get__`: an attribute, such as the shape
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         return _on_values(func, args, kwargs)
@@ -70,7 +80,7 @@ def _on_values(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return func(*args, **kwargs)
 
 
-def streamed_source(read: Read, inventory: Inventory, *, device: str, dtype: torch.dtype | None = None) -> Tensors:
+def streamed_source(read: Read, inventory: Inventory, *, device: str, dtype: torch.dtype | None = None) -> dict[str, StreamedTensor]:
     """Return the source's weights, each read from its file when it is used.
 
     Args:
@@ -94,7 +104,7 @@ def streamed_target(
     *,
     device: str,
     dtype: torch.dtype | None = None,
-) -> Tensors:
+) -> dict[str, StreamedTensor]:
     """Return the weights that `operator` grows from the source, each grown when it is used.
 
     Args:
@@ -122,11 +132,20 @@ def _weight(load: Load, spec: TensorSpec, loader: Loader) -> StreamedTensor:
     return StreamedTensor(load, shape=spec.shape, dtype=loader.dtype, device=loader.device)
 
 
-def loaded(parameters: Tensors) -> Tensors:
-    """Return streamed weights with their values, for a model that fits in memory."""
-    return {
-        name: tensor.load() if isinstance(tensor, StreamedTensor) else tensor for name, tensor in parameters.items()
-    }
+def loaded(parameters: Mapping[str, StreamedTensor]) -> Tensors:
+    """Return streamed weights with their values, for a model that fits in memory.
+
+    They are parts of one block of memory: between blocks of their own, what growth needs for a moment would leave gaps.
+    """
+    first = next(iter(parameters.values()))
+    # Parts begin at multiples of 64 bytes, as tensors of their own do.
+    sizes = [-(-tensor.numel() // 16) * 16 for tensor in parameters.values()]
+    parts = torch.empty(sum(sizes), dtype=first.dtype, device=first.device).split(sizes)
+    held = {}
+    for (name, tensor), part in zip(parameters.items(), parts, strict=True):
+        held[name] = part[: tensor.numel()].view(tensor.shape)
+        held[name].copy_(tensor.load())
+    return held
 
 
 def rounded(parameters: Tensors, stored: Mapping[str, torch.dtype]) -> Tensors:

@@ -127,6 +127,7 @@ def test_a_weight_without_storage_loads_for_every_use_and_no_other() -> None:
 
     weight = StreamedTensor(load, shape=(2, 3), dtype=torch.float32, device="cpu")
     assert (weight.shape, weight.dtype, weight.device.type, weight.ndim) == ((2, 3), torch.float32, "cpu", 2)
+    assert (weight.size(1), weight.dim(), weight.numel(), weight.is_floating_point()) == (3, 2, 6, True)
     assert not loads, "what a weight is like needs no values"
     inputs = torch.ones(4, 3)
     assert torch.equal(torch.nn.functional.linear(inputs, weight), inputs @ values.T)
