@@ -99,6 +99,8 @@ def plan_report(plan: Plan) -> None:
     }
     for reason in preservation["reasons"]:
         pairs[" " * len(pairs)] = reason
+    if preservation["method"] is not None:
+        pairs["measured"] = f"{_MEASURED[preservation['method']]}; reads {size(preservation['read_bytes'])}"
     pairs |= _symmetry_pairs(data["symmetry"])
     if data["config_edits"]:
         pairs["config"] = ", ".join(
@@ -139,6 +141,12 @@ def _add_side_files(pairs: dict[str, object], found: Mapping[str, Any]) -> None:
     for number, line in enumerate(lines):
         pairs["left behind" if not number else " " * len(pairs)] = line
 
+
+# How models are run to measure preservation.
+_MEASURED = {
+    "in memory": "with source and target in memory",
+    "streamed": "one weight at a time, because source and target do not fit in memory",
+}
 
 # What each kind of entry means for training, in the order of the screen.
 _SYMMETRY = {
@@ -207,17 +215,18 @@ def run_report(outcome: ConversionResult) -> None:
         _add_side_files(pairs, metrics["files"])
     checks = metrics.get("verification")
     if checks:
-        loaded = (
-            f", loads as {checks['loaded']['class']} without missing, unexpected or mismatched keys"
-            if checks.get("loaded")
-            else ""
-        )
+        loaded = f", loads {_as_class(checks['loaded'])}" if checks.get("loaded") else ""
         pairs["verified"] = f"{checks['tensors']} tensors, {_finite(checks)}{loaded}"
     seconds = metrics.get("seconds")
     if seconds:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
         pairs["peak memory"] = size(metrics["peak_rss_bytes"])
     make_pairs(console, "", pairs)
+
+
+def _as_class(loaded: Mapping[str, Any]) -> str:
+    streamed = "; one weight at a time, because it does not fit in memory" if loaded.get("method") == "streamed" else ""
+    return f"as {loaded['class']} without missing, unexpected or mismatched keys{streamed}"
 
 
 def _preservation_lines(kept: Mapping[str, Any], *, fitted: bool) -> dict[str, object]:
@@ -234,6 +243,7 @@ def _preservation_lines(kept: Mapping[str, Any], *, fitted: bool) -> dict[str, o
     by_measure = " (measured; not exact by construction)" if kept["verdict"] == "near" else ""
     unit = "images" if kept.get("images") else "tokens"
     how = f"{kept[unit]:,} {'random ' if kept.get('inputs') == 'random' else 'held-out '}{unit}, {kept.get('dtype')}"
+    how += ", one weight at a time" if kept.get("method") == "streamed" else ""
     lines: dict[str, object] = {
         name: f"{kept['verdict']}{by_measure}: {_differences(kept, kept['compared'])} ({how})",
     }
@@ -328,7 +338,7 @@ def verify_report(report: Mapping[str, Any]) -> None:
             f" {derived['files']} carried files as their source gives them"
         )
     if "loaded" in report:
-        pairs["loaded"] = f"as {report['loaded']['class']} without missing, unexpected or mismatched keys"
+        pairs["loaded"] = _as_class(report["loaded"])
     make_pairs(_out(), "", pairs)
 
 

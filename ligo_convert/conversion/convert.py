@@ -116,7 +116,9 @@ def convert(
             allow_nonfinite=recipe.source.allow_nonfinite,
             carried=carried,
         )
-        weights, checks = write_job(job, source, staging, clock, progress, loads=plan.uses_library)
+        # Where source and target do not fit in memory, the plan counts on the result being loaded one weight at a time, too.
+        streams = plan.measuring != "in memory"
+        weights, checks = write_job(job, source, staging, clock, progress, loads=plan.uses_library, streams=streams)
         facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
         with clock.running("write"):
             record = run_record(plan, source, learned, facts, staging)

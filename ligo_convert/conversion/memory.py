@@ -12,10 +12,11 @@ from ligo_convert.conversion.fit_plan import FitPlan
 from ligo_convert.environment import BASE_BYTES, memory_limit
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.inventory import Inventory
-from ligo_convert.families.schema import WITHOUT_LOSS, Family
+from ligo_convert.families.schema import WITHOUT_LOSS, Family, Row
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import learned_parameters
 from ligo_convert.growth.stream import compute_dtype, source_name, stored_dtypes
+from ligo_convert.outputs.loading import whole_bytes
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import SEQUENCE_LENGTH
 
@@ -113,9 +114,11 @@ def estimate_memory(load: ModelLoad, *, measuring: Method | None) -> int:
     """
     family, inventory, start, specs = load.family, load.inventory, load.start, load.specs
     largest = max(spec.elements for spec in specs)
+    # Where every target layer grows from one source layer, one layer of a row is in memory at a time; else all of them.
+    one_layer = load.fit is None and start.terms == 1
     row = max(
-        sum(inventory.stored[name].elements for name in _row_names(family, inventory, pattern))
-        for pattern in (row.pattern for row in inventory.rows)
+        sum(inventory.stored[name].elements for name in names[: 1 if one_layer else None])
+        for names in (_row_names(inventory, row) for row in inventory.rows)
     )
     wide = DTYPE_BYTES[compute_dtype(inventory)]
     if measuring is None and start.copies_only:
@@ -124,11 +127,13 @@ def estimate_memory(load: ModelLoad, *, measuring: Method | None) -> int:
     if measuring is None:
         return writing
     if measuring == "streamed":
+        # Loading the result streamed needs less.
         return max(writing, BASE_BYTES + wide * _streamed_elements(load))
     source = wide * sum(spec.elements for spec in inventory.stored.values())
     target = wide * sum(spec.elements for spec in specs)
     if load.fit is None:
-        return BASE_BYTES + source + target + wide * _streamed_elements(load)
+        measured = BASE_BYTES + source + target + wide * _streamed_elements(load)
+        return max(measured, whole_bytes(sum(spec.nbytes for spec in specs)))
     activations = load.micro_batch * activation_bytes(family, start.target, load.fit.positions)
     # Parameters, gradients, two moments, the best and the initial operator. A saved state is written from them, not copied.
     operator = wide * 6 * learned_parameters(start)
@@ -170,7 +175,6 @@ def measuring_reads(load: ModelLoad, measuring: Method | None) -> int:
     return once + (2 if narrow and measuring == "streamed" else 1) * grown
 
 
-def _row_names(family: Family, inventory: Inventory, pattern: str) -> list[str]:
+def _row_names(inventory: Inventory, row: Row) -> list[str]:
     """Return the tensor names of one row of the source."""
-    row = next(row for row in inventory.rows if row.pattern == pattern)
     return [row.name(layer) for layer in inventory.family.layers(row, inventory.config)]

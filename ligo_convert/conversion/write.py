@@ -89,12 +89,20 @@ class Clock:
 
 
 def write_job(
-    job: WriteJob, source: CheckpointReader, staging: Staging, clock: Clock, progress: Progress, *, loads: bool
+    job: WriteJob,
+    source: CheckpointReader,
+    staging: Staging,
+    clock: Clock,
+    progress: Progress,
+    *,
+    loads: bool,
+    streams: bool = False,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Write the target into the staging directory and verify it there.
 
     Args:
         loads: whether to load the result in the real library as well.
+        streams: whether to load it one weight at a time, even if it fits in memory.
 
     Returns:
         SHA-256 of the weight files by name, and what the verification counted.
@@ -106,7 +114,7 @@ def write_job(
         write_new_parameters(job.family, job.operator, staging)
         source.recheck()
     with clock.running("verify"):
-        return weights, _verify_weights(job, weights, staging, progress, loads=loads)
+        return weights, _verify_weights(job, weights, staging, progress, loads=loads, streams=streams)
 
 
 def _write_weights(job: WriteJob, source: CheckpointReader, staging: Staging, progress: Progress) -> dict[str, str]:
@@ -130,7 +138,7 @@ def _write_weights(job: WriteJob, source: CheckpointReader, staging: Staging, pr
 
 
 def _verify_weights(
-    job: WriteJob, weights: dict[str, str], staging: Staging, progress: Progress, *, loads: bool
+    job: WriteJob, weights: dict[str, str], staging: Staging, progress: Progress, *, loads: bool, streams: bool
 ) -> dict[str, Any]:
     """Verify the staged weights. Return what was counted, as `verification` of the metrics."""
     check_digests(staging.path, weights)
@@ -152,5 +160,5 @@ def _verify_weights(
         # Sums in floating point depend on the processor. Without a computation there is nothing to record.
         checks["processor"] = processor()
         with progress.task(f"loading in {job.family.library}"):
-            checks["loaded"] = check_loads(staging.path, job.family)
+            checks["loaded"] = check_loads(staging.path, job.family, streams=streams)
     return checks

@@ -264,6 +264,8 @@ def _preservation(record: Record) -> Iterator[str]:
         kind = f"**{verdict.capitalize()}**" + (" (measured)" if verdict == "near" else "")
         yield f"{kind}: the initial operator {_verdict_in_words(record, verdict, measured=measured)}."
         yield f"Measured on {_measured_on(preservation)} in {preservation.get('dtype') or 'float32 or wider'}."
+        if preservation.get("method") == "streamed":
+            yield "Source and target did not fit in memory: each weight was read or grown when the model used it."
     if fit is not None and fit["best_step"]:
         yield ""
         yield "This verdict is about the initial operator. The weights here come from the trained operator."

@@ -34,10 +34,13 @@ def whole_bytes(nbytes: int) -> int:
     return BASE_BYTES + 2 * nbytes
 
 
-def check_loads(root: Path, family: Family) -> dict[str, Any]:
+def check_loads(root: Path, family: Family, *, streams: bool = False) -> dict[str, Any]:
     """Load a directory with the family's library, and require no missing, unexpected or mismatched keys.
 
     The library sees the weights and the config keys that describe the model, and no other file or key of the directory.
+
+    Args:
+        streams: load one weight at a time, even if all of them fit in memory.
 
     Returns:
         `class`, the name of the model's class, the three empty lists of keys, and `method`: "in memory" or "streamed".
@@ -52,7 +55,8 @@ def check_loads(root: Path, family: Family) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="ligo-load-") as scratch,
         quiet(),
     ):
-        fits = whole_bytes(sum(tensor.spec.nbytes for tensor in written.tensors.values())) <= memory_limit()
+        needed = whole_bytes(sum(tensor.spec.nbytes for tensor in written.tensors.values()))
+        fits = not streams and needed <= memory_limit()
         if fits:
             weights = {tensor.file.name for tensor in written.tensors.values()} | {INDEX} & {*written.side_files}
             for name in sorted(weights):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from ligo_convert.conversion.memory import MARGIN
 from ligo_convert.conversion.model_pair import ModelPair
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_json, plan_recipe
 from ligo_convert.data.examples import ArrayExamples
+from ligo_convert.environment import BASE_BYTES
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator, learnable
 from ligo_convert.growth.operator import Operator
@@ -161,3 +164,56 @@ def test_a_run_streams_what_does_not_fit_and_says_so(tmp_path: Path, monkeypatch
     assert '"method": "streamed"' in json.dumps(record)
     first, again = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "second"))
     assert first == again, "how models are measured does not change what is written"
+
+
+CHILD = """
+import sys
+from pathlib import Path
+
+import ligo_convert.environment as environment
+
+limit = int(sys.argv[2])
+environment.memory_limit = lambda: limit
+
+from ligo_convert.conversion.convert import convert
+from ligo_convert.conversion.plan import plan_recipe
+from ligo_convert.recipes.recipe import load_recipe
+
+recipe = load_recipe(Path(sys.argv[1]))
+plan, metrics = plan_recipe(recipe), convert(recipe).metrics
+found = metrics["preservation"]
+print(plan.memory, metrics["peak_rss_bytes"], found["method"], found["verdict"], metrics["verification"]["loaded"]["method"])
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_is_as_planned_and_does_not_grow_with_depth(tmp_path: Path) -> None:
+    """A deep Llama whose weights take 0.5 GB, in a process that may use half of that beyond its imports. Slow: 16 layers of real width."""
+    deep = {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 16,
+    }
+    model = write_case(tmp_path / "model", "llama", dtype=torch.bfloat16, attention_bias=False, **deep)
+    recipe = recipe_of(tmp_path, model, {"num_hidden_layers": 20}, growth={"width": "copy"})
+    whole = plan_recipe(recipe)
+    weights = 4 * sum(whole.parameters.values())
+    assert whole.measuring == "in memory"
+    assert whole.memory > weights > 4e8
+    limit = whole.memory - weights // 2
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path / "recipe.yaml"), str(limit)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+
+    planned, peak, measured, verdict, loaded = done.stdout.split()
+    assert (measured, verdict, loaded) == ("streamed", "exact", "streamed")
+    assert int(planned) <= limit
+    assert int(peak) <= MARGIN * int(planned)
+    # The weights of all layers are eight times what the run took beyond its imports.
+    assert int(peak) - BASE_BYTES < weights // 4
