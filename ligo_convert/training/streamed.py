@@ -80,7 +80,9 @@ def _on_values(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return func(*args, **kwargs)
 
 
-def streamed_source(read: Read, inventory: Inventory, *, device: str, dtype: torch.dtype | None = None) -> dict[str, StreamedTensor]:
+def streamed_source(
+    read: Read, inventory: Inventory, *, device: str, dtype: torch.dtype | None = None
+) -> dict[str, StreamedTensor]:
     """Return the source's weights, each read from its file when it is used.
 
     Args:
