@@ -23,7 +23,7 @@ from ligo_convert.errors import SourceError
 from ligo_convert.families.notation import SizeError
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
-from ligo_convert.growth.growth_plan import REWRITES
+from ligo_convert.growth.growth_plan import REWRITES, epsilon_of
 from ligo_convert.growth.initialize import stream_keys
 from ligo_convert.growth.maps import ROLES, Axis, Map
 from ligo_convert.growth.operator import MAP_FIELDS, PARTED, Keying, Operator, Term
@@ -121,6 +121,15 @@ def check_operator(operator: Operator, family: Family, *, label: str) -> None:
         old, new = family.sizes(operator.source), family.sizes(operator.target)
     except SizeError as error:
         raise SourceError(f"the operator's configs do not fit: {error}", where=label) from None
+    for config in (operator.source, operator.target):
+        # Applying the operator scales the source's epsilon by the quotient of these two.
+        if family.norm.epsilon and not LEAST_EPSILON <= epsilon_of(family, config) <= 1:
+            raise SourceError(
+                f"{family.norm.epsilon} is no epsilon of a norm",
+                where=label,
+                expected=f"{LEAST_EPSILON:g} to 1",
+                found=epsilon_of(family, config),
+            )
     unknown = [name for name in operator.rewrites if name not in REWRITES]
     if unknown:
         raise SourceError(
@@ -179,6 +188,9 @@ def _check_parted(operator: Operator, family: Family, new: Mapping[str, int], *,
                 found=[int(origin.min()), int(origin.max())],
             )
 
+
+# Smaller than any that float32 can add to a variance.
+LEAST_EPSILON = 1e-40
 
 # Version 3 stores the entries that are parted in silent layers (`Operator.parted`).
 FORMAT = "ligo-operator/3"

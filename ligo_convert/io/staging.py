@@ -393,7 +393,7 @@ class Staging:
         assert self._descriptor is not None, "the staging directory is closed"
         assert not any(handle.open for handle in self._handles), "a file is still open"
         with reporting(self.work / "run", "read"):
-            if (self.work / "run").read_text() != self._run:
+            if (self.work / "run").read_bytes() != self._run.encode():
                 raise OutputBusy("another run has taken over the staging directory", where=self.path)
         for path, is_directory in _tree(self.path, without=self.work):
             if is_directory:

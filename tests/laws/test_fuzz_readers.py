@@ -129,6 +129,18 @@ def test_an_operator_does_not_bring_code_into_a_config(config: str, tmp_path: Pa
         read_operator(file)
 
 
+@pytest.mark.parametrize("epsilon", [0, -1e-5, 1e300, 1e-300, True, "1e-5", None])
+def test_an_operator_whose_epsilon_is_none_is_refused(epsilon: object, tmp_path: Path) -> None:
+    """`apply` multiplies the source's epsilon by the quotient of the operator's two."""
+    operator = initial_operator(start_of("gpt2", config_of("gpt2"), TARGETS["gpt2"]["even"], width="lemon"))
+    data = json.loads(describe(operator)["ligo"])
+    data["source"]["layer_norm_epsilon"] = epsilon
+    file = tmp_path / "operator.safetensors"
+    file.write_bytes(safetensors_bytes(stored_arrays(operator), {"format": "pt", "ligo": json.dumps(data)}))
+    with pytest.raises(SourceError, match="epsilon"):
+        read_operator(file)
+
+
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
