@@ -6,6 +6,7 @@ The sizes are those at which the matrix products and gradients of this machine's
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.plan import plan_json, plan_recipe
 from ligo_convert.environment import compute_threads
 from ligo_convert.errors import MachineError
+from ligo_convert.families.flops import forward_flops
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
@@ -120,6 +122,17 @@ def test_a_trained_source_and_a_fit_are_the_same_bytes_in_any_job(place: Path) -
         assert result["state"] == "done", result["why"]
         found.append(written(place / f"out-{count}"))
     assert found[0] == found[1]
+    # The training of the source is no part of the fit: it has its own time and its own operations.
+    seconds = result["report"]["seconds"]
+    assert list(seconds) == ["plan", "pretrain", "fit", "write", "verify"]
+    assert seconds["pretrain"] > 0
+    statement = json.loads((place / "out-1" / "ligo" / "provenance.json").read_text())
+    (metrics,) = (part for part in statement["predicate"]["runDetails"]["byproducts"] if part["name"] == "metrics")
+    planned = plan_recipe(load_recipe(place / "recipe.yaml", out=str(place / "new")))
+    assert metrics["annotations"]["flops"] == planned.flops
+    assert planned.flops["pretrain"] == 2 * 3 * forward_flops(
+        planned.inventory.family, planned.start.source, tokens=4 * 32, sequence_length=32
+    )
     text = (place / "out-1" / "ligo" / "recipe.yaml").read_text()
     assert "threads: 4" in text, "the record says with how many"
 
