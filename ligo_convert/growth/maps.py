@@ -154,10 +154,13 @@ def scale_like(write: Map, drawn: Array | None = None) -> Map:
         return selection(write.index, old)
     keep = np.ones(write.new, dtype=bool) if drawn is None else ~np.asarray(drawn, dtype=bool)
     first = int(np.argmin(copied)) if not copied.all() else selected
-    tail = np.where(keep[first:, None], 1.0 / old, 0.0) * np.ones((write.new - first, old))
-    for row in range(first, selected):
-        if copied[row]:
-            tail[row - first] = np.eye(old)[write.index[row]]
+    # A view, which takes no memory until a row differs: this map is as large as a weight, and most axes have no LayerScale.
+    tail: np.ndarray = np.broadcast_to(np.where(keep[first:, None], 1.0 / old, 0.0), (write.new - first, old))
+    late = np.flatnonzero(copied[first:])
+    if len(late):
+        tail = tail.copy()
+        tail[late] = 0.0
+        tail[late, np.asarray(write.index)[first + late]] = 1.0
     return selection(write.index[:first], old, tail=tail)
 
 

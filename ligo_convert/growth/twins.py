@@ -13,6 +13,7 @@ Input: the maps of the axes. Output: counts for `plan`, and the entries to part.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,13 +54,16 @@ def row_keys(found: Map) -> list[Hashable]:
         (int(column), float(weight)) if weight else EMPTY
         for column, weight in zip(found.index, found.weight, strict=True)
     ]
-    for row in np.asarray(found.tail):
-        used = np.flatnonzero(row)
-        if len(used) > 1:
-            keys.append(row.tobytes())
-        else:
-            keys.append((int(used[0]), float(row[used[0]])) if len(used) else EMPTY)
+    keys += [_dense_key(row) for row in np.asarray(found.tail)]
     return keys
+
+
+def _dense_key(row: np.ndarray) -> Hashable:
+    used = np.count_nonzero(row)
+    if used > 1:
+        return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+    column = int(np.argmax(row != 0))
+    return (column, float(row[column])) if used else EMPTY
 
 
 def symmetry_of(family: Family, terms: Sequence[Mapping[str, Axis]], silent: Mapping[str, Sequence[bool]]) -> Symmetry:

@@ -151,8 +151,13 @@ def advance_axis(name: str, request: WidthRequest) -> Axis | None:
         return None
     if request.old == request.new:
         nothing = Map(index=np.arange(request.old), weight=np.zeros(request.old), tail=np.zeros((0, request.old)))
-        return plain_axis(nothing, identity_axis(request.old).read)
+        return _second_term(nothing, identity_axis(request.old).read)
     return build(request)
+
+
+def _second_term(write: Map, read: Map) -> Axis:
+    """Return the maps of an axis in a second term. A LayerScale follows from the first term, so its map here is not used."""
+    return Axis(write=write, read=read, gain=write, shift=write, scale=write)
 
 
 # Shared by several methods.
@@ -322,7 +327,7 @@ def lemon(request: WidthRequest) -> Axis:
         return plain_axis(selection(index, request.old), read)
     old, times, rest = request.old, request.new // request.old, request.new % request.old
     index = np.tile(np.arange(old), times)
-    mean = np.full((rest, old), 1.0 / old)
+    mean = np.broadcast_to(1.0 / old, (rest, old))  # a view: `plan` builds these maps, too
     rng = request.generator("free reads")
     return _normed(
         request,
@@ -349,7 +354,7 @@ def aki_advance(request: WidthRequest) -> Axis:
     """
     index = _net2net_index(request)
     added = np.concatenate([np.zeros(request.old), np.ones(request.new - request.old)])
-    return plain_axis(selection(index, request.old, added), net2net(request).read)
+    return _second_term(selection(index, request.old, added), net2net(request).read)
 
 
 @width_method(

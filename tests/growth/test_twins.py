@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.tiny import CASES, TARGETS, config_of, grown_state, inputs_of, logi
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import SourceError
+from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator, learnable, symmetry
@@ -295,3 +297,29 @@ def test_a_parted_model_is_the_same_at_any_number_of_threads_and_is_derived_agai
     recorded = statement["predicate"]["buildDefinition"]["internalParameters"]["operator"]["parted"]
     assert recorded == {"mlp": 24, "kv_heads": 2}
     assert "signs of the weights of copied entries" in (applied.out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("width", ["zero", "aki"])
+def test_counting_takes_no_memory_of_the_size_of_a_weight(width: str) -> None:
+    """`plan` counts at the sizes of the target: maps of the MLP of a model of 8 billion parameters, dense, would take 2.5 GB."""
+    config = {
+        **FAMILIES["llama"].defaults,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+    }
+    changes = {
+        "hidden_size": 6144,
+        "intermediate_size": 21504,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 12,
+        "num_hidden_layers": 48,
+    }
+    start = start_of("llama", config, changes, width=width, depth="identity")
+    tracemalloc.start()
+    try:
+        assert symmetry(start).parted == {"mlp": 7168, "kv_heads": 4}
+        assert tracemalloc.get_traced_memory()[1] < 64e6
+    finally:
+        tracemalloc.stop()
