@@ -142,7 +142,7 @@ def loaded(parameters: Mapping[str, StreamedTensor]) -> Tensors:
     first = next(iter(parameters.values()))
     # Parts begin at multiples of 64 bytes, as tensors of their own do.
     sizes = [-(-tensor.numel() // 16) * 16 for tensor in parameters.values()]
-    parts = torch.empty(sum(sizes), dtype=first.dtype, device=first.device).split(sizes)
+    parts = torch.split(torch.empty(sum(sizes), dtype=first.dtype, device=first.device), sizes)
     held = {}
     for (name, tensor), part in zip(parameters.items(), parts, strict=True):
         held[name] = part[: tensor.numel()].view(tensor.shape)

@@ -19,6 +19,7 @@ from support.tiny import CASES, TARGETS
 
 import ligo_convert.conversion.plan
 from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.cli.reports import plan_report, run_report
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.memory import MARGIN
 from ligo_convert.conversion.model_pair import ModelPair
@@ -143,7 +144,9 @@ def test_a_weight_without_storage_loads_for_every_use_and_no_other() -> None:
         wrong + 1
 
 
-def test_a_run_streams_what_does_not_fit_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_streams_what_does_not_fit_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = write_case(tmp_path / "model", "llama", dtype=torch.bfloat16)
     recipe = recipe_of(tmp_path, model, TARGETS["llama"]["both"])
     fits = plan_recipe(recipe)
@@ -156,10 +159,17 @@ def test_a_run_streams_what_does_not_fit_and_says_so(tmp_path: Path, monkeypatch
     assert found["memory_bytes"] < fits.memory
     assert found["preservation"]["read_bytes"] > plan_json(fits)["preservation"]["read_bytes"] > 0
     assert not streamed.warnings
+    plan_report(streamed)
+    assert "do not fit in memory" in " ".join(capsys.readouterr().out.split())
     second = recipe_of(tmp_path, model, TARGETS["llama"]["both"]).model_copy(
         update={"output": recipe.output.model_copy(update={"dir": str(tmp_path / "second")})}
     )
-    assert convert(second).metrics["preservation"] == {**whole, "method": "streamed"}
+    outcome = convert(second)
+    assert outcome.metrics["preservation"] == {**whole, "method": "streamed"}
+    assert outcome.metrics["verification"]["loaded"]["method"] == "streamed", "the result is no smaller"
+    run_report(outcome)
+    assert "one weight at a time" in " ".join(capsys.readouterr().out.split())
+    assert "did not fit in memory" in (tmp_path / "second/README.md").read_text()
     record = json.loads((tmp_path / "second/ligo/provenance.json").read_bytes())
     assert '"method": "streamed"' in json.dumps(record)
     first, again = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "second"))
