@@ -15,6 +15,7 @@ from ligo_convert.conversion.run import run_operator, run_recipe
 from ligo_convert.environment import forget_peak_rss
 from ligo_convert.errors import LigoError, MachineError
 from ligo_convert.io.cache import ResultCache
+from ligo_convert.outputs.privacy import without_places
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.recipes.schema import PublishConfig
@@ -66,6 +67,11 @@ def recipe_of(assignment: Assignment) -> Recipe:
     return recipe
 
 
+def output_of(assignment: Assignment) -> Path:
+    """Return the absolute output directory of an assignment. Raises LigoError if its recipe, which decides it, cannot be read."""
+    return Path(assignment.out if assignment.out is not None else recipe_of(assignment).output.dir).absolute()
+
+
 def run_assignment(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     """Convert an entry.
 
@@ -83,7 +89,8 @@ def failure(error: Exception) -> dict[str, Any]:
         error = MachineError("out of memory", hint="lower --jobs, or use a machine with more memory")
     elif not isinstance(error, LigoError):
         error = LigoError(f"a bug in ligo-convert: {type(error).__name__}: {error}", hint="please report it")
-    return {"state": FAILED, "code": error.exit_code, "why": str(error), "report": None}
+    # The record of the result is in a folder that others share.
+    return {"state": FAILED, "code": error.exit_code, "why": without_places(str(error)), "report": None}
 
 
 def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.batch.fingerprints import inputs_digest, recipe_inputs
-from ligo_convert.batch.job import DONE, FAILED, Assignment, recipe_of
+from ligo_convert.batch.job import DONE, FAILED, Assignment, output_of, recipe_of
 from ligo_convert.environment import versions
 from ligo_convert.errors import LigoError
 from ligo_convert.io.leases import Leases
@@ -67,6 +67,8 @@ class EntryRecords:
         record = self._record(assignment, DONE)
         if record is None or record["sums"] is None:
             return None
+        # The record is for every machine that shares the state folder: where the output lies, the entry itself says.
+        record["report"] = {"out": str(output_of(assignment)), **(record["report"] or {})}
         return record if record["sums"] == _output_digest(record["report"]) else None
 
     def failed(self, assignment: Assignment) -> dict[str, Any] | None:
@@ -96,11 +98,13 @@ class EntryRecords:
         Raises:
             LigoError: the record cannot be written.
         """
+        report = result["report"]
         record = {
             "key": key,
-            **{field: result[field] for field in ("state", "code", "why", "report")},
+            **{field: result[field] for field in ("state", "code", "why")},
+            "report": report and {field: value for field, value in report.items() if field != "out"},
             "seconds": round(seconds, 3),
-            "sums": _output_digest(result["report"]),
+            "sums": _output_digest(report),
         }
         return self._leases.complete(name, record)
 

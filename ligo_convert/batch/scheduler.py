@@ -12,6 +12,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ligo_convert.batch.assignments import EntryPlanner, assignment_of
@@ -23,6 +24,7 @@ from ligo_convert.batch.records import EntryRecords
 from ligo_convert.errors import LigoError
 from ligo_convert.io.files import make_folder
 from ligo_convert.io.leases import Leases
+from ligo_convert.outputs.privacy import place_of
 
 # `waiting` for dependencies or for room, `running` in this process, `elsewhere`: another process holds the lease. Then `done`, `failed`, or
 # `skipped` because a dependency failed.
@@ -106,17 +108,20 @@ class Batch:
         for name in self.names:
             status = self.statuses[name]
             counts[status.state] += 1
+            report = dict(status.report or {})
+            if "out" in report:
+                report["out"] = place_of(Path(report["out"]).absolute())
             entries[name] = {
                 "state": status.state,
                 "code": status.code,
                 "why": status.why,
                 "seconds": round(status.seconds, 3),
                 "again": status.reused,
-                **{("stages" if key == "seconds" else key): value for key, value in (status.report or {}).items()},
+                **{("stages" if key == "seconds" else key): value for key, value in report.items()},
             }
         return {
             "manifest": self.manifest.path.name,
-            "state": str(self.manifest.state),
+            "state": place_of(self.manifest.state),
             "engine": self.engine,
             "entries": entries,
             "counts": counts,

@@ -61,6 +61,36 @@ def check_nothing_private(
             _refuse(kind, where, refusing)
 
 
+# An absolute path in a message: it begins at a place where a relative one cannot, and ends before a mark of the sentence.
+_ABSOLUTE = re.compile(r"(?<![\w./~-])/(?:[^\s/:,;'\"()]+/)*([^\s/:,;'\"()]+)")
+
+
+def without_places(text: str) -> str:
+    """Return a message as it may be shared: paths relative to the working directory or to `~`, of others the last name, no private name.
+
+    >>> without_places("/nowhere/models/gpt2: no such directory")
+    '.../gpt2: no such directory'
+    """
+    home = os.environ.get("HOME") or str(Path.home())
+    for folder, short in ((str(Path.cwd()), ""), (home, "~/")):
+        for spelling in dict.fromkeys((folder, os.path.realpath(folder))):
+            if spelling.rstrip("/"):
+                text = text.replace(spelling.rstrip("/") + "/", short)
+                text = re.sub(rf"{re.escape(spelling.rstrip('/'))}(?![\w.-])", short.rstrip("/") or ".", text)
+    text = _ABSOLUTE.sub(r".../\1", text)
+    for _, name in private_names():
+        text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "***", text)
+    return text
+
+
+def place_of(path: Path) -> str:
+    """Return a path as a report shows it: relative to the working directory, or to `~`, where it is below one of them."""
+    for folder, short in ((Path.cwd(), Path()), (Path(os.environ.get("HOME") or Path.home()), Path("~"))):
+        if path.is_relative_to(folder):
+            return str(short / path.relative_to(folder))
+    return str(path)
+
+
 def public_name(label: str, *, of_hub: bool) -> str:
     """Return a source's public name: a Hub id unchanged, a directory's name unless it contains something private."""
     private = holds_private_name(label) or any(needle in label for _, needle in _needles())
