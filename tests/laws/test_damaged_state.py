@@ -33,6 +33,8 @@ PRETRAIN = {
     "sequence_length": 16,
 }
 PARTIAL = ".out.ligo-partial"
+# Damage that is done to what takes long to make again.
+FEW = ("flipped bit", "half", "directory")
 
 
 class Stopped(Exception):
@@ -167,11 +169,11 @@ def test_every_file_with_every_damage_is_made_again(runs: Runs, tmp_path: Path) 
         for name in left(runs.stopped(stop)):
             for kind, damage in DAMAGES.items():
                 role = name.name if "source" not in name.parts or name.suffix == ".safetensors" else "side file"
-                if (role, kind) not in tried:
+                if (role, kind) not in tried and (STOPS[stop].recipe == "fit" or kind in FEW):
                     tried.add((role, kind))
                     # A line more is no line: it is cut off.
                     check(runs, tmp_path, stop, name, damage, said=(role, kind) != ("key", "one byte more"))
-    assert len(tried) > 80
+    assert len(tried) > 70
 
 
 @pytest.mark.slow
@@ -232,8 +234,9 @@ def check_cached(runs: Runs, tmp_path: Path, recipe: str, name: Path, damage: Da
     same(place / "out", runs.output(recipe))
     if name.suffix != ".lock":
         assert [text for text in progress.warned if name.parts[1] in text], (name, progress.warned)
-        shutil.rmtree(place / "out")
-        assert not [text for text in run(place, recipe, cache=place / "cache").warned if "cache" in text]
+        if damage is DAMAGES["flipped bit"]:
+            shutil.rmtree(place / "out")
+            assert not [text for text in run(place, recipe, cache=place / "cache").warned if "cache" in text]
     shutil.rmtree(place)
 
 
@@ -268,8 +271,8 @@ def test_every_damage_to_the_shared_cache_is_mended(runs: Runs, tmp_path: Path) 
             if recipe == "own" and "fit-" in name.parts[1]:
                 continue
             for kind, damage in DAMAGES.items():
-                # A line more at the end of JSON is no damage.
-                if (name.suffix, kind) != (".json", "one byte more"):
+                # A line more at the end of JSON is no damage; training a source takes its time.
+                if (name.suffix, kind) != (".json", "one byte more") and (recipe == "fit" or kind in FEW):
                     check_cached(runs, folder, recipe, name, damage)
 
 
