@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ligo_convert.conversion.plan import Plan, make_plan, stream_width
 from ligo_convert.conversion.splits import load_pretraining_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import begin_step, keep_result, staged_results
 from ligo_convert.environment import choose_device, compute_threads
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import SourceError, VerificationError
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
 from ligo_convert.io.staging import Staging
@@ -91,7 +92,23 @@ def train_source(
         made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
         keep_result(staging, "pretrain", figures, files=made)
     source = stack.enter_context(open_source(str(directory), base=directory))
-    return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
+    digests = source.digest()
+    # What is read from here on is compared with these digests; they must be those of the files that were staged.
+    _require_written(digests, {name: staging.digest(f"{TRAINED_SOURCE}/{name}") for name in digests}, directory)
+    return source, digests, make_plan(plan.recipe, source, check_disk=False)
+
+
+def _require_written(found: Mapping[str, str], written: Mapping[str, str | None], directory: Path) -> None:
+    """Raise VerificationError if a file on the disk is not the one that was written."""
+    for name, digest in found.items():
+        if digest != written[name]:
+            raise VerificationError(
+                "the bytes on disk differ from the bytes written",
+                where=directory / name,
+                expected=written[name],
+                found=digest,
+                hint="run the same command again: the source is then trained again",
+            )
 
 
 def _stage_cached(staging: Staging, entry: CacheEntry) -> dict[str, Any] | None:
