@@ -145,7 +145,9 @@ def _why_unmeasured(plan: Plan) -> str | None:
     """Return why the run measures no preservation; None where it does."""
     if plan.measures:
         return None
-    return COPIES if plan.start.copies_only else "this machine has too little memory to run source and target"
+    if plan.start.copies_only:
+        return COPIES
+    return "this machine has too little memory to run source and target, even one weight at a time"
 
 
 def _with_models(

@@ -285,7 +285,9 @@ def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, h
     streamed = estimate_memory(load, measuring="streamed")
     if streamed <= installed:
         return "streamed", streamed
-    warnings.append("too little memory to run source and target: preservation is not measured")
+    warnings.append(
+        "too little memory to run source and target, even one weight at a time: preservation is not measured"
+    )
     return None, estimate_memory(load, measuring=None)
 
 
