@@ -323,3 +323,27 @@ def test_counting_takes_no_memory_of_the_size_of_a_weight(width: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 64e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "axes"),
+    [
+        ("gpt2", TARGETS["gpt2"]["head size"], {"head_dim", "mlp"}),
+        ("qwen3", TARGETS["qwen3"]["more groups"], {"group"}),
+        ("phi3", {"intermediate_size": 40}, {"mlp"}),
+    ],
+)
+@pytest.mark.parametrize("width", ["lemon", "zero"])
+def test_no_twin_is_left_where_one_axis_grows(
+    family: str, changes: Mapping[str, object], axes: set[str], width: str
+) -> None:
+    config = config_of(family, tied=False)
+    model = model_of(config)
+    both = {**changes, **TARGETS[family]["depth"]}
+    start = start_of(family, config, both, width=width, depth="identity")
+    operator, state = initial_operator(start, dtype=np.float64), dict(model.state_dict())
+    assert set(operator.parted) == axes
+    apart = float((logits(target_model(operator, state)) - logits(model)).abs().max())
+    assert start.verdict == "exact"
+    assert apart < CASES[family].tolerance * 10
+    assert not twins_in_silent_layers(operator, state)
