@@ -148,7 +148,7 @@ class Recipe(Section):
 
 
 # Keys added after the first digests, with the value that earlier recipes had implicitly.
-_LATER = (("target", "architecture", None), ("fit", "heldout_images", 512))
+_LATER = (("target", "architecture", None), ("fit", "heldout_images", 512), ("fit", "threads", None))
 
 
 def is_local(place: str, base: Path) -> bool:

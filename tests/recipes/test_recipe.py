@@ -136,6 +136,7 @@ def test_defaults(write: Write) -> None:
         "heldout_images": 512,
         "micro_batch_size": None,
         "precision": "auto",
+        "threads": None,
     }
     assert recipe.fit.data.model_dump() == {
         "text": None,
@@ -233,7 +234,7 @@ CODE = "would run code from the model repository; remove it"
 DEPTHS = "one of copy, stack, interpolate, identity, direct, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
-    "heldout_tokens, heldout_images, micro_batch_size, precision, data"
+    "heldout_tokens, heldout_images, micro_batch_size, precision, threads, data"
 )
 CONFIG = "  config: {n_layer: 24, n_embd: 1024, n_head: 16}"
 RATES = "  learning_rate: {width: 1, depth: 3e-5}"
@@ -829,6 +830,7 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
             "heldout_images": 512,
             "micro_batch_size": None,
             "precision": "auto",
+            "threads": None,
             "data": {"text": ["./text/*"], "tokenizer": "./tokenizer"},
         },
         "output": {"dir": "out", "dtype": None, "max_shard_size": "5GB"},
