@@ -221,7 +221,7 @@ def test_no_code_of_a_folder_runs_and_no_path_of_it_is_followed(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", "{", "the tokenizer cannot be loaded"),
+        ("tokenizer.json", "{", "no JSON"),
         ("tokenizer.json", '{"version": "1.0"}', "the tokenizer cannot be loaded"),
         ("tokenizer_config.json", "{", "no JSON"),
         ("tokenizer_config.json", "[]", "no JSON object"),
