@@ -13,6 +13,7 @@ from ligo_convert.batch.engine import ResourceRequest
 from ligo_convert.batch.job import Assignment, recipe_of
 from ligo_convert.batch.manifest import BatchEntry, Manifest
 from ligo_convert.conversion.plan import Plan, plan_after, plan_recipe
+from ligo_convert.families.registry import family_files
 from ligo_convert.growth.operator_file import read_operator
 from ligo_convert.recipes.recipe import load_recipe
 
@@ -33,6 +34,7 @@ def assignment_of(manifest: Manifest, entry: BatchEntry, *, device: str) -> Assi
         cache=str(manifest.state / "cache"),
         device=device,
         threads=0,
+        family_files=tuple(map(str, family_files())),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ligo_convert.conversion.run import run_operator, run_recipe
 from ligo_convert.environment import forget_peak_rss
 from ligo_convert.errors import LigoError, MachineError
+from ligo_convert.families.registry import load_family_file
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.outputs.privacy import without_places
 from ligo_convert.progress import Progress
@@ -41,6 +42,7 @@ class Assignment:
         cache: the folder of results shared with other entries.
         device: `auto`, `cpu` or `cuda`.
         threads: number of compute threads; 0 uses every core.
+        family_files: files named with `--family`, which a worker process loads first.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Assignment:
     cache: str
     device: str
     threads: int
+    family_files: tuple[str, ...] = ()
 
 
 def recipe_of(assignment: Assignment) -> Recipe:
@@ -96,6 +99,8 @@ def failure(error: Exception) -> dict[str, Any]:
 def _convert(assignment: Assignment, progress: Progress) -> dict[str, Any]:
     _use_threads(assignment.threads)
     forget_peak_rss()
+    for file in assignment.family_files:
+        load_family_file(Path(file))
     if assignment.recipe is not None:
         cache = ResultCache(Path(assignment.cache))
         result = run_recipe(recipe_of(assignment), device=assignment.device, progress=progress, cache=cache)

@@ -15,13 +15,14 @@ from ligo_convert.batch.fingerprints import inputs_digest, recipe_inputs
 from ligo_convert.batch.job import DONE, FAILED, Assignment, output_of, recipe_of
 from ligo_convert.environment import versions
 from ligo_convert.errors import LigoError
+from ligo_convert.families.registry import family_digests
 from ligo_convert.io.leases import Leases
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.outputs.checksums import read_sums
 from ligo_convert.outputs.layout import CHECKSUMS
 
 # Fields of an assignment that do not change its result.
-_NOT_IN_KEY = ("cache", "device", "threads")
+_NOT_IN_KEY = ("cache", "device", "threads", "family_files")
 
 
 class EntryRecords:
@@ -59,7 +60,10 @@ class EntryRecords:
             return None
         needs = {name: _output_digest(report) for name, report in self._dependency_reports(assignment.name).items()}
         return sha256_of(
-            {"entry": fields, "recipe": text, "versions": self._versions, "inputs": inputs, "needs": needs}
+            {
+                **{"entry": fields, "recipe": text, "versions": self._versions, "inputs": inputs, "needs": needs},
+                "families": family_digests(),
+            }
         )
 
     def finished(self, assignment: Assignment) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Slow libraries are imported inside commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -219,6 +220,7 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
     "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one for each core; one in total on a GPU."
 )
 @_device
+@_family_files
 @_as_json
 def compare(
     recipe: Path,
@@ -335,9 +337,10 @@ def batch(
     from ligo_convert.batch.manifest import load_manifest
     from ligo_convert.families.registry import files_loaded
 
-    if files_loaded() and (engine != "local" or jobs > 1):
+    if files_loaded() and engine != "local":
         raise click.BadParameter(
-            "worker processes do not load family files; use --engine local --jobs 1", param_hint="--family"
+            "the machines of a cluster may not have the file; use --engine local, or install the family as a package",
+            param_hint="--family",
         )
 
     loaded = load_manifest(manifest)
@@ -542,7 +545,7 @@ def _showing() -> Iterator[Progress]:
         yield progress
 
 
-# Characters of a message about the command line: click repeats the whole word that it does not understand.
+# Characters of a line about the command line: click repeats the whole word that it does not understand.
 _MESSAGE = 600
 
 
@@ -573,8 +576,10 @@ def _run(debug: bool) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.message = f"{error.message[:_MESSAGE]}..." if len(error.message) > _MESSAGE else error.message
-        error.show()
+        told = io.StringIO()
+        error.show(file=told)
+        for line in told.getvalue().splitlines():
+            click.echo(line if len(line) <= _MESSAGE else f"{line[:_MESSAGE]}...", err=True)
         return 2
     except Stopped as stop:
         return _fail(Interrupted(stop.number), debug)

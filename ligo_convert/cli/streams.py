@@ -13,7 +13,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ligo_convert.errors import MachineError
 
@@ -87,7 +87,7 @@ class Streams:
 
 def _fill_gaps() -> set[int]:
     """Open the standard descriptors that are closed, so that no file of the work gets their number. Return those."""
-    closed = set()
+    closed: set[int] = set()
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -100,7 +100,7 @@ def _fill_gaps() -> set[int]:
     return closed
 
 
-def _text(raw: _Unfailing, replaced: io.TextIOBase | None) -> io.TextIOWrapper:
+def _text(raw: _Unfailing, replaced: TextIO | None) -> io.TextIOWrapper:
     encoding = getattr(replaced, "encoding", None) or "utf-8"
     # A name that the encoding of a terminal lacks is no reason to fail.
     return io.TextIOWrapper(

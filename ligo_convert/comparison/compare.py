@@ -33,6 +33,7 @@ from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
 from ligo_convert.environment import choose_device, cores, require_threads, versions
 from ligo_convert.errors import LigoError, OutputBusy, VerificationError
+from ligo_convert.families.registry import family_digests, family_files, load_family_file
 from ligo_convert.io.files import check_place, check_room, remove_any
 from ligo_convert.io.staging import WORK, Staging
 from ligo_convert.io.strict_json import sha256_of, strict_json
@@ -138,6 +139,7 @@ def compare(
             "work": staging.work,
             "device": chosen,
             "key": sha256_of({"comparison": key, "source": digests}),
+            "family_files": family_files(),
         }
         work = _JobLoop(experiment, staging, progress, jobs=jobs or workers(plan, device=chosen))
         work.carry_out(arguments)
@@ -181,6 +183,8 @@ def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) 
             "seeds": experiment.seeds,
             "device": device,
             "versions": versions(),
+            # Families of the package and of plugins are part of the versions.
+            **({"families": family_digests()} if family_digests() else {}),
         }
     )
 
@@ -237,10 +241,12 @@ def _write(record: Mapping[str, Any], staging: Staging) -> None:
     staging.write_bytes(REPORT, comparison_html(plain).encode())
 
 
-def open_job_runner(**arguments: Any) -> JobRunner:
-    """Create the job runner of a worker process. Heavy modules are imported here, in the worker."""
+def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> JobRunner:
+    """Create the job runner of a worker process, which knows the same families. Heavy modules are imported here, in the worker."""
     from ligo_convert.comparison.worker import JobRunner
 
+    for file in family_files:
+        load_family_file(file)
     return JobRunner(**arguments)
 
 

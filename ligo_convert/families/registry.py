@@ -103,6 +103,31 @@ def load_family_file(path: Path) -> tuple[Family, ...]:
     except OSError as error:
         raise RecipeError(f"cannot read the family file: {error.strerror}", where=path) from None
     source = FamilySource(kind="file", sha256=hashlib.sha256(data).hexdigest())
+    place = path.absolute()
+    # A file that was edited since it was loaded replaces what it defined then.
+    before, sources = dict(FAMILIES), dict(_SOURCES)
+    for name in _FILES.get(place, ()):
+        if _SOURCES.get(name) != source:
+            FAMILIES.pop(name, None)
+            _SOURCES.pop(name, None)
+    try:
+        loaded = _families_of_file(data, path, source)
+    except RecipeError:
+        FAMILIES.clear()
+        FAMILIES.update(before)
+        _SOURCES.update(sources)
+        raise
+    # In place, since other modules hold this dictionary; first, since look-ups by model_type take the first match.
+    others = {name: family for name, family in FAMILIES.items() if name not in loaded}
+    FAMILIES.clear()
+    FAMILIES.update({**loaded, **others})
+    _SOURCES.update(dict.fromkeys(loaded, source))
+    _FILES[place] = tuple(loaded)
+    return tuple(loaded.values())
+
+
+def _families_of_file(data: bytes, path: Path, source: FamilySource) -> dict[str, Family]:
+    """Execute the bytes of a family file and check the families that it defines. Raises RecipeError."""
     module = _execute(data, path, f"_ligo_convert_family_{source.sha256[:16]}")
     known = {id(family) for family in FAMILIES.values()}
     defined = {
@@ -122,12 +147,7 @@ def load_family_file(path: Path) -> tuple[Family, ...]:
             where=path,
             hint="assign a `ligo_convert.families.schema.Family` to a module variable",
         )
-    # In place, since other modules hold this dictionary; first, since look-ups by model_type take the first match.
-    others = {name: family for name, family in FAMILIES.items() if name not in loaded}
-    FAMILIES.clear()
-    FAMILIES.update({**loaded, **others})
-    _SOURCES.update(dict.fromkeys(loaded, source))
-    return tuple(loaded.values())
+    return loaded
 
 
 def _execute(data: bytes, path: Path, name: str) -> ModuleType:
@@ -183,7 +203,20 @@ def files_loaded() -> tuple[str, ...]:
     return tuple(name for name, source in _SOURCES.items() if source.kind == "file")
 
 
+def family_files() -> tuple[Path, ...]:
+    """The absolute paths of the files named with `--family`, in the order in which they were loaded; a worker process loads them again."""
+    return tuple(_FILES)
+
+
+def family_digests() -> dict[str, str]:
+    """Name -> SHA-256 of the file, for the families of files named with `--family`."""
+    return {name: _SOURCES[name].sha256 for name in files_loaded()}
+
+
 FAMILIES: dict[str, Family] = _built_in()
+
+# Path of a file named with `--family` -> the names of its families.
+_FILES: dict[Path, tuple[str, ...]] = {}
 
 _SOURCES: dict[str, FamilySource] = {}
 

@@ -64,9 +64,7 @@ class HubRepo:
 
     def __init__(self, repo: str, progress: Progress, *, retry: bool = True) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        disable_progress_bars()  # `progress` shows its own
         self.repo, self.progress, self.retry = repo, progress, retry
         self.api: HfApi = HfApi()
         self._account: Mapping[str, Any] | None = None
@@ -404,7 +402,7 @@ class HubRepo:
         """Send a request with translated errors; retry it after temporary failures if `retry` is set."""
 
         def once() -> T:
-            with translate_errors(self.repo, upload=True):
+            with translate_errors(self.repo, upload=True), _without_bars():
                 return call()
 
         def announce(error: HubUnreachable) -> None:
@@ -412,6 +410,24 @@ class HubRepo:
             self.progress.say(f"{self.repo}: {error.what}{found}; trying again")
 
         return with_retries(once, before_retry=announce) if self.retry else once()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Turn the library's progress bars off for a request: `progress` shows its own. A caller's choice is restored."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()
 
 
 def list_differences(bundle: Bundle, files: Mapping[str, Any]) -> list[str]:

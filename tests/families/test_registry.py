@@ -32,9 +32,10 @@ ALPACA = replace(LLAMA, name="alpaca")
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """The registry is a table of the process: every test leaves it as it was."""
-    families, sources = dict(FAMILIES), dict(registry._SOURCES)
+    tables: list[dict[Any, Any]] = [FAMILIES, registry._SOURCES, registry._FILES]
+    kept = [dict(table) for table in tables]
     yield
-    for table, before in ((FAMILIES, families), (registry._SOURCES, sources)):
+    for table, before in zip(tables, kept, strict=True):
         table.clear()
         table.update(before)
 
@@ -100,12 +101,30 @@ def test_an_unusable_file_is_refused_and_changes_nothing(
     assert list(FAMILIES.items()) == list(before.items())
 
 
-def test_a_missing_file_and_a_changed_one_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_was_edited_is_loaded_again(tmp_path: Path) -> None:
+    path = written(tmp_path, COPY)
+    (first,) = load_family_file(path)
+    names = list(FAMILIES)
+    for broken in ("ALPACA = 1\n", "syntax error", COPY.replace("alpaca", "llama")):
+        with pytest.raises(RecipeError):
+            load_family_file(written(tmp_path, broken))
+        assert FAMILIES["alpaca"] is first
+        assert list(FAMILIES) == names
+    (second,) = load_family_file(written(tmp_path, COPY.replace('name="alpaca"', 'name="alpaca", paper="new"')))
+    assert FAMILIES["alpaca"] is second
+    assert second.paper == "new"
+    (renamed,) = load_family_file(written(tmp_path, COPY.replace("alpaca", "vicuna")))
+    assert FAMILIES["vicuna"] is renamed
+    assert "alpaca" not in FAMILIES
+    assert registry.family_files() == (path,)
+
+
+def test_a_missing_file_and_another_one_of_the_same_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot read the family file"):
         load_family_file(tmp_path / "nothing.py")
     load_family_file(written(tmp_path, COPY))
     with pytest.raises(RecipeError, match="already in use"):
-        load_family_file(written(tmp_path, COPY + "# changed\n"))
+        load_family_file(written(tmp_path, COPY + "# changed\n", "other.py"))
 
 
 def test_an_installed_package_registers_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +161,33 @@ def test_the_command_line_refuses_a_broken_file_with_exit_code_2(
     assert (code, err) == (0, "")
     code, out, _ = command(monkeypatch, capsys, "describe", "alpaca", "--family", tmp_path / "alpaca.py", "--json")
     assert (code, json.loads(out)["family"]) == (0, "alpaca")
-    for more in (["--jobs", "2"], ["--engine", "ray"]):
-        words = ("batch", tmp_path / "zoo.yaml", "--family", tmp_path / "alpaca.py", *more)
-        code, _, err = command(monkeypatch, capsys, *words)
-        assert (code, "worker processes do not load family files" in err) == (2, True)
+    words = ("batch", tmp_path / "zoo.yaml", "--family", tmp_path / "alpaca.py", "--engine", "ray")
+    code, _, err = command(monkeypatch, capsys, *words)
+    assert (code, "the machines of a cluster may not have the file" in err) == (2, True)
+
+
+@pytest.mark.slow  # a worker process imports torch
+def test_worker_processes_load_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_case(tmp_path / "source", "llama")
+    (tmp_path / "recipe.yaml").write_text(
+        recipe_text(
+            "source", {"num_hidden_layers": 5}, growth={"width": "copy", "depth": "identity"}, output={"dir": "out"}
+        )
+    )
+    (tmp_path / "many.yaml").write_text("{version: 1, out: outs, entries: [{name: a, recipe: recipe.yaml}]}")
+    file = written(tmp_path, COPY)
+    words = ("batch", "many.yaml", "--jobs", "2", "--json", "--family", file)
+    code, out, err = command(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert json.loads(out)["entries"]["a"]["family"] == "alpaca"
+    code, out, _ = command(monkeypatch, capsys, *words)
+    assert json.loads(out)["entries"]["a"]["again"] is True
+    # Another file is another run, which its output is no result of.
+    written(tmp_path, COPY + "# changed\n")
+    assert command(monkeypatch, capsys, *words)[0] == 6
 
 
 def test_a_family_of_a_file_goes_through_every_command(

@@ -888,3 +888,20 @@ def test_a_card_says_its_licence_once(grown: Path) -> None:
     assert [line for line in amended.splitlines() if line.startswith("## ")] == [
         line for line in card.splitlines() if line.startswith("## ")
     ]
+
+
+def test_the_bars_of_the_library_are_off_for_a_request_alone() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import HF_HUB_DISABLE_PROGRESS_BARS
+
+    from ligo_convert.outputs.hub_repo import HubRepo
+    from ligo_convert.progress import Progress
+
+    if HF_HUB_DISABLE_PROGRESS_BARS is True:
+        pytest.skip("the environment turns the bars off")
+    repository = HubRepo("org/name", Progress(), retry=False)
+    for choose, off in ((enable_progress_bars, False), (disable_progress_bars, True)):
+        choose()
+        assert repository._request(are_progress_bars_disabled) is True
+        assert are_progress_bars_disabled() is off
+    enable_progress_bars()
