@@ -76,6 +76,18 @@ def test_the_first_to_store_an_entry_wins_and_the_other_is_removed(tmp_path: Pat
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.parametrize("other", ["fit-other", "source-key"])
+def test_an_entry_under_the_name_of_another_is_discarded(other: str, tmp_path: Path) -> None:
+    kind, _, key = other.partition("-")
+    CacheEntry(ResultCache(tmp_path), kind, key).store(FILES)
+    (tmp_path / other).rename(tmp_path / "fit-key")
+    progress = RecordedProgress()
+    assert stored(ResultCache(tmp_path).with_progress(progress)) is None
+    assert len(progress.warned) == 1
+    assert "another kind or key" in progress.warned[0]
+    assert not (tmp_path / "fit-key").exists()
+
+
 def test_an_entry_that_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
     def die() -> None:
         cache = ResultCache(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from support import faults
 from support.staged import ENVIRONMENT, FILES, KEY, absent_or_whole, content, finish, job
 
-from ligo_convert.errors import LigoError, MachineError, OutputBusy
+from ligo_convert.errors import LigoError, MachineError, OutputBusy, VerificationError
 from ligo_convert.io import files as fs
 from ligo_convert.io.files import check_place, write_file
 from ligo_convert.io.staging import Staging
@@ -334,6 +335,16 @@ def test_a_file_shows_only_once_it_is_whole(tmp_path: Path) -> None:
         staging.write_bytes("a/b%2Fc", iter([b"5", bytearray(b"6")]))
         staging.commit()
     assert content(tmp_path / "OUT") == {"a/b%2Fc": b"56"}
+
+
+def test_a_file_with_other_bytes_than_expected_gets_no_name(tmp_path: Path) -> None:
+    with Staging.open(tmp_path / "OUT", key=KEY) as staging:
+        with pytest.raises(VerificationError, match="not the expected bytes"):
+            staging.write_bytes("a", b"1", sha256=hashlib.sha256(b"2").hexdigest())
+        assert staging.files() == []
+        assert staging.digest("a") is None
+        staging.write_bytes("a", b"2", sha256=hashlib.sha256(b"2").hexdigest())
+        assert staging.files() == ["a"]
 
 
 def test_two_writers_of_one_file_are_told_apart(tmp_path: Path) -> None:

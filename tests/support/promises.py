@@ -204,17 +204,14 @@ PROMISES: tuple[Promise, ...] = (
                 file="io/cache.py",
                 text='            case {"kind": self._kind, "key": self._key, "files": dict(files)}:\n',
                 broken='            case {"files": dict(files)}:\n',
-                tests=("tests/laws/test_fuzz_readers.py::test_entries_of_the_cache",),
+                tests=("tests/io/test_cache.py::test_an_entry_under_the_name_of_another_is_discarded",),
             ),
             Guard(
                 keeps="a file from the cache has the digest of its entry",
                 file="io/staging.py",
                 text="        if expected not in (None, digest):\n",
                 broken="        if False:\n",
-                tests=(
-                    "tests/laws/test_fuzz_readers.py::test_entries_of_the_cache",
-                    "tests/laws/test_damaged_state.py::test_every_file_with_one_flipped_bit_is_made_again",
-                ),
+                tests=("tests/io/test_staging.py::test_a_file_with_other_bytes_than_expected_gets_no_name",),
             ),
             Guard(
                 keeps="weight files of another plan are removed",
