@@ -127,10 +127,21 @@ class Staging:
         make_folder(self.work / "new")
         if not self.resumed:
             self._write_own("key", f"{key}\n{FORMAT} {_sha256(key.encode())}\n")
-            if facts:
-                self._write_own(FACTS, json.dumps(facts, indent=1))
+        if facts:
+            self._keep_facts(facts)
         # On file systems with unreliable locks, the latest run overwrites this file, and earlier runs notice at the commit.
         self._write_own("run", self._run)
+
+    def _keep_facts(self, facts: Facts) -> None:
+        """Write what the key depends on beside it, or again where it is damaged."""
+        path = self.work / FACTS
+        if os.path.lexists(path):
+            if _read_facts(self.work):
+                return
+            self.warn(f"{WORK}/{FACTS}", "damaged", "written again")
+            remove_any(path)
+        text = json.dumps(facts)
+        self._write_own(FACTS, f"{text}\n{_sha256(text.encode())}\n")
 
     @classmethod
     def open(cls, out: Path, *, key: str, facts: Facts | None = None, progress: Progress | None = None) -> Staging:
@@ -492,12 +503,18 @@ def _remove_work(directory: Path) -> None:
 
 
 def _read_facts(work: Path) -> dict[str, str]:
-    """Return the facts of the staged work; empty where they are not known. They only explain a refusal."""
-    try:
-        found = json.loads((work / FACTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    """Return the facts of the staged work; empty where they are missing or damaged. They only explain a refusal."""
+    path = work / FACTS
+    if not os.path.lexists(path) or _damage(path):
         return {}
-    return {str(what): str(value) for what, value in found.items()} if isinstance(found, dict) else {}
+    with reporting(path, "read"):
+        text, _, digest = path.read_bytes().partition(b"\n")
+    if digest != f"{_sha256(text)}\n".encode():
+        return {}
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return {str(what): str(value) for what, value in found.items()} if isinstance(found, dict) else {}
+    return {}
 
 
 def occupied(what: str, then: Facts, now: Facts, *, where: Path, hint: str) -> OutputBusy:
