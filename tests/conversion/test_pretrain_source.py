@@ -44,5 +44,7 @@ def test_a_bit_lost_between_writing_and_reading_ends_the_run_and_the_next_one_tr
     loaded = load_recipe(tmp_path / "own.yaml", out=str(tmp_path / "out"))
     with pytest.raises(VerificationError, match="differ from the bytes written"):
         convert(loaded, device="cpu")
+    # Before anything is learned from it.
+    assert not list(tmp_path.rglob("operator.safetensors"))
     assert not (tmp_path / "out").exists()
     assert convert(loaded, device="cpu").changed

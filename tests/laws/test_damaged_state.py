@@ -20,7 +20,7 @@ from support.source_models import DEEPER, GROWN, fit_section, recipe_text, write
 from ligo_convert.batch.manifest import load_manifest
 from ligo_convert.batch.scheduler import Watcher, run_batch
 from ligo_convert.conversion.convert import convert
-from ligo_convert.errors import OutputBusy
+from ligo_convert.errors import OutputBusy, VerificationError
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
@@ -210,6 +210,23 @@ def test_staged_work_of_the_format_before_the_journal_is_discarded(runs: Runs, t
     progress = run(place, "fit")
     same(place / "out", runs.output("fit"))
     assert any("not in the journal" in text for text in progress.warned)
+
+
+@pytest.mark.parametrize("name", ["config.json", "ligo/operator.safetensors"])
+def test_a_bit_that_is_lost_before_the_commit_is_not_vouched_for(name: str, runs: Runs) -> None:
+    """SHA256SUMS and provenance state what was written, and every file is read back."""
+    place = runs.place()
+
+    def act(effect: str, function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]) -> Any:
+        if effect == "rename" and arguments[0].name == "provenance.json":
+            DAMAGES["flipped bit"](place / PARTIAL / name)
+        return function(path, *arguments)
+
+    with faults.around(act), pytest.raises(VerificationError, match="differ from the bytes written"):
+        run(place, "fit")
+    assert not (place / "out").exists()
+    assert any(Path(name).name in text for text in run(place, "fit").warned)
+    same(place / "out", runs.output("fit"))
 
 
 # --- the shared cache -------------------------------------------------------------------------------------------------
