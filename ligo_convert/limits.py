@@ -62,3 +62,9 @@ TEXT_GROWTH = Limit(
 )
 
 ENTRIES = Limit(most=10_000, what="entries of a manifest", reason="each is planned before the first one runs")
+
+JSON_BRACKETS = Limit(
+    most=1_000_000, what="lists and objects in a JSON file", reason="a header of the most tensors has 600,000"
+)
+
+RECORD_BYTES = Limit(most=16 << 20, what="bytes of one text of a dataset", reason="a long book has 5 million")

@@ -16,10 +16,13 @@ from ligo_convert.data.data_source import DataFacts, Reads
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.data.text_files import is_text
 from ligo_convert.errors import LigoError, MissingExtra, RecipeError, SourceChanged
+from ligo_convert.limits import RECORD_BYTES
 
 PARQUET_SUFFIX = ".parquet"
 
 WINDOW_ROWS = 1024  # streamed rows that are shuffled at a time
+
+WINDOW_CHARACTERS = 128 << 20  # a window ends at the row that exceeds this
 
 
 class HubText(Protocol):
@@ -65,7 +68,8 @@ def parquet_rows(files: Sequence[Path], seed: int) -> Iterator[str]:
         path, group = groups[permuted(index, len(groups), f"groups/{seed}")]
         row = 0
         with contextlib.closing(open_parquet(path)) as table:
-            batches = table.iter_batches(batch_size=WINDOW_ROWS, row_groups=[group], columns=["text"])
+            _check_group(table, path, group)
+            batches = table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=["text"])
             while True:
                 try:
                     batch = next(batches, None)
@@ -78,10 +82,33 @@ def parquet_rows(files: Sequence[Path], seed: int) -> Iterator[str]:
                     row += 1
 
 
+# Rows that are decoded at a time. A file of a few bytes may repeat one long text for every row.
+_BATCH_ROWS = 16
+
+
+def _check_group(table: Any, path: Path, group: int) -> None:
+    """Refuse a row group whose texts, as its file says, are longer decoded than a text may be. Raises RecipeError."""
+    about = table.metadata.row_group(group)
+    columns = (about.column(number) for number in range(about.num_columns))
+    nbytes = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
+    if nbytes > RECORD_BYTES.most * max(1, about.num_rows):
+        raise RecipeError(
+            "data.text: text too long",
+            where=f"{path}: row group {group}",
+            expected=str(RECORD_BYTES),
+            found=f"{nbytes:,} bytes in {about.num_rows:,} rows",
+        )
+
+
 def _row_text(value: object, where: str) -> str:
     if not is_text(value):
         raise RecipeError("data: row without text", where=where, found=type(value).__name__)
-    return str(value)
+    text = str(value)
+    if len(text) > RECORD_BYTES.most:
+        raise RecipeError(
+            "data.text: text too long", where=where, expected=str(RECORD_BYTES), found=f"{len(text):,} characters"
+        )
+    return text
 
 
 def hub_rows(hub: HubText) -> Iterator[str]:
@@ -144,9 +171,14 @@ class HubDatasetSource:
 
 
 def reordered(rows: Iterator[str], seed: int) -> Iterator[str]:
-    """Shuffle the rows of a stream within windows of `WINDOW_ROWS` rows."""
+    """Shuffle the rows of a stream within windows of `WINDOW_ROWS` rows, or fewer long ones."""
     for number in itertools.count():
-        window = list(itertools.islice(rows, WINDOW_ROWS))
+        window, length = list[str](), 0
+        for row in itertools.islice(rows, WINDOW_ROWS):
+            window.append(row)
+            length += len(row)
+            if length > WINDOW_CHARACTERS:
+                break
         if not window:
             return
         for index in range(len(window)):

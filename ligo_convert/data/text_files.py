@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.errors import MachineError, RecipeError, SourceChanged
+from ligo_convert.limits import RECORD_BYTES
 
 CHUNK_BYTES = 32 * 1024  # texts are split, after a line or a word where possible, at no more than twice this size
 
@@ -34,7 +35,7 @@ PIECE_BYTES = 4 * 1024
 
 CHUNKS_AT_LEAST = 64  # small corpora get smaller chunks, so that three slices can share them
 
-MAX_RECORD_BYTES = 64 * 1024 * 1024  # bytes of one line of JSON
+MAX_RECORD_BYTES = RECORD_BYTES.most  # bytes of one line of JSON
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from ligo_convert.errors import SourceError
+from ligo_convert.limits import JSON_BRACKETS
 
 MAX_DEPTH = 32  # nesting of a config or index
 
@@ -101,6 +102,12 @@ _DECODER = json.JSONDecoder(
 
 def decode(data: bytes, *, label: str) -> object:
     """Parse JSON with objects as `Pairs`. Only numbers are checked. Raises SourceError for malformed JSON."""
+    # An empty list has two bytes in the file, and thirty times as many in memory.
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets > JSON_BRACKETS.most:
+        raise SourceError(
+            "the JSON has too many lists and objects", where=label, expected=str(JSON_BRACKETS), found=f"{brackets:,}"
+        )
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.bombs import count_matches, decode_image, tokenise
+from support.bombs import count_matches, decode_image, read_rows, tokenise
 from support.measured import Cost, Measured
 
 from ligo_convert.data.images import Preparation
@@ -256,3 +256,33 @@ def test_a_deep_tree_has_an_end(globs: Measured, tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", str(tmp_path / "a")], check=True, timeout=60)
     bounded(cost, 0)
     assert cost.out == "1050\n"
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[Measured]:
+    with Measured("pyarrow.parquet", "ligo_convert.data.hf_datasets", "ligo_convert.data.text_files") as found:
+        yield found
+
+
+def test_a_parquet_file_that_repeats_a_long_text_is_read_in_parts(rows: Measured, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4096, pyarrow.int32()), ["x " * 1_000_000])
+    path = tmp_path / "many.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    bounded(rows.call(read_rows, str(path), 3, cwd=tmp_path), 0)
+    path = tmp_path / "long.parquet"
+    parquet.write_table(pyarrow.table({"text": ["x" * (40 << 20)]}), path, compression="zstd")
+    bounded(rows.call(read_rows, str(path), 3, cwd=tmp_path), 2, "text too long")
+
+
+def test_a_line_of_json_is_bounded(rows: Measured, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "b": [' + ",".join(["[]"] * 7_000_000) + "]}\n")
+    bounded(rows.call(read_rows, str(path), 3, cwd=tmp_path), 2, "line too long", "a.jsonl:1")
+    path.write_text('{"text": "a", "b": [' + ",".join(["[]"] * 3_000_000) + "]}\n")
+    bounded(rows.call(read_rows, str(path), 3, cwd=tmp_path), 0)

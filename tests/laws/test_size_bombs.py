@@ -160,3 +160,16 @@ def test_shards_without_entries_cost_nothing(light: Measured, tmp_path: Path) ->
     assert json.loads(cost.out)["entries"] == {}
     assert cost.seconds < SECONDS
     assert cost.peak < LIGHT_PEAK
+
+
+def test_brackets_of_a_json_file_are_counted_before_it_is_parsed(light: Measured, tmp_path: Path) -> None:
+    folder = source(tmp_path / "source", GPT2)
+    header = ('{"a":[' + ",".join(["[]"] * 5_500_000) + "]}").encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    refused(light.command("inspect", folder, cwd=tmp_path), 3, "model.safetensors", "lists and objects")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map":[' + ",".join(["[]"] * 9_000_000) + "]}")
+    refused(light.command("inspect", folder, cwd=tmp_path), 3, "index.json", "lists and objects")
+    names = {f"tensor{number}": "model-00001-of-00002.safetensors" for number in range(1_000_000)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    refused(light.command("inspect", folder, cwd=tmp_path), 3, "index.json", "tensors", peak=PEAK)

@@ -27,3 +27,16 @@ def count_matches(pattern: str, base: str) -> None:
     from ligo_convert.io.globs import expand
 
     print(len(expand(pattern, Path(base))))
+
+
+def read_rows(path: str, count: int) -> None:
+    """Read the first texts of a Parquet file or a file of JSON lines, as a fit does."""
+    import itertools
+
+    from ligo_convert.data.hf_datasets import parquet_rows, reordered
+    from ligo_convert.data.text_files import regular_file, shuffled_chunks
+
+    file = regular_file(Path(path))
+    assert file is not None
+    rows = reordered(parquet_rows([file.path], 0), 0) if path.endswith("parquet") else shuffled_chunks([file], 0)
+    print(sum(len(row) for row in itertools.islice(rows, count)))
