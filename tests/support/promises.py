@@ -109,6 +109,13 @@ PROMISES: tuple[Promise, ...] = (
                 broken="if False:",
                 tests=("tests/io/test_staging.py::test_a_write_that_lies_about_its_size_is_noticed",),
             ),
+            Guard(
+                keeps="an output is synced before it gets its name",
+                file="io/staging.py",
+                text="                sync_directory(path)\n            else:",
+                broken="                pass\n            else:",
+                tests=("tests/laws/test_power_loss.py::test_an_output_is_absent_or_whole_and_stays_after_the_end",),
+            ),
         ),
     ),
     Promise(
@@ -137,6 +144,13 @@ PROMISES: tuple[Promise, ...] = (
                 text="                if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file, or a link\n",
                 broken="                if False:\n",
                 tests=("tests/io/test_staging.py::test_a_stranger_in_the_staging_place_is_left_alone",),
+            ),
+            Guard(
+                keeps="a permanent refusal leaves no staged work in the way",
+                file="io/staging.py",
+                text="                self.discard()\n        self.close()\n",
+                broken="                pass\n        self.close()\n",
+                tests=("tests/conversion/test_configs.py::test_a_mended_recipe_follows_a_refusal_that_came_late",),
             ),
         ),
     ),
@@ -395,6 +409,30 @@ PROMISES: tuple[Promise, ...] = (
                 broken='return torch.load(path, map_location="cpu", weights_only=False, mmap=zipped)',
                 tests=("tests/importing/test_import.py::test_a_file_that_is_not_plain_weights_is_refused",),
             ),
+            Guard(
+                keeps="keys of a config that name code are dropped",
+                file="checkpoints/opening.py",
+                text="without_code(strict_json(small_files.read(CONFIG), label=where), label=where)",
+                broken="(strict_json(small_files.read(CONFIG), label=where), [])",
+                tests=(
+                    "tests/conversion/test_configs.py::test_no_source_chooses_code",
+                    "tests/checkpoints/test_reader.py::test_a_key_that_names_code_is_dropped_with_a_warning",
+                ),
+            ),
+            Guard(
+                keeps="a recipe names no code",
+                file="recipes/errors.py",
+                text="            if chooses_code(key):\n",
+                broken="            if False:\n",
+                tests=("tests/conversion/test_configs.py::test_a_recipe_chooses_no_code",),
+            ),
+            Guard(
+                keeps="the command line turns kernels of the Hub off",
+                file="cli/main.py",
+                text='    os.environ["USE_HUB_KERNELS"] = "0"\n',
+                broken="",
+                tests=("tests/laws/test_library_calls.py::test_the_command_line_turns_kernels_from_the_hub_off",),
+            ),
         ),
     ),
     Promise(
@@ -513,8 +551,11 @@ PROMISES: tuple[Promise, ...] = (
             Guard(
                 keeps="a place where nothing can be made is found first",
                 file="io/files.py",
-                text='        do("mkdir", probe, passing=(FileExistsError,))\n',
-                broken="        pass\n",
+                text="    with contextlib.suppress(FileExistsError):\n"
+                '        do("mkdir", probe, passing=(FileExistsError,))\n'
+                "    with contextlib.suppress(FileNotFoundError):\n"
+                '        do("rmdir", probe, passing=(FileNotFoundError,))\n',
+                broken="",
                 tests=("tests/io/test_files.py::test_a_read_only_disk_is_told_at_once",),
             ),
             Guard(
@@ -523,6 +564,22 @@ PROMISES: tuple[Promise, ...] = (
                 text="shards.nbytes + SIDE_FILE_BYTES + beside)",
                 broken="shards.nbytes + SIDE_FILE_BYTES)",
                 tests=("tests/outputs/test_carried.py::test_the_room_for_carried_files_is_asked_for_before_any_work",),
+            ),
+            Guard(
+                keeps="a plan refuses values of a source's config that are of the wrong kind",
+                file="families/schema.py",
+                text="        wrong = self.wrong_value(config)\n",
+                broken="        wrong = None\n",
+                tests=("tests/conversion/test_configs.py::test_a_value_of_the_wrong_kind_is_refused_by_the_plan",),
+            ),
+            Guard(
+                keeps="what the library refuses is refused before staging",
+                file="conversion/convert.py",
+                text="        check_plan(plan, source)\n",
+                broken="        pass\n",
+                tests=(
+                    "tests/conversion/test_configs.py::test_what_the_library_refuses_is_refused_before_any_staging",
+                ),
             ),
         ),
     ),
@@ -737,6 +794,22 @@ PROMISES: tuple[Promise, ...] = (
                 text="        measured, dtype = {**measured, **again()}, torch.float64\n",
                 broken="        pass\n",
                 tests=("tests/conversion/test_certificate.py::test_rounding_in_float32_condemns_no_exact_growth",),
+            ),
+            Guard(
+                keeps="a model in memory is the one that its config describes",
+                file="in_memory.py",
+                text="    check_given(model, old, dtype=dtype)\n",
+                broken="",
+                tests=(
+                    "tests/training/test_given_model.py::test_a_model_that_its_config_does_not_describe_is_refused",
+                ),
+            ),
+            Guard(
+                keeps="a model remembers nothing between two measurements",
+                file="training/functional_model.py",
+                text="        with stateless(self.module):\n",
+                broken="        if True:\n",
+                tests=("tests/training/test_given_model.py::test_a_model_of_the_library_remembers_no_sequence",),
             ),
         ),
     ),
