@@ -133,12 +133,14 @@ class Staging:
         self._write_own("run", self._run)
 
     def _keep_facts(self, facts: Facts) -> None:
-        """Write what the key depends on beside it, or again where it is damaged."""
+        """Write what the key depends on beside it, or again where it is damaged or tells of another run."""
         path = self.work / FACTS
         if os.path.lexists(path):
-            if _read_facts(self.work):
+            found = _read_facts(self.work)
+            if found == facts:
                 return
-            self.warn(f"{WORK}/{FACTS}", "damaged", "written again")
+            if not found:
+                self.warn(f"{WORK}/{FACTS}", "damaged", "written again")
             remove_any(path)
         text = json.dumps(facts)
         self._write_own(FACTS, f"{text}\n{_sha256(text.encode())}\n")
