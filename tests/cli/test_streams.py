@@ -75,6 +75,7 @@ def test_a_result_that_cannot_be_printed_is_no_bug(
     assert b"bug" not in done.stderr
 
 
+@pytest.mark.slow  # four real processes import torch
 def test_the_work_is_done_though_nothing_can_be_printed(place: Path, tmp_path: Path) -> None:
     """With all three streams closed, the first files of the work would also get their numbers, and what is printed."""
     usual = json.loads(shell(place, f"run recipe.yaml --json --out {tmp_path / 'usual'}", "").stdout)
