@@ -6,9 +6,9 @@
 Input: the source texts of Python's standard library, as bytes. Output: for each seed the held-out loss, in nats per byte, of the source, of
 each start before training (all equal: the function is the same), and of each start after training. All arms of a seed see the same batches.
 
-A source of 2 layers and width 48 grows by `lemon` and `identity` to 4 layers and width 96. The arms differ in the rows of copied entries in
-Input: the source texts of Python's standard library, as bytes. Output: for each seed the held-out loss, in nats a byte, of the source, of
-copies share, so that it differs from `twins` as much as `parted` does, and has twins all the same.
+A source of 2 layers and width 48 grows by `lemon` and `identity` to 4 layers and width 96. The arms differ in the rows of copied entries
+in the silent layers: `parted` has the signs that growth draws; `twins` has plain copies; `control` has plain copies under drawn signs that
+both copies share, so that it differs from `twins` as much as `parted` does, and has twins all the same.
 """
 
 from __future__ import annotations
