@@ -87,17 +87,19 @@ def certificate(
         batch = on_device(examples.take(rows), device, dtype)
         counts["tokens"] += batch["input_ids"].numel() if "input_ids" in batch else 0
         counts["images"] += len(rows) if "pixel_values" in batch else 0
+        # A model without a head reads the tokens that labels hide from one with a head. Here both read the same.
+        seen = batch if same_head else {name: tensor for name, tensor in batch.items() if name != "labels"}
         with torch.no_grad():
             layers = _Layers(source, target, operator, depths, widen, sums)
-            old = source.library.watched(source.parameters, batch, layers.keep)
-            new = target.library.watched(target.parameters, batch, layers.compare)
+            old = source.library.watched(source.parameters, seen, layers.keep)
+            new = target.library.watched(target.parameters, seen, layers.compare)
             if same_head:
                 loss = source.library.task.loss
                 sums.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
             elif widen is not None:
                 sums.add(widen(layers.last_of_source), layers.last, weight(batch), None)
             del layers
-            cost.add(new, batch)
+            cost.add(new, seen if target.library.task.loss is None else batch)
     found = {**sums.result(), **counts}
     return found if found["verdict"] is None else {**found, **cost.result()}
 

@@ -531,7 +531,7 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
         SourceError,
         r"one of: bert, cait, deit, gpt2, llama",
     ),
-    "misspelt model type": (config_set(model_type="gpt"), HIDDEN, {}, SourceError, r"did you mean gpt2"),
+    "misspelt model type": (config_set(model_type="gpt"), HIDDEN, {}, SourceError, r"the tensor names are those of gpt2"),
     "code in the config": (config_set(trust_remote_code=True), HIDDEN, {}, SourceError, "trust_remote_code"),
     "truncated weights": (truncate, HIDDEN, {}, SourceError, r"source/model\.safetensors"),
     "overlapping tensors": (overlap, HIDDEN, {}, SourceError, r"source/model\.safetensors.*overlap|overlap"),

@@ -283,10 +283,10 @@ def _change(text: str, new: str):
 CRAFTED = [
     (_change('"n_embd":24', '"n_embd":36'), "of another size|do not fit"),
     (_change('"n_layer":5', '"n_layer":6'), "another shape"),
-    (_change('"drawn_layers":{', '"drawn_layers":[{'), "no growth operator"),
+    (_change('"drawn_layers":{', '"drawn_layers":[{'), "malformed JSON"),
     (_change('"drawn_layers":{"layer":[false,', '"drawn_layers":{"layer":['), "does not have"),
     (_change('"format":"ligo-operator/3"', '"format":"ligo-operator/9"'), "another version"),
-    (_change('"seed"', '"sead"'), "no growth operator"),
+    (_change('"seed"', '"sead"'), "field 'seed' is not what it should be"),
     (_change('"rewrites":[]', '"rewrites":["scramble"]'), "not known here"),
     (lambda metadata: {"format": "pt"}, "no growth operator"),
 ]

@@ -952,6 +952,8 @@ def test_a_new_head_learns_to_fill_in_masks(name: str, head: Head, encoders: Cal
     assert loss["source"] is None, "the source has no such head"
     assert math.isfinite(loss["initial"])
     assert loss["fitted"] <= loss["initial"] + 0.5
+    kept = outcome.metrics["preservation"]
+    assert (kept["verdict"], kept["measured"]) == ("exact", "exact"), "source and target read the same tokens"
     check_fit(outcome.out)
     assert type(load(outcome.out)).__name__ == wanted
     verify(outcome.out, source=str(source), load=True)
@@ -1083,7 +1085,6 @@ def test_an_architecture_that_no_family_lists_is_refused(
 NOT_DESCRIBED = {
     "registers": {"reg_tokens": 4},
     "pooled": {"global_pool": "avg"},
-    "oblong": {"img_size": [16, 24]},
     "no head": {"num_classes": 0},
     "another activation": {"act_layer": "relu"},
 }
