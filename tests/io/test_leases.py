@@ -235,6 +235,18 @@ def test_a_long_pause_between_two_looks_counts_for_little(monkeypatch: pytest.Mo
     assert watch.idle("a", "other") == 0.0
 
 
+def test_a_record_under_the_name_of_another_is_discarded(tmp_path: Path) -> None:
+    warned: list[str] = []
+    with Leases(tmp_path, warn=lambda name, text: warned.append(f"{name}: {text}")) as leases:
+        assert leases.acquire("a")
+        leases.complete("a", {"state": "done"})
+        (tmp_path / "done" / "a.json").rename(tmp_path / "done" / "b.json")
+        assert leases.read_record("b") is None
+        assert len(warned) == 1
+        assert "b: its record is damaged (the record of other work)" in warned[0]
+        assert not (tmp_path / "done" / "b.json").exists()
+
+
 def test_a_lease_is_exclusive_until_it_is_released(tmp_path: Path) -> None:
     with Leases(tmp_path) as one, Leases(tmp_path) as two:
         assert one.acquire("a")

@@ -235,14 +235,11 @@ PROMISES: tuple[Promise, ...] = (
                 tests=("tests/checkpoints/test_writer.py::test_weight_files_of_another_plan_do_not_stay",),
             ),
             Guard(
-                keeps="a record of a batch has the digest and the name that it states",
+                keeps="a record of a batch is that of the entry it is used for",
                 file="io/leases.py",
                 text='                case {"name": str(found), "record": dict(record)} if found == name:\n',
                 broken='                case {"record": dict(record)}:\n',
-                tests=(
-                    "tests/laws/test_fuzz_readers.py::test_records_of_a_batch",
-                    "tests/laws/test_damaged_state.py::test_a_damaged_record_of_a_batch_is_made_again",
-                ),
+                tests=("tests/io/test_leases.py::test_a_record_under_the_name_of_another_is_discarded",),
             ),
         ),
     ),
