@@ -576,7 +576,7 @@ PROMISES: tuple[Promise, ...] = (
                 file="errors.py",
                 text='    return printable(text if len(text) <= _LINE else f"{text[:_LINE]}...")\n',
                 broken="    return printable(text)\n",
-                tests=("tests/laws/test_size_bombs.py::test_a_long_value_is_not_repeated_in_the_message",),
+                tests=("tests/test_errors.py::test_an_error_is_a_few_lines_whatever_it_repeats",),
             ),
             Guard(
                 keeps="brackets of a JSON file are counted before it is parsed",
@@ -605,13 +605,6 @@ PROMISES: tuple[Promise, ...] = (
                 text="            if visits.count > VISITS.most:\n",
                 broken="            if False:\n",
                 tests=("tests/data/test_data_bombs.py::test_a_glob_counts_what_it_visits",),
-            ),
-            Guard(
-                keeps="a row group is measured before it is decoded",
-                file="data/hf_datasets.py",
-                text="            _check_group(table, path, group)\n",
-                broken="            pass\n",
-                tests=("tests/data/test_data_bombs.py::test_a_parquet_file_that_repeats_a_long_text_is_read_in_parts",),
             ),
         ),
     ),
