@@ -246,7 +246,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         number="P6",
         sentence="The same source, recipe, versions and kind of processor give the same bytes with any number of threads, cores and jobs.",
-        others="No other tool records or fixes its threads. torch's sums, least squares and singular values differ between 1, 2 and 4.",
+        others="torch's sums, least squares and singular values differ between 1, 2 and 4 threads.",
         guards=(
             Guard(
                 keeps="a tensor grows with one thread",
@@ -342,7 +342,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         number="P8",
         sentence="`verify --source` derives every tensor again from source and operator; a changed bit gives exit code 7.",
-        others="No other tool derives its output again.",
+        others="No other tool is known to derive its output again.",
         guards=(
             Guard(
                 keeps="no file lies in an output that no run writes",
@@ -874,7 +874,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         number="P20",
         sentence="A verdict says what is true: exact needs the mathematics of the method and the measurement of this model.",
-        others="No other tool states before a run what growth preserves. LEMON's code prints a largest difference after it.",
+        others="No other tool is known to state before a run what growth preserves. LEMON's code prints a largest difference after it.",
         guards=(
             Guard(
                 keeps="a method that is near by mathematics is never certified exact",
