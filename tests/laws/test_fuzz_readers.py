@@ -99,7 +99,7 @@ def test_operators(case: tuple[str, ...], count: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_operator_that_is_read_can_be_applied_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading in the library, a large part of the time, is left out."""
-    monkeypatch.setattr("ligo_convert.conversion.write.check_loads", lambda *_: {})
+    monkeypatch.setattr("ligo_convert.conversion.write.check_loads", lambda *_, **__: {})
     source, make = write_case(tmp_path / "source", "gpt2"), operator_maker(*OPERATORS[0])
     file = tmp_path / "operator.safetensors"
 

@@ -61,7 +61,11 @@ class Measured:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
         )
-        assert self._ask({}) == {"ready": True}
+        try:
+            assert self._ask({}) == {"ready": True}
+        except BaseException:  # a module that is not installed: the process has ended, and says so on stderr
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
