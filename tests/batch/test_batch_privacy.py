@@ -9,35 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
+from support.light_models import write_light_recipe, write_light_source
 
-from ligo_convert.families.registry import FAMILIES
 from ligo_convert.outputs.privacy import place_of, without_places
 
 ROOT = Path(__file__).parents[2]
 CANARY = "kanarienvogel"
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 29}
 
 
 def test_nothing_private_is_in_the_state_or_the_report(tmp_path: Path) -> None:
     home = tmp_path / CANARY
     place = home / "project"
-    family = FAMILIES["gpt2"]
-    specs = [spec for _, _, spec in family.tensors_of(family.rows_for(GPT2), GPT2, dtype="F32")]
-    (place / "source").mkdir(parents=True)
-    weights = {spec.name: np.zeros(spec.shape, np.float32) for spec in specs}
-    (place / "source" / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    (place / "source" / "config.json").write_text(json.dumps(GPT2))
-    recipe = {
-        "version": 1,
-        "source": {"model": "./source"},
-        "target": {"config": {"n_layer": 4}},
-        "growth": {"width": "copy", "depth": "stack"},
-        "output": {"dir": "out"},
-    }
-    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    write_light_source(place / "source")
+    write_light_recipe(place / "recipe.yaml", depth="stack")
     entries = [
         {"name": "good", "recipe": "recipe.yaml"},
         {"name": "lost", "recipe": "recipe.yaml", "source": "./nowhere"},

@@ -9,35 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
-
-from ligo_convert.families.registry import FAMILIES
+from support.light_models import write_light_recipe, write_light_source
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120.0
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 29}
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is one of Linux")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("streams")
-    family = FAMILIES["gpt2"]
-    specs = [spec for _, _, spec in family.tensors_of(family.rows_for(GPT2), GPT2, dtype="F32")]
-    (place / "source").mkdir()
-    weights = {spec.name: np.zeros(spec.shape, np.float32) for spec in specs}
-    (place / "source" / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    (place / "source" / "config.json").write_text(json.dumps(GPT2))
-    recipe = {
-        "version": 1,
-        "source": {"model": "./source"},
-        "target": {"config": {"n_layer": 4}},
-        "growth": {"width": "copy", "depth": "identity"},
-        "output": {"dir": "out"},
-    }
-    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    write_light_source(place / "source")
+    write_light_recipe(place / "recipe.yaml")
     return place
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import faults
+from support.cached import restored
 from support.recorded import RecordedProgress
 from support.source_models import DEEPER, write_checkpoint, write_text
 
 from ligo_convert.conversion.convert import convert
-from ligo_convert.errors import VerificationError
 from ligo_convert.io import leases
 from ligo_convert.io.cache import CacheEntry, ResultCache
 from ligo_convert.recipes.recipe import load_recipe
@@ -30,15 +29,8 @@ FILES: dict[str, Path | bytes] = {**CONTENT}
 
 def stored(cache: ResultCache) -> dict[str, bytes] | None:
     """What a run takes out of the entry `fit-key`; None where it has to compute it."""
-    found: dict[str, bytes] = {}
-
-    def place(name: str, blocks: Iterator[bytes], sha256: str) -> None:
-        found[name] = b"".join(blocks)
-        if hashlib.sha256(found[name]).hexdigest() != sha256:
-            raise VerificationError("these are not the expected bytes", where=name)
-
     with cache.lock_entry("fit", "key") as entry:
-        return found if entry.restore(place) else None
+        return restored(entry)
 
 
 def hidden(folder: Path) -> list[str]:

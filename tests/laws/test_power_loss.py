@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cached import restored
 from support.outputs import hidden, same
 from support.power import Recorder, Tree, build, files_of, tree_of
 from support.recorded import RecordedProgress
@@ -18,7 +18,6 @@ from support.source_models import GROWN, fit_section, recipe_text, write_checkpo
 from support.staged import FILES, finish, job
 
 from ligo_convert.conversion.convert import convert
-from ligo_convert.errors import VerificationError
 from ligo_convert.io.cache import ResultCache
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
@@ -87,15 +86,9 @@ def test_an_entry_of_the_cache_is_whole_or_computed_again(tmp_path: Path) -> Non
     files: dict[str, Path | bytes] = {**content}
 
     def taken(cache: ResultCache) -> dict[str, bytes] | None:
-        found: dict[str, bytes] = {}
-
-        def place(name: str, blocks: Iterator[bytes], sha256: str) -> None:
-            found[name] = b"".join(blocks)
-            if hashlib.sha256(found[name]).hexdigest() != sha256:
-                raise VerificationError("these are not the expected bytes", where=name)
-
         with cache.lock_entry("fit", "key") as entry:
-            if entry.restore(place):
+            found = restored(entry)
+            if found is not None:
                 return found
             entry.store(files)
             return None

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
+from support.light_models import GPT2, write_light_recipe, write_light_source
 from support.measured import Cost, Measured
 
-from ligo_convert.families.registry import FAMILIES
 from ligo_convert.limits import AXIS, LABELS, LAYERS
 
 SECONDS, PEAK = 5.0, 500_000_000
 # Nothing that is refused by a plan needs torch, which alone takes more than this.
 LIGHT_PEAK = 200_000_000
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 29}
 BERT = {
     "model_type": "bert",
     "hidden_size": 8,
@@ -35,28 +32,8 @@ def light() -> Iterator[Measured]:
         yield found
 
 
-def source(folder: Path, config: Mapping[str, object], **changes: object) -> Path:
-    """A checkpoint of the tensors of `config`, whose config.json says something else."""
-    folder.mkdir(exist_ok=True)
-    family = FAMILIES[str(config["model_type"])]
-    specs = [spec for _, _, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")]
-    weights = {spec.name: np.zeros(spec.shape, np.float32) for spec in specs}
-    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    return folder
-
-
 def recipe(path: Path, **sections: object) -> Path:
-    content = {
-        "version": 1,
-        "source": {"model": "./source"},
-        "target": {"config": {"n_layer": 4}},
-        "growth": {"width": "copy", "depth": "identity"},
-        "output": {"dir": str(path.parent / "out")},
-        **sections,
-    }
-    path.write_text(json.dumps(content))
-    return path
+    return write_light_recipe(path, out=str(path.parent / "out"), **sections)
 
 
 def refused(cost: Cost, code: int, *words: str, peak: int = LIGHT_PEAK) -> None:
@@ -71,14 +48,14 @@ def refused(cost: Cost, code: int, *words: str, peak: int = LIGHT_PEAK) -> None:
 
 @pytest.mark.parametrize("layers", [10**9, LAYERS.most + 1], ids=str)
 def test_layers_are_counted_before_they_are_named(light: Measured, tmp_path: Path, layers: int) -> None:
-    source(tmp_path / "source", GPT2)
-    source(tmp_path / "deep", GPT2, n_layer=layers)
+    write_light_source(tmp_path / "source", GPT2)
+    write_light_source(tmp_path / "deep", GPT2, n_layer=layers)
     base, word = recipe(tmp_path / "base.yaml"), "n_layer"
     deep = recipe(tmp_path / "target.yaml", target={"config": {"n_layer": layers}})
     pretrain = {"pretrain": {"config": {**GPT2, "n_layer": layers}, "steps": 1}}
     fit = {"steps": 1, "sequence_length": 8, "data": {"stdlib": True}}
     # As many layers as a model may have are held against the stored tensors.
-    source(tmp_path / "deepest", GPT2, n_layer=LAYERS.most - 1)
+    write_light_source(tmp_path / "deepest", GPT2, n_layer=LAYERS.most - 1)
     refused(light.command("plan", base, "--source", "./deepest", cwd=tmp_path), 3, "28 tensors", word)
     refused(light.command("plan", base, "--source", "./deep", cwd=tmp_path), 3, word)
     refused(light.command("run", base, "--source", "./deep", cwd=tmp_path), 3, word)
@@ -104,8 +81,8 @@ def test_layers_are_counted_before_they_are_named(light: Measured, tmp_path: Pat
 @pytest.mark.parametrize("key", ["n_embd", "n_inner", "n_head", "vocab_size"])
 @pytest.mark.parametrize("size", [AXIS.most + 1, 10**400, 1e300], ids=["2**31", "10**400", "1e300"])
 def test_a_size_of_no_model_is_refused(light: Measured, tmp_path: Path, key: str, size: float) -> None:
-    source(tmp_path / "source", GPT2)
-    source(tmp_path / "large", GPT2, **{key: size})
+    write_light_source(tmp_path / "source", GPT2)
+    write_light_source(tmp_path / "large", GPT2, **{key: size})
     refused(light.command("plan", recipe(tmp_path / "base.yaml"), "--source", "./large", cwd=tmp_path), 3, key)
     if size != 10**400:  # recipes hold no number of so many digits
         wide = recipe(
@@ -116,14 +93,16 @@ def test_a_size_of_no_model_is_refused(light: Measured, tmp_path: Path, key: str
 
 def test_classes_are_counted_before_they_are_named(light: Measured, tmp_path: Path) -> None:
     for labels in (10**8, 10**12, LABELS.most + 1):
-        source(tmp_path / "source", BERT)
-        source(tmp_path / "many", BERT, num_labels=labels)
+        write_light_source(tmp_path / "source", BERT)
+        write_light_source(tmp_path / "many", BERT, num_labels=labels)
         target = {"config": {"num_hidden_layers": 4}}
         base = recipe(tmp_path / "base.yaml", target=target)
         refused(light.command("plan", base, "--source", "./many", cwd=tmp_path), 3, "num_labels")
         changed = recipe(tmp_path / "changed.yaml", target={"config": {"num_labels": labels}})
         refused(light.command("plan", changed, cwd=tmp_path), 2, "num_labels")
-    fitting = source(tmp_path / "fitting", BERT, id2label={str(number): f"LABEL_{number}" for number in range(100_000)})
+    fitting = write_light_source(
+        tmp_path / "fitting", BERT, id2label={str(number): f"LABEL_{number}" for number in range(100_000)}
+    )
     cost = light.command("plan", base, "--source", fitting, cwd=tmp_path)
     assert cost.code == 0, cost
     assert cost.seconds < SECONDS
@@ -132,10 +111,10 @@ def test_classes_are_counted_before_they_are_named(light: Measured, tmp_path: Pa
 
 def test_a_long_value_is_not_repeated_in_the_message(light: Measured, tmp_path: Path) -> None:
     """A config of 4 MB gives an error of a line."""
-    source(tmp_path / "source", GPT2)
+    write_light_source(tmp_path / "source", GPT2)
     cases = {"n_layer": [1] * 1_000_000, "model_type": [1] * 1_000_000, "scale_attn_weights": "x" * 3_000_000}
     for key, value in cases.items():
-        source(tmp_path / "long", GPT2, **{key: value})
+        write_light_source(tmp_path / "long", GPT2, **{key: value})
         cost = light.command("plan", recipe(tmp_path / "base.yaml"), "--source", "./long", cwd=tmp_path)
         assert cost.code in (0, 2, 3), (key, cost)
         assert len(cost.err) < 2000, key
@@ -151,7 +130,7 @@ def test_numbers_of_the_command_line_are_short(light: Measured, tmp_path: Path) 
 
 
 def test_shards_without_entries_cost_nothing(light: Measured, tmp_path: Path) -> None:
-    source(tmp_path / "source", GPT2)
+    write_light_source(tmp_path / "source", GPT2)
     recipe(tmp_path / "base.yaml")
     manifest = tmp_path / "many.yaml"
     manifest.write_text(json.dumps({"version": 1, "out": "outs", "entries": [{"name": "a", "recipe": "base.yaml"}]}))
@@ -163,7 +142,7 @@ def test_shards_without_entries_cost_nothing(light: Measured, tmp_path: Path) ->
 
 
 def test_brackets_of_a_json_file_are_counted_before_it_is_parsed(light: Measured, tmp_path: Path) -> None:
-    folder = source(tmp_path / "source", GPT2)
+    folder = write_light_source(tmp_path / "source", GPT2)
     header = ('{"a":[' + ",".join(["[]"] * 5_500_000) + "]}").encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
     refused(light.command("inspect", folder, cwd=tmp_path), 3, "model.safetensors", "lists and objects")
