@@ -100,6 +100,7 @@ def _load_text(
 
 
 def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress) -> DataSplits:
+    from ligo_convert.data.augment import augmented
     from ligo_convert.data.images import Preparation, image_splits
     from ligo_convert.families.configs import image_preprocessing
 
@@ -108,7 +109,7 @@ def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress
     sizes = family.sizes(config)
     preparation = Preparation(channels=sizes["rgb"], **image_preprocessing(config))
     with progress.task("reading images", unit="images") as task:
-        return image_splits(
+        splits = image_splits(
             settings.data.images,
             base=plan.recipe.base,
             preparation=preparation,
@@ -118,3 +119,4 @@ def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress
             seed=settings.seed,
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )
+    return augmented(splits, settings.data.augment or (), seed=settings.seed)

@@ -155,12 +155,15 @@ class ImageExamples:
         files: the image files.
         classes: int64 [images].
         preparation: the preprocessing of the model.
+        augmentation: changes the pixels of rows (uint8 [images, channels, height, width]) for a numbered draw; see `data.augment`. Draw 0,
+            which is for evaluation, is never changed.
         cache: row -> decoded pixels, up to `CACHE_BYTES` in all.
     """
 
     files: tuple[Path, ...]
     classes: np.ndarray
     preparation: Preparation
+    augmentation: Callable[[Sequence[int], int, np.ndarray], np.ndarray] | None = None
     cache: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -168,6 +171,8 @@ class ImageExamples:
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
         pixels = np.stack([self._pixels(row) for row in rows])
+        if self.augmentation is not None and draw > 0:
+            pixels = self.augmentation(rows, draw, pixels)
         return {"pixel_values": self.preparation.normalised(pixels), "labels": self.classes[list(rows)]}
 
     def _pixels(self, row: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ligo_convert.data.augment import AUGMENTATIONS
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
@@ -310,7 +311,10 @@ class DataConfig(Section):
     """Training data of the fit."""
 
     alternatives = ("text", "hub", "images", "stdlib")
-    only_with: ClassVar[dict[str, tuple[str, ...]]] = {"tokenizer": ("text", "hub", "stdlib")}
+    only_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "tokenizer": ("text", "hub", "stdlib"),
+        "augment": ("images",),
+    }
 
     text: list[Text] | None = Field(
         default=None,
@@ -320,6 +324,13 @@ class DataConfig(Section):
     )
     hub: HubDataConfig | None = Field(default=None, description="dataset on the Hub")
     images: Text | None = Field(default=None, description="folder of images, with one subfolder per class")
+    augment: list[Annotated[Text, BeforeValidator(_one_of(tuple(AUGMENTATIONS)))]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="random changes of training images, anew in every epoch, in this order: flip (left and right, half of the images),"
+        " crop (after padding by an eighth of each side), trivial-augment (one of 13 changes of colour or shape, or none); default: none",
+    )
     stdlib: bool = Field(default=False, description="use the source code of Python's standard library")
     tokenizer: Text | None = Field(
         default=None, description="tokenizer: directory or Hub id; default: the source's tokenizer"

@@ -142,6 +142,7 @@ def test_defaults(write: Write) -> None:
         "text": None,
         "hub": {"id": "org/set", "name": None, "split": "train", "column": "text", "revision": "main"},
         "images": None,
+        "augment": None,
         "stdlib": False,
         "tokenizer": None,
     }
@@ -295,6 +296,18 @@ BAD = [
         "    images: x\n    tokenizer: gpt2",
         "16:3",
         "fit.data: tokenizer is allowed only with text or hub or stdlib, not with images",
+    ),
+    (
+        TEXT,
+        "    stdlib: true\n    augment: [flip]",
+        "16:3",
+        "fit.data: augment is allowed only with images, not with stdlib",
+    ),
+    (
+        TEXT,
+        "    images: x\n    augment: [flip, mix]",
+        "18:21",
+        "fit.data.augment[1]: unknown name 'mix' (one of flip, crop, trivial-augment)",
     ),
     (TEXT, "    stdlib: 1", "17:13", "fit.data.stdlib: should be true or false, not 1"),
     (TEXT, "    hub: {name: x}", "17:5", "fit.data.hub.id: missing (Hub id of the dataset)"),
@@ -777,6 +790,18 @@ def test_two_local_targets_are_two_recipes(write: Write, tmp_path: Path) -> None
     one, two = (load_recipe(write(changed(target={"model": place}))) for place in ("./one", "./two"))
     assert digest(one) != digest(two)
     assert digest(one, target={"config.json": "ff"}) == digest(two, target={"config.json": "ff"})
+
+
+def test_augmentation_is_a_part_of_the_digest(write: Write) -> None:
+    """A recipe of images from before the key existed keeps its digest and its public form."""
+    plain, none, flip, both = (
+        load_recipe(write(FULL.replace("    text: [corpus/*.txt]\n", f"    images: photos\n{line}")))
+        for line in ("", "    augment: null\n", "    augment: [flip]\n", "    augment: [flip, crop]\n")
+    )
+    assert digest(plain) == digest(none) == "23b71f534ea00901702b4357cda3b86cfbd6df58b04fcfb8b35d60d04c4244c2"
+    assert "augment" not in plain.public()["fit"]["data"]
+    assert flip.public()["fit"]["data"]["augment"] == ["flip"]
+    assert len({digest(recipe) for recipe in (plain, flip, both)}) == 3
 
 
 def test_the_digest_stays_what_it_was(write: Write) -> None:
