@@ -230,7 +230,7 @@ class Grower:
         layers = self.family.layers(row, self.operator.target)
         if self._parts(row):
             grown = torch.stack(
-                [self._with_parted(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
+                [self.with_parted(row, tensor, layer) for layer, tensor in zip(layers, grown, strict=True)]
             )
         if self.operator.unit_layers.get(row.pattern):
             grown = torch.stack(
@@ -320,7 +320,7 @@ class Grower:
         grown = self.join(row, out)
         if self._mean_preserver is not None:
             grown = self._with_mean_preserving(row, grown, layer, source)
-        grown = self._with_parted(row, grown, layer)
+        grown = self.with_parted(row, grown, layer)
         grown = self._with_unit(row, grown, layer)
         return self._with_drawn(row, self._unscaled(row, grown, layer), layer)
 
@@ -401,7 +401,7 @@ class Grower:
             )
         )
 
-    def _with_parted(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
+    def with_parted(self, row: Row, grown: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Part the rows of copied entries, and fill those of empty ones, in a silent layer (`growth.twins`).
 
         A parted row takes the magnitudes of the row that it copies and draws the sign of every coefficient: it has the same scale, and is

@@ -79,10 +79,30 @@ def added_parts(family: Family, operator: Operator) -> dict[str, Part]:
         )
         # Without old entries in one dim the tensor has none.
         whole = entries if all(entries) else ((),) * len(shape)
-        continuing = _continuing(operator, row, taken[row.depth]) if row.depth else {None}
+        continuing = {*_first_copies(operator, row, taken[row.depth]).values()} if row.depth else {None}
         for layer in family.layers(row, operator.target):
             parts[row.name(layer)] = Part(shape=shape, old=whole if layer in continuing else ((),) * len(shape))
     return parts
+
+
+def continued(family: Family, operator: Operator) -> dict[str, tuple[Row, int | None]]:
+    """Return, for every target tensor that continues a source tensor, that tensor: target name -> (row, source layer).
+
+    Args:
+        family: narrowed to the target's class.
+    """
+    old, new = family.sizes(operator.source), family.sizes(operator.target)
+    taken = {axis: _taken(family, operator, axis, old[axis], new[axis]) for axis in family.depth_axes}
+    found: dict[str, tuple[Row, int | None]] = {}
+    for row in family.rows_for(operator.target):
+        if row.pattern in operator.drawn_rows:
+            continue
+        if row.depth is None:
+            found[row.name(None)] = row, None
+            continue
+        for source, layer in _first_copies(operator, row, taken[row.depth]).items():
+            found[row.name(layer)] = row, source
+    return found
 
 
 def new_parameters(family: Family, operator: Operator) -> dict[str, Any]:
@@ -148,8 +168,8 @@ def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) ->
     )
 
 
-def _continuing(operator: Operator, row: Row, taken: tuple[int | None, ...]) -> set[int | None]:
-    """Return the target layers in which this row continues the source: for every source layer the first copy that is not silent.
+def _first_copies(operator: Operator, row: Row, taken: tuple[int | None, ...]) -> dict[int, int]:
+    """Return source layer -> the target layer in which this row continues it: the first copy that is not silent.
 
     In post-norm models the affine of a norm moves to a silent layer (`Operator.unit_layers`). That layer continues the norm.
     """
@@ -160,4 +180,4 @@ def _continuing(operator: Operator, row: Row, taken: tuple[int | None, ...]) -> 
         quiet = bool(silent) and silent[layer] and not units
         if source is not None and not quiet and layer not in units:
             first.setdefault(source, layer)
-    return {*first.values()}
+    return first

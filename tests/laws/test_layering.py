@@ -54,6 +54,7 @@ HEAVY_MODULES = {
     "conversion.model_pair",
     "growth.apply",
     "growth.mean_preserving",
+    "growth.moments",
     "growth.rewrites",
     "training.fit",
     "training.functional_model",

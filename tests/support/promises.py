@@ -923,7 +923,7 @@ PROMISES: tuple[Promise, ...] = (
             Guard(
                 keeps="inner rows of silent layers are parted in a stream",
                 file="growth/apply.py",
-                text="        grown = self._with_parted(row, grown, layer)\n",
+                text="        grown = self.with_parted(row, grown, layer)\n",
                 broken="",
                 tests=("tests/growth/test_twins.py::test_learning_and_streaming_part_the_same",),
             ),
