@@ -408,6 +408,10 @@ class Family:
     def is_residual_output(self, row: Row) -> bool:
         return row.module in self.residual_output_modules
 
+    def is_post_norm(self, row: Row) -> bool:
+        """Whether `row` belongs to a norm that follows the sum of a residual branch and its skip connection (post-norm models)."""
+        return self.norm.placement == "post" and row.module in (self.norm.after_attention, self.norm.after_mlp)
+
     def has_residual_init(self, row: Row) -> bool:
         return row.pattern in self._residual_init
 

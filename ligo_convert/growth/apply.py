@@ -596,8 +596,7 @@ class Grower:
 
     def _drawn_mask(self, row: Row, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
         """Return which entries of a target tensor are drawn: bool of the tensor's shape."""
-        flags = self.operator.drawn_layers.get(row.depth or "", ())
-        if row.pattern in self.operator.drawn_rows or (layer is not None and flags and flags[layer]):
+        if self.operator.draws(self.family, row, layer):
             return np.ones(shape, dtype=bool)
         mask = np.zeros(shape, dtype=bool)
         silent = self.operator.silent_layers.get(row.depth or "", ())

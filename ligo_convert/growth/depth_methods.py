@@ -2,8 +2,9 @@
 
 Input: two layer counts. Output: a `DepthMap`. `DEPTHS` holds every method by name; `@depth_method` adds one.
 
-Sources: StackBERT (Gong et al., ICML 2019), LLaMA-Pro arXiv:2401.02415, LEMON arXiv:2310.07999, and the baselines of LiGO
-arXiv:2303.00980. docs/extending/adding-a-method.md explains how to add a method.
+Sources: StackBERT (Gong et al., ICML 2019), MSLT arXiv:2011.13635, MIDAS arXiv:2409.19044, LLaMA-Pro arXiv:2401.02415, LEMON
+arXiv:2310.07999, Deep Progressive Training arXiv:2511.04981, and the baselines of LiGO arXiv:2303.00980.
+docs/extending/adding-a-method.md explains how to add a method.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class DepthMap:
     Attributes:
         source: [new] the old layer that each new layer copies.
         silent: [new] True for a layer that starts as the identity: its residual branches end in zero weights.
-        drawn: [new] True for a layer that is initialised randomly, as the library does it.
+        drawn: [new] True for a layer that is initialised randomly, as the library does it. A layer can be drawn and silent: all of it is
+            drawn but the ends of its branches, which are zero.
     """
 
     source: tuple[int, ...]
@@ -98,6 +100,42 @@ def stack(old: int, new: int) -> DepthMap:
 
 
 @depth_method(
+    "top",
+    verdict="lossy",
+    reason="the top layers are applied again",
+    paper="MSLT, arXiv:2011.13635; gradual stacking in arXiv:2409.19044",
+    summary="the top layers again, above the old ones",
+)
+def top(old: int, new: int) -> DepthMap:
+    """Copy the top `new - old` layers above the old ones. Where more layers are added than there are, the whole stack is repeated."""
+    added = new - old
+    return _copies([layer if layer < old else max(0, layer - added) % old for layer in range(new)])
+
+
+@depth_method(
+    "middle",
+    verdict="lossy",
+    reason="the middle layers are applied again",
+    paper="MIDAS, arXiv:2409.19044",
+    summary="the middle block again, directly above itself",
+)
+def middle(old: int, new: int) -> DepthMap:
+    """Repeat the middle block directly above itself (MIDAS).
+
+    The paper adds one block of b layers at a time to a model of n blocks: block ceil(n / 2) is duplicated. Here b is the number of layers
+    to add. Ours: where the old layers are no whole number of blocks, half of the rest is below the first block; where more layers are
+    added than there are, the whole model is the block, until the rest fits.
+    """
+    source = list(range(old))
+    while len(source) < new:
+        block = min(new - len(source), len(source))
+        blocks, rest = divmod(len(source), block)
+        begin = (-(-blocks // 2) - 1) * block + rest // 2
+        source[begin + block : begin + block] = source[begin : begin + block]
+    return _copies(source)
+
+
+@depth_method(
     "interpolate",
     verdict="lossy",
     reason="layers are applied again",
@@ -119,8 +157,38 @@ def interpolate(old: int, new: int) -> DepthMap:
 def identity(old: int, new: int) -> DepthMap:
     """Repeat every layer in place and silence the repeats, so that they add nothing to the residual stream."""
     source = interpolate(old, new).source
-    silent = tuple(layer > 0 and source[layer - 1] == source[layer] for layer in range(new))
-    return DepthMap(source=source, silent=silent, drawn=(False,) * new)
+    return DepthMap(source=source, silent=_repeats(source), drawn=(False,) * new)
+
+
+def _repeats(source: tuple[int, ...]) -> tuple[bool, ...]:
+    """Return which layers have the same source as the layer below."""
+    return tuple(layer > 0 and source[layer - 1] == taken for layer, taken in enumerate(source))
+
+
+@depth_method(
+    "drawn",
+    verdict="lossy",
+    reason="drawn layers between the old ones",
+    paper="Deep Progressive Training, arXiv:2511.04981",
+    summary="the old layers spread as by interpolate, those between drawn as the library initialises",
+)
+def drawn(old: int, new: int) -> DepthMap:
+    """Spread the old layers as `interpolate` does and initialise the layers between them randomly."""
+    source = interpolate(old, new).source
+    return DepthMap(source=source, silent=(False,) * new, drawn=_repeats(source))
+
+
+@depth_method(
+    "silent-drawn",
+    verdict="exact",
+    reason="drawn layers add nothing to the residual stream yet",
+    paper="Deep Progressive Training, arXiv:2511.04981; silent as in LLaMA-Pro, arXiv:2401.02415",
+    summary="as drawn, the new layers silent",
+)
+def silent_drawn(old: int, new: int) -> DepthMap:
+    """Initialise the new layers randomly, as `drawn` does, and silence them, so that they add nothing to the residual stream."""
+    source = interpolate(old, new).source
+    return DepthMap(source=source, silent=_repeats(source), drawn=_repeats(source))
 
 
 @depth_method(

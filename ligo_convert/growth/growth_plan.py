@@ -223,7 +223,7 @@ def _units(family: Family, depths: Mapping[str, DepthMap]) -> dict[str, tuple[in
         return {}
     units: dict[str, tuple[int, ...]] = {}
     for row in family.rows:
-        if row.depth is None or row.module not in (family.norm.after_attention, family.norm.after_mlp):
+        if row.depth is None or not family.is_post_norm(row):
             continue
         silent = (*depths[row.depth].silent, False)
         if row.module == family.norm.after_attention:
@@ -310,9 +310,9 @@ def _plan_depth(
     listed = any(isinstance(source.get(key), list) for key in family.per_layer_keys)
     moved = [key for key in family.layer_index_keys if family.complete(source).get(key) and not listed]
     if reasons and moved:
-        if growth.depth == "identity":
+        if DEPTHS[growth.depth].verdict == "exact":
             raise RecipeError(
-                f"growth.depth: identity: {moved[0]} makes a layer depend on its index, so moving layers changes the function",
+                f"growth.depth: {growth.depth}: {moved[0]} makes a layer depend on its index, so moving layers changes the function",
                 where=where,
             )
         reasons.append(Reason(verdict="lossy", text=f"{moved[0]} makes a layer depend on its index"))
@@ -386,5 +386,9 @@ def drawn_names(plan: GrowthPlan) -> list[str]:
     drawn = [axis for axis, request in plan.requests.items() if request.old != request.new]
     names = [f"{axis} (new entries)" for axis in drawn if plan.growth.width == "direct"]
     names += [f"{axis} (whole)" for axis in drawn if plan.growth.width == "random"]
-    names += [f"{axis} (whole)" for axis, found in plan.depths.items() if any(found.drawn)]
+    names += [
+        f"{axis} ({'whole' if all(found.drawn) else 'new layers'})"
+        for axis, found in plan.depths.items()
+        if any(found.drawn)
+    ]
     return names + [f"{pattern} (new head)" for pattern in plan.drawn_rows]

@@ -17,7 +17,7 @@ import numpy as np
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.growth_plan import GrowthPlan, grows
 from ligo_convert.growth.maps import ROLES, Axis, Map, dense, identity_axis, kronecker, plain_axis, selection
-from ligo_convert.growth.operator import Keying, Operator, Term
+from ligo_convert.growth.operator import Keying, Operator, Term, draws_row
 from ligo_convert.growth.twins import Symmetry, parted_entries, symmetry_of
 from ligo_convert.growth.width_methods import WIDTHS, WidthRequest, advance_axis, width_axis
 
@@ -53,11 +53,16 @@ def symmetry(plan: GrowthPlan) -> Symmetry:
     terms = _axis_maps(plan)
     if plan.growth.tie == "paper":
         terms = [{name: _read_as_written(axis) for name, axis in axes.items()} for axes in terms]
-    return symmetry_of(plan.family, terms, _silent(plan))
+    drawn = any(any(found.drawn) for found in plan.depths.values())
+    return symmetry_of(plan.family, terms, _silent(plan), drawn=drawn)
 
 
 def _silent(plan: GrowthPlan) -> dict[str, tuple[bool, ...]]:
-    return {axis: found.silent for axis, found in plan.depths.items()}
+    """Return depth axis -> which layers are silent copies. In a silent layer that is drawn there is nothing to part."""
+    return {
+        axis: tuple(silent and not drawn for silent, drawn in zip(found.silent, found.drawn, strict=True))
+        for axis, found in plan.depths.items()
+    }
 
 
 def _axis_maps(plan: GrowthPlan) -> list[dict[str, Axis]]:
@@ -169,7 +174,9 @@ def _depth_matrix(
     if advance and plan.family.is_scale(row):
         return matrix
     for layer, source in enumerate(found.source):
-        if found.drawn[layer] or (end and found.silent[layer]) or layer in units:
+        if draws_row(plan.family, row, drawn=found.drawn[layer], silent=found.silent[layer]):
+            continue
+        if (end and found.silent[layer]) or layer in units:
             continue
         if advance:
             matrix[layer, source] -= 1.0

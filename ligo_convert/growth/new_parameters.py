@@ -79,7 +79,7 @@ def added_parts(family: Family, operator: Operator) -> dict[str, Part]:
         )
         # Without old entries in one dim the tensor has none.
         whole = entries if all(entries) else ((),) * len(shape)
-        continuing = {*_first_copies(operator, row, taken[row.depth]).values()} if row.depth else {None}
+        continuing = {*_first_copies(operator, family, row, taken[row.depth]).values()} if row.depth else {None}
         for layer in family.layers(row, operator.target):
             parts[row.name(layer)] = Part(shape=shape, old=whole if layer in continuing else ((),) * len(shape))
     return parts
@@ -100,7 +100,7 @@ def continued(family: Family, operator: Operator) -> dict[str, tuple[Row, int | 
         if row.depth is None:
             found[row.name(None)] = row, None
             continue
-        for source, layer in _first_copies(operator, row, taken[row.depth]).items():
+        for source, layer in _first_copies(operator, family, row, taken[row.depth]).items():
             found[row.name(layer)] = row, source
     return found
 
@@ -151,10 +151,9 @@ def _ranges(flags: np.ndarray) -> Ranges:
 
 
 def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) -> tuple[int | None, ...]:
-    """Return, for every target layer of a depth axis, the source layer that it copies; None for a layer that copies none."""
-    drawn = operator.drawn_layers.get(axis, ()) or (False,) * new
+    """Return, for every target layer of a depth axis, the source layer that its rows copy; None where no row copies any."""
     if old == new:
-        return tuple(None if flag else layer for layer, flag in enumerate(drawn))
+        return tuple(range(new))
     depths: Mapping[str, Any] = operator.terms[0].depths
     # Learned matrices are dense and differ by row. The source layer with the largest total weight counts as copied.
     total = np.zeros((new, old))
@@ -162,13 +161,10 @@ def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) ->
         if row.depth == axis:
             for key in row.piece_keys():
                 total += np.asarray(depths[key]) if key in depths else 0
-    return tuple(
-        None if flag or weights.max() <= 0 else int(weights.argmax())
-        for flag, weights in zip(drawn, total, strict=True)
-    )
+    return tuple(None if weights.max() <= 0 else int(weights.argmax()) for weights in total)
 
 
-def _first_copies(operator: Operator, row: Row, taken: tuple[int | None, ...]) -> dict[int, int]:
+def _first_copies(operator: Operator, family: Family, row: Row, taken: tuple[int | None, ...]) -> dict[int, int]:
     """Return source layer -> the target layer in which this row continues it: the first copy that is not silent.
 
     In post-norm models the affine of a norm moves to a silent layer (`Operator.unit_layers`). That layer continues the norm.
@@ -178,6 +174,7 @@ def _first_copies(operator: Operator, row: Row, taken: tuple[int | None, ...]) -
     first: dict[int, int] = {}
     for layer, source in enumerate(taken):
         quiet = bool(silent) and silent[layer] and not units
-        if source is not None and not quiet and layer not in units:
+        draws = operator.draws(family, row, layer)
+        if source is not None and not quiet and not draws and layer not in units:
             first.setdefault(source, layer)
     return first

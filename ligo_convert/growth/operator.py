@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.maps import ROLES, Array, Axis, Map
 
 Keying = Literal["source", "target", "shared"]
@@ -24,6 +25,14 @@ MAP_FIELDS = ("index", "weight", "tail")
 
 # Beginning of the name of a stored array of `Operator.parted`; the axis follows.
 PARTED = "parted/"
+
+
+def draws_row(family: Family, row: Row, *, drawn: bool, silent: bool) -> bool:
+    """Return True if a row is initialised randomly in a layer with these flags.
+
+    In a silent layer the ends of the branches are zero, and the norms after a sum (post-norm) are those that keep the function.
+    """
+    return drawn and not (silent and (family.is_residual_output(row) or family.is_post_norm(row)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,7 @@ class Operator:
         terms: the terms of the sum.
         drawn_layers: depth axis -> [new layers] True for a randomly initialised layer.
         silent_layers: depth axis -> [new layers] True for a layer whose residual branches end in zeros; nothing is drawn there.
+            A layer can be drawn and silent (`draws_row`).
         seed: seed of random initialisation.
         drawn_rows: patterns of rows that are initialised randomly as a whole (a new head). They have no depth matrices.
         unit_layers: pattern of a norm's row -> target layers in which the norm has a gain of ones and a shift of zeros, because
@@ -91,6 +101,15 @@ class Operator:
             layer = old if self.keying == "source" else new
             return term.widths.get(f"{stream}@{axis}.{layer}", ())
         return term.widths.get(stream, ())
+
+    def draws(self, family: Family, row: Row, layer: int | None) -> bool:
+        """Return True if a target tensor is initialised randomly as a whole."""
+        if row.pattern in self.drawn_rows:
+            return True
+        if layer is None or row.depth is None or not self.drawn_layers.get(row.depth):
+            return False
+        silent = self.silent_layers.get(row.depth)
+        return draws_row(family, row, drawn=self.drawn_layers[row.depth][layer], silent=bool(silent and silent[layer]))
 
     def map_arrays(self, change: Callable[[str, Array], Array]) -> Operator:
         """Return the operator with every float array replaced by `change(name, array)`. Shared arrays stay shared."""

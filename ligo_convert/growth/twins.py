@@ -66,19 +66,26 @@ def _dense_key(row: np.ndarray) -> Hashable:
     return (column, float(row[column])) if used else EMPTY
 
 
-def symmetry_of(family: Family, terms: Sequence[Mapping[str, Axis]], silent: Mapping[str, Sequence[bool]]) -> Symmetry:
+def symmetry_of(
+    family: Family,
+    terms: Sequence[Mapping[str, Axis]],
+    silent: Mapping[str, Sequence[bool]],
+    *,
+    drawn: bool = False,
+) -> Symmetry:
     """Count the twins and dead entries of a start.
 
     Args:
         terms: the maps of every axis, for each term of the operator.
-        silent: depth axis -> which target layers are silent.
+        silent: depth axis -> which target layers are silent copies.
+        drawn: True if any layer is drawn. Its rows read the copies of an entry of the stream apart.
     """
     counts: dict[str, dict[str, int]] = {"twins": {}, "dead": {}, "steep": {}}
     parted = parted_entries(family, terms[0], silent)
     for axis in terms[0]:
         if axis in family.never_grown or axis in family.depth_axes or axis not in family.axes:
             continue
-        read_apart = axis == family.norm.stream and bool(parted)
+        read_apart = axis == family.norm.stream and (bool(parted) or drawn)
         axes = [term[axis] for term in terms if axis in term]
         for kind, count in _kinds(family, axis, axes, read_apart=read_apart).items():
             if count:
@@ -95,7 +102,7 @@ def _kinds(family: Family, axis: str, terms: Sequence[Axis], *, read_apart: bool
     """Return how many entries of one axis are twins, dead, or steep.
 
     Args:
-        read_apart: True if parted rows read the axis: their columns differ for copies, unless both are empty.
+        read_apart: True if parted or drawn rows read the axis: their columns differ for copies, unless both are empty.
     """
     normed = axis == family.norm.stream
     roles = ("write", "read", "gain", "shift") if normed else ("write", "read")

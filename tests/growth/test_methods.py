@@ -33,7 +33,9 @@ def test_a_recipe_may_name_every_method() -> None:
     assert names["width"]["enum"] == [
         *("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "mean-preserving", "direct", "random")
     ]
-    assert names["depth"]["enum"] == ["copy", "stack", "interpolate", "identity", "direct", "random"]
+    assert names["depth"]["enum"] == [
+        *("copy", "stack", "top", "middle", "interpolate", "identity", "drawn", "silent-drawn", "direct", "random")
+    ]
     assert names["width"]["enum"] == list(WIDTHS)
     assert names["depth"]["enum"] == list(DEPTHS)
 
@@ -148,6 +150,23 @@ DEPTH_ROWS = [
     ("interpolate", 5, 9, (0, 0, 1, 1, 2, 2, 3, 3, 4)),
     ("identity", 3, 6, (0, 0, 1, 1, 2, 2)),
     ("copy", 4, 4, (0, 1, 2, 3)),
+    ("top", 3, 4, (0, 1, 2, 2)),
+    ("top", 3, 5, (0, 1, 2, 1, 2)),
+    ("top", 3, 6, (0, 1, 2, 0, 1, 2)),
+    ("top", 2, 5, (0, 1, 0, 0, 1)),
+    # MIDAS: of n blocks of b layers, block ceil(n / 2) again.
+    ("middle", 3, 4, (0, 1, 1, 2)),
+    ("middle", 4, 5, (0, 1, 1, 2, 3)),
+    ("middle", 6, 8, (0, 1, 2, 3, 2, 3, 4, 5)),
+    ("middle", 8, 10, (0, 1, 2, 3, 2, 3, 4, 5, 6, 7)),
+    ("middle", 5, 7, (0, 1, 0, 1, 2, 3, 4)),
+    ("middle", 7, 9, (0, 1, 2, 3, 2, 3, 4, 5, 6)),
+    ("middle", 2, 4, (0, 1, 0, 1)),
+    ("middle", 2, 8, (0, 1, 0, 1, 0, 1, 0, 1)),
+    ("middle", 3, 8, (0, 1, 2, 0, 2, 0, 1, 2)),
+    ("drawn", 2, 5, (0, 0, 0, 1, 1)),
+    ("silent-drawn", 2, 5, (0, 0, 0, 1, 1)),
+    *((name, 1, 8, (0,) * 8) for name in ("stack", "top", "middle", "interpolate", "identity", "drawn", "direct")),
 ]
 
 
@@ -157,10 +176,27 @@ def test_where_layers_come_from(name: str, old: int, new: int, expected: tuple[i
 
 
 @given(old=st.integers(1, 12), more=st.integers(0, 30))
-def test_under_identity_every_old_layer_acts_once_and_in_order(old: int, more: int) -> None:
-    found = depth_map("identity", old, old + more)
-    acting = [source for source, silent in zip(found.source, found.silent, strict=True) if not silent]
-    assert acting == list(range(old))
+def test_where_new_layers_are_silent_or_drawn_every_old_layer_acts_once_and_in_order(old: int, more: int) -> None:
+    for name in ("identity", "drawn", "silent-drawn"):
+        found = depth_map(name, old, old + more)
+        flags = found.drawn if name == "drawn" else found.silent
+        acting = [source for source, new in zip(found.source, flags, strict=True) if not new]
+        assert acting == list(range(old)), name
+        assert found.drawn == (
+            found.silent if name == "silent-drawn" else (False,) * (old + more) if name == "identity" else flags
+        )
+        # As many new layers above each old one, give or take one.
+        counts = [found.source.count(layer) for layer in range(old)]
+        assert max(counts) - min(counts) <= 1, name
+
+
+@given(old=st.integers(1, 12), more=st.integers(1, 30))
+def test_copies_of_the_top_or_the_middle_keep_every_old_layer(old: int, more: int) -> None:
+    for name in ("top", "middle"):
+        found = depth_map(name, old, old + more)
+        assert len(found.source) == old + more
+        assert set(found.source) == set(range(old)), name
+    assert depth_map("top", old, old + more).source[:old] == tuple(range(old))
 
 
 @pytest.mark.parametrize("name", DEPTHS)

@@ -90,7 +90,9 @@ def test_the_names_and_shapes_are_those_of_the_library_s_parameters(name: str, t
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(file["counts"].values())
 
 
-@pytest.mark.parametrize("depth", ["stack", "interpolate", "identity", "direct"])
+@pytest.mark.parametrize(
+    "depth", ["stack", "top", "middle", "interpolate", "identity", "drawn", "silent-drawn", "direct"]
+)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_called_old_is_the_source_s(name: str, depth: str) -> None:
     """Grown by `direct`, which leaves the old block as it is: the old entries, in order, are the source tensor, bit for bit."""
@@ -182,6 +184,10 @@ ORDERS = {
     "stack": ["old", "old", "new", "new", "new"],
     "interpolate": ["old", "new", "new", "old", "new"],
     "identity": ["old", "new", "new", "old", "new"],
+    "drawn": ["old", "new", "new", "old", "new"],
+    "silent-drawn": ["old", "new", "new", "old", "new"],
+    "top": ["old", "old", "new", "new", "new"],
+    "middle": ["old", "old", "new", "new", "new"],
     "direct": ["old", "old", "new", "new", "new"],
     "random": ["new"] * 5,
 }
@@ -200,10 +206,11 @@ def test_one_layer_continues_an_old_one(name: str, depth: str) -> None:
         assert [kind == "new" for kind in ORDERS[depth]] == list(start.depths["layer"].silent)
 
 
+@pytest.mark.parametrize("depth", ["identity", "silent-drawn"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "bert encoder"])
-def test_a_norm_that_moves_to_a_silent_layer_is_old_there(name: str) -> None:
+def test_a_norm_that_moves_to_a_silent_layer_is_old_there(name: str, depth: str) -> None:
     """Post-norm: the layer that continues is left with a norm of ones, which is new; the last silent copy has the old one."""
-    start, parts = grown_parts(name, TARGETS[name]["depth"], depth="identity")
+    start, parts = grown_parts(name, TARGETS[name]["depth"], depth=depth)
     prefix = start.family.optional_prefix + "encoder.layer.{}."
     assert layers_of(parts, prefix + "output.dense.weight") == ["old", "new", "new", "old", "new"]
     assert layers_of(parts, prefix + "attention.output.LayerNorm.weight") == ["old", "new", "new", "old", "new"]

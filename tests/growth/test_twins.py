@@ -200,6 +200,33 @@ def test_queries_of_zeros_in_front_of_a_norm_are_steep() -> None:
     assert not symmetry(replace(start, growth=replace(start.growth, width="lemon"))).steep
 
 
+@pytest.mark.parametrize("family", ["llama", "bert", "cait"])
+def test_a_silent_layer_that_is_drawn_has_no_twins(family: str) -> None:
+    config = config_of(family)
+    state = dict(model_of(config).state_dict())
+    start = start_of(family, config, BOTH[family], width="hyperclone", depth="silent-drawn")
+    operator = initial_operator(start, dtype=np.float64)
+    assert not operator.parted, "there is no copy to part"
+    assert not symmetry(start).parted
+    assert start.family.norm.stream not in symmetry(start).twins, "drawn rows read the stream apart"
+    assert not twins_in_silent_layers(operator, state)
+    grown = grown_state(operator, state)
+    # Learning and streaming give the same, and begin at the same point.
+    learned = grown_state(learnable(operator, start.family), state)
+    for name, tensor in grown.items():
+        torch.testing.assert_close(learned[name], tensor, rtol=1e-12, atol=1e-12, msg=name)
+    for row, layer, _ in inner_rows(start.family, operator):
+        deviation = float(grown[start.family.written(row.name(layer))].std())
+        assert 0.005 < deviation < 0.05, f"{row.name(layer)} is not drawn as the library does it"
+    for row in start.family.rows_for(operator.target):
+        if row.depth is None or not (start.family.is_residual_output(row) or start.family.is_post_norm(row)):
+            continue
+        for layer, silent in enumerate(operator.silent_layers[row.depth]):
+            assert not (silent and operator.draws(start.family, row, layer))
+            if silent and start.family.is_residual_output(row):
+                assert not grown[start.family.written(row.name(layer))].any(), row.name(layer)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "bert", "cait"])
 def test_learning_and_streaming_part_the_same(family: str) -> None:
     config = config_of(family)

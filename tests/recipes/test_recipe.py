@@ -232,7 +232,7 @@ CONTROL = "contains a control character"
 NO_SECRETS = "not allowed in a recipe; set it in the environment (HF_TOKEN, HF_ENDPOINT)"
 NEITHER = "is neither a local directory nor a Hub id (`name` or `org/name`)"
 CODE = "would run code from the model repository; remove it"
-DEPTHS = "one of copy, stack, interpolate, identity, direct, random"
+DEPTHS = "one of copy, stack, top, middle, interpolate, identity, drawn, silent-drawn, direct, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
     "heldout_tokens, heldout_images, micro_batch_size, precision, threads, data"
