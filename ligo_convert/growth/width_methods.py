@@ -4,7 +4,8 @@ Input: a `WidthRequest` (sizes of one axis, the norm on it, how the head reads i
 `verdict.Claim` made from the sizes alone. No method knows a family. `WIDTHS` holds every method by name; `@width_method` adds one.
 
 Sources: Net2Net arXiv:1511.05641, bert2BERT arXiv:2110.07143, LiGO arXiv:2303.00980, LEMON arXiv:2310.07999, HyperCloning
-arXiv:2409.12903. docs/reference/exact-starts.md derives the exact maps; docs/extending/adding-a-method.md explains how to add a method.
+arXiv:2409.12903, SPARKLING arXiv:2602.02472. docs/reference/exact-starts.md derives the exact maps; docs/extending/adding-a-method.md
+explains how to add a method.
 """
 
 from __future__ import annotations
@@ -337,6 +338,47 @@ def lemon(request: WidthRequest) -> Axis:
         shift=selection(index, old, tail=np.zeros((rest, old))),
         kappa=times * old / request.new,
     )
+
+
+# sparkling
+
+
+def sparkling_scale(old: int, new: int) -> float:
+    """Return the factor on the reads of copied entries that keeps the root mean square of what reads them.
+
+    With c = new / old - 1 and independent entries of mean zero, a reader of entries of which c old are copied once has (1 + 3c) times its
+    old variance. Above c = 1 the paper counts all entries as copied c times.
+
+    Source: SPARKLING, arXiv:2602.02472, equations 16 and 17 (both sides copied).
+    """
+    return float(np.sqrt(old / (3 * new - 2 * old))) if new <= 2 * old else old / new
+
+
+def sparkling_claim(request: WidthRequest) -> Claim:
+    """Claim exactness at whole multiples, where the factor is one over the number of copies."""
+    scale = sparkling_scale(request.old, request.new)
+    head = scale if request.tied_head and request.norm else 1.0
+    if request.new % request.old:
+        return Claim(verdict="lossy", reason="some entries count twice: only the root mean square is kept", head=head)
+    return Claim(verdict="exact", reason=f"{request.new // request.old} whole tiles", head=head)
+
+
+@width_method(
+    "sparkling",
+    claim=sparkling_claim,
+    paper="SPARKLING, arXiv:2602.02472",
+    summary="copies, one factor on all reads that keeps the root mean square; twins, for an optimizer whose state is carried",
+)
+def sparkling(request: WidthRequest) -> Axis:
+    """Copy the entries in order and scale all reads by one factor that keeps the root mean square of activations (copy-copy).
+
+    Copies are twins: the paper parts them by the optimizer, whose state is kept for old entries and reset for new ones
+    (`growth.moments`, policy `carry`), and by a warm-up of the new entries alone. Ours: a tied head, which reads with the write map, takes
+    the factor through the gain and shift of the last norm; a head size that grows takes it on the keys.
+    """
+    index = _tile(request)
+    scale = np.full(request.new, sparkling_scale(request.old, request.new))
+    return plain_axis(selection(index, request.old), selection(index, request.old, scale))
 
 
 # aki

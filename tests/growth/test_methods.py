@@ -31,7 +31,7 @@ def normed(x: np.ndarray, gain: np.ndarray, shift: np.ndarray, epsilon: float, k
 def test_a_recipe_may_name_every_method() -> None:
     names = GrowthConfig.model_json_schema()["properties"]
     assert names["width"]["enum"] == [
-        *("copy", "net2net", "hyperclone", "lemon", "aki", "zero", "mean-preserving", "direct", "random")
+        *("copy", "net2net", "hyperclone", "lemon", "sparkling", "aki", "zero", "mean-preserving", "direct", "random")
     ]
     assert names["depth"]["enum"] == [
         *("copy", "stack", "top", "middle", "interpolate", "identity", "drawn", "silent-drawn", "direct", "random")
@@ -113,6 +113,20 @@ def test_hyperclone_takes_whole_multiples_only() -> None:
         width_claim("hyperclone", request(8, 20))
     with pytest.raises(CannotPreserve, match="does not grow"):
         width_claim("copy", request(8, 16))
+
+
+@pytest.mark.parametrize(("new", "factor"), [(96, 0.4**0.5), (128, 0.5), (160, 0.4), (192, 1 / 3)])
+def test_sparkling_keeps_the_root_mean_square_of_what_reads_its_copies(new: int, factor: float) -> None:
+    """Equation 16 of arXiv:2602.02472; above twice the width the paper's factor is exact at whole multiples only."""
+    axis, rng = width_axis("sparkling", request(64, new)), np.random.default_rng(0)
+    np.testing.assert_allclose(axis.read.weight, factor)
+    weights, entries = rng.normal(size=(512, 64)), rng.normal(size=(64, 512))
+    wide = (weights @ axis.read.matrix().T) @ (axis.write.matrix() @ entries)
+    kept = np.sqrt((wide**2).mean() / ((weights @ entries) ** 2).mean())
+    assert kept == pytest.approx(1.0, abs=0.03)
+    # What the entries hold keeps its root mean square, too.
+    assert np.sqrt(((axis.write.matrix() @ entries) ** 2).mean() / (entries**2).mean()) == pytest.approx(1.0, abs=0.03)
+    assert (width_claim("sparkling", request(64, new)).verdict == "exact") == (new % 64 == 0)
 
 
 @pytest.mark.parametrize("name", WIDTHS)

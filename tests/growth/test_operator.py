@@ -185,7 +185,7 @@ def test_without_grouped_queries_the_context_reads_with_the_values_map() -> None
     assert term.widths["context@layer.1"][0].read is not term.widths["context@layer.0"][0].read
 
 
-@pytest.mark.parametrize("width", ["lemon", "net2net", "aki", "zero", "direct", "random", "hyperclone"])
+@pytest.mark.parametrize("width", ["lemon", "net2net", "aki", "zero", "direct", "random", "hyperclone", "sparkling"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> None:
     config = config_of(family)

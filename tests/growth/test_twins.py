@@ -171,7 +171,7 @@ def entries_of(family: Family, after: Mapping[str, torch.Tensor], axis: str, siz
     raise AssertionError(axis)
 
 
-@pytest.mark.parametrize("width", ["net2net", "hyperclone", "lemon", "zero", "aki", "direct"])
+@pytest.mark.parametrize("width", ["net2net", "hyperclone", "lemon", "sparkling", "zero", "aki", "direct"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "vit"])
 def test_the_plan_counts_the_twins_and_the_dead_that_training_finds(family: str, width: str) -> None:
     config = config_of(family)
