@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ligo_convert.comparison.frontier import NOTHING, OPPOSITE, End, Frontier, Reading, mean, spread
+from ligo_convert.comparison.frontier import NOTHING, OPPOSITE, End, Frontier, Reading, mean, saved, saved_by, spread
 from ligo_convert.comparison.methods import SCRATCH
 
 Data = Mapping[str, Any]
@@ -364,7 +364,7 @@ def optimizer_gain(chosen: str, tried: Sequence[Data]) -> dict[str, dict[str, An
 def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[str, Any]:
     methods = record["methods"]
     best = {way: _best(methods, way) for way in WAYS}
-    ahead = {way: _ahead(methods, way) for way in WAYS}
+    ahead = {way: _ahead(record, way) for way in WAYS}
     wins = [
         {
             "flops": row["flops"],
@@ -403,20 +403,63 @@ def _best(methods: Mapping[str, Data], way: str) -> dict[str, Any] | None:
     return {"method": order[0], "end": found["step"], **{key: found[key] for key in found if key != "step"}}
 
 
-def _ahead(methods: Mapping[str, Data], way: str) -> dict[str, Any] | None:
-    """Return how far the best method is ahead of the next, and whether that is more than the two deviations together."""
-    order = ranked(methods, way)
+def _ahead(record: Data, way: str) -> dict[str, Any] | None:
+    """Return how far the best method is ahead of the next, and whether that is more than the two deviations together.
+
+    Both are read at one loss for every seed: the higher one of the two at which their savings are given.
+    """
+    methods, scratch = record["methods"], record["methods"][SCRATCH]
+    order = ranked(methods, way)[:2]
     if len(order) < 2:
         return None
-    first, second = (methods[name]["headline"][way] for name in order[:2])
-    difference = first["saved"] - second["saved"]
-    known = first["std"] is not None and second["std"] is not None
+    loss = max(methods[name]["headline"][way]["loss"] for name in order)
+    found = [_losses(methods[name], scratch, way, record["budget"]["steps"]) for name in order]
+    losses = {
+        seed: None if one is None or other is None else max(one, other)
+        for seed, one, other in zip(scratch["seeds"], *found, strict=True)
+    }
+    first, second = (_saved_at(methods[name], scratch, losses, way) for name in order)
+    one, other = mean(first), mean(second)
+    if one.value is None or other.value is None:
+        return None
+    difference, spreads = one.value - other.value, [spread(first), spread(second)]
+    known = [std for std in spreads if std is not None]
     return {
         "next": order[1],
-        "saved": second["saved"],
+        "loss": loss,
+        "saved": round(one.value, 2),
+        "next_saved": round(other.value, 2),
         "difference": round(difference, 2),
-        "beyond_spread": difference > first["std"] + second["std"] if known else None,
+        "bounds": [one.bound, other.bound],
+        "beyond_spread": abs(difference) > sum(known) if len(known) == 2 else None,
     }
+
+
+def _losses(entry: Data, scratch: Data, way: str, budget: int) -> list[float | None]:
+    """Return the loss at which an entry's headline is read, for every seed of scratch."""
+    step = entry["headline"][way]["step"]
+    found: list[float | None] = []
+    for seed, run in scratch["seeds"].items():
+        ends = run["ends"] if step is None else entry["seeds"].get(seed, {"ends": []})["ends"]
+        whole = step or (budget if any(end["step"] == budget for end in ends) else ends[-1]["step"])
+        found.append(next((end["loss"] for end in ends if end["step"] == whole), None))
+    return found
+
+
+def _saved_at(entry: Data, scratch: Data, losses: Mapping[str, float | None], way: str) -> list[Reading]:
+    """Return the FLOPs that an entry saves at the loss of each seed, in per cent of scratch's at that loss."""
+    found, charged = [], 0.0 if way == "paper" else entry["source_flops"]
+    for seed, loss in losses.items():
+        reading = NOTHING
+        if loss is not None and charged is not None and seed in entry["seeds"]:
+            there = _frontier(scratch["seeds"][seed]["ends"]).flops_at(loss)
+            own = _frontier(entry["seeds"][seed]["ends"]).flops_at(loss)
+            if own.value is not None and own.bound is None:
+                reading = saved(own.value + charged, there)
+            elif own.value is not None and own.bound == "at most" and there.value is not None and there.bound is None:
+                reading = saved_by(Reading(own.value + charged, own.bound), there.value)
+        found.append(reading)
+    return found
 
 
 def _pays(methods: Mapping[str, Data], way: str) -> bool | None:
@@ -456,10 +499,11 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         else:
             yield f"{name}: no method reaches scratch's final loss, so savings are read at each method's own lowest loss."
     if ahead is not None and ahead["beyond_spread"] is not None:
+        order = "ahead of" if ahead["difference"] >= 0 else "behind"
         word = "more" if ahead["beyond_spread"] else "no more"
         yield (
-            f"{name}: {best['method']} is {ahead['difference']:.1f} points ahead of the next method, {ahead['next']}:"
-            f" {word} than the deviations of both over the seeds."
+            f"{name}: at a loss of {ahead['loss']:.3f}, {best['method']} is {abs(ahead['difference']):.1f} points {order} the next"
+            f" method, {ahead['next']}: {word} than the deviations of both over the seeds."
         )
 
 

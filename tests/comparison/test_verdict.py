@@ -34,7 +34,10 @@ def test_the_best_is_named_for_both_ways_with_its_spread() -> None:
         "Source charged (net): ligo saves most, 25.0 % +- 1.0 of scratch's FLOPs at scratch's final loss of 3.306."
         in text_of(record)
     )
-    assert "ligo is 10.0 points ahead of the next method, lemon: more than the deviations of both" in text_of(record)
+    assert (
+        "at a loss of 3.306, ligo is 10.0 points ahead of the next method, lemon: more than the deviations of both"
+        in text_of(record)
+    )
     assert "One seed" not in text_of(record)
 
 
@@ -43,6 +46,16 @@ def test_a_lead_within_the_spread_is_said_to_be_one() -> None:
     record = measured(close, seeds=(0, 1, 2))
     assert record["verdict"]["ahead"]["net"]["beyond_spread"] is False
     assert "no more than the deviations of both" in text_of(record)
+
+
+def test_the_best_and_the_next_are_read_at_one_loss() -> None:
+    record = measured({"short": Grown(paper=50.0, shares=(0.2, 0.3)), "long": Grown(paper=45.0)}, seeds=(0, 1))
+    # `short` ends above scratch's final loss, where `long` is read at 3.3.
+    ahead = record["verdict"]["ahead"]["paper"]
+    assert record["verdict"]["best"]["paper"]["method"] == "short"
+    assert ahead["loss"] == pytest.approx(scratch_law(0.6 * BUDGET) + 0.003, abs=1e-3)
+    assert ahead["difference"] == pytest.approx(5.0, abs=0.3)
+    assert ahead["bounds"] == [None, None]
 
 
 def test_one_seed_decides_nothing_about_spreads() -> None:

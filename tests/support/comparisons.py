@@ -287,7 +287,7 @@ def measured(
             "steps": TARGET_STEPS,
             "batch_size": 16,
             "sequence_length": 128,
-            "examples": TARGET_STEPS * 16,
+            "examples": TARGET_STEPS * 16 * 128,
             "unit": "tokens",
             "tokens_per_parameter": 10.64,
             "flops": BUDGET,

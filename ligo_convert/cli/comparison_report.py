@@ -1,0 +1,65 @@
+"""Print what a comparison found: the verdict, and the tables that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ligo_convert.cli.format import amount, make_pairs, make_table, text_of
+from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources
+from ligo_convert.errors import printable
+
+_STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
+
+# Columns that a terminal has no room for; report.html has them.
+_LEFT_OUT = ("Start", "Learning rate")
+
+
+def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None = None) -> None:
+    """Print a finished comparison on stdout, and its fairness warnings on stderr.
+
+    Args:
+        record: contents of compare.json.
+        out: output directory.
+        width: columns of the terminal; None for the terminal's own.
+    """
+    console = Console(width=width, soft_wrap=False)
+    console.print(Text(_title(record), style="bold"))
+    console.print()
+    for sentence in record["verdict"]["text"]:
+        console.print(Text(f"- {printable(sentence)}"))
+    for table in (savings(record), equal_budget(record), sources(record), break_even(record)):
+        if table.rows:
+            console.print()
+            _print_table(console, table)
+    console.print()
+    pairs: dict[str, object] = {"output": out, "report": f"{out}/report.html"}
+    for name, reason in record["skipped"].items():
+        pairs[f"{printable(name)} skipped"] = reason
+    make_pairs(console, "", pairs)
+    for warning in record["fairness_warnings"]:
+        about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
+        Console(stderr=True).print(Text(f"fairness: {printable(warning['text'])}{printable(about)}", style="yellow"))
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    budget = record["budget"]
+    passing = "patches" if budget["unit"] == "images" else "tokens"
+    seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
+    return printable(
+        f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(budget['examples'])} {budget['unit']},"
+        f" {budget['tokens_per_parameter']:.1f} {passing} per parameter{seeds}"
+    )
+
+
+def _print_table(console: Console, table: Table) -> None:
+    shown = [number for number, (heading, _) in enumerate(table.columns) if heading not in _LEFT_OUT]
+    right = [place for place, number in enumerate(shown) if table.columns[number][1] == "figure"]
+    made = make_table(table.title, *(table.columns[number][0] for number in shown), right=right)
+    for row in table.rows:
+        made.add_row(*(text_of(row.cells[number]) for number in shown), style=_STYLES.get(row.kind))
+    console.print(made)
