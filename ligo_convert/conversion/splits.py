@@ -17,6 +17,7 @@ from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
     from ligo_convert.data.examples import DataSplits
+    from ligo_convert.data.token_store import TokenFolder
 
 
 def tokenizer_directory(plan: Plan, source: CheckpointReader | None) -> Path:
@@ -36,13 +37,19 @@ def _tokenizer_from_hub(name: str) -> Path:
 
 
 def load_splits(
-    plan: Plan, tokenizer: Path | None, *, progress: Progress, train_examples: int | None = None
+    plan: Plan,
+    tokenizer: Path | None,
+    *,
+    progress: Progress,
+    train_examples: int | None = None,
+    token_folder: TokenFolder | None = None,
 ) -> DataSplits:
     """Load the data of the fit.
 
     Args:
         tokenizer: folder of the tokenizer; None for a family that reads images.
         train_examples: sequences or images to train on; None for as many as the steps of the fit need.
+        token_folder: where tokens are kept on the disk, for long training; None for memory.
     """
     fit = plan.required_fit
     settings = fit.settings
@@ -50,7 +57,15 @@ def load_splits(
     examples = train_examples or settings.steps * settings.batch_size
     if plan.family.reads == "images":
         return _load_images(plan, fit, examples, progress)
-    return _load_text(plan, fit, tokenizer, progress, sequence_length=length, train_tokens=examples * length)
+    return _load_text(
+        plan,
+        fit,
+        tokenizer,
+        progress,
+        sequence_length=length,
+        train_tokens=examples * length,
+        token_folder=token_folder,
+    )
 
 
 def load_pretraining_splits(
@@ -77,7 +92,14 @@ def load_pretraining_splits(
 
 
 def _load_text(
-    plan: Plan, fit: FitPlan, tokenizer: Path | None, progress: Progress, *, sequence_length: int, train_tokens: int
+    plan: Plan,
+    fit: FitPlan,
+    tokenizer: Path | None,
+    progress: Progress,
+    *,
+    sequence_length: int,
+    train_tokens: int,
+    token_folder: TokenFolder | None = None,
 ) -> DataSplits:
     assert tokenizer is not None, "text needs a tokenizer"
     from ligo_convert.data.masking import Masking
@@ -95,6 +117,7 @@ def _load_text(
             seed=settings.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
             masking=None if plan.family.task in CAUSAL else Masking(seed=settings.seed),
+            token_folder=token_folder,
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )
 

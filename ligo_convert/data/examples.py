@@ -45,12 +45,12 @@ class ArrayExamples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenExamples:
-    """Blocks of token ids, uint32 [blocks, sequence]. Batches hold `input_ids`, int64."""
+    """Blocks of token ids, uint32 or uint16 [blocks, sequence]. Batches hold `input_ids`, int64."""
 
     blocks: np.ndarray
 
     def __post_init__(self) -> None:
-        assert self.blocks.dtype == np.uint32, f"token ids are uint32, not {self.blocks.dtype}"
+        assert self.blocks.dtype in (np.uint16, np.uint32), f"token ids are unsigned, not {self.blocks.dtype}"
         assert self.blocks.ndim == 2, f"a split is [blocks, sequence], not {self.blocks.shape}"
         assert self.blocks.size, "empty split"
         # A view, so that the caller's array stays writable.

@@ -26,6 +26,14 @@ MASKED, RANDOM = 0.8, 0.1  # shares of the tokens to predict; the rest stays unc
 IGNORED = -100  # label of a token that is not to be predicted, as in transformers
 
 
+def framed(blocks: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
+    """Put the first and the last id of `frame` around every block, [..., tokens]; without a frame, return the blocks as they are."""
+    if not frame:
+        return blocks
+    first, last = (np.full((*blocks.shape[:-1], 1), token, dtype=np.uint32) for token in frame)
+    return np.concatenate([first, blocks, last], axis=-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masking:
     """Settings for masking.
@@ -50,6 +58,7 @@ class MaskedExamples:
         mask_id: id of the mask token.
         special: ids that are never to be predicted and never replace another token.
         vocabulary: vocabulary size of the model.
+        frame: ids that are put before and after each block; none if the blocks hold them.
     """
 
     blocks: np.ndarray
@@ -58,6 +67,7 @@ class MaskedExamples:
     mask_id: int
     special: tuple[int, ...]
     vocabulary: int
+    frame: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -67,7 +77,7 @@ class MaskedExamples:
         return {"input_ids": np.stack([ids for ids, _ in found]), "labels": np.stack([labels for _, labels in found])}
 
     def _masked(self, row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = self.blocks[row].astype(np.int64)
+        ids = framed(self.blocks[row], self.frame).astype(np.int64)
         rng = self._generator(row, draw)
         ordinary = ~np.isin(ids, self.special)
         asked = ordinary & (rng.random(len(ids)) < self.masking.probability)

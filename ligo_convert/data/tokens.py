@@ -8,7 +8,7 @@ Only as much text is read and tokenised as the splits need. The same text gives 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ import numpy as np
 from ligo_convert.data.corpus import DataSection, documents, first_bytes
 from ligo_convert.data.data_source import DataFacts
 from ligo_convert.data.examples import DataSplits, Examples, TokenExamples
-from ligo_convert.data.masking import MaskedExamples, Masking
+from ligo_convert.data.masking import MaskedExamples, Masking, framed
+from ligo_convert.data.token_store import TokenFile, TokenFolder, TokenMemory
 from ligo_convert.data.tokenizers import encoder, known_files, load_tokenizer
 from ligo_convert.errors import MachineError, RecipeError
 
 ENCODE_CHARACTERS = 256 * 1024  # UTF-8 bytes that are tokenised at a time
+
+_DIGEST_BLOCKS = 4096  # blocks that are hashed at a time
 
 
 def content_digest(facts: DataFacts, *, tokenizer: Path | None) -> str:
@@ -78,6 +81,7 @@ def token_splits(
     seed: int,
     vocabulary: int,
     masking: Masking | None = None,
+    token_folder: TokenFolder | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
     """Tokenise as much of `data` as the three splits need: test first, then validation, then training.
@@ -94,24 +98,32 @@ def token_splits(
         seed: seed of the order of the text.
         vocabulary: the number of embeddings of the model.
         masking: set for a masked language model; blocks then begin and end with the tokenizer's special tokens, and tokens are masked.
+        token_folder: where the tokens are kept, so that they take no memory and a run that was stopped goes on; None for memory. The
+            splits are the same. Arrays that are mapped from the disk become copies when they are pickled.
         on_progress: called with the numbers of tokens found and requested.
 
     Raises:
         RecipeError: less text than one block for each split; a token id beyond the vocabulary of the model; as `documents`.
         SourceError, MissingExtra: as `load_tokenizer`.
+        OutputBusy, SourceChanged, MachineError: as `TokenFile`.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     frame = _frame(tokenizer, tokenizer_directory) if masking is not None else ()
     length = sizes.sequence_length - len(frame)
     if length < 1:
         raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sizes.sequence_length)
-    encoded = _encoded(documents(data, base=base, seed=seed), tokenizer, tokenizer_directory, vocabulary)
-    blocks = _fill_splits(encoded, sizes, length, on_progress)
+
+    def encoded(texts: Iterator[str]) -> Iterator[tuple[str, np.ndarray]]:
+        return _encoded(texts, tokenizer, tokenizer_directory, vocabulary)
+
+    with TokenMemory() if token_folder is None else TokenFile(token_folder, vocabulary=vocabulary) as store:
+        spans = _fill_splits(store, lambda: documents(data, base=base, seed=seed), encoded, sizes, length, on_progress)
+        ids = store.ids()
+    blocks = {name: ids[start : start + rows * length].reshape(rows, length) for name, (start, rows) in spans.items()}
     splits: dict[str, Examples]
     if masking is None:
         splits = {name: TokenExamples(blocks=array) for name, array in blocks.items()}
     else:
-        blocks = {name: _framed(array, frame) for name, array in blocks.items()}
         splits = {
             name: MaskedExamples(
                 blocks=array,
@@ -120,24 +132,32 @@ def token_splits(
                 mask_id=tokenizer.mask_token_id,
                 special=tuple(sorted(set(tokenizer.all_special_ids))),
                 vocabulary=min(vocabulary, len(tokenizer)),
+                frame=frame,
             )
             for name, array in blocks.items()
         }
     return DataSplits(
         **splits,
-        digest=blocks_digest(blocks),
-        sizes={name: int(array.size) for name, array in blocks.items()},
+        digest=blocks_digest(blocks, frame),
+        sizes={name: len(array) * sizes.sequence_length for name, array in blocks.items()},
         unit="tokens",
     )
 
 
 def _fill_splits(
-    encoded: Iterator[np.ndarray], sizes: SplitSizes, length: int, on_progress: Callable[[int, int], None] | None
-) -> dict[str, np.ndarray]:
-    """Return split -> uint32 [blocks, length], in the order train, validation, test. Takes no more documents than needed.
+    store: TokenMemory | TokenFile,
+    texts: Callable[[], Iterator[str]],
+    encoded: Callable[[Iterator[str]], Iterator[tuple[str, np.ndarray]]],
+    sizes: SplitSizes,
+    length: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, tuple[int, int]]:
+    """Add documents to `store` until the splits are full, and return split -> first token and blocks, in the order train, validation, test.
 
     Args:
-        encoded: the documents' token ids.
+        store: the documents that are tokenised already; takes no more than needed.
+        texts: returns the texts from the first one.
+        encoded: texts -> each text with its token ids.
         sizes: requested sizes, special tokens included.
         length: tokens per block without the special tokens.
         on_progress: as for `token_splits`.
@@ -148,39 +168,41 @@ def _fill_splits(
     heldout, train = (
         -(-max(1, tokens) // sizes.sequence_length) * length for tokens in (sizes.heldout_tokens, sizes.train_tokens)
     )
-    fill = _Fill(sizes=[heldout, heldout, train])
-    seen: list[np.ndarray] = []
-    tokens = 0
-    while not fill.full and (document := next(encoded, None)) is not None:
-        seen.append(document)
-        fill.add(document)
-        tokens += len(document)
-        if on_progress is not None:
-            on_progress(min(tokens, 2 * heldout + train), 2 * heldout + train)
+    fill = _Fill.of([heldout, heldout, train], store.lengths)
+    if not fill.full and not store.finished:
+        further = encoded(store.resume(texts()))
+        # Another process may have added documents before this one could lock the files.
+        fill = _Fill.of([heldout, heldout, train], store.lengths)
+        while not fill.full and (document := next(further, None)) is not None:
+            store.add(*document)
+            fill.add(len(document[1]))
+            if on_progress is not None:
+                on_progress(min(fill.total, 2 * heldout + train), 2 * heldout + train)
+        store.save(finished=not fill.full)
     if not fill.full:
-        share = max(1, min(heldout, tokens // 8) // length) * length
-        fill = _Fill(sizes=[share, share, train])
-        for document in seen:
-            fill.add(document)
-    blocks = {name: fill.blocks(index, length) for index, name in enumerate(("test", "validation", "train"))}
-    if not all(len(array) for array in blocks.values()):
+        share = max(1, min(heldout, fill.total // 8) // length) * length
+        fill = _Fill.of([share, share, train], store.lengths)
+    spans = {name: fill.span(index, length) for index, name in enumerate(("test", "validation", "train"))}
+    if not all(rows for _, rows in spans.values()):
         raise RecipeError(
             "too little text",
             expected=f"a block of {sizes.sequence_length} tokens for each of test, validation and train, "
             "no document in two of them",
-            found=f"{tokens} tokens in {len(seen)} documents",
+            found=f"{sum(store.lengths)} tokens in {len(store.lengths)} documents",
             hint="give more text or a shorter fit.sequence_length",
         )
     # The digest of the splits covers them in this order.
-    return {name: blocks[name] for name in ("train", "validation", "test")}
+    return {name: spans[name] for name in ("train", "validation", "test")}
 
 
-def blocks_digest(blocks: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of the splits' names, shapes and token ids, in hex."""
+def blocks_digest(blocks: Mapping[str, np.ndarray], frame: tuple[int, ...] = ()) -> str:
+    """Return the SHA-256 of the splits' names, shapes and token ids, in hex. `frame` is put around every block first."""
     digest = hashlib.sha256()
     for name, array in blocks.items():
-        digest.update(f"{name} {array.shape[0]}x{array.shape[1]}\n".encode())
-        digest.update(array.astype("<u4", copy=False).tobytes())
+        digest.update(f"{name} {array.shape[0]}x{array.shape[1] + len(frame)}\n".encode())
+        for first in range(0, len(array), _DIGEST_BLOCKS):
+            piece = framed(array[first : first + _DIGEST_BLOCKS], frame)
+            digest.update(piece.astype("<u4", copy=False).tobytes())
     return digest.hexdigest()
 
 
@@ -200,51 +222,55 @@ def _frame(tokenizer: Any, directory: Path) -> tuple[int, int]:
     return first, last
 
 
-def _framed(blocks: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
-    """Put the first and the last token of a sequence around every block."""
-    first, last = (np.full((len(blocks), 1), token, dtype=np.uint32) for token in frame)
-    return np.concatenate([first, blocks, last], axis=1)
-
-
 @dataclass(kw_only=True)
 class _Fill:
-    """Fills splits one after another with whole documents.
+    """Fills splits one after another with whole documents, which it only counts.
 
     Attributes:
         sizes: tokens that each split needs.
-        parts: documents of each split.
-        current: the split that is being filled.
-        tokens: tokens in the current split.
+        starts: the first token of each split that was begun.
+        total: tokens of all documents.
     """
 
     sizes: list[int]
-    parts: list[list[np.ndarray]] = field(default_factory=lambda: [[], [], []])
-    current: int = 0
-    tokens: int = 0
+    starts: list[int] = field(default_factory=lambda: [0])
+    total: int = 0
+
+    @classmethod
+    def of(cls, sizes: list[int], lengths: Iterable[int]) -> _Fill:
+        """Return splits that are filled with the first documents of `lengths`, as many as they need."""
+        fill = cls(sizes=sizes)
+        for length in lengths:
+            if fill.full:
+                break
+            fill.add(length)
+        return fill
 
     @property
     def full(self) -> bool:
-        return self.current == len(self.sizes)
+        return len(self.starts) > len(self.sizes)
 
-    def add(self, document: np.ndarray) -> None:
-        self.parts[self.current].append(document)
-        self.tokens += len(document)
-        if self.tokens >= self.sizes[self.current]:
-            self.current, self.tokens = self.current + 1, 0
+    def add(self, length: int) -> None:
+        """Count a document of `length` tokens."""
+        self.total += length
+        if self.total - self.starts[-1] >= self.sizes[len(self.starts) - 1]:
+            self.starts.append(self.total)
 
-    def blocks(self, index: int, length: int) -> np.ndarray:
-        """Return split `index` as whole blocks of `length` tokens: uint32 [blocks, length]."""
-        ids = np.concatenate([np.empty(0, np.uint32), *self.parts[index]])
-        return ids[: min(self.sizes[index], len(ids) // length * length)].reshape(-1, length)
+    def span(self, index: int, length: int) -> tuple[int, int]:
+        """Return the first token of split `index`, and how many whole blocks of `length` tokens it has."""
+        first, end = ([*self.starts, *([self.total] * len(self.sizes))][at] for at in (index, index + 1))
+        return first, min(self.sizes[index], end - first) // length
 
 
-def _encoded(texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: int) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document followed by the separator token, uint32 [tokens]. Tokenises many documents at a time."""
+def _encoded(
+    texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each text with its token ids followed by the separator token, uint32 [tokens]. Tokenises many texts at a time."""
     encode = encoder(tokenizer)
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
     separator = [token for token in candidates if token is not None][:1]
     while batch := list(first_bytes(texts, ENCODE_CHARACTERS)):
-        for ids in encode(batch):
+        for text, ids in zip(batch, encode(batch), strict=True):
             document = np.array([*ids, *separator], dtype=np.uint32)
             if document.size and (largest := int(document.max())) >= vocabulary:
                 raise RecipeError(
@@ -254,4 +280,4 @@ def _encoded(texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: 
                     found=f"id {largest} ({tokenizer.convert_ids_to_tokens(largest)})",
                     hint="name the model's own tokenizer in fit.data.tokenizer",
                 )
-            yield document
+            yield text, document
