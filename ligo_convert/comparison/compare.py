@@ -3,8 +3,7 @@
 Input: a recipe, method names, a budget.
 Output: a directory with `compare.json`, a plot of loss against FLOPs and a report.
 A staging directory holds the result of every finished job until the output is complete; the same command resumes from it. Order of the
-work: the source (if the recipe trains it), the operators and scratch's tuning runs, scratch itself, the tuning runs of the other methods,
-their training until each reaches scratch's final loss.
+work: scratch's tuning runs, scratch at its whole budget, the tuning runs of the others, the sources, then all runs to all budgets.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ligo_convert.checkpoints.writer import rehash
+from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.comparison.experiment import Experiment, make_experiment
-from ligo_convert.comparison.methods import SCRATCH
-from ligo_convert.comparison.results import FORMAT, comparison_record, first_point_at, grid_edge_warnings
-from ligo_convert.comparison.scheduler import Scheduler, TrainingJob, shared_state_name
+from ligo_convert.comparison.outcome import outcome
+from ligo_convert.comparison.record import FORMAT
+from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
 from ligo_convert.conversion.identity import compute_digests
 from ligo_convert.conversion.library_check import check_plan
 from ligo_convert.conversion.memory import physical_memory
 from ligo_convert.conversion.plan import Plan, check_apart, make_plan, open_planned
-from ligo_convert.conversion.pretrain_source import train_source
+from ligo_convert.conversion.pretrain_source import stage_source_config, stage_source_weights
 from ligo_convert.conversion.run_record import finite
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
@@ -35,11 +34,13 @@ from ligo_convert.environment import choose_device, cores, require_threads, vers
 from ligo_convert.errors import LigoError, OutputBusy, VerificationError
 from ligo_convert.families.registry import family_digests, family_files, load_family_file
 from ligo_convert.io.files import check_place, check_room, remove_any
-from ligo_convert.io.staging import WORK, Staging
+from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of, strict_json
+from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.outputs.side_files import json_bytes
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import Recipe
+from ligo_convert.training.state import FolderState, state_of
 
 if TYPE_CHECKING:
     from ligo_convert.comparison.worker import JobRunner
@@ -125,33 +126,31 @@ def compare(
             progress.say(f"skipping {name}: {reason}")
         progress.say(_cost_message(experiment))
         if source is None:
-            source, digests, plan = train_source(
-                stack, plan, staging, chosen, progress, train_examples=experiment.examples
-            )
-            experiment = replace(experiment, plan=plan)
-        tokenizer = tokenizer_directory(plan, source) if plan.family.reads == "text" else None
-        slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.examples)
+            _stage_source_folder(plan, staging, progress)
+        reader = plan.family.reads == "text"
+        tokenizer = (_tokenizer(plan, source, staging)) if reader else None
+        slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.most_examples)
         same_data(staging, slices.digest)
+        states = sha256_of({"comparison": key, "source": digests})
         arguments = {
             "experiment": experiment,
             "slices": slices,
-            "source": source.root,
+            "source": source.root if source is not None else None,
             "work": staging.work,
             "device": chosen,
-            "key": sha256_of({"comparison": key, "source": digests}),
+            "key": states,
             "family_files": family_files(),
         }
-        work = _JobLoop(experiment, staging, progress, jobs=jobs or workers(plan, device=chosen))
+        work = _JobLoop(experiment, staging, progress, key=states, jobs=jobs or workers(plan, device=chosen))
         work.carry_out(arguments)
-        scheduler = work.scheduler
-        record = comparison_record(
-            experiment,
-            scheduler.records(),
+        if source is None:
+            _stage_weakest_source(work.scheduler, staging, key=states)
+        record = outcome(
+            work.scheduler,
             key=key,
-            source={"label": "trained here" if recipe.source.pretrain else plan.label, **scheduler.results["source"]},
+            label="trained here" if recipe.source.pretrain else plan.label,
             data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
             versions=versions(),
-            fairness_warnings=[*experiment.fairness_warnings(), *grid_edge_warnings(experiment, scheduler.chosen())],
         )
         record["sha256"] = _digest(record)
         _write(record, staging)
@@ -167,9 +166,46 @@ def workers(plan: Plan, *, device: str) -> int:
 
 
 def _check_room(experiment: Experiment, out: Path) -> None:
-    """Require disk space for training states: weights and two moments per run, and the states that longer runs resume from."""
-    one, rates = 12 * experiment.plan.parameters["target"], len(experiment.settings.learning_rates)
-    check_room(out, one * (len(experiment.entries) * rates + (os.cpu_count() or 1)) + 64_000_000)
+    """Require disk space for training states: weights and moments of every trunk where a run may leave it."""
+    one = 12 * experiment.plan.parameters["target"]
+    leaving = len(experiment.scratch_fractions) * len(experiment.settings.decays)
+    others = (len(experiment.budget_fractions) + 1) * len(experiment.settings.rate_factors) * len(experiment.entries)
+    check_room(out, one * len(experiment.seeds) * (leaving + others) + 64_000_000)
+
+
+def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) -> Path:
+    """Return the folder of the tokenizer: the recipe's, the source's, or that of the source which the comparison trains."""
+    if source is None and plan.required_fit.settings.data.tokenizer is None:
+        return staging.path / TRAINED_SOURCE
+    return tokenizer_directory(plan, source)
+
+
+def _stage_source_folder(plan: Plan, staging: Staging, progress: Progress) -> None:
+    """Stage the config of the source that the comparison trains, and its tokenizer."""
+    if "source_config" in staged_results(staging):
+        return
+    assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+    stage_source_config(plan, plan.pretrain, staging, progress)
+    made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
+    keep_result(staging, "source_config", True, files=made)
+
+
+def _stage_weakest_source(scheduler: Scheduler, staging: Staging, *, key: str) -> None:
+    """Stage the weights of the weakest source with the first seed, as a checkpoint for further comparisons."""
+    name = scheduler.weakest_source()
+    if name is None:
+        remove_any(staging.path / TRAINED_SOURCE)
+        return
+    from ligo_convert.training.run_trainer import RunState
+
+    stored = training_state(staging, name, key=key, progress=Progress()).load()
+    assert stored is not None, "the state of a source is kept"
+    stage_source_weights(scheduler.experiment.family, RunState.read(*stored, device="cpu").tensors, staging)
+
+
+def training_state(staging: Staging, name: str, *, key: str, progress: Progress) -> FolderState:
+    """Return the storage of a job's state, as the workers write it."""
+    return state_of(staging.work, name, key=key, warn=progress.warn)
 
 
 def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) -> str:
@@ -178,7 +214,7 @@ def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) 
         {
             "recipe": recipe_digest,
             "compare": experiment.settings.model_dump(mode="json"),
-            "methods": list(experiment.entries),
+            "entries": list(experiment.entries),
             "steps": experiment.steps,
             "seeds": experiment.seeds,
             "device": device,
@@ -222,12 +258,14 @@ def _require_unchanged(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _cost_message(experiment: Experiment) -> str:
-    """Describe the number of runs and the maximal cost, before anything is trained."""
-    most = sum(map(experiment.most_flops, experiment.entries)) + (experiment.source_flops or 0.0)
+    """Describe the number of entries and the cost, before anything is trained."""
     scratch = experiment.scratch_flops
+    kinds = [entry.kind for entry in experiment.entries.values()]
+    times = Scheduler.expected_flops(experiment) / scratch
     return (
-        f"{len(experiment.entries)} methods, {len(experiment.seeds)} seed(s); scratch: {experiment.steps} steps, {scratch:.3g} FLOPs,"
-        f" {experiment.tokens_per_parameter:.1f} tokens per parameter; total: at most {most:.3g} FLOPs, {most / scratch:.1f} times scratch"
+        f"{kinds.count('method')} methods, {kinds.count('control')} controls, {len(experiment.seeds)} seed(s);"
+        f" scratch: {experiment.steps} steps, {scratch:.3g} FLOPs, {experiment.tokens_per_parameter:.1f} tokens per parameter;"
+        f" total: about {times:.1f} times scratch"
     )
 
 
@@ -250,47 +288,38 @@ def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> J
     return JobRunner(**arguments)
 
 
-def _finished_jobs(staging: Staging) -> dict[str, dict[str, Any]]:
-    """Return the staged results, by job. A fit whose operator is gone or damaged is done again."""
-    results: dict[str, dict[str, Any]] = staged_results(staging).get("jobs", {})
-    kept = {}
-    for name, result in results.items():
-        stored = result.get("operator")
-        if stored is not None:
-            file = staging.work / stored["file"]
-            try:
-                whole = rehash(file) == stored["sha256"]
-            except VerificationError:
-                whole = False
-            if not whole:
-                staging.warn(f"{WORK}/{stored['file']}", "missing or damaged", "the operator is fitted again")
-                remove_any(file)
-                continue
-        kept[name] = result
-    return kept
-
-
 class _JobLoop:
     """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
 
-    def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, jobs: int) -> None:
-        self.experiment, self.staging, self.progress, self.jobs = experiment, staging, progress, jobs
-        self.scheduler = Scheduler(experiment, _finished_jobs(staging))
-        self._bars: dict[str, Task] = {}
-        self._spent: dict[str, float] = {}
-        self._stack = contextlib.ExitStack()
+    def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, key: str, jobs: int) -> None:
+        self.experiment, self.staging, self.progress, self.key, self.jobs = experiment, staging, progress, key, jobs
+        self.scheduler = Scheduler(experiment, staged_results(staging).get("jobs", {}))
+        self._expected = Scheduler.expected_flops(experiment)
+        self._spent = 0.0
+        self._parts: dict[str, float] = {}
+        self._bar: Task | None = None
 
     def carry_out(self, arguments: Mapping[str, Any]) -> None:
         """Run every job without a result. `arguments` are passed to `open_job_runner`."""
         from ligo_convert.workers import WorkerPool
 
+        self._drop_lost()
         if "probe" in self.scheduler.results:
             self._announce_time()
         with (
-            self._stack,
+            self.progress.task("training", self._expected, unit="FLOPs") as self._bar,
             WorkerPool[TrainingJob](open_job_runner, arguments, count=self.jobs) as pool,
         ):
             pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
+
+    def _state(self, name: str) -> FolderState:
+        return training_state(self.staging, name, key=self.key, progress=self.progress)
+
+    def _drop_lost(self) -> None:
+        """Forget the results whose state is needed and is missing or damaged, so that the jobs are done again."""
+        for name in self.scheduler.needed_states() & set(self.scheduler.results):
+            if self._state(name).load() is None:
+                del self.scheduler.results[name]
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         for text in result.pop("warnings", ()):
@@ -299,51 +328,34 @@ class _JobLoop:
         if job.kind == "probe":
             self._announce_time()
         keep_result(self.staging, "jobs", self.scheduler.results)
-        self._delete_states(job)
-        self._spent[job.method] = self._spent.get(job.method, 0.0) + job.flops
-        if job.kind == "train":
-            self._announce_result(job, result)
+        self._delete_states()
+        self._parts.pop(job.name, None)
+        self._spent += job.flops
+        if job.ends:
+            self._announce_end(job, result)
 
-    def _delete_states(self, job: TrainingJob) -> None:
-        """Delete the training states that no later job needs, once the result is staged."""
-        names = [f"{job.name}.*"]
-        if job.kind == "train":
-            names += [f"{shared_state_name(job, job.resume_from)}.*"] if job.resume_from else []
-            names += [f"{shared_state_name(job, job.budget_fraction)}.*"] if self.scheduler.reached(job) else []
-        for name in names:
-            for path in (self.staging.work / "states").glob(name):
+    def _delete_states(self) -> None:
+        """Delete the states that no later job needs, once the result is staged."""
+        kept = self.scheduler.needed_states() | self.scheduler.running
+        for path in (self.staging.work / "states").glob("*.safetensors"):
+            if path.name.split(".")[0] not in kept:
                 remove_any(path)
 
     def _announce_time(self) -> None:
-        experiment, speed = self.experiment, self.scheduler.results["probe"]["flops_a_second"]
-        most = sum(map(experiment.most_flops, experiment.entries))
-        hours = most * (1 + experiment.measuring) / speed / self.jobs / 3600
-        self.progress.say(
-            f"at most about {hours:.1f} h in total: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each"
-        )
+        speed = self.scheduler.results["probe"]["flops_a_second"]
+        hours = self._expected / speed / self.jobs / 3600
+        self.progress.say(f"about {hours:.1f} h in total: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each")
 
-    def _announce_result(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
-        final, loss = result["final"], result["final"]["loss"]
-        scratch = self.scheduler.final(SCRATCH, job.seed)
-        outcome = "not finite" if loss is None else f"{loss:.4f}"
-        there = first_point_at(result["curve"], scratch["loss"]) if scratch is not None else None
-        if job.method != SCRATCH and scratch is not None:
-            outcome += (
-                f", above scratch's {scratch['loss']:.4f}"
-                if there is None
-                else f"; reached scratch's {scratch['loss']:.4f} at {there['flops'] / scratch['flops']:.0%} of its FLOPs"
-            )
-        how = f"seed {job.seed}, rate {job.learning_rate:g}, {job.shape}"
-        self.progress.say(f"{job.method} ({how}): {final['step']} steps, final loss {outcome}")
-        budget_fractions = self.experiment.budget_fractions_of(job.method)
-        if job.method in self._bars and (job.budget_fraction == budget_fractions[-1] or there is not None):
-            self._bars[job.method].reach(self.experiment.most_flops(job.method))
+    def _announce_end(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
+        assert job.run is not None
+        loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
+        cost = result["flops"] / self.experiment.scratch_flops
+        how = f"seed {job.seed}, {job.run.optimizer.name} {job.run.learning_rate:g}, decay {job.run.decay / job.run.steps:.0%}"
+        self.progress.say(f"{job.entry} ({how}): {job.run.steps} steps, {cost:.1%} of scratch's FLOPs, loss {loss}")
 
     def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
-        if not job.method:
+        if self._bar is None:
             return
-        if job.method not in self._bars:
-            task = self.progress.task(job.method, self.experiment.most_flops(job.method), unit="FLOPs")
-            self._bars[job.method] = self._stack.enter_context(task)
-        self._bars[job.method].reach(self._spent.get(job.method, 0.0) + part * job.flops)
-        self._bars[job.method].note(note)
+        self._parts[job.name] = part * job.flops
+        self._bar.reach(min(self._expected, self._spent + sum(self._parts.values())))
+        self._bar.note(f"{job.entry} {note}".strip())

@@ -1,50 +1,108 @@
-"""Plan a comparison: which methods take part, what each run costs, and which conditions make the comparison unfair.
+"""Plan a comparison: which entries take part, what each run costs, and which conditions make the comparison unfair.
 
 Input: a conversion plan, the recipe's `compare` section, method names.
-Output: an `Experiment` of plain values. This module does not import torch: costs are known before anything is trained.
+Output: an `Experiment` of plain values, which makes the runs of `training.runs`. This module does not import torch: costs are known before
+anything is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, methods_named
-from ligo_convert.comparison.step_costs import Step, with_layers
-from ligo_convert.comparison.strategies import STRATEGIES, Dropping, Stage, depends_on_run_length
-from ligo_convert.conversion.plan import Plan, another_start
+from ligo_convert.comparison.strategies import STRATEGIES, Part
+from ligo_convert.conversion.plan import DEFAULT_KEYING, Plan, another_start
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops
-from ligo_convert.families.schema import WITHOUT_LOSS
-from ligo_convert.growth.growth_plan import GrowthPlan
+from ligo_convert.families.notation import size_keys
+from ligo_convert.families.schema import WITHOUT_LOSS, Config, Family
+from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.new_parameters import added_parts
+from ligo_convert.growth.operator import Keying
 from ligo_convert.recipes.schema import CompareConfig
-from ligo_convert.training.schedules import STABLE_PART
+from ligo_convert.training.dropping import Dropping
+from ligo_convert.training.runs import DRAWN, Growth, OptimizerSettings, PlannedStage, Run, Stage, stages_of
+from ligo_convert.training.step_costs import run_flops, with_layers
 
-SOURCE_SHARE = 0.2  # largest fraction of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
+SOURCE_SHARE = 0.2  # largest share of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
 
 LEAST_STEPS = 8  # minimum for any run, because a strategy has up to five stages
 
-TOKENS_PER_PARAMETER = 10.0  # minimum for scratch without a warning
+TOKENS_PER_PARAMETER = 20.0  # minimum for scratch without a warning, arXiv:2203.15556
+
+SOURCE_SIZE: Final = "source-size"
+
+HALF_DEPTH: Final = "half-depth"
+
+# Name of the order in which a target that starts from a trained source reads the data. The source has read it in the order of the others.
+SECOND_ORDER = "grown"
+
+Kind = Literal["scratch", "control", "method"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The settings that tuning chooses.
+
+    Attributes:
+        optimizer: name of the optimizer.
+        learning_rate: peak learning rate.
+        decay: share of a run in which the rate falls to zero.
+    """
+
+    optimizer: Literal["adamw", "muon"]
+    learning_rate: float
+    decay: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentEntry:
-    """A method that takes part in the comparison.
+    """What is trained under one name.
 
     Attributes:
-        method: the method.
-        start: growth plan of its initialisation.
-        stages: training stages of its strategy.
-        added: names of the tensors that contain added entries, if the strategy trains only those; else empty.
+        name: the name in the results.
+        kind: `scratch`, the baseline; a `control`, a smaller model that never grows; a `method`.
+        method: the method; None for a control.
+        planned: the stages of its runs.
+        begins: `drawn` weights, the trained `source`, or the source grown by a `learned` operator.
+        source: name of the source strength that it starts from or is taught by; None for none.
+        growth: growth plan of the start, or of the last stage of a run that grows on the way; None for none.
+        added: names of the tensors that contain added entries, if only those are trained; else empty.
+        asked: config keys in which a control differs from the target.
     """
 
-    method: Method
-    start: GrowthPlan
-    stages: tuple[Stage, ...]
-    added: frozenset[str]
+    name: str
+    kind: Kind
+    method: Method | None
+    planned: tuple[PlannedStage, ...]
+    begins: Literal["drawn", "source", "learned"] = "drawn"
+    source: str | None = None
+    growth: GrowthPlan | None = None
+    added: frozenset[str] = frozenset()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_taught(self) -> bool:
+        """Return whether the source teaches in a stage."""
+        return any(part.stage.teacher for part in self.planned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStrength:
+    """A source that has been trained for a number of steps.
+
+    Attributes:
+        name: its name in the results, such as `1` or `4`.
+        steps: its steps; None for a checkpoint.
+        flops: FLOPs of its training; None if unknown.
+    """
+
+    name: str
+    steps: int | None
+    flops: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +112,13 @@ class Experiment:
     Attributes:
         plan: the conversion plan.
         settings: `compare` section of the recipe.
-        entries: method name -> entry; scratch comes first.
+        entries: name -> entry; scratch comes first, then the controls.
         skipped: method name -> reason why the method cannot apply.
         steps: steps of training from scratch.
         batch_size: sequences or images per step.
         length: tokens per sequence; for an image, its patches.
-        seeds: seeds with which each method is trained.
-        source_flops: FLOPs of training the source; None if unknown.
+        seeds: seeds with which each entry is trained.
+        sources: strengths of the source, the weakest first.
     """
 
     plan: Plan
@@ -71,13 +129,12 @@ class Experiment:
     batch_size: int
     length: int
     seeds: tuple[int, ...]
-    source_flops: float | None
-    _steps: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+    sources: tuple[SourceStrength, ...]
+    _flops: dict[Any, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def examples(self) -> int:
-        """Return the number of sequences or images that scratch is trained on."""
-        return self.steps * self.batch_size
+    def family(self) -> Family:
+        return self.plan.family
 
     @property
     def tokens(self) -> int:
@@ -91,7 +148,7 @@ class Experiment:
     @property
     def warmup(self) -> int:
         """Return the warmup steps, the same for every run: at most a fifth of the shortest run."""
-        shortest = self.steps_of(min(self.settings.tuning_fraction, self.budget_fractions[0]))
+        shortest = self.steps_of(min(self.settings.tuning_fraction, self.scratch_fractions[0]))
         return max(1, min(round(self.settings.warmup_fraction * self.steps), shortest // 5))
 
     @property
@@ -99,133 +156,160 @@ class Experiment:
         return max(1, self.steps // self.settings.eval_points)
 
     @property
+    def scratch_fractions(self) -> tuple[float, ...]:
+        """Return the budgets of scratch as shares of the whole budget, ascending; the last is 1."""
+        return tuple(sorted({*self.settings.scratch_fractions, 1.0}))
+
+    @property
     def budget_fractions(self) -> tuple[float, ...]:
-        """Return the budget fractions in ascending order; the last one is 1, the whole budget."""
+        """Return the budgets of all other entries as shares of scratch's FLOPs, ascending; the last is 1."""
         return tuple(sorted({*self.settings.budget_fractions, 1.0}))
 
-    def budget_fractions_of(self, name: str) -> tuple[float, ...]:
-        """Return the budget fractions a method is trained for, in turn. Methods that start from random weights use only the last two."""
-        entry = self.entries[name].method
-        if name == SCRATCH:
-            return (1.0,)
-        return self.budget_fractions[-2:] if entry.random_init else self.budget_fractions
+    @property
+    def baseline(self) -> ExperimentEntry:
+        return self.entries[SCRATCH]
 
-    def steps_of(self, budget_fraction: float) -> int:
-        return max(LEAST_STEPS, round(budget_fraction * self.steps))
+    def steps_of(self, fraction: float) -> int:
+        return max(LEAST_STEPS, round(fraction * self.steps))
 
-    def dropping(self, name: str) -> Dropping:
-        entry = self.entries[name].method
-        return Dropping(
-            layers=self.settings.layer_drop if entry.drops_layers else 0.0,
-            tokens=self.settings.token_drop if entry.drops_tokens else 0.0,
+    def source(self, name: str) -> SourceStrength:
+        return next(source for source in self.sources if source.name == name)
+
+    def source_flops(self, entry: ExperimentEntry) -> float | None:
+        """Return the FLOPs of the source of an entry: 0 without a source, None if unknown."""
+        return 0.0 if entry.source is None else self.source(entry.source).flops
+
+    # Runs.
+
+    def make_run(
+        self, entry: ExperimentEntry, choice: Choice, *, seed: int, steps: int, start: str = DRAWN, teacher: str = ""
+    ) -> Run:
+        """Return a run of an entry. `start` names the weights that it starts from, `teacher` the model that teaches it."""
+        method = entry.method
+        planned = tuple(
+            replace(part, stage=replace(part.stage, growth=replace(part.stage.growth, seed=seed)))
+            if part.stage.growth is not None
+            else part
+            for part in entry.planned
+        )
+        return Run(
+            start=start,
+            stages=stages_of(planned, steps),
+            steps=steps,
+            warmup=self.warmup,
+            decay=round(choice.decay * steps),
+            shape=method.shape if method is not None else "stable",
+            optimizer=OptimizerSettings(name=choice.optimizer, weight_decay=self.settings.weight_decay),
+            learning_rate=choice.learning_rate,
+            batch_size=self.batch_size,
+            seed=seed,
+            order=SECOND_ORDER if entry.begins != "drawn" else "batches",
+            dropping=self.dropping(method),
+            teacher=teacher,
         )
 
-    def rates(self, name: str) -> tuple[tuple[float, str], ...]:
-        """Return the pairs of peak learning rate and schedule of the tuning runs.
+    def dropping(self, method: Method | None) -> Dropping:
+        if method is None or not (method.drops_layers or method.drops_tokens):
+            return Dropping()
+        return Dropping(
+            layers=self.settings.layer_drop if method.drops_layers else 0.0,
+            tokens=self.settings.token_drop if method.drops_tokens else 0.0,
+            steps=self.steps if method.drops_layers else 1,
+        )
 
-        For methods other than scratch the schedule is empty: they use the one that is best for scratch.
+    def ends(self, entry: ExperimentEntry) -> tuple[int, ...]:
+        """Return the steps of an entry's runs, ascending: scratch at its own budgets, all others at shares of scratch's FLOPs.
+
+        A run that starts from a source costs its training and its fit; the source's cost comes on top, and is part of `net`.
         """
-        shapes = tuple(self.settings.schedules) if name == SCRATCH else ("",)
-        return tuple((rate, shape) for shape in shapes for rate in self.settings.learning_rates)
+        if entry.kind == "scratch":
+            return tuple(dict.fromkeys(map(self.steps_of, self.scratch_fractions)))
+        return tuple(dict.fromkeys(self.steps_for(entry, share) for share in self.budget_fractions))
+
+    def steps_for(self, entry: ExperimentEntry, share: float) -> int:
+        """Return the steps of a run of an entry that costs a share of scratch's FLOPs, its fit included."""
+        left = share * self.scratch_flops - self.fit_flops(entry)
+        low, high = LEAST_STEPS, max(LEAST_STEPS, self.steps)
+        while self.run_flops(entry, high) < left:
+            high *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.run_flops(entry, middle) <= left:
+                low = middle
+            else:
+                high = middle
+        return low
 
     # Cost.
 
-    def run_flops(self, name: str, steps: int) -> float:
+    def run_flops(self, entry: ExperimentEntry, steps: int) -> float:
         """Return the FLOPs of training for `steps` steps, the mean over randomly drawn sub-models, without dropping."""
-        if name not in self._steps:
-            entry = self.entries[name]
-            self._steps[name] = sum(stage.share * self._step(entry, stage).mean_flops() for stage in entry.stages)
-        return steps * self._steps[name]
+        key = (entry.name, steps)
+        if key not in self._flops:
+            run = self.make_run(entry, Choice(optimizer="adamw", learning_rate=0.0, decay=0.0), seed=0, steps=steps)
+            self._flops[key] = run_flops(
+                self.family,
+                run,
+                sequence_length=self.length,
+                added=entry.added,
+                teacher=self.plan.start.source,
+            )
+        return self._flops[key]
 
-    def _step(self, entry: ExperimentEntry, stage: Stage) -> Step:
-        return Step(
-            family=self.plan.family,
-            config=with_layers(self.plan.family, entry.start.target, stage.layers),
-            stage=stage,
-            tokens=self.tokens,
-            length=self.length,
-            added=entry.added,
-            teacher=self.plan.start.source,
-        )
+    def fit_steps(self) -> int:
+        """Return the steps of a fit: those of the recipe, and no more than `compare.fit_share` of the budget pays for."""
+        fit = self.plan.required_fit.settings
+        share = self.settings.fit_share * self.scratch_flops
+        affordable = int((share - 2 * self._held_out_flops()) // self._fit_flops(1)) if share else 0
+        return max(1, min(fit.steps, affordable))
 
-    def fit_flops(self, name: str) -> int:
-        """Return the FLOPs of learning a method's operator; 0 if it learns none."""
-        entry, fit = self.entries[name], self.plan.recipe.fit
-        assert fit is not None
-        if not entry.method.learns_operator:
-            return 0
-        family, target = self.plan.family, entry.start.target
-        learning = fit_flops(
-            family,
-            entry.start.source,
-            target,
-            steps=fit.steps,
+    def fit_flops(self, entry: ExperimentEntry) -> float:
+        """Return the FLOPs of learning an entry's operator; 0 if it learns none."""
+        if entry.begins != "learned":
+            return 0.0
+        # Two evaluations, at the start and at the end, decide whether the learned operator is kept.
+        return self._fit_flops(self.fit_steps()) + 2 * self._held_out_flops()
+
+    def _fit_flops(self, steps: int) -> float:
+        fit = self.plan.required_fit.settings
+        return fit_flops(
+            self.family,
+            self.plan.start.source,
+            self.plan.start.target,
+            steps=steps,
             tokens=fit.batch_size * self.length,
             sequence_length=self.length,
         )
-        # Finding the best step requires an evaluation at the start, after every `evaluate_every` steps, and at the end.
-        looks = 1 + -(-fit.steps // fit.evaluate_every)
-        return learning + looks * self._held_out_flops(target)
 
-    def _held_out_flops(self, target: Mapping[str, Any]) -> int:
-        """Return the FLOPs of one evaluation of a model on a held-out split."""
-        family, fit = self.plan.family, self.plan.recipe.fit
-        assert fit is not None
-        held_out = fit.heldout_images * self.length if family.reads == "images" else fit.heldout_tokens
-        return forward_flops(family, target, tokens=held_out, sequence_length=self.length)
-
-    @property
-    def measuring(self) -> float:
-        """Return the FLOPs of one evaluation of scratch divided by the FLOPs of training until the next one.
-
-        No method is charged for evaluations, but they take time.
-        """
-        return self._held_out_flops(self.entries[SCRATCH].start.target) / self.run_flops(SCRATCH, self.evaluate_every)
+    def _held_out_flops(self) -> float:
+        """Return the FLOPs of one evaluation of the target on the split that decides a fit."""
+        tokens = self.settings.fit_examples * self.length
+        return forward_flops(self.family, self.plan.start.target, tokens=tokens, sequence_length=self.length)
 
     @property
     def scratch_flops(self) -> float:
-        return self.run_flops(SCRATCH, self.steps)
+        return self.run_flops(self.baseline, self.steps)
 
-    def most_flops(self, name: str) -> float:
-        """Return the maximal FLOPs of a method: its fit, every tuning run, every budget fraction."""
-        tuning = len(self.rates(name)) * self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
-        if self.settings.tuning_fraction in self.budget_fractions_of(name):
-            tuning -= self.run_flops(name, self.steps_of(self.settings.tuning_fraction))
-        budget_fractions = [
-            self.run_flops(name, self.steps_of(budget_fraction)) for budget_fraction in self.budget_fractions_of(name)
-        ]
-        if not depends_on_run_length(self.entries[name].stages) and set(self.settings.schedules) == {"stable"}:
-            # Longer runs resume where the learning rate of shorter runs began to fall.
-            budget_fractions = [
-                flops - STABLE_PART * before
-                for flops, before in zip(budget_fractions, [0.0, *budget_fractions], strict=False)
-            ]
-        if name == SCRATCH:
-            # Scratch runs the whole budget twice: at its best learning rate and at the next lower one.
-            tuning += self.run_flops(name, self.steps)
-        return len(self.seeds) * (self.fit_flops(name) + sum(budget_fractions)) + tuning
-
-    # Fairness.
+    @property
+    def most_examples(self) -> int:
+        """Return the number of sequences or images that the longest run is trained on."""
+        return self.batch_size * max(
+            [*(self.ends(entry)[-1] for entry in self.entries.values())]
+            + [source.steps for source in self.sources if source.steps is not None]
+        )
 
     def fairness_warnings(self) -> list[dict[str, Any]]:
         """Return the conditions, known before training, that make the comparison unfair."""
-        with_source = [name for name, entry in self.entries.items() if entry.method.needs_source]
+        with_source = [name for name, entry in self.entries.items() if entry.source is not None]
         found: list[dict[str, Any]] = []
 
         def warning(rule: str, text: str, methods: list[str] | None = None) -> None:
             found.append({"rule": rule, "text": text, "methods": methods})
 
-        if self.source_flops is None:
+        if with_source and any(source.flops is None for source in self.sources):
             warning(
                 "source-cost-unknown",
                 "the cost of training the source is unknown, so net savings are not given; set compare.source_flops",
-                with_source,
-            )
-        elif self.source_flops > SOURCE_SHARE * self.scratch_flops:
-            warning(
-                "source-cost-high",
-                f"training the source took {self.source_flops / self.scratch_flops:.1%} of the FLOPs of training from scratch; above"
-                f" {SOURCE_SHARE:.0%} the comparison favours methods that use the source",
                 with_source,
             )
         if self.plan.recipe.source.pretrain is None:
@@ -241,15 +325,17 @@ class Experiment:
             )
         if len(set(self.settings.learning_rates)) < 3:
             warning("few-learning-rates", "scratch's learning rate is chosen from fewer than three")
-        if len(set(self.settings.schedules)) < 2:
-            warning("single-schedule", "scratch's schedule is not tuned: only one is given")
+        if "muon" not in self.settings.optimizers:
+            warning("single-optimizer", "Muon is not tried: scratch may be easier to beat than it has to be")
+        if len(set(self.settings.decays)) < 2:
+            warning("single-decay", "the decay of scratch's learning rate is not tuned: only one share is given")
         return found
 
 
 def make_experiment(
     plan: Plan, *, methods: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None = None
 ) -> Experiment:
-    """Decide which methods take part, and return the plan of the comparison.
+    """Decide which entries take part, and return the plan of the comparison.
 
     Args:
         plan: conversion plan of the recipe.
@@ -264,23 +350,8 @@ def make_experiment(
     recipe = plan.recipe
     settings = recipe.compare or CompareConfig()
     where = recipe.where("compare")
-    if recipe.fit is None:
-        raise RecipeError("compare trains on fit.data, but the recipe has no `fit` section", where=recipe.path.name)
-    if plan.family.task in WITHOUT_LOSS:
-        raise RecipeError(f"{plan.family.architecture} has no training loss", where=recipe.path.name)
-    if plan.start.drawn_rows:
-        raise RecipeError(
-            "the target's head differs from the source's, so their losses are not comparable", where=where
-        )
-    pretrain = recipe.source.pretrain
-    if pretrain and plan.family.task == "masked-lm" and pretrain.sequence_length != recipe.fit.sequence_length:
-        # Blocks are framed by special tokens, so another length cuts the text elsewhere: held-out text could enter the training split.
-        raise RecipeError(
-            "compare requires the source to be trained on the same sequence length as the target",
-            where=recipe.where("source", "pretrain", "sequence_length"),
-            expected=recipe.fit.sequence_length,
-            found=pretrain.sequence_length,
-        )
+    _require_comparable(plan)
+    assert recipe.fit is not None
     steps = steps or settings.steps
     if steps is None:
         raise RecipeError(
@@ -293,29 +364,70 @@ def make_experiment(
         found = methods_named(named or METHODS)
     except ValueError as error:
         raise RecipeError(f"compare.methods: {error}", where="--methods" if methods else where) from None
-    seeds = tuple(dict.fromkeys(seeds or settings.seeds))
+    batch_size = settings.batch_size or recipe.fit.batch_size
+    sources = _sources(plan, settings, batch_size)
     entries: dict[str, ExperimentEntry] = {}
     skipped: dict[str, str] = {}
     for name, method in found.items():
-        try:
-            entries[name] = _entry(plan, method, seeds[0])
-        except RecipeError as error:
-            # A method that was named must run. Without names, methods that cannot apply are skipped and reported.
-            if named:
-                raise
-            skipped[name] = error.what
-    length = plan.family.sequence(plan.start.target, recipe.fit.sequence_length)
+        strengths: tuple[SourceStrength | None, ...] = sources if method.needs_source else (None,)
+        for source in strengths:
+            label = name if source in (None, sources[0]) else f"{name} from {source.name}"
+            try:
+                entries[label] = _method_entry(plan, method, label, source)
+            except RecipeError as error:
+                # A method that was named must run. Without names, methods that cannot apply are skipped and reported.
+                if named:
+                    raise
+                skipped[name] = error.what
+    controls = _controls(plan, settings)
     return Experiment(
         plan=plan,
         settings=settings,
-        entries=entries,
+        entries={SCRATCH: entries.pop(SCRATCH), **controls, **entries},
         skipped=skipped,
         steps=steps,
-        batch_size=settings.batch_size or recipe.fit.batch_size,
-        length=length,
-        seeds=seeds,
-        source_flops=_source_flops(plan, settings),
+        batch_size=batch_size,
+        length=plan.family.sequence(plan.start.target, recipe.fit.sequence_length),
+        seeds=tuple(dict.fromkeys(seeds or settings.seeds)),
+        sources=sources,
     )
+
+
+def _require_comparable(plan: Plan) -> None:
+    recipe = plan.recipe
+    if recipe.fit is None:
+        raise RecipeError("compare trains on fit.data, but the recipe has no `fit` section", where=recipe.path.name)
+    if plan.family.task in WITHOUT_LOSS:
+        raise RecipeError(f"{plan.family.architecture} has no training loss", where=recipe.path.name)
+    if plan.start.drawn_rows:
+        raise RecipeError(
+            "the target's head differs from the source's, so their losses are not comparable",
+            where=recipe.where("compare"),
+        )
+    pretrain = recipe.source.pretrain
+    if pretrain and pretrain.sequence_length != recipe.fit.sequence_length:
+        # Source and target share runs, and for masked tokens another length cuts the text elsewhere.
+        raise RecipeError(
+            "compare requires the source to be trained on the same sequence length as the target",
+            where=recipe.where("source", "pretrain", "sequence_length"),
+            expected=recipe.fit.sequence_length,
+            found=pretrain.sequence_length,
+        )
+
+
+def _sources(plan: Plan, settings: CompareConfig, batch_size: int) -> tuple[SourceStrength, ...]:
+    """Return the strengths of the source: one for a checkpoint, else the recipe's steps times each of `source_strengths`."""
+    pretrain = plan.recipe.source.pretrain
+    if pretrain is None:
+        return (SourceStrength(name="1", steps=None, flops=settings.source_flops),)
+    whole = pretrain.steps * pretrain.batch_size / batch_size
+    one = plan.flops["pretrain"]
+    assert one is not None
+    found = []
+    for strength in sorted(set(settings.source_strengths)):
+        steps = max(LEAST_STEPS, round(strength * whole))
+        found.append(SourceStrength(name=f"{strength:g}", steps=steps, flops=one / whole * steps))
+    return tuple(found)
 
 
 def start_of(plan: Plan, method: Method, seed: int) -> GrowthPlan:
@@ -323,20 +435,149 @@ def start_of(plan: Plan, method: Method, seed: int) -> GrowthPlan:
     return another_start(plan, width=method.width, depth=method.depth, tie=method.tie, seed=seed)
 
 
-def _entry(plan: Plan, method: Method, seed: int) -> ExperimentEntry:
-    start = start_of(plan, method, seed)
+def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength | None) -> ExperimentEntry:
+    start = start_of(plan, method, seed=0)
     layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
-    stages = STRATEGIES[method.strategy].stages(layers)
+    parts = STRATEGIES[method.strategy].parts(layers)
+    begins: Literal["drawn", "source", "learned"] = "drawn"
+    if method.starts_from_source:
+        begins = "learned" if method.learns_operator else "source"
+        planned = (_first_stage(plan, method, parts[0], start), *_later_stages(plan, method, parts[1:], start.target))
+    elif method.grows_at is not None:
+        planned = _grown_on_the_way(plan, method, start)
+    else:
+        first = with_layers(plan.family, start.target, parts[0].layers)
+        planned = (
+            PlannedStage(at=0, stage=_stage(parts[0], first), until_share=parts[0].until_share),
+            *_later_stages(plan, method, parts[1:], start.target, first),
+        )
     added: frozenset[str] = frozenset()
-    if any(stage.trains == "added" for stage in stages):
-        parts = added_parts(plan.family, initial_operator(start))
-        added = frozenset(name for name, part in parts.items() if part.kind != "old")
+    if any(part.trains == "added" for part in parts):
+        found = added_parts(plan.family, initial_operator(start))
+        added = frozenset(name for name, part in found.items() if part.kind != "old")
         if not added:
             raise RecipeError(
                 f"{method.name}: growth adds no parameters, so no parameter would be trained", where="compare"
             )
-    return ExperimentEntry(method=method, start=start, stages=stages, added=added)
+    return ExperimentEntry(
+        name=name,
+        kind="scratch" if name == SCRATCH else "method",
+        method=method,
+        planned=planned,
+        begins=begins,
+        source=None if source is None else source.name,
+        growth=None if method.random_init else start,
+        added=added,
+    )
 
 
-def _source_flops(plan: Plan, settings: CompareConfig) -> float | None:
-    return plan.flops.get("pretrain", settings.source_flops)
+def _stage(part: Part, config: Config, **more: Any) -> Stage:
+    return Stage(
+        begin=0,
+        config=dict(config),
+        trains=part.trains,
+        top=part.top,
+        submodels=part.submodels,
+        teacher=part.teacher,
+        **more,
+    )
+
+
+def _growth(plan: Plan, method: Method, *, width: str, depth: str, state: str) -> Growth:
+    tied = method.tie == "paper"
+    keying: Keying = "source" if tied else plan.recipe.growth.operator.keying or DEFAULT_KEYING
+    return Growth(width=width, depth=depth, state=method.state or state, keying=keying, tie=method.tie)
+
+
+def _first_stage(plan: Plan, method: Method, part: Part, start: GrowthPlan) -> PlannedStage:
+    """Return the first stage of a run that starts from a trained source: grown with its first step, or before by a learned operator."""
+    growth = None
+    if not method.learns_operator:
+        growth = _growth(plan, method, width=method.width, depth=method.depth, state="reset")
+    stage = _stage(part, start.target, growth=growth, asked=dict(plan.asked) if growth is not None else None)
+    return PlannedStage(at=0, stage=stage, until_share=part.until_share)
+
+
+def _later_stages(
+    plan: Plan, method: Method, parts: Sequence[Part], target: Config, before: Config | None = None
+) -> list[PlannedStage]:
+    """Return the stages that add layers to the model `before`, or go on with it."""
+    family = plan.family
+    planned: list[PlannedStage] = []
+    axis = family.depth_axes[0]
+    current = before or target
+    for part in parts:
+        wanted = with_layers(family, target, part.layers)
+        grows = family.sizes(current)[axis] != family.sizes(wanted)[axis]
+        more: dict[str, Any] = {}
+        if grows:
+            # A config list with one entry per layer is that of the target's lowest layers.
+            lists = [key for key in family.per_layer_keys if isinstance(wanted.get(key), list)]
+            asked = {key: wanted[key] for key in (size_keys(family.axes[axis])[0], *lists)}
+            growth = _growth(plan, method, width="copy", depth=part.depth, state=part.state)
+            wanted = dict(_grown_config(plan, growth, current, asked))
+            more = {"growth": growth, "asked": asked}
+        warmup = _REWARM if part.warms or (grows and method.warms) else 0
+        planned.append(
+            PlannedStage(at=part.at, stage=_stage(part, wanted, warmup=warmup, **more), until_share=part.until_share)
+        )
+        current = wanted
+    return planned
+
+
+# Steps of a new warmup after a growth on the way, before the length of a run is known; a stage has at least five times as many.
+_REWARM = 50
+
+
+def _grown_config(plan: Plan, growth: Growth, config: Config, asked: Config) -> Config:
+    settings = GrowthSettings(
+        width=growth.width,
+        depth=growth.depth,
+        keying=growth.keying,
+        tie=growth.tie,
+        seed=growth.seed,
+    )
+    target = plan.family.resize(config, asked)
+    return plan_growth(plan.family, settings, config, target, asked=asked, where=plan.recipe.where("compare")).target
+
+
+def _grown_on_the_way(plan: Plan, method: Method, start: GrowthPlan) -> tuple[PlannedStage, ...]:
+    """Return the stages of a model of the source's size that grows into the target in the same run."""
+    assert method.grows_at is not None
+    growth = _growth(plan, method, width=method.width, depth=method.depth, state="carry")
+    whole = Part(at=0)
+    return (
+        PlannedStage(at=0, stage=_stage(whole, start.source)),
+        PlannedStage(
+            at=method.grows_at,
+            stage=_stage(
+                whole, start.target, growth=growth, asked=dict(plan.asked), warmup=_REWARM if method.warms else 0
+            ),
+        ),
+    )
+
+
+def _controls(plan: Plan, settings: CompareConfig) -> dict[str, ExperimentEntry]:
+    """Return the models that never grow: the source's size, and the recipe's or else the target with half of its layers."""
+    family, target = plan.family, start_of(plan, METHODS[SCRATCH], 0).target
+    configs: dict[str, Config] = {SOURCE_SIZE: plan.start.source}
+    if settings.controls is None:
+        axis = family.depth_axes[0]
+        half = with_layers(family, target, max(1, family.sizes(target)[axis] // 2))
+        if family.sizes(half) not in (family.sizes(plan.start.source), family.sizes(target)):
+            configs[HALF_DEPTH] = half
+    for asked in settings.controls or ():
+        label = ", ".join(f"{key} {value}" for key, value in asked.items())
+        where = plan.recipe.where("compare", "controls")
+        configs[label] = family.resize(plan.start.source, {**plan.asked, **asked}, where=where)
+    complete = family.complete(target)
+    return {
+        name: ExperimentEntry(
+            name=name,
+            kind="control",
+            method=None,
+            planned=(PlannedStage(at=0, stage=_stage(Part(at=0), config)),),
+            asked={key: value for key, value in family.complete(config).items() if complete.get(key) != value},
+        )
+        for name, config in configs.items()
+    }

@@ -1,13 +1,16 @@
 """Define the methods of `compare`: each has an initialisation, a training strategy and optionally a learned operator.
 
-Input: a method name, with options after plus signs (`ligo+token-drop`), or WIDTH/DEPTH (`lemon/stack`).
+Input: a method name, with options after plus signs (`ligo+token-drop`), WIDTH/DEPTH (`lemon/stack`), or WIDTH/DEPTH@SHARE
+(`lemon/identity@0.6`: a model of the source's size, drawn, that grows on the way).
 Output: a `Method`. The initialisations are defined in `growth.width_methods` and `growth.depth_methods`, the strategies in `strategies`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.errors import close_matches
@@ -43,6 +46,11 @@ class Method:
         options: names of the options.
         drops_layers: whether training skips layers.
         drops_tokens: whether training skips tokens.
+        grows_at: share of the steps at which a drawn model of the source's size grows into the target, in the same run; None to start from
+            the trained source.
+        state: what becomes of the optimizer's state at every growth; None for the policy of the strategy's parts.
+        warms: whether the learning rate rises again from zero at every growth on the way.
+        shape: learning rate schedule.
     """
 
     name: str
@@ -57,6 +65,10 @@ class Method:
     options: tuple[str, ...] = ()
     drops_layers: bool = False
     drops_tokens: bool = False
+    grows_at: float | None = None
+    state: str | None = None
+    warms: bool = False
+    shape: Literal["stable", "cosine"] = "stable"
 
     @property
     def random_init(self) -> bool:
@@ -64,9 +76,14 @@ class Method:
         return self.width == self.depth == "random"
 
     @property
+    def starts_from_source(self) -> bool:
+        """Return whether the target starts from the trained source."""
+        return not self.random_init and self.grows_at is None
+
+    @property
     def needs_source(self) -> bool:
         """Return whether the method uses the source, as initialisation or as teacher; `net` then charges the source's training."""
-        return not self.random_init or self.strategy == "inherit"
+        return self.starts_from_source or self.strategy == "inherit"
 
     @property
     def preserves(self) -> str:
@@ -111,6 +128,46 @@ METHODS: dict[str, Method] = {
             "MSLT, arXiv:2011.13635",
             "from scratch, layers added on top, which alone learn",
             strategy="layerwise",
+        ),
+        _define(
+            "gradual",
+            "random",
+            "random",
+            "gradual stacking, as in arXiv:2409.19044",
+            "from scratch, copies of the top block added in four parts",
+            strategy="gradual",
+        ),
+        _define(
+            "midas",
+            "random",
+            "random",
+            "MIDAS, arXiv:2409.19044",
+            "from scratch, copies of the middle block added in four parts",
+            strategy="midas",
+        ),
+        _define(
+            "g-stack",
+            "random",
+            "random",
+            "G_stack, arXiv:2405.15319",
+            "from scratch, a quarter of the layers stacked four times after a tenth of the steps",
+            strategy="early-stack",
+        ),
+        _define(
+            "progressive",
+            "random",
+            "random",
+            "Deep Progressive Training, arXiv:2511.04981",
+            "from scratch, one layer, then all, the new ones drawn",
+            strategy="progressive",
+        ),
+        _define(
+            "late",
+            "random",
+            "random",
+            "-",
+            "from scratch, half of the layers, then silent copies between them",
+            strategy="late",
         ),
         _define(
             "ki",
@@ -168,12 +225,7 @@ METHODS: dict[str, Method] = {
 def method_named(name: str) -> Method:
     """Return the method with this name. Raises ValueError with the known names."""
     base, *options = name.split("+")
-    found = METHODS.get(base)
-    if found is None:
-        width, slash, depth = base.partition("/")
-        if not slash or width not in WIDTHS or depth not in DEPTHS:
-            raise ValueError(_unknown(base))
-        found = _define(base, width, depth, "-", f"width by {width}, depth by {depth}")
+    found = METHODS.get(base) or _pair(base)
     for option in options:
         if option not in OPTIONS:
             raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
@@ -186,17 +238,40 @@ def method_named(name: str) -> Method:
             learns_operator=found.learns_operator or chosen.learns_operator,
             drops_layers=found.drops_layers or chosen.drops_layers,
             drops_tokens=found.drops_tokens or chosen.drops_tokens,
+            state=chosen.state or found.state,
+            warms=found.warms or chosen.warms,
+            shape=chosen.shape or found.shape,
         )
-    if found.learns_operator and found.random_init:
+    if found.learns_operator and not found.starts_from_source:
         raise ValueError(f"{name}: drawn weights have no operator to learn")
     assert found.strategy in STRATEGIES
     return replace(found, name=name, options=tuple(options))
 
 
+def _pair(name: str) -> Method:
+    """Return the method WIDTH/DEPTH, or WIDTH/DEPTH@SHARE. Raises ValueError."""
+    pair, at, share = name.partition("@")
+    width, slash, depth = pair.partition("/")
+    if not slash or width not in WIDTHS or depth not in DEPTHS:
+        raise ValueError(_unknown(name))
+    if not at:
+        return _define(name, width, depth, "-", f"width by {width}, depth by {depth}")
+    try:
+        grows_at = float(share)
+    except ValueError:
+        grows_at = math.nan
+    if not 0 < grows_at < 1:
+        raise ValueError(f"{name}: the share after @ is a number between 0 and 1, such as {pair}@0.6")
+    summary = (
+        f"the source's size from scratch, grown after {grows_at:.0%} of the steps: width by {width}, depth by {depth}"
+    )
+    return _define(name, width, depth, "-", summary, grows_at=grows_at)
+
+
 def _unknown(name: str) -> str:
     near = close_matches(name, METHODS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"no method {name!r}{hint} (known: {', '.join(METHODS)}, or WIDTH/DEPTH of two starts)"
+    return f"no method {name!r}{hint} (known: {', '.join(METHODS)}, or WIDTH/DEPTH of two starts, or WIDTH/DEPTH@SHARE)"
 
 
 def methods_named(names: Iterable[str]) -> dict[str, Method]:

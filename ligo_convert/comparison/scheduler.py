@@ -1,21 +1,78 @@
-"""Schedule the jobs of a comparison: choose the next job from the results so far and collect the final records.
+"""Schedule the jobs of a comparison: choose the next job from the results so far and collect the finished runs.
 
 Input: an `Experiment`, and job results by job name as they arrive.
-Output: jobs with all dependencies met, most urgent first; each method's learning rate and schedule; each method's record.
+Output: jobs with all dependencies met, most urgent first; the optimizer, learning rate and decay of each entry; its finished runs.
+
+Every run is cut where it ends, where a stage begins, where its rate begins to fall, and where another run leaves it. A piece is a job,
+named by the history that leads to its end (`training.runs.Run.history`). So what runs share is trained once, and a stopped comparison goes
+on from the pieces that are done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
-from ligo_convert.comparison.experiment import Experiment
-from ligo_convert.comparison.methods import SCRATCH, Method
-from ligo_convert.comparison.results import first_point_at, method_record
-from ligo_convert.comparison.strategies import depends_on_run_length
+from ligo_convert.comparison.experiment import SOURCE_SIZE, Choice, Experiment, ExperimentEntry
+from ligo_convert.comparison.methods import Method
 from ligo_convert.errors import RecipeError
-from ligo_convert.training.schedules import STABLE_PART
+from ligo_convert.training.runs import DRAWN, Run
+
+# History of the first step -> number of steps -> names of the pieces that end there.
+Cuts = dict[str, dict[int, set[str]]]
+
+CHECKPOINT: Final = "checkpoint"  # name of the state of a source that is a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One job of a comparison.
+
+    Attributes:
+        name: the name under which the result and the state are stored.
+        kind: `probe` measures training speed, `source` reads the source's checkpoint, `fit` learns an operator, `train` trains a piece of a
+            run.
+        entry: name of the entry; empty for `probe` and `source`.
+        seed: seed of the run.
+        run: the run; None unless `train`.
+        first: steps done before the piece.
+        last: steps done after it.
+        parent: name of the state that it starts from; `drawn` for none.
+        flops: estimated FLOPs, for the progress display.
+    """
+
+    name: str
+    kind: Literal["probe", "source", "fit", "train"]
+    entry: str = ""
+    seed: int = 0
+    run: Run | None = None
+    first: int = 0
+    last: int = 0
+    parent: str = DRAWN
+    flops: float = 0.0
+
+    @property
+    def ends(self) -> bool:
+        """Return whether the piece ends its run, so that the model is measured."""
+        return self.run is not None and self.last == self.run.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedRun:
+    """A run whose end is wanted.
+
+    Attributes:
+        keeps: whether other runs start from its end, so that its state is kept.
+        leaves: runs that may be wanted later and would leave this one where their rate begins to fall.
+    """
+
+    entry: ExperimentEntry
+    seed: int
+    choice: Choice
+    run: Run
+    keeps: bool = False
+    leaves: tuple[Run, ...] = ()
 
 
 class Scheduler:
@@ -29,6 +86,20 @@ class Scheduler:
     def __init__(self, experiment: Experiment, results: Mapping[str, dict[str, Any]]) -> None:
         self.experiment, self.results = experiment, dict(results)
         self._running: set[str] = set()
+        self._runs: dict[tuple[Any, ...], Run] = {}
+        self._histories: dict[tuple[int, int], str] = {}
+        self._assumed: Choice | None = None
+
+    @classmethod
+    def expected_flops(cls, experiment: Experiment) -> float:
+        """Return about the FLOPs of the whole comparison, before anything is trained: what runs share counts once."""
+        scheduler = cls(experiment, {})
+        scheduler._assumed = scheduler._grid()[0]
+        wanted = scheduler.wanted()
+        cuts = scheduler._cuts(wanted)
+        pieces = {job.name: job.flops for found in wanted for job in scheduler._pieces(found, cuts)}
+        fits = {found.run.start: experiment.fit_flops(found.entry) for found in wanted}
+        return sum(pieces.values()) + sum(fits.values())
 
     def done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         self._running.discard(job.name)
@@ -36,272 +107,402 @@ class Scheduler:
 
     def next_job(self) -> TrainingJob | None:
         """Return the next job that can start; None if no job is left or all wait for running jobs."""
-        for job in self._runnable_jobs():
+        for job in self._ready_jobs():
             if job.name not in self.results and job.name not in self._running:
                 self._running.add(job.name)
                 return job
         return None
 
-    def _runnable_jobs(self) -> Iterator[TrainingJob]:
-        """Yield all jobs with met dependencies, finished ones included, most urgent first."""
-        experiment = self.experiment
-        yield TrainingJob(kind="probe")
-        yield TrainingJob(kind="source")
-        yield from self._tuning_jobs(SCRATCH)
-        yield from self._fit_jobs()
-        if self._best_tuning(SCRATCH) is None:
-            return
-        yield from self._scratch_runs()
-        for seed in experiment.seeds[1:] if self._chosen_settings(SCRATCH) is not None else ():
-            yield from self._training_jobs(SCRATCH, seed)
-        others = [name for name in experiment.entries if name != SCRATCH]
-        for name in others:
-            if self._ready(name, experiment.seeds[0]):
-                yield from self._tuning_jobs(name)
-        for seed in experiment.seeds:
-            if self.final(SCRATCH, seed) is None:
+    @property
+    def running(self) -> frozenset[str]:
+        """Return the names of the jobs that are running."""
+        return frozenset(self._running)
+
+    # Jobs.
+
+    def _ready_jobs(self) -> Iterator[TrainingJob]:
+        """Yield all jobs whose dependencies are met, most urgent first; finished ones may be among them."""
+        yield TrainingJob(name="probe", kind="probe")
+        if self.experiment.plan.recipe.source.pretrain is None:
+            yield TrainingJob(name=CHECKPOINT, kind="source")
+        wanted = self.wanted()
+        cuts = self._cuts(wanted)
+        for found in wanted:
+            if found.run.start != DRAWN and found.run.start not in self.results:
+                yield from self._fit_job(found)
                 continue
-            for name in others:
-                if self._best_tuning(name) is not None and self._ready(name, seed):
-                    yield from self._training_jobs(name, seed)
+            if found.run.teacher and found.run.teacher not in self.results:
+                continue
+            for job in self._pieces(found, cuts):
+                if job.name not in self.results:
+                    # The pieces after it wait for its state.
+                    yield job
+                    break
 
-    def _fit_jobs(self) -> Iterator[TrainingJob]:
-        """Yield one job per operator to learn."""
-        seen = set()
-        for seed in self.experiment.seeds:
-            for name, entry in self.experiment.entries.items():
-                key = operator_name(entry.method, seed)
-                if entry.method.learns_operator and key not in seen:
-                    seen.add(key)
-                    yield TrainingJob(kind="fit", method=name, seed=seed, flops=self.experiment.fit_flops(name))
+    def _fit_job(self, found: WantedRun) -> Iterator[TrainingJob]:
+        entry = found.entry
+        if entry.begins != "learned":
+            return
+        state = self._source_state(entry, found.seed)
+        if state is not None and state in self.results:
+            flops = self.experiment.fit_flops(entry)
+            yield TrainingJob(
+                name=found.run.start, kind="fit", entry=entry.name, seed=found.seed, parent=state, flops=flops
+            )
 
-    def _ready(self, name: str, seed: int) -> bool:
-        """Return whether the operator of a method is available."""
-        method = self.experiment.entries[name].method
-        if not method.learns_operator:
-            return True
-        key = operator_name(method, seed)
-        return any(
-            job.name in self.results
-            for job in self._fit_jobs()
-            if operator_name(self.experiment.entries[job.method].method, job.seed) == key
+    def _cuts(self, wanted: Iterable[WantedRun]) -> Cuts:
+        """Return where runs are cut: by the history of their first step, the names of pieces by numbers of steps."""
+        found: Cuts = {}
+
+        def cut(run: Run, step: int) -> None:
+            if step:
+                found.setdefault(self._history(run, 1), {}).setdefault(step, set()).add(self._history(run, step))
+
+        for one in wanted:
+            for step in one.run.breaks:
+                cut(one.run, step)
+            for run in one.leaves:
+                cut(run, run.turn)
+        return found
+
+    def _pieces(self, found: WantedRun, cuts: Cuts) -> Iterator[TrainingJob]:
+        """Yield the pieces of a run in order."""
+        run, parent, first = found.run, found.run.start, 0
+        for step, names in sorted(cuts[self._history(run, 1)].items()):
+            if step > run.steps:
+                return
+            name = self._history(run, step)
+            if name not in names:
+                continue
+            yield TrainingJob(
+                name=name,
+                kind="train",
+                entry=found.entry.name,
+                seed=found.seed,
+                run=run,
+                first=first,
+                last=step,
+                parent=parent,
+                flops=self._flops(found, step) - self._flops(found, first),
+            )
+            parent, first = name, step
+
+    def _flops(self, found: WantedRun, step: int) -> float:
+        """Return about the FLOPs of the first steps of a run."""
+        return self.experiment.run_flops(found.entry, found.run.steps) * step / found.run.steps
+
+    def _history(self, run: Run, step: int) -> str:
+        key = (id(run), step)
+        if key not in self._histories:
+            self._histories[key] = run.history(step)[:40]
+        return self._histories[key]
+
+    def _run(self, entry: ExperimentEntry, choice: Choice, seed: int, steps: int, start: str = DRAWN) -> Run:
+        teacher = (self._source_state(entry, seed) or "") if entry.is_taught else ""
+        key = (entry.name, choice, seed, steps, start, teacher)
+        if key not in self._runs:
+            self._runs[key] = self.experiment.make_run(
+                entry, choice, seed=seed, steps=steps, start=start, teacher=teacher
+            )
+        return self._runs[key]
+
+    # Wanted runs.
+
+    def wanted(self) -> list[WantedRun]:
+        """Return every run that is known to be needed, most urgent first."""
+        experiment = self.experiment
+        baseline, first = experiment.baseline, experiment.seeds[0]
+        found = [self._want(baseline, first, choice, self._tuning_steps(baseline)) for choice in self._grid()]
+        found += [self._want(baseline, first, choice, experiment.steps) for choice in self._finalists()]
+        if self.choice() is None:
+            return found
+        for entry in experiment.entries.values():
+            found += self._tuning_runs(entry)
+        for seed in experiment.seeds:
+            for entry in experiment.entries.values():
+                found += self._sources(entry, seed)
+                found += self._end_runs(entry, seed)
+        return found
+
+    def _want(
+        self, entry: ExperimentEntry, seed: int, choice: Choice, steps: int, *, start: str = DRAWN, keeps: bool = False
+    ) -> WantedRun:
+        longer = self.experiment.ends(entry)
+        return WantedRun(
+            entry=entry,
+            seed=seed,
+            choice=choice,
+            run=self._run(entry, choice, seed, steps, start),
+            keeps=keeps,
+            leaves=tuple(self._run(entry, choice, seed, end, start) for end in longer),
         )
 
-    def _tuning_jobs(self, name: str) -> Iterator[TrainingJob]:
-        """Yield one tuning run per learning rate, with the first seed: scratch with each schedule, others with scratch's best one."""
-        experiment, best = self.experiment, self._best_tuning(SCRATCH) if name != SCRATCH else None
-        for rate, shape in experiment.rates(name):
-            chosen = {"learning_rate": rate, "schedule": shape or (best or {})["schedule"]}
-            yield self._training_job(name, experiment.seeds[0], chosen, experiment.settings.tuning_fraction)
+    def _tuning_steps(self, entry: ExperimentEntry) -> int:
+        share = self.experiment.settings.tuning_fraction
+        return self.experiment.steps_of(share) if entry.kind == "scratch" else self.experiment.steps_for(entry, share)
 
-    def _tuning_results(self, name: str) -> list[dict[str, Any]]:
-        """Return every finished tuning run, with its validation loss."""
+    def _tuning_runs(self, entry: ExperimentEntry) -> list[WantedRun]:
+        """Return the tuning runs of an entry, with the first seed. Entries from stronger sources take the settings of the weakest."""
+        seed = self.experiment.seeds[0]
+        if self._tuned_as(entry) is not entry or len(self._choices(entry)) < 2:
+            return []
+        start = self._start(entry, seed)
+        if start is None:
+            return []
+        sources = self._sources(entry, seed)
+        steps = self._tuning_steps(entry)
+        return [*sources, *(self._want(entry, seed, choice, steps, start=start) for choice in self._choices(entry))]
+
+    def _end_runs(self, entry: ExperimentEntry, seed: int) -> list[WantedRun]:
+        """Return the runs of an entry to all of its budgets; none until its settings and its source are known."""
+        choice, start = self.choice_of(entry), self._start(entry, seed)
+        if choice is None or start is None:
+            return []
+        return [self._want(entry, seed, choice, steps, start=start) for steps in self.experiment.ends(entry)]
+
+    # Sources.
+
+    def _sources(self, entry: ExperimentEntry, seed: int) -> list[WantedRun]:
+        """Return the training of the source of an entry; none for a checkpoint or an entry without a source."""
+        steps = None if entry.source is None else self.experiment.source(entry.source).steps
+        if steps is None:
+            return []
+        control = self.experiment.entries[SOURCE_SIZE]
+        choice = self.choice_of(control)
+        return [] if choice is None else [self._want(control, seed, choice, steps, keeps=True)]
+
+    def _source_state(self, entry: ExperimentEntry, seed: int) -> str | None:
+        """Return the name of the state of an entry's source; None until it is known."""
+        if self.experiment.plan.recipe.source.pretrain is None:
+            return CHECKPOINT
+        sources = self._sources(entry, seed)
+        return self._history(sources[0].run, sources[0].run.steps) if sources else None
+
+    def _start(self, entry: ExperimentEntry, seed: int) -> str | None:
+        """Return the name of the weights that the runs of an entry start from; None until it and the entry's teacher are known."""
+        state = self._source_state(entry, seed) if entry.source is not None else None
+        if entry.source is not None and state is None:
+            return None
+        if entry.begins == "drawn":
+            return DRAWN
+        if entry.begins == "source":
+            return state
+        assert entry.method is not None
+        return f"fit-{operator_name(entry.method)}-{seed}-{state}"
+
+    # Settings.
+
+    def _grid(self) -> list[Choice]:
+        """Return the settings that scratch tries in its tuning runs, all with the longest decay."""
+        settings = self.experiment.settings
         return [
-            {
-                "learning_rate": job.learning_rate,
-                "schedule": job.shape,
-                "validation_loss": self.results[job.name]["validation_loss"],
-            }
-            for job in self._tuning_jobs(name)
-            if job.name in self.results
+            Choice(optimizer=optimizer, learning_rate=rate, decay=max(settings.decays))  # type: ignore[arg-type]
+            for optimizer in dict.fromkeys(settings.optimizers)
+            for rate in sorted(set(settings.learning_rates))
         ]
 
-    def _best_tuning(self, name: str) -> dict[str, Any] | None:
-        """Return the best learning rate and schedule of the tuning runs; None until all are finished."""
-        if name != SCRATCH and self._best_tuning(SCRATCH) is None:
-            return None
-        trials = self._tuning_results(name)
-        if len(trials) < len(self.experiment.rates(name)):
-            return None
-        best = min(trials, key=_loss_of)
-        if best["validation_loss"] is None and name == SCRATCH:
-            rates = ", ".join(f"{trial['learning_rate']:g}" for trial in trials)
-            raise RecipeError(
-                f"{name}: the loss is not finite at any learning rate tried ({rates})",
-                where=self.experiment.plan.recipe.where("compare", "learning_rates"),
-                hint="set lower learning rates",
-            )
-        return {"learning_rate": best["learning_rate"], "schedule": best["schedule"]}
+    def _finalists(self) -> list[Choice]:
+        """Return the settings that scratch tries over the whole budget; none until the tuning runs are done.
 
-    def _chosen_settings(self, name: str) -> dict[str, Any] | None:
-        """Return the learning rate and schedule that a method is trained with; None until they are known.
-
-        Short runs favour high learning rates, and only scratch is always trained for the whole budget. Scratch therefore tries its best
-        and its next lower learning rate over the whole budget, judged on the validation split.
+        Short runs favour high learning rates. So each optimizer tries its best rate, the best of them also its next lower one, and every
+        decay: branches of the same trunk.
         """
-        if name != SCRATCH:
-            return self._best_tuning(name)
-        runs = [self.results.get(job.name) for job in self._scratch_runs()]
-        if not runs or any(run is None for run in runs):
-            return None
-        done = [(job, run) for job, run in zip(self._scratch_runs(), runs, strict=True) if run is not None]
-        job, run = min(done, key=lambda pair: _loss_of(pair[1]))
-        if run["validation_loss"] is None:
+        if self._assumed is not None:
+            assumed = [replace(self._assumed, optimizer=name) for name in self.experiment.settings.optimizers]  # type: ignore[arg-type]
+            assumed += [replace(self._assumed, learning_rate=self._assumed.learning_rate / 2)]
+            return [replace(choice, decay=decay) for choice in assumed for decay in self.experiment.settings.decays]
+        best = {optimizer: self._best(self._grid_of(optimizer)) for optimizer in self.experiment.settings.optimizers}
+        if any(found is None for found in best.values()):
+            return []
+        ranked = sorted((found for found in best.values() if found is not None), key=lambda pair: _key(pair[1]))
+        if ranked[0][1] is None:
+            rates = ", ".join(f"{rate:g}" for rate in self.experiment.settings.learning_rates)
             raise RecipeError(
-                f"training from scratch ends with a non-finite loss at a learning rate of {job.learning_rate:g}",
+                f"scratch: the loss is not finite at any learning rate tried ({rates})",
                 where=self.experiment.plan.recipe.where("compare", "learning_rates"),
                 hint="set lower learning rates",
             )
-        return {"learning_rate": job.learning_rate, "schedule": job.shape}
+        winner = ranked[0][0]
+        lower = [rate for rate in self.experiment.settings.learning_rates if rate < winner.learning_rate]
+        chosen = [choice for choice, _ in ranked]
+        if lower:
+            chosen.insert(1, replace(winner, learning_rate=max(lower)))
+        decays = sorted(set(self.experiment.settings.decays), reverse=True)
+        return [replace(choice, decay=decay) for choice in chosen for decay in decays]
 
-    def _scratch_runs(self) -> Iterator[TrainingJob]:
-        """Yield the runs of scratch over the whole budget with the first seed: at its best and next lower learning rate."""
-        best = self._best_tuning(SCRATCH)
-        if best is None:
-            return
-        lower = [rate for rate in self.experiment.settings.learning_rates if rate < best["learning_rate"]]
-        for rate in (best["learning_rate"], *([max(lower)] if lower else [])):
-            chosen = {**best, "learning_rate": rate}
-            seed = self.experiment.seeds[0]
-            yield self._training_job(
-                SCRATCH, seed, chosen, 1.0, resume_from=self._resume_fraction(SCRATCH, seed, chosen, 1.0)
-            )
+    def _grid_of(self, optimizer: str) -> list[tuple[Choice, WantedRun]]:
+        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
+        return [
+            (choice, self._want(entry, seed, choice, self._tuning_steps(entry)))
+            for choice in self._grid()
+            if choice.optimizer == optimizer
+        ]
 
-    def _training_jobs(self, name: str, seed: int) -> Iterator[TrainingJob]:
-        """Yield one run per budget fraction, shortest first, until one reaches scratch's final loss."""
-        experiment, chosen = self.experiment, self._chosen_settings(name)
-        assert chosen is not None
-        resume_from = self._resume_fraction(name, seed, chosen, experiment.budget_fractions_of(name)[0])
-        for budget_fraction in experiment.budget_fractions_of(name):
-            job = self._training_job(name, seed, chosen, budget_fraction, resume_from=resume_from)
-            yield job
-            if job.name not in self.results or self.reached(job):
-                return
-            if self._shares_prefix(name, chosen):
-                resume_from = budget_fraction
+    def _best(self, tried: list[tuple[Choice, WantedRun]]) -> tuple[Choice, float | None] | None:
+        """Return the settings with the lowest validation loss, and the loss; None until all runs are done."""
+        found = []
+        for choice, wanted in tried:
+            end = self.end_of(wanted.run)
+            if end is None:
+                return None
+            found.append((choice, end["validation_loss"]))
+        return min(found, key=lambda pair: _key(pair[1]))
 
-    def _shares_prefix(self, name: str, chosen: Mapping[str, Any]) -> bool:
-        """Return whether runs of a method to different budget fractions begin with the same steps."""
-        return not depends_on_run_length(self.experiment.entries[name].stages) and chosen["schedule"] == "stable"
-
-    def _resume_fraction(self, name: str, seed: int, chosen: Mapping[str, Any], budget_fraction: float) -> float:
-        """Return the budget fraction of the tuning run that a run to `budget_fraction` can resume from, or 0."""
-        tried = self.experiment.settings.tuning_fraction
-        goes_on = self._shares_prefix(name, chosen) and seed == self.experiment.seeds[0] and tried < budget_fraction
-        return tried if goes_on else 0.0
-
-    def _training_job(
-        self,
-        name: str,
-        seed: int,
-        chosen: Mapping[str, Any],
-        budget_fraction: float,
-        *,
-        resume_from: float = 0.0,
-    ) -> TrainingJob:
-        experiment = self.experiment
-        return TrainingJob(
-            kind="train",
-            method=name,
-            seed=seed,
-            learning_rate=chosen["learning_rate"],
-            shape=chosen["schedule"],
-            budget_fraction=budget_fraction,
-            resume_from=resume_from,
-            flops=experiment.run_flops(name, experiment.steps_of(budget_fraction))
-            - (STABLE_PART * experiment.run_flops(name, experiment.steps_of(resume_from)) if resume_from else 0.0),
-        )
-
-    def _runs(self, name: str, seed: int) -> list[dict[str, Any]]:
-        return [self.results[job.name] for job in self._training_jobs(name, seed) if job.name in self.results]
-
-    def reached(self, job: TrainingJob) -> bool:
-        """Return whether a run reached scratch's final loss or diverged, so that longer runs are not needed."""
-        found = self.results[job.name]
-        goal = self.final(SCRATCH, job.seed) if job.method != SCRATCH else None
-        return found["final"]["loss"] is None or (
-            goal is not None and first_point_at(found["curve"], goal["loss"]) is not None
-        )
-
-    def final(self, name: str, seed: int) -> dict[str, Any] | None:
-        """Return the final values of a method's longest run."""
-        if self._chosen_settings(name) is None:
+    def choice(self) -> Choice | None:
+        """Return the settings of scratch, chosen over the whole budget; None until they are known."""
+        if self._assumed is not None:
+            return self._assumed
+        finalists = self._finalists()
+        if not finalists:
             return None
-        runs = self._runs(name, seed)
-        return runs[-1]["final"] if runs else None
+        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
+        best = self._best([(choice, self._want(entry, seed, choice, self.experiment.steps)) for choice in finalists])
+        if best is not None and best[1] is None:
+            raise RecipeError(
+                f"training from scratch ends with a non-finite loss at a learning rate of {best[0].learning_rate:g}",
+                where=self.experiment.plan.recipe.where("compare", "learning_rates"),
+                hint="set lower learning rates",
+            )
+        return None if best is None else best[0]
+
+    def _tuned_as(self, entry: ExperimentEntry) -> ExperimentEntry:
+        """Return the entry whose tuning an entry uses: that of the same method from the weakest source."""
+        weakest = self.experiment.sources[0].name
+        if entry.source in (None, weakest):
+            return entry
+        return next(
+            other
+            for other in self.experiment.entries.values()
+            if other.method == entry.method and other.source == weakest
+        )
+
+    def _choices(self, entry: ExperimentEntry) -> list[Choice]:
+        base = self.choice()
+        if base is None:
+            return []
+        if entry.kind == "scratch":
+            return [base]
+        factors = sorted(set(self.experiment.settings.rate_factors))
+        return [replace(base, learning_rate=base.learning_rate * factor) for factor in factors]
+
+    def choice_of(self, entry: ExperimentEntry) -> Choice | None:
+        """Return the settings of an entry; None until they are known."""
+        entry = self._tuned_as(entry)
+        choices = self._choices(entry)
+        if len(choices) < 2 or self._assumed is not None:
+            return choices[0] if choices else None
+        tried = [
+            (found.choice, found) for found in self._tuning_runs(entry) if found.entry is entry and not found.keeps
+        ]
+        best = self._best(tried) if tried else None
+        return None if best is None else best[0]
 
     # Results.
 
-    def chosen(self) -> dict[str, dict[str, Any]]:
-        """Return the learning rate and schedule of each method."""
-        return {name: found for name in self.experiment.entries if (found := self._chosen_settings(name)) is not None}
+    def end_of(self, run: Run) -> dict[str, Any] | None:
+        """Return the result of the last piece of a run; None until it is done."""
+        return self.results.get(self._history(run, run.steps))
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Return the record of each method, for compare.json."""
-        experiment = self.experiment
-        scratch = {}
-        for seed in experiment.seeds:
-            final = self.final(SCRATCH, seed)
-            assert final is not None
-            scratch[seed] = final
-        found = {}
-        for name in experiment.entries:
-            runs = {}
-            for seed in experiment.seeds:
-                done = self._runs(name, seed)
-                runs[seed] = {
-                    "curve": done[-1]["curve"],
-                    "final": done[-1]["final"],
-                    "finals": [run["final"] for run in done],
+    def curve_of(self, wanted: WantedRun, cuts: Cuts) -> list[dict[str, Any]]:
+        """Return the points of a finished run."""
+        return [point for job in self._pieces(wanted, cuts) for point in self.results[job.name]["curve"]]
+
+    def finished_runs(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return entry -> seed -> `ends` (results of the runs to each budget, ascending) and `curve` (points of the longest run)."""
+        wanted = self.wanted()
+        cuts = self._cuts(wanted)
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for entry in self.experiment.entries.values():
+            fitted = self.experiment.fit_flops(entry)
+            for seed in self.experiment.seeds:
+                runs = self._end_runs(entry, seed)
+                ends = []
+                for one in runs:
+                    end = self.end_of(one.run)
+                    assert end is not None, "every run is done"
+                    ends.append({**end, "steps": one.run.steps, "flops": end["flops"] + fitted})
+                curve = [{**point, "flops": point["flops"] + fitted} for point in self.curve_of(runs[-1], cuts)]
+                found.setdefault(entry.name, {})[seed] = {"ends": ends, "curve": curve}
+        return found
+
+    def tried(self) -> list[dict[str, Any]]:
+        """Return every run that tuned scratch: its settings, steps and losses."""
+        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
+        found = []
+        for choice, steps in [
+            *((choice, self._tuning_steps(entry)) for choice in self._grid()),
+            *((choice, self.experiment.steps) for choice in self._finalists()),
+        ]:
+            end = self.end_of(self._run(entry, choice, seed, steps))
+            assert end is not None, "every run is done"
+            found.append(
+                {
+                    "optimizer": choice.optimizer,
+                    "learning_rate": choice.learning_rate,
+                    "decay": choice.decay,
+                    "steps": steps,
+                    "validation_loss": end["validation_loss"],
+                    "loss": end["loss"],
                 }
-            chosen = self._chosen_settings(name)
-            assert chosen is not None
-            found[name] = method_record(
-                experiment, name, tuned=chosen, tuning_runs=self._tuning_results(name), runs=runs, scratch=scratch
             )
         return found
 
+    def tried_by(self, entry: ExperimentEntry) -> list[dict[str, Any]]:
+        """Return the tuning runs of an entry other than scratch: settings, steps and losses."""
+        found = []
+        for one in self._tuning_runs(entry):
+            end = self.end_of(one.run)
+            if one.entry is entry and not one.keeps and end is not None:
+                found.append(
+                    {
+                        "learning_rate": one.choice.learning_rate,
+                        "steps": one.run.steps,
+                        "validation_loss": end["validation_loss"],
+                    }
+                )
+        return found
 
-def _loss_of(result: Mapping[str, Any]) -> tuple[bool, float]:
-    """Return a sort key: a non-finite loss is the worst."""
-    loss = result["validation_loss"]
-    return (loss is None, loss if loss is not None else 0.0)
+    def strengths(self) -> list[dict[str, Any]]:
+        """Return the sources: steps, FLOPs, losses by seed."""
+        found = []
+        for source in self.experiment.sources:
+            ends = {}
+            for seed in self.experiment.seeds:
+                entry = next((one for one in self.experiment.entries.values() if one.source == source.name), None)
+                if source.steps is None:
+                    ends[str(seed)] = self.results[CHECKPOINT]
+                elif entry is not None:
+                    end = self.end_of(self._sources(entry, seed)[0].run)
+                    assert end is not None, "every run is done"
+                    ends[str(seed)] = {key: end[key] for key in ("loss", "accuracy")}
+            found.append({"name": source.name, "steps": source.steps, "flops": source.flops, "seeds": ends})
+        return found
+
+    def weakest_source(self) -> str | None:
+        """Return the name of the state of the weakest source with the first seed; None if no entry uses it."""
+        weakest, seed = self.experiment.sources[0].name, self.experiment.seeds[0]
+        entry = next((one for one in self.experiment.entries.values() if one.source == weakest), None)
+        return None if entry is None else self._source_state(entry, seed)
+
+    def needed_states(self) -> set[str]:
+        """Return the names of the states that a job may still start from."""
+        wanted = self.wanted()
+        cuts = self._cuts(wanted)
+        kept: set[str] = set()
+        for found in wanted:
+            jobs = list(self._pieces(found, cuts))
+            kept |= {job.parent for job in jobs}
+            if found.keeps:
+                kept.add(jobs[-1].name)
+        return kept
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """One job of a comparison.
-
-    Attributes:
-        kind: `probe` measures training speed, `source` the source's loss, `fit` learns an operator, `train` trains a model.
-        method: name of the method; empty for `probe` and `source`.
-        seed: seed of the run.
-        learning_rate: peak learning rate of a training run.
-        shape: learning rate schedule of a training run.
-        budget_fraction: fraction of the budget that a training run takes.
-        resume_from: budget fraction of the shorter run whose saved state this run resumes from; 0 for none.
-        flops: estimated FLOPs, for the progress display.
-    """
-
-    kind: Literal["probe", "source", "fit", "train"]
-    method: str = ""
-    seed: int = 0
-    learning_rate: float = 0.0
-    shape: str = ""
-    budget_fraction: float = 0.0
-    resume_from: float = 0.0
-    flops: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """Return the name under which the result and the state are stored."""
-        parts = [
-            self.kind,
-            self.method,
-            f"{self.seed}",
-            f"{self.learning_rate:g}",
-            self.shape,
-            f"{self.budget_fraction:g}",
-        ]
-        return "-".join(part.replace("/", "_") for part in parts if part) if self.method else self.kind
-
-
-def operator_name(method: Method, seed: int) -> str:
+def operator_name(method: Method) -> str:
     """Return a name for a method's operator; methods with the same name share one operator."""
     rates = f"{method.fit_rates.width_rate:g}-{method.fit_rates.depth_rate:g}" if method.fit_rates else "recipe"
-    return f"{method.width}-{method.depth}-{method.tie or 'untied'}-{rates}-{seed}"
+    return f"{method.width}-{method.depth}-{method.tie or 'untied'}-{rates}"
 
 
-def shared_state_name(job: TrainingJob, budget_fraction: float) -> str:
-    """Return the name of the state that a run to `budget_fraction` saves for longer runs of its method."""
-    return f"shared-{job.method.replace('/', '_')}-{job.seed}-{job.learning_rate:g}-{budget_fraction:g}"
+def _key(loss: float | None) -> tuple[bool, float]:
+    """Return a sort key: a non-finite loss is the worst."""
+    return (loss is None, loss if loss is not None else 0.0)

@@ -1,8 +1,8 @@
-"""Run the jobs of a comparison: learn an operator, or train a target for a fraction of the budget.
+"""Run the jobs of a comparison: read the source, learn an operator, or train a piece of a run.
 
 Input: an `Experiment`, its data splits, the source's folder, a folder for training states.
-Output: a dictionary of plain values per job. A job's result depends only on the job, so jobs run in any order and in any process.
-A stopped job resumes from its saved state.
+Output: a dictionary of plain values per job, and the state at its end. A job's result depends only on the job, so jobs run in any order and
+in any process. A stopped job resumes from its saved state.
 """
 
 from __future__ import annotations
@@ -10,64 +10,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ligo_convert.checkpoints.writer import rehash, safetensors_pieces
-from ligo_convert.comparison.dropping import DRAWS, token_drop
-from ligo_convert.comparison.experiment import Experiment, start_of
-from ligo_convert.comparison.methods import SCRATCH, FitRates, Method
-from ligo_convert.comparison.scheduler import TrainingJob, operator_name, shared_state_name
-from ligo_convert.comparison.strategies import depends_on_run_length
-from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, schedule_of, train_run
-from ligo_convert.data.examples import DataSplits, Examples
+from ligo_convert.comparison.experiment import SECOND_ORDER, Experiment, start_of
+from ligo_convert.comparison.methods import FitRates
+from ligo_convert.comparison.scheduler import TrainingJob
+from ligo_convert.data.examples import Batch, DataSplits, Examples, head
 from ligo_convert.environment import compute_threads
+from ligo_convert.errors import LigoError
 from ligo_convert.families.flops import step_flops
-from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator
-from ligo_convert.growth.new_parameters import added_parts
-from ligo_convert.growth.operator import Operator
-from ligo_convert.growth.operator_file import describe, read_operator, stored_arrays
 from ligo_convert.hub.resolve import open_source
-from ligo_convert.io.files import write_file
-from ligo_convert.training.fit import (
-    FitSettings,
-    GrownTarget,
-    autocast_pays,
-    fetch_from,
-    fit,
-    named_source,
-    stacked_source,
-)
+from ligo_convert.training.drop_hooks import DRAWS, token_drop
+from ligo_convert.training.fit import FitSettings, autocast_pays, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, Objective, backward_in_parts, mean_loss
-from ligo_convert.training.loop import StateStore
 from ligo_convert.training.pretrain import drawn_model
-from ligo_convert.training.state import FolderState
+from ligo_convert.training.run_trainer import (
+    RunState,
+    Teacher,
+    Tensors,
+    TrainSetup,
+    begin_stage,
+    drawn_state,
+    grown_state,
+    stacked_state,
+    train_segment,
+)
+from ligo_convert.training.runs import DRAWN, Run
+from ligo_convert.training.schedules import default_warmup
+from ligo_convert.training.state import FolderState, state_of
 from ligo_convert.training.tasks import on_device
 
 PROBE_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BranchedState:
-    """A training state that starts from the shared state of a shorter run."""
-
-    own: FolderState
-    trunk: FolderState
-
-    def save(self, arrays: dict[str, np.ndarray], text: str) -> None:
-        self.own.save(arrays, text)
-
-    def load(self) -> tuple[dict[str, np.ndarray], str] | None:
-        return self.own.load() or self.trunk.load()
-
-    def discard(self, why: str) -> None:
-        (self.own if self.own.path.exists() else self.trunk).discard(why)
 
 
 class JobRunner:
@@ -76,7 +54,7 @@ class JobRunner:
     Args:
         experiment: the plan of the comparison.
         slices: the data splits.
-        source: folder of the source checkpoint.
+        source: folder of the source checkpoint; None where the comparison trains the source.
         work: folder of this comparison for training states and operators.
         device: torch device.
         key: identifies the comparison and its source; training states of another key are discarded.
@@ -87,7 +65,7 @@ class JobRunner:
         *,
         experiment: Experiment,
         slices: DataSplits,
-        source: Path,
+        source: Path | None,
         work: Path,
         device: str,
         key: str = "",
@@ -102,10 +80,10 @@ class JobRunner:
         self.setup = TrainSetup(
             family=self.family,
             slices=slices,
-            batch_size=experiment.batch_size,
             micro_batch_size=min(self.plan.micro_batch, experiment.batch_size),
             sequence_length=experiment.length,
             evaluate_every=experiment.evaluate_every,
+            examples=slices.test,
             device=device,
             autocast=autocast_pays(device, fit_settings.precision, width=width),
         )
@@ -120,65 +98,30 @@ class JobRunner:
 
     # The source.
 
-    @cached_property
-    def stacked(self) -> Tensors:
-        with open_source(str(self.source), base=self.source) as source:
-            rows = self.family.rows_for(self.plan.start.target)
-            return stacked_source(
-                source.read, self.family, self.plan.inventory, rows, device=self.device, dtype=torch.float32
-            )
+    def saved(self, name: str) -> RunState:
+        """Return the state that an earlier job has stored."""
+        stored = self.state(name).load()
+        if stored is None:
+            raise LigoError(f"the training state {name} is missing", hint="run the same command again")
+        return RunState.read(*stored, device=self.device)
 
-    @cached_property
-    def teacher(self) -> Teacher:
-        config = self.plan.start.source
+    def stacked(self, state: RunState) -> Tensors:
+        """Return the tensors of a source, stacked by row as growth takes them."""
+        return stacked_state(self.family, state, self.plan.start.target)
+
+    def teacher(self, run: Run) -> Teacher | None:
+        """Return the model that teaches a run; None if there is none."""
+        if not run.teacher:
+            return None
+        state = self.saved(run.teacher)
         return Teacher(
-            model=LibraryModel(self.plan.inventory.family, config, device=self.device),
-            parameters=named_source(self.plan.inventory, self.stacked),
-            config=config,
-        )
-
-    # Starts.
-
-    def operator(self, method: Method, seed: int) -> Operator:
-        """Return a method's operator: the learned one, which an earlier `fit` job has stored, or else the one of its initialisation."""
-        if method.learns_operator:
-            return read_operator(self._operator_file(method, seed))
-        return initial_operator(start_of(self.plan, method, seed))
-
-    def _operator_file(self, method: Method, seed: int) -> Path:
-        return self.work / "operators" / f"{operator_name(method, seed)}.safetensors"
-
-    def run_of(self, job: TrainingJob, steps: int) -> RunSpec:
-        entry = self.experiment.entries[job.method]
-        method = entry.method
-        config = start_of(self.plan, method, job.seed).target
-        start, added = None, None
-        if not method.random_init:
-            operator = self.operator(method, job.seed)
-            grower = Grower(
-                operator, self.family, device=self.device, dtype=torch.float32, fetch=fetch_from(self.stacked)
-            )
-            start = GrownTarget(grower, self.family.rows_for(config), self.stacked).tensors()
-            if entry.added:
-                added = {name: part.mask() for name, part in added_parts(self.family, operator).items()}
-        return RunSpec(
-            config=config,
-            start=start,
-            added=added,
-            stages=entry.stages,
-            steps=steps,
-            warmup=self.experiment.warmup,
-            budget=self.experiment.steps,
-            learning_rate=job.learning_rate,
-            shape=job.shape,
-            seed=job.seed,
-            dropping=self.experiment.dropping(job.method),
-            examples=self.slices.test,
+            model=LibraryModel(self.plan.inventory.family, state.config, device=self.device),
+            parameters=dict(state.tensors),
+            config=state.config,
         )
 
     def state(self, name: str) -> FolderState:
-        path = self.work / "states" / f"{name}.safetensors"
-        return FolderState(path, owner=f"{self.key}/{name}", warn=lambda text: self._warnings.append(text))
+        return state_of(self.work, name, key=self.key, warn=self._warnings.append)
 
     def measured(self, parameters: Mapping[str, torch.Tensor], what: Objective, examples: Examples) -> float:
         """Return the mean of an objective over held-out examples."""
@@ -209,7 +152,7 @@ ReportProgress = Callable[[float, str], None]
 def _probe(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
     """Measure FLOPs per second of training the target, over a few steps."""
     experiment, family = runner.experiment, runner.family
-    config = experiment.entries[SCRATCH].start.target
+    config = experiment.baseline.planned[0].stage.config
     model = LibraryModel(family, config, device=runner.device)
     parameters = {
         name: torch.nn.Parameter(torch.tensor(values, device=runner.device))
@@ -238,8 +181,8 @@ def _probe(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[
 
 def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:
     """Try token dropping once if a method uses it, so that an unsupported model fails early. Raises RecipeError."""
-    for name in runner.experiment.entries:
-        dropping = runner.experiment.dropping(name)
+    for entry in runner.experiment.entries.values():
+        dropping = runner.experiment.dropping(entry.method)
         if dropping.tokens:
             batch = on_device(runner.slices.batch(0, batch_size=1, seed=0), runner.device, torch.float32)
             batch[DRAWS] = torch.rand((1, runner.experiment.length), dtype=torch.float64, device=runner.device)
@@ -249,110 +192,133 @@ def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[st
 
 
 def _source(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
-    """Measure the source's loss on the test split."""
-    teacher = runner.teacher
+    """Read the source's checkpoint and measure its loss on the test split."""
+    plan, family = runner.plan, runner.plan.inventory.family
+    assert runner.source is not None, "a recipe that trains its source has no checkpoint"
+    with open_source(str(runner.source), base=runner.source) as source:
+        rows = runner.family.rows_for(plan.start.target)
+        stacked = stacked_source(
+            source.read, runner.family, plan.inventory, rows, device=runner.device, dtype=torch.float32
+        )
+    tensors = {
+        row.name(layer): stacked[row.pattern][layer or 0]
+        for row in dict.fromkeys((*plan.inventory.rows, *rows))
+        if row.pattern in stacked
+        for layer in family.layers(row, plan.start.source)
+    }
+    state = RunState(config=dict(plan.start.source), tensors=tensors, moments={})
+    runner.state(job.name).save(*state.arrays())
+    model = LibraryModel(family, plan.start.source, device=runner.device)
+    own = named_source(plan.inventory, stacked)
     return {
-        "loss": _finite(round(runner.measured(teacher.parameters, teacher.model.loss, runner.slices.test), 6)),
-        "accuracy": runner.accuracy(teacher.model, teacher.parameters),
+        "loss": _finite(round(runner.measured(own, model.loss, runner.slices.test), 6)),
+        "accuracy": runner.accuracy(model, own),
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FitData:
+    """The data of a fit in a comparison: few held-out examples decide, because looking at them is charged."""
+
+    slices: DataSplits
+    examples: int
+
+    @property
+    def validation(self) -> Examples:
+        return head(self.slices.validation, self.examples)
+
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
+        return self.slices.batch(step, batch_size=batch_size, seed=seed, order=SECOND_ORDER)
+
+
 def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
-    """Learn a method's operator; the validation split selects the best step."""
-    method, settings, plan = runner.experiment.entries[job.method].method, runner.settings, runner.plan
+    """Learn a method's operator and store the grown target; the initial operator stays where learning does not improve it."""
+    experiment, settings, plan = runner.experiment, runner.settings, runner.plan
+    method, steps = experiment.entries[job.entry].method, experiment.fit_steps()
+    assert method is not None
     start = start_of(plan, method, job.seed)
     initial = initial_operator(start)
     rates = method.fit_rates or FitRates(
         width_rate=settings.learning_rate.width, depth_rate=settings.learning_rate.depth
     )
+    source = runner.saved(job.parent)
 
     def on_step(step: int, line: Mapping[str, Any]) -> None:
-        report(step / settings.steps, f"fit, loss {line['loss']:.3f}")
+        report(step / steps, f"fit, loss {line['loss']:.3f}")
 
     operator, outcome = fit(
         initial,
         runner.family,
         plan.inventory,
-        runner.stacked,
-        runner.slices,
+        runner.stacked(source),
+        _FitData(slices=runner.slices, examples=experiment.settings.fit_examples),
         FitSettings(
-            steps=settings.steps,
+            steps=steps,
             batch_size=settings.batch_size,
             micro_batch_size=min(plan.micro_batch, settings.batch_size),
-            tokens_a_step=settings.batch_size * runner.experiment.length,
+            tokens_a_step=settings.batch_size * experiment.length,
             width_rate=rates.width_rate,
             depth_rate=rates.depth_rate,
             weight_decay=settings.weight_decay,
-            warmup_steps=plan.required_fit.warmup_steps,
+            warmup_steps=min(plan.required_fit.warmup_steps, default_warmup(steps)),
             seed=job.seed,
-            evaluate_every=settings.evaluate_every,
+            evaluate_every=steps,
             autocast=runner.setup.autocast,
         ),
         device=runner.device,
-        store=runner.state(f"{job.name}.fit"),
+        store=runner.state(f"{job.name}.steps"),
         on_step=on_step,
     )
     learned = operator if outcome.best_step else initial
-    file = runner._operator_file(method, job.seed)
-    write_file(file, safetensors_pieces(stored_arrays(learned), describe(learned)), replace=True)
-    return {
-        "best_step": outcome.best_step,
-        "validation_loss": _finite(outcome.best_loss),
-        "steps": settings.steps,
-        "operator": {"file": file.relative_to(runner.work).as_posix(), "sha256": rehash(file)},
-    }
+    grown = grown_state(runner.family, source, learned, policy="reset", device=runner.device)
+    runner.state(job.name).save(*grown.arrays())
+    runner.state(f"{job.name}.steps").remove()
+    return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": steps}
 
 
 def _train(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
-    """Train for a fraction of the budget, resuming from a shorter run where possible; evaluate on the test split."""
-    experiment = runner.experiment
-    steps = experiment.steps_of(job.budget_fraction)
-    run = runner.run_of(job, steps)
-    single = not depends_on_run_length(run.stages)
-    own = runner.state(f"{job.name}.0")
-
-    def store(stage: int) -> StateStore:
-        if stage or not single or not job.resume_from:
-            return runner.state(f"{job.name}.{stage}")
-        return _BranchedState(own=own, trunk=runner.state(shared_state_name(job, job.resume_from)))
-
-    milestone = None
-    if single and job.shape == "stable" and job.budget_fraction < 1:
-        turn = schedule_of(run).turn
-        milestone = (turn, runner.state(shared_state_name(job, job.budget_fraction)))
-    points, tensors = train_run(
+    """Train a piece of a run from the state of the piece before it; measure the model where the run ends."""
+    run, family = job.run, runner.family
+    assert run is not None
+    stage = run.stage_at(job.first)
+    if job.parent == DRAWN:
+        state = drawn_state(family, stage.config, seed=run.seed, device=runner.device)
+    else:
+        state = runner.saved(job.parent)
+        if job.first == 0:
+            # The training of a source is charged on its own.
+            state = replace(state, flops=0.0)
+    if stage.begin == job.first:
+        state = begin_stage(family, state, stage, device=runner.device)
+    span = range(job.first, job.last)
+    points, end = train_segment(
         runner.setup,
         run,
-        teacher=runner.teacher if _is_taught(run) else None,
-        store=store,
-        milestone=milestone,
-        on_step=lambda step, flops: report(step / steps, f"step {step} of {steps}"),
+        state,
+        span,
+        teacher=runner.teacher(run),
+        store=runner.state(f"{job.name}.steps"),
+        on_step=lambda step, line: report((step - span.start) / len(span), f"step {step} of {run.steps}"),
     )
-    model = LibraryModel(runner.family, run.config, device=runner.device)
-    fitted = experiment.fit_flops(job.method)
-    curve = [
-        {"step": point["step"], "flops": point["flops"] + fitted, "loss": _finite(point["loss"])} for point in points
-    ]
-    return {
-        "curve": curve,
-        "final": {
-            "step": steps,
-            "flops": curve[-1]["flops"],
-            "loss": curve[-1]["loss"],
-            "accuracy": runner.accuracy(model, tensors),
-            "budget_fraction": job.budget_fraction,
-        },
-        # Learning rates are chosen by this loss; the curve uses the test split.
-        "validation_loss": _finite(runner.measured(tensors, model.loss, runner.slices.validation)),
+    runner.state(job.name).save(*end.arrays())
+    runner.state(f"{job.name}.steps").remove()
+    found: dict[str, Any] = {
+        "curve": [{**point, "loss": _finite(point["loss"])} for point in points],
+        "flops": end.flops,
     }
+    if job.ends:
+        model = LibraryModel(family, end.config, device=runner.device)
+        found |= {
+            "loss": _finite(points[-1]["loss"]),
+            "accuracy": runner.accuracy(model, end.tensors),
+            # Settings are chosen by this loss; the curve uses the test split.
+            "validation_loss": _finite(runner.measured(end.tensors, model.loss, runner.slices.validation)),
+        }
+    return found
 
 
 def _finite(loss: float | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
-
-
-def _is_taught(run: RunSpec) -> bool:
-    return any(stage.teacher for stage in run.stages)
 
 
 _KINDS: dict[str, Callable[[JobRunner, TrainingJob, ReportProgress], dict[str, Any]]] = {

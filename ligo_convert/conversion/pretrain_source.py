@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ligo_convert.conversion.splits import load_pretraining_splits, tokenizer_di
 from ligo_convert.conversion.step_results import begin_step, keep_result, staged_results
 from ligo_convert.environment import choose_device, compute_threads
 from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.families.schema import Family
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
 from ligo_convert.io.staging import Staging
@@ -31,6 +32,9 @@ from ligo_convert.io.strict_json import strict_json
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
+
+if TYPE_CHECKING:
+    import torch
 
 # The file of a cache entry that holds the figures of the training.
 FIGURES = "trained.json"
@@ -147,7 +151,7 @@ def _train(
     from ligo_convert.training.pretrain import PretrainSettings, pretrain
 
     settings, family = pretrain_plan.settings, plan.inventory.family
-    config = _stage_config(plan, pretrain_plan, staging, progress)
+    config = stage_source_config(plan, pretrain_plan, staging, progress)
     tokens_per_step = settings.batch_size * plan.family.sequence(config, settings.sequence_length)
     directory = staging.path / TRAINED_SOURCE
     splits = load_pretraining_splits(plan, pretrain_plan, directory, progress=progress, train_examples=train_examples)
@@ -178,12 +182,7 @@ def _train(
             store=store,
             on_step=on_step,
         )
-    pieces = []
-    for name, tensor in tensors.items():
-        array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
-        spec = TensorSpec(name=family.written(name), dtype="F32", shape=array.shape)
-        pieces.append((spec, array.reshape(-1).view(np.uint8).data))
-    staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))
+    stage_source_weights(family, tensors, staging)
     store.drop()
     return {
         "steps": settings.steps,
@@ -193,7 +192,17 @@ def _train(
     }
 
 
-def _stage_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, progress: Progress) -> dict[str, object]:
+def stage_source_weights(family: Family, tensors: Mapping[str, torch.Tensor], staging: Staging) -> None:
+    """Stage the weights of a trained source: float32, by the names of the library."""
+    pieces = []
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
+        spec = TensorSpec(name=family.written(name), dtype="F32", shape=array.shape)
+        pieces.append((spec, array.reshape(-1).view(np.uint8).data))
+    staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))
+
+
+def stage_source_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, progress: Progress) -> dict[str, object]:
     """Stage the source's config, and its tokenizer where it reads text. Return the config."""
     from ligo_convert.data.tokenizers import load_tokenizer
     from ligo_convert.families.configs import written_config

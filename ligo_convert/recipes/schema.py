@@ -27,7 +27,7 @@ from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
 
-SCHEDULES = ("stable", "cosine")
+OPTIMIZERS = ("adamw", "muon")
 
 SEQUENCE_LENGTH = 128
 
@@ -389,33 +389,70 @@ class CompareConfig(Section):
         default=None, description="sequences or images per step; default: `fit.batch_size`"
     )
     learning_rates: list[Rate] = Field(
-        default=[1e-3, 2e-3, 4e-3],
+        default=[2e-3, 5e-3, 1e-2, 2e-2],
         min_length=1,
         max_length=MAX_LIST,
-        description="peak learning rates; each method uses its best one",
+        description="peak learning rates that scratch tries with each optimizer",
     )
-    schedules: list[Annotated[Text, BeforeValidator(_one_of(SCHEDULES))]] = Field(
-        default=list(SCHEDULES),
+    rate_factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default=[0.5, 1.0],
         min_length=1,
         max_length=MAX_LIST,
-        description="learning rate schedules; the best one for scratch is used by all methods",
+        description="factors on scratch's best learning rate that every other entry tries",
     )
+    optimizers: list[Annotated[Text, BeforeValidator(_one_of(OPTIMIZERS))]] = Field(
+        default=list(OPTIMIZERS),
+        min_length=1,
+        max_length=MAX_LIST,
+        description="optimizers that scratch tries; the best one is used by all entries",
+    )
+    decays: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[0.2, 0.4],
+        min_length=1,
+        max_length=MAX_LIST,
+        description="shares of a run in which the learning rate falls to zero; the best one for scratch is used by all entries",
+    )
+    weight_decay: Rate = Field(default=0.1, description="weight decay of matrices")
     tuning_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.2,
-        description="fraction of the budget for a tuning run; a value from `budget_fractions` lets later runs reuse it",
+        default=0.2, description="fraction of the budget for a tuning run"
     )
-    budget_fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=[0.2, 0.4, 0.6, 0.8, 1.0],
+    scratch_fractions: list[Annotated[float, Field(gt=0, le=2)]] = Field(
+        default=[0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         min_length=1,
         max_length=MAX_LIST,
-        description="fractions of the budget, ascending, to train a method for until it reaches scratch's final loss",
+        description="budgets of scratch, as fractions of `steps`: the points of its curve",
+    )
+    budget_fractions: list[Annotated[float, Field(gt=0, le=2)]] = Field(
+        default=[0.25, 0.5, 0.75, 1.0],
+        min_length=1,
+        max_length=MAX_LIST,
+        description="budgets of every other entry, as fractions of scratch's FLOPs",
+    )
+    controls: list[Config] | None = Field(
+        default=None,
+        max_length=MAX_LIST,
+        description="smaller models that never grow, as keys over the target's config; the source's size is always one; default: also the"
+        " target with half of its layers",
+    )
+    source_strengths: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default=[1.0],
+        min_length=1,
+        max_length=MAX_LIST,
+        description="trainings of the source, as multiples of `source.pretrain.steps`; every method that uses it is run with each",
+    )
+    fit_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01,
+        description="largest fraction of the budget that the fit of an operator may cost; it limits `fit.steps`",
+    )
+    fit_examples: Count = Field(
+        default=64, description="held-out sequences or images that decide whether a learned operator is kept"
     )
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02, description="fraction of the budget in which the learning rate rises to its peak"
     )
-    eval_points: Count = Field(default=40, description="number of evaluations in a run of the whole budget")
+    eval_points: Count = Field(default=20, description="number of evaluations in a run of the whole budget")
     seeds: list[Seed] = Field(
-        default=[0], min_length=1, max_length=MAX_LIST, description="each method is trained once per seed"
+        default=[0], min_length=1, max_length=MAX_LIST, description="each entry is trained once per seed"
     )
     threads: Count = Field(
         default=1, description="CPU threads of one training run, whatever `--jobs` is; they decide the last bits"

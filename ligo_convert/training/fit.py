@@ -26,7 +26,8 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.rewrites import Fetch
 from ligo_convert.growth.stream import Read, source_name, stored_dtypes
 from ligo_convert.training.functional_model import LibraryModel, Objective, backward_in_parts, mean_loss
-from ligo_convert.training.loop import Group, StateStore, TrainResult, train
+from ligo_convert.training.loop import StateStore, TrainResult, train
+from ligo_convert.training.optimizers import Group
 from ligo_convert.training.schedules import Schedule
 from ligo_convert.training.tasks import on_device
 

@@ -18,20 +18,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ligo_convert.training.schedules import Schedule
+from ligo_convert.training.optimizers import STORED, Group, Moments, Optimizers, read_moments, stored_moments
+from ligo_convert.training.runs import OptimizerSettings
 
 SAVE_EVERY_SECONDS = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Parameters that share a learning rate. Weight decay pulls them towards `anchor` if given, else towards zero."""
+class Rates(Protocol):
+    """A learning rate schedule: the number of steps, and the factor of the peak rate at each."""
 
-    name: str
-    parameters: dict[str, torch.nn.Parameter]
-    learning_rate: float
-    weight_decay: float = 0.0
-    anchor: dict[str, torch.Tensor] | None = None
+    @property
+    def steps(self) -> int: ...
+
+    def factor(self, step: int) -> float: ...
 
 
 class StateStore(Protocol):
@@ -53,22 +52,24 @@ class TrainResult:
         best_step: step with the lowest validation loss; 0 is the initial state. Without validation, the last step.
         best_loss: its validation loss; None without validation.
         best: parameters at that step.
+        moments: state of the optimizer after the last step.
     """
 
     log: list[dict[str, Any]]
     best_step: int
     best_loss: float | None
     best: dict[str, torch.Tensor]
+    moments: Moments
 
 
 def train(
     groups: Sequence[Group],
     gradients: Callable[[int], float],
     *,
-    schedule: Schedule,
+    schedule: Rates,
     tokens_a_step: int,
-    betas: tuple[float, float] = (0.9, 0.95),
-    clip: float = 1.0,
+    optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  frozen
+    begin: Moments | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int = 10,
     chooses: bool = True,
@@ -77,15 +78,15 @@ def train(
     fused: bool = False,
     facts: Callable[[int], dict[str, Any]] | None = None,
     store: StateStore | None = None,
-    milestones: Mapping[int, StateStore] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train `groups` with AdamW for `schedule.steps` steps.
+    """Train `groups` for `schedule.steps` steps, each with the optimizer of its rule.
 
     Args:
         gradients: step -> loss; fills `.grad` of every parameter. Earlier gradients are cleared before each call.
         tokens_a_step: tokens of one step, for the log.
-        clip: largest norm of the gradient.
+        optimizer: settings of the optimizers.
+        begin: state of the optimizer before the first step; None for a fresh one.
         validate: returns the validation loss of the current parameters. Called before the first step, every `validate_every` steps
             and after the last one.
         chooses: whether to keep the parameters of the step with the best validation loss. If not, the log holds only the steps
@@ -95,23 +96,12 @@ def train(
         fused: whether to use torch's fused AdamW, which is faster but differs in the last bits.
         facts: step -> additional fields of its log line.
         store: receives the state at most every ten seconds, and after the last step.
-        milestones: number of finished steps -> additional store for the state at that point.
         on_step: called after every step with the number of finished steps and the log line.
     """
     steps = range(schedule.steps) if steps is None else steps
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": list(group.parameters.values()),
-                "lr": group.learning_rate,
-                "weight_decay": 0.0 if group.anchor is not None else group.weight_decay,
-            }
-            for group in groups
-        ],
-        betas=betas,
-        fused=fused,
-    )
-    run = _Run(groups=groups, optimizer=optimizer, store=store, steps=steps, chooses=chooses, fused=fused)
+    optimizers = Optimizers(groups, optimizer, fused=fused)
+    optimizers.set_moments(begin or {})
+    run = _Run(groups=groups, optimizers=optimizers, store=store, steps=steps, chooses=chooses)
     run.resume()
     if validate is not None and run.best_loss is None:
         first = run.consider(steps.start, validate())
@@ -121,14 +111,12 @@ def train(
     for step in range(run.step, steps.stop):
         began = time.monotonic()
         factor = schedule.factor(step)
-        for group, settings in zip(groups, optimizer.param_groups, strict=True):
-            settings["lr"] = group.learning_rate * factor
-        optimizer.zero_grad(set_to_none=True)
+        optimizers.zero_grad()
         loss = gradients(step)
         unused = [name for name, parameter in run.parameters.items() if parameter.grad is None]
         assert partial or not unused, f"no gradient reaches {unused[:3]}"
-        norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), clip)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), optimizer.clip)
+        optimizers.step(factor)
         with torch.no_grad():
             for group in groups:
                 for name, start in (group.anchor or {}).items():
@@ -149,8 +137,6 @@ def train(
         # The log of a long run holds only the points of its curve.
         if chooses or "validation_loss" in line:
             run.log.append(line)
-        # The milestone comes first: after an interruption between the two saves, the step is repeated and saves both.
-        run.save((milestones or {}).get(step + 1))
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
             run.save(store)
             saved = time.monotonic()
@@ -158,7 +144,9 @@ def train(
             on_step(step + 1, line)
     if run.best_loss is None:
         run.keep(run.step)
-    return TrainResult(log=run.log, best_step=run.best_step, best_loss=run.best_loss, best=run.best)
+    return TrainResult(
+        log=run.log, best_step=run.best_step, best_loss=run.best_loss, best=run.best, moments=optimizers.moments()
+    )
 
 
 class _Run:
@@ -168,14 +156,13 @@ class _Run:
         self,
         *,
         groups: Sequence[Group],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         store: StateStore | None,
         steps: range,
         chooses: bool,
-        fused: bool,
     ) -> None:
         self.parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
-        self.optimizer, self.store, self.chooses, self.fused = optimizer, store, chooses, fused
+        self.optimizers, self.store, self.chooses = optimizers, store, chooses
         self.steps, self.step, self.log = steps, steps.start, list[dict[str, Any]]()
         self.best_step, self.best_loss, self.best = 0, None, dict[str, torch.Tensor]()  # type: tuple[int, float | None, dict[str, torch.Tensor]]
 
@@ -194,16 +181,9 @@ class _Run:
     def save(self, store: StateStore | None) -> None:
         if store is None:
             return
-        arrays = {}
-        steps = {}
+        arrays, steps = stored_moments(self.optimizers.moments())
         for name, parameter in self.parameters.items():
             arrays[f"parameter/{name}"] = parameter.detach().cpu().numpy()
-            # A parameter without any gradient so far has no moments.
-            state = self.optimizer.state.get(parameter)
-            if state:
-                arrays[f"first/{name}"] = state["exp_avg"].cpu().numpy()
-                arrays[f"second/{name}"] = state["exp_avg_sq"].cpu().numpy()
-                steps[name] = float(state["step"])
             if name in self.best:
                 arrays[f"best/{name}"] = self.best[name].cpu().numpy()
         text = {
@@ -227,16 +207,10 @@ class _Run:
             return
         self.step, self.log = data["step"], data["log"]
         self.best_step, self.best_loss = data["best_step"], data["best_loss"]
+        self.optimizers.set_moments(read_moments(arrays, data["steps"]))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
-                if name in data["steps"]:
-                    self.optimizer.state[parameter] = {
-                        # Fused kernels read the step count on the parameter's device.
-                        "step": torch.tensor(data["steps"][name], device=parameter.device if self.fused else "cpu"),
-                        "exp_avg": torch.from_numpy(arrays[f"first/{name}"]).to(parameter.device),
-                        "exp_avg_sq": torch.from_numpy(arrays[f"second/{name}"]).to(parameter.device),
-                    }
                 if f"best/{name}" in arrays:
                     self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(parameter.device)
 
@@ -269,8 +243,12 @@ class _Run:
                     return None
         if self.chooses and len(log) != step - self.steps.start:
             return None
+        stateful = {label.partition("/")[2]: label for label in arrays if label.partition("/")[0] in STORED}
+        if not {*steps, *stateful} <= set(self.parameters):
+            return None
         for name, parameter in self.parameters.items():
             needed = [f"parameter/{name}", *([f"first/{name}", f"second/{name}"] if name in steps else [])]
+            needed += [f"momentum/{name}"] if name in stateful and name not in steps else []
             if self.chooses and data["best_loss"] is not None:
                 needed.append(f"best/{name}")
             for key in needed:

@@ -18,7 +18,8 @@ from ligo_convert.data.examples import DataSplits
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import drawn_values
 from ligo_convert.training.functional_model import LibraryModel, mean_loss
-from ligo_convert.training.loop import Group, StateStore, TrainResult, train
+from ligo_convert.training.loop import StateStore, TrainResult, train
+from ligo_convert.training.optimizers import Group
 from ligo_convert.training.schedules import Schedule
 from ligo_convert.training.tasks import on_device
 

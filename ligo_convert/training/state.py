@@ -51,9 +51,23 @@ class FolderState:
             self.discard(str(error))
             return None
 
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
+        remove_any(self.path)
+
     def discard(self, why: str) -> None:
         self._warn(f"the training state {self.path.name}: {why}; discarded, and its steps are done again")
         remove_any(self.path)
+
+
+def state_of(work: Path, name: str, *, key: str, warn: Callable[[str], None]) -> FolderState:
+    """Return the storage of a state by its name, among the states of one comparison.
+
+    Args:
+        work: folder of the comparison.
+        key: identifies the comparison and its source; states of another key are discarded.
+    """
+    return FolderState(work / "states" / f"{name}.safetensors", owner=f"{key}/{name}", warn=warn)
 
 
 class StagedState:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ligo_convert.training.loop import Group, train
+from ligo_convert.training.loop import train
+from ligo_convert.training.optimizers import Group
 from ligo_convert.training.schedules import Schedule
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ligo_convert.comparison.strategies import Dropping, kept_tokens, skipped_layers
 from ligo_convert.errors import RecipeError
+from ligo_convert.training.dropping import Dropping, kept_tokens, skipped_layers
 from ligo_convert.training.functional_model import LibraryModel
 from ligo_convert.training.tasks import IGNORED
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ligo_convert.comparison.strategies import NOTHING, Dropping, Stage, kept_tokens, skipped_layers
 from ligo_convert.families.flops import forward_flops, is_below, partial_step_flops
 from ligo_convert.families.notation import size_keys
 from ligo_convert.families.schema import Family, Row
+from ligo_convert.training.dropping import NOTHING, Dropping, kept_tokens, skipped_layers
+from ligo_convert.training.runs import Run, Stage
 
 Config = Mapping[str, object]
 
@@ -37,7 +38,6 @@ class Step:
 
     Attributes:
         family: model family.
-        config: config of the model in this stage.
         stage: the stage.
         tokens: tokens per step.
         length: tokens per sequence; for an image, its patches.
@@ -47,7 +47,6 @@ class Step:
     """
 
     family: Family
-    config: Config
     stage: Stage
     tokens: int
     length: int
@@ -57,7 +56,7 @@ class Step:
 
     @property
     def layers(self) -> int:
-        return self.family.sizes(self.config)[self.family.depth_axes[0]]
+        return self.family.sizes(self.stage.config)[self.family.depth_axes[0]]
 
     def learns(self, row: Row, layer: int | None, height: int, *, late: bool = False) -> bool:
         """Return whether a tensor learns in a sub-model.
@@ -66,7 +65,7 @@ class Step:
             row: row of the tensor in the family's table.
             layer: layer of the tensor; None for a tensor outside the layers.
             height: number of layers of the sub-model.
-            late: whether the step lies after the stage's `until_fraction`.
+            late: whether the step lies after the stage's `until`.
         """
         if self.stage.trains == "added":
             return row.name(layer) in self.added
@@ -84,10 +83,10 @@ class Step:
         Args:
             height: number of layers of the sub-model.
             dropped: layers that are skipped.
-            late: whether the step lies after the stage's `until_fraction`.
+            late: whether the step lies after the stage's `until`.
         """
         family, axis = self.family, self.family.depth_axes[0]
-        config = with_layers(family, self.config, height)
+        config = with_layers(family, self.stage.config, height)
         kept = kept_tokens(self.dropping, self.length) / self.length
         skipping = skipped_layers(height) if self.dropping.tokens else range(0)
         owners = {row.pattern: row for row in family.rows}
@@ -113,8 +112,30 @@ class Step:
             total += forward_flops(family, self.teacher, tokens=self.tokens, sequence_length=self.length)
         return total
 
-    def mean_flops(self) -> float:
+    def mean_flops(self, *, late: bool = False) -> float:
         """Return the FLOPs of a step, the mean over the sub-models, without skipped layers."""
-        heights, until = self.stage.submodels or (self.layers,), self.stage.until_fraction
-        early = sum(self.flops(height) for height in heights) / len(heights)
-        return until * early + ((1 - until) * self.flops(self.layers, late=True) if until < 1 else 0.0)
+        if late:
+            return self.flops(self.layers, late=True)
+        heights = self.stage.submodels or (self.layers,)
+        return sum(self.flops(height) for height in heights) / len(heights)
+
+
+def run_flops(
+    family: Family, run: Run, *, sequence_length: int, added: Collection[str] = (), teacher: Config | None = None
+) -> float:
+    """Return the FLOPs of a whole run, the mean over its sub-models, without skipped layers."""
+    total = 0.0
+    for stage, span in zip(run.stages, run.spans, strict=True):
+        step = Step(
+            family=family,
+            stage=stage,
+            tokens=run.batch_size * sequence_length,
+            length=sequence_length,
+            added=added,
+            teacher=teacher,
+        )
+        early = len(span) if stage.until is None else stage.until - span.start
+        total += early * step.mean_flops()
+        if early < len(span):
+            total += (len(span) - early) * step.mean_flops(late=True)
+    return total
