@@ -48,7 +48,8 @@ def load_splits(
 
     Args:
         tokenizer: folder of the tokenizer; None for a family that reads images.
-        train_examples: sequences or images to train on; None for as many as the steps of the fit need.
+        train_examples: sequences or images to train on; None for as many as the steps of the fit need. If the data holds fewer, they are
+            repeated in further epochs, and this is said.
         token_folder: where tokens are kept on the disk, for long training; None for memory.
     """
     fit = plan.required_fit
@@ -56,16 +57,19 @@ def load_splits(
     length = settings.sequence_length
     examples = train_examples or settings.steps * settings.batch_size
     if plan.family.reads == "images":
-        return _load_images(plan, fit, examples, progress)
-    return _load_text(
-        plan,
-        fit,
-        tokenizer,
-        progress,
-        sequence_length=length,
-        train_tokens=examples * length,
-        token_folder=token_folder,
-    )
+        splits = _load_images(plan, fit, examples, progress)
+    else:
+        splits = _load_text(
+            plan,
+            fit,
+            tokenizer,
+            progress,
+            sequence_length=length,
+            train_tokens=examples * length,
+            token_folder=token_folder,
+        )
+    _say_epochs(splits, examples, progress)
+    return splits
 
 
 def load_pretraining_splits(
@@ -85,10 +89,23 @@ def load_pretraining_splits(
     settings, fit = pretrain.settings, pretrain.fit
     needed = settings.steps * settings.batch_size
     if plan.family.reads == "images":
-        return _load_images(plan, fit, train_examples or needed, progress)
-    length = settings.sequence_length
-    train_tokens = train_examples * fit.settings.sequence_length if train_examples else needed * length
-    return _load_text(plan, fit, tokenizer, progress, sequence_length=length, train_tokens=train_tokens)
+        splits = _load_images(plan, fit, train_examples or needed, progress)
+    else:
+        length = settings.sequence_length
+        train_tokens = train_examples * fit.settings.sequence_length if train_examples else needed * length
+        splits = _load_text(plan, fit, tokenizer, progress, sequence_length=length, train_tokens=train_tokens)
+    _say_epochs(splits, needed, progress)
+    return splits
+
+
+def _say_epochs(splits: DataSplits, examples: int, progress: Progress) -> None:
+    """Say how often training on `examples` examples repeats the training split, where it does."""
+    epochs = examples / len(splits.train)
+    if epochs > 1:
+        progress.say(
+            f"the training split has {splits.sizes['train']:,} {splits.unit}, all that the data holds:"
+            f" {examples:,} examples are {epochs:.1f} epochs"
+        )
 
 
 def _load_text(
