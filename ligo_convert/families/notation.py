@@ -202,8 +202,11 @@ def paired_keys(expression: str) -> tuple[str, ...]:
     return tuple(key.partition("[")[0] for key in _KEY.findall(expression) if key.endswith("]"))
 
 
-def evaluate(expression: str, config: Mapping[str, object]) -> int:
+def evaluate(expression: str, config: Mapping[str, object], *, zero: bool = False) -> int:
     """Evaluate a size expression: the first alternative in which no key is missing or None. Raises SizeError.
+
+    Args:
+        zero: whether the size may be zero, as a number of layers may.
 
     >>> evaluate("n_inner or 4 * n_embd", {"n_inner": None, "n_embd": 8})
     32
@@ -213,7 +216,7 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
         if any(value is None for value in values.values()):
             continue
         # A term of a sum may be zero; a size may not.
-        least = 0.0 if " + " in alternative else math.ulp(0.0)
+        least = 0.0 if zero or " + " in alternative else math.ulp(0.0)
         for key, value in values.items():
             # Python compares an integer of any length with a float; it converts only short ones.
             if type(value) not in (int, float) or not least <= value < math.inf:  # type: ignore[operator]
@@ -222,7 +225,7 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
             if value > AXIS.most:  # type: ignore[operator]
                 raise SizeError(f"{key} is {brief(value)}, and must be {AXIS}")
         total = sum(_product(term, values) for term in alternative.split(" + "))
-        if total < 1:
+        if total < (0 if zero else 1):
             known = ", ".join(f"{key} = {number}" for key, number in values.items())
             raise SizeError(f"{alternative} is below one ({known})")
         if total > AXIS.most:

@@ -443,7 +443,9 @@ class Family:
     def sizes(self, config: Config) -> dict[str, int]:
         """Axis and stream -> size. Raises SizeError."""
         complete = self.complete(config)
-        sizes = {axis: evaluate(expression, complete) for axis, expression in self.axes.items()}
+        sizes = {
+            axis: evaluate(expression, complete, zero=axis in self.depth_axes) for axis, expression in self.axes.items()
+        }
         for expression in self.integer_expressions:
             evaluate(expression, complete)
         self._offset(config)

@@ -206,6 +206,10 @@ class Grower:
         """
         if row.pattern in self.operator.drawn_rows:
             return torch.stack([self.drawn(row, layer) for layer in self.family.layers(row, self.operator.target)])
+        if row.depth is not None and self.old[row.depth] == 0:
+            # The model has no layers to grow from.
+            layers = self.family.layers(row, self.operator.target)
+            return torch.stack([self.grow_layer(row, layer, RowSource()) for layer in layers])
         if self.family.is_scale(row):
             layers = self.family.layers(row, self.operator.target)
             return torch.stack([self._with_drawn(row, self.scale(row, layer), layer) for layer in layers])

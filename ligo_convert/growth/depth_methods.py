@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ligo_convert.growth.verdict import Verdict
+from ligo_convert.growth.verdict import CannotPreserve, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,21 @@ def depth_method(
 
 
 def depth_map(name: str, old: int, new: int) -> DepthMap:
-    """Return the map of the method `name`; the identity where the depth does not grow."""
-    return copy_depth(old, new) if old == new else DEPTHS[name].build(old, new)
+    """Return the map of the method `name`; the identity where the depth does not grow.
+
+    A model without layers has none to copy: all new layers are drawn, and silent under a method that promises the function.
+
+    Raises:
+        CannotPreserve: the method copies layers, and the model has none.
+    """
+    if old == new:
+        return copy_depth(old, new)
+    if old == 0:
+        method = DEPTHS[name]
+        if not any(method.build(1, 2).drawn):
+            raise CannotPreserve("the source has no layer to copy; `drawn` and `silent-drawn` draw the new layers")
+        return DepthMap(source=(0,) * new, silent=(method.verdict == "exact",) * new, drawn=(True,) * new)
+    return DEPTHS[name].build(old, new)
 
 
 def _copies(source: list[int]) -> DepthMap:

@@ -301,7 +301,16 @@ def _plan_depth(
                 f"growth.depth: copy: {axis} grows from {old[axis]} to {new[axis]}, but `copy` is only for a depth that does not grow",
                 where=where,
             )
-        depths[axis] = depth_map(growth.depth, old[axis], new[axis])
+        try:
+            depths[axis] = depth_map(growth.depth, old[axis], new[axis])
+        except CannotPreserve as error:
+            raise RecipeError(f"growth.depth: {growth.depth}: {error}", where=where) from None
+        if family.norm.placement == "post" and not old[axis] and any(depths[axis].silent):
+            raise RecipeError(
+                f"growth.depth: {growth.depth}: in a post-norm model without layers there is no norm for the new layers to continue",
+                where=where,
+                hint="use drawn, which promises nothing",
+            )
         if deepens:
             method = DEPTHS[growth.depth]
             text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {method.reason}"
@@ -349,7 +358,11 @@ def _edit_config(
     for name, axis in family.per_layer_keys.items():
         values = source.get(name)
         if isinstance(values, list) and name not in asked:
-            final[name] = [values[layer] for layer in depths[axis].source]
+            if values:
+                final[name] = [values[layer] for layer in depths[axis].source]
+            else:
+                # Without old layers the library fills in the entries of the new ones.
+                del final[name]
     return final, reasons
 
 

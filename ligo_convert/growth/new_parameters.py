@@ -161,7 +161,7 @@ def _taken(family: Family, operator: Operator, axis: str, old: int, new: int) ->
         if row.depth == axis:
             for key in row.piece_keys():
                 total += np.asarray(depths[key]) if key in depths else 0
-    return tuple(None if weights.max() <= 0 else int(weights.argmax()) for weights in total)
+    return tuple(None if weights.max(initial=0) <= 0 else int(weights.argmax()) for weights in total)
 
 
 def _first_copies(operator: Operator, family: Family, row: Row, taken: tuple[int | None, ...]) -> dict[int, int]:

@@ -96,7 +96,7 @@ def certificate(
             if same_head:
                 loss = source.library.task.loss
                 sums.add(old, new, weight(batch), (float(loss(old, batch)), float(loss(new, batch))) if loss else None)
-            elif widen is not None:
+            elif widen is not None and layers.states:
                 sums.add(widen(layers.last_of_source), layers.last, weight(batch), None)
             del layers
             cost.add(new, seen if target.library.task.loss is None else batch)
@@ -320,7 +320,8 @@ class _Layers:
     def compare(self, axis: str, layer: int, there: torch.Tensor) -> None:
         """Compare the target's states after a layer with those of its source layer."""
         self.last = there
-        if self.widen is None or layer in self.units.get(axis, ()):
+        # A source without layers has no states to compare.
+        if self.widen is None or axis not in self.states or layer in self.units.get(axis, ()):
             return
         states = self.states[axis][self.depths[axis][layer]]
         expected = self.widen(states)

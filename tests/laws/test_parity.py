@@ -7,12 +7,25 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from support.tiny import CASES, TARGETS, config_of, family_of, logits, model_of, start_of, target_model
+from support.tiny import (
+    CASES,
+    TARGETS,
+    config_of,
+    family_of,
+    grown_state,
+    logits,
+    model_of,
+    operator_family,
+    start_of,
+    target_model,
+)
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.registry import FAMILIES
+from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.width_methods import WIDTHS
 
 CAUSAL = [name for name in CASES if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
@@ -73,6 +86,48 @@ def test_a_start_keeps_what_it_promises(case, source_of) -> None:
     ):
         # The verdict is no excuse: what is called lossy or near is so on random weights, whose means and norms are large.
         assert apart > 1e-4, start.reasons
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_model_without_layers_grows_drawn_ones(family: str) -> None:
+    kind = FAMILIES[CASES[family].family or family]
+    first = kind.axes[kind.depth_axes[0]]
+    config = config_of(family, **{first: 0})
+    model = model_of(config)
+    state, before = dict(model.state_dict()), logits(model)
+    changes = {**TARGETS[family]["even"], first: 3}
+
+    def start(depth: str):
+        return start_of(family, config, changes, width="mean-preserving", depth=depth)
+
+    for depth in ("identity", "stack", "top", "middle", "interpolate"):
+        with pytest.raises(RecipeError, match="no layer to copy"):
+            start(depth)
+    post = kind.norm.placement == "post"
+    if post:
+        with pytest.raises(RecipeError, match="no norm for the new layers to continue"):
+            start("silent-drawn")
+    else:
+        assert start("silent-drawn").verdict == "exact"
+    for depth in ("drawn",) if post else ("drawn", "silent-drawn"):
+        operator = initial_operator(start(depth), dtype=np.float64)
+        after = logits(target_model(operator, state))
+        assert after.shape == before.shape
+        if depth == "silent-drawn":
+            assert (after - before).abs().max() / before.abs().max() < CASES[family].tolerance
+        # All layers at once, as a fit grows them, and from a file.
+        family_table, grown = operator_family(operator), grown_state(operator, state)
+        grower = Grower(operator, family_table, dtype=torch.float64, fetch=lambda *_: torch.empty(0))
+        for row in family_table.rows_for(operator.target):
+            if row.depth == kind.depth_axes[0]:
+                for layer, tensor in enumerate(grower.grow_stacked(row, torch.empty(0))):
+                    assert torch.equal(tensor, grown[family_table.written(row.name(layer))])
+        parts = added_parts(family_table, operator)
+        for row in family_table.rows_for(operator.target):
+            assert all(
+                (parts[row.name(layer)].kind == "new") == (row.depth == kind.depth_axes[0])
+                for layer in family_table.layers(row, operator.target)
+            )
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -281,6 +281,16 @@ def test_an_applied_operator_says_what_it_drew(
     assert drawn_of(applied) == drawn_of(outcome)
 
 
+def test_a_source_without_layers_is_grown_and_derived_again(place: Place, tmp_path: Path) -> None:
+    source = write_case(tmp_path / "source", "llama", num_hidden_layers=0)
+    changes = {**TARGETS["llama"]["even"], "num_hidden_layers": 3}
+    outcome = place.grow(source, changes, "lemon", "silent-drawn")
+    assert outcome.metrics["preservation"]["verdict"] == "exact"
+    assert "layer (whole)" in drawn_of(outcome)
+    report = verify(outcome.out, source=str(source), load=True)
+    assert report["derived"]["identical"] == report["derived"]["tensors"]
+
+
 @pytest.mark.parametrize("kept", [{"keying": "target"}, {"tie": "paper"}], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_maps_by_layer_are_the_same_from_their_file(
