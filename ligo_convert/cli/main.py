@@ -235,7 +235,7 @@ def compare(
     as_json: bool,
 ) -> None:
     """Train the target from several starting points and measure what each saves against training from scratch."""
-    from ligo_convert.cli.reports import compare_report
+    from ligo_convert.cli.comparison_report import print_comparison
 
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     if named == []:
@@ -255,7 +255,7 @@ def compare(
             device=device,
             progress=progress,
         )
-    _print(outcome.json(), as_json, lambda: compare_report(outcome))
+    _print(outcome.json(), as_json, lambda: print_comparison(outcome.record, outcome.out))
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:

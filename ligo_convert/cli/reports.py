@@ -14,16 +14,13 @@ from ligo_convert.cli.format import (
     make_pairs,
     make_table,
     percent,
-    saving,
     size,
     text_of,
-    with_spread,
 )
 from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import Batch
-    from ligo_convert.comparison.compare import ComparisonResult
     from ligo_convert.conversion.plan import Plan
     from ligo_convert.conversion.run_record import ConversionResult
     from ligo_convert.outputs.bundle import Bundle
@@ -258,51 +255,6 @@ def _differences(figures: Mapping[str, Any], compared: str) -> str:
     return f"{compared} differ by at most {figures['max_logit_difference']:.2e}" + (
         "" if loss is None else f", the loss by {loss:+.2e}"
     )
-
-
-def compare_report(outcome: ComparisonResult) -> None:
-    """Print the loss and the savings of every method of a comparison, the best first."""
-    from ligo_convert.comparison.plot import passing
-
-    console, record = _out(), outcome.record
-    unit = record["budget"]["unit"]
-    seeds = f", {len(record['seeds'])} seeds" if len(record["seeds"]) > 1 else ""
-    title = (
-        f"{record['family']}, {amount(record['parameters']['target'])} parameters, {amount(record['budget']['examples'])} {unit},"
-        f" {record['budget']['tokens_per_parameter']:.1f} {passing(record['budget'])} a parameter{seeds}"
-    )
-    table = make_table(
-        title, "method", "rate", "loss", "FLOPs", "saved, source not charged", "saved, net", right=(1, 2, 3, 4, 5)
-    )
-    for name, found in sorted(record["methods"].items(), key=lambda item: _rank(item[1])):
-        savings = [saving(found["savings"][way], found["std"][way]) for way in ("paper", "net")]
-        table.add_row(
-            text_of(name),
-            f"{found['learning_rate']:g}",
-            text_of(with_spread(found["final"]["loss"], found["std"]["loss"])),
-            amount(found["final"]["flops"]),
-            *savings,
-        )
-    console.print(table)
-    console.print()
-    pairs: dict[str, object] = {"output": outcome.out, "report": f"{outcome.out}/report.html"}
-    source = record["source"]
-    if source["fraction_of_scratch"] is not None:
-        pairs["source"] = (
-            f"{percent(source['fraction_of_scratch'])} of the FLOPs from scratch, loss {source['loss']:.4f}"
-        )
-    for name, reason in record["skipped"].items():
-        pairs[f"{name} skipped"] = reason
-    make_pairs(console, "", pairs)
-    for warning in record["fairness_warnings"]:
-        about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
-        Console(stderr=True).print(Text(f"fairness: {printable(warning['text'])}{printable(about)}", style="yellow"))
-
-
-def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
-    """Sort key: the largest saving first, then the lowest loss."""
-    net, loss = found["savings"]["net"], found["final"]["loss"]
-    return (-net if net is not None else 1e9, loss if loss is not None else 1e9)
 
 
 def fit_report(figures: Mapping[str, Any]) -> None:

@@ -270,8 +270,8 @@ def _cost_message(experiment: Experiment) -> str:
 
 
 def _write(record: Mapping[str, Any], staging: Staging) -> None:
-    from ligo_convert.comparison.plot import comparison_png
-    from ligo_convert.comparison.report import comparison_html
+    from ligo_convert.comparison.page import comparison_html
+    from ligo_convert.comparison.picture import comparison_png
 
     plain = finite(record)
     staging.write_bytes(RECORD, json_bytes(plain))
