@@ -9,7 +9,7 @@ Input: output directories of `ligo-convert compare` as KIND=DIR. A kind is `gpt2
 Output: results.json with the figures of every kind, and the page and the pictures, which are made from results.json alone.
 
 A given kind replaces the recorded one. Without arguments, the page and the pictures are written again. `--check` writes nothing and
-exits with 1 if the page is out of date.
+exits with 1 if the page is out of date. A results.json of an older format is replaced, not extended.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
 
-from ligo_convert.comparison.methods import METHODS
-from ligo_convert.comparison.plot import LOSS_UNITS, SCRATCH, comparison_png, scratch_loss
-from ligo_convert.comparison.report import best_method, source_cost_known
-from ligo_convert.comparison.results import first_point_at
+from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
+from ligo_convert.comparison.record import FORMAT as READS
+from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings
+from ligo_convert.comparison.verdict import conclusions
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
 from ligo_convert.outputs.markdown import code, prose, table
@@ -37,10 +37,10 @@ from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.recipes.schema import CompareConfig
 
 RECORD, FIGURES, PAGE, PICTURES = "compare.json", "results.json", "results.md", "pictures"
-READS, FORMAT = "ligo-comparison/2", "ligo-results/2"
+FORMAT = "ligo-results/3"
+OLDER = ("ligo-results/2",)  # savings of another definition: they are not mixed with these
 RECIPES = Path(__file__).parent.parent / "recipes"
 VERSIONS = ("torch", "transformers", "timm")
-POINTS = 45  # approximate number of points kept per curve
 WIDTH = 120  # line length of commands and text blocks
 
 Data = Mapping[str, Any]
@@ -71,53 +71,24 @@ KINDS = {
 SUFFIXES = {"seeds": "several seeds"}
 _NAME = re.compile(rf"({'|'.join(KINDS)})(-[a-z0-9]+)*")
 
-# Methods that LiGO is compared with: those of other papers, without the exact starts, because `ligo` itself starts from one.
-BASELINES = (
-    "stackbert",
-    "mslt",
-    "ki",
-    "bert2bert",
-    "bert2bert-aki",
-    "bert2bert-fpi",
-    "freeze",
-    "direct",
-    "interpolate",
-    "net2net",
-)
-
 INTRODUCTION = """\
-This page shows how much training compute is saved by growing a small model into a larger one. All figures come from
+This page shows what growing a small model into a larger one saves, for whom, and when it does not. All figures come from
 `ligo-convert compare`; the command for each table is printed with it. [comparing.md](../guide/comparing.md) explains how a comparison is
-run, how FLOPs are counted, and how each method is defined.
+run and read, how FLOPs are counted, and how each method is defined.
 
 **How to read the figures**
 
-- *Scratch* is the baseline: the target trained from random weights for the whole budget.
-- *Saved* is measured at scratch's final loss: how many fewer FLOPs a method needs to reach that loss, in per cent of scratch's FLOPs.
-- `paper` counts training and the fit of the operator, but not the training of the source, as
-  [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does. `net` also charges the source's training to every method that uses the source.
-- The learning rate search is not counted. Every method tries the same learning rates in short tuning runs and uses the one with the
-  lowest validation loss. The schedule is chosen the same way for scratch, and all methods use it.
-- Each method is trained for increasing fractions of the budget and stops at the first run that reaches scratch's final loss. Its saving
-  is read from that run, on a test split that was not used to choose a learning rate, schedule or operator.
-
-**Limitations**
-
-- Scale: one machine, models of 0.2 to 0.6 million parameters, 1,000 to 3,000 training steps. The order of the methods may differ at real
-  size. The LiGO paper reports savings of 44.7 % (BERT-Small to Base), 22.5 % (GPT2-Base to Medium) and 52.6 % (CaiT-XS to S), without the
-  source, for models 100 to 1,000 times larger, compared with scratch under a single schedule.
-- One seed, unless stated otherwise. Differences of one or two per cent of FLOPs, or of a few thousandths of loss, are not significant.
-  The best of many methods is partly the luckiest.
-- Scratch tries two learning rates over the whole budget; the other methods try theirs in tuning runs only. One method was also trained to
-  the end at a learning rate that had lost in tuning: its final loss was 0.01 nats lower, and its saving was the same
-  ([log.md](../development/log.md)).
-- For BERT and CaiT, scratch's best learning rate is the lowest one of the grid. A lower one was tried separately and is worse. For GPT-2
-  it is the highest one, and no higher one was tried ([log.md](../development/log.md)).
-- Savings are coarse. A loss curve has about 40 points over the whole budget. The `stable` schedule lowers the learning rate in the last
-  fifth of a run, and the loss drops there. A run for a fraction f of the budget therefore mostly yields a saving between 1 - f and
-  1 - 0.8 f. A method that just misses a budget fraction looks much worse than one that just reaches it.
-- Final losses belong to runs of different length, because a method stops once it reaches scratch's loss. Column *FLOPs* shows the length.
-- *Saved* refers to one loss value. It does not measure time, memory, or the loss after the whole budget.
+- *Scratch* is the baseline: the target trained from random weights. It is a curve: runs that end at several budgets, each with its
+  learning rate decayed. Its optimizer, learning rate and decay are tuned.
+- *Saved* compares at equal loss: the FLOPs of a method, and the FLOPs that scratch needs for the same loss. The figure of a method is read
+  at scratch's final loss. With a star, the method does not reach that loss, and the figure is read at its own lowest one.
+- `net` charges the source's training to every method that uses the source. `paper` leaves it out, as
+  [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does. Both count the fit of an operator, and stages before growth.
+- *Never grown* are the controls: models of the source's size or between, trained alone. Where such a model has a loss at or below that of
+  every method of the same cost, a smaller model wins: train that one, or keep the source.
+- *At least* and *at most* are bounds. Nothing is extrapolated.
+- *Break-even* counts the targets that must be grown from one source until the source's training is paid back.
+- The search for learning rates is not counted, for scratch as for methods.
 """
 
 
@@ -137,72 +108,35 @@ def main_record(path: Path) -> dict[str, Any]:
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 
+_KEPT = (
+    *("recipe", "family", "architecture", "task", "parameters", "budget", "optimizer", "curve", "skipped"),
+    *("fairness_warnings", "warmup_steps", "seeds", "flops_convention"),
+)
+_SOURCE = ("name", "steps", "flops", "fraction_of_scratch", "tokens_per_parameter", "loss", "accuracy")
+
 
 def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[str, Any]:
-    """Return the entry of a comparison in results.json: everything that the page and the picture need, with thinned curves."""
-    source, data = record["source"], record.get("data") or {}
-    budget = record["budget"]
+    """Return the entry of a comparison in results.json: everything that the page and the pictures need.
+
+    The evaluations along each run are left out: every figure of the page is read from the ends of runs.
+    """
+    data = record.get("data") or {}
     return {
         "command": command or command_of(record, kind),
         "trained_on": _kind(kind).data if _recipe(record["recipe"]) is not None else None,
-        **{key: record[key] for key in ("recipe", "family", "architecture", "task", "parameters")},
-        "budget": {**budget, "flops": _whole(budget["flops"])},
-        # The label is left out, because it may be a local path.
-        "source": {key: source.get(key) for key in ("flops", "fraction_of_scratch", "loss", "accuracy")},
-        **{key: record[key] for key in ("schedule", "grid", "seeds")},
+        **{key: record[key] for key in _KEPT},
+        # Other keys are left out, because they may hold local paths.
+        "sources": [{key: source.get(key) for key in _SOURCE} for source in record["sources"]],
         "data": {unit: data[unit] for unit in ("tokens", "images") if unit in data},
-        "methods": {name: _method(record, method) for name, method in record["methods"].items()},
-        **{key: record[key] for key in ("skipped", "fairness_warnings", "flops_convention")},
+        "methods": {name: _entry(entry) for name, entry in record["methods"].items()},
+        "controls": {name: _entry(entry) for name, entry in record["controls"].items()},
         "versions": {name: record["versions"][name] for name in VERSIONS if name in record["versions"]},
     }
 
 
-def _method(record: Data, method: Data) -> dict[str, Any]:
-    runs = method["seeds"]
-    goals = [run["final"]["loss"] for run in record["methods"][SCRATCH]["seeds"].values()]
-    kept = _kept([run["curve"] for run in runs.values()], [*goals, scratch_loss(record)])
-    return {
-        **{key: method[key] for key in ("start", "strategy", "options", "needs_source", "learning_rate", "flops")},
-        "savings": method["savings"],
-        "std": method["std"],
-        "seeds": {
-            seed: {
-                "final": {
-                    "flops": _whole(run["final"]["flops"]),
-                    **{key: run["final"].get(key) for key in ("loss", "accuracy", "budget_fraction")},
-                },
-                "savings": run["savings"],
-                "curve": [
-                    [_whole(point["flops"]), point["loss"]] for at, point in enumerate(run["curve"]) if at in kept
-                ],
-            }
-            for seed, run in runs.items()
-        },
-    }
-
-
-def _kept(curves: Sequence[Sequence[Data]], goals: Sequence[float | None]) -> set[int]:
-    """Return the indices of the curve points to keep, the same for every seed.
-
-    These are both ends, the point where scratch's loss is reached and the one before it, and evenly spaced points between.
-    """
-    longest = max(map(len, curves))
-    if longest <= POINTS:
-        return set(range(longest))
-    kept = {0, *(len(curve) - 1 for curve in curves)}
-    for curve in curves:
-        for goal in goals:
-            there = None if goal is None else first_point_at(curve, goal)
-            if there is not None:
-                at = curve.index(there)
-                kept |= {at, max(0, at - 1)}
-    between = max(2, POINTS - len(kept))
-    return kept | {round(part * (longest - 1) / (between - 1)) for part in range(between)}
-
-
-def _whole(value: float) -> float:
-    """Return a whole number as an int, so that JSON shows it without a decimal point."""
-    return int(value) if float(value).is_integer() else value
+def _entry(entry: Data) -> dict[str, Any]:
+    seeds = {seed: {key: run[key] for key in run if key != "curve"} for seed, run in entry["seeds"].items()}
+    return {**{key: entry[key] for key in entry if key not in ("curve", "tried")}, "seeds": seeds}
 
 
 def command_of(record: Data, kind: str) -> str:
@@ -211,7 +145,7 @@ def command_of(record: Data, kind: str) -> str:
     recipe = _recipe(name)
     words = ["ligo-convert", "compare", f"recipes/{name}" if recipe is not None else name]
     if recipe is not None:
-        words += [*_replaced(record, recipe), *_kind(kind).given]
+        words += [*_replaced(record.get("settings") or {}, recipe), *_kind(kind).given]
     return shlex.join([*words, "--out", f"out/compare-{kind}"])
 
 
@@ -220,44 +154,17 @@ def _recipe(name: str) -> Recipe | None:
     return load_recipe(path) if Path(name).name == name and path.is_file() else None
 
 
-def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
-    """Yield the command line arguments that override the recipe's `compare` section, as far as the record shows them."""
-    settings = recipe.compare or CompareConfig()
-    budget, grid = record["budget"], record["grid"]
-    if settings.methods is None:
-        usual = record["methods"].keys() | record["skipped"].keys() == METHODS.keys()
-    else:
-        usual = list(record["methods"]) == list(dict.fromkeys((SCRATCH, *settings.methods)))
-    if not usual:
-        yield from ("--methods", ",".join(record["methods"]))
-    if budget["steps"] != settings.steps:
-        yield from ("--steps", str(budget["steps"]))
-    if record["seeds"] != settings.seeds:
-        yield from ("--seeds", ",".join(map(str, record["seeds"])))
-    assert recipe.fit is not None
-    pairs = (
-        ("batch_size", budget["batch_size"], settings.batch_size or recipe.fit.batch_size),
-        ("learning_rates", grid["learning_rates"], settings.learning_rates),
-        ("schedules", grid["schedules"], settings.schedules),
-        ("tuning_fraction", grid["tuning_fraction"], settings.tuning_fraction),
-        ("budget_fractions", grid["budget_fractions"], sorted({*settings.budget_fractions, 1.0})),
-    )
-    for key, value, planned in pairs:
-        if value != planned:
+def _replaced(settings: Data, recipe: Recipe) -> Iterator[str]:
+    """Yield the command line arguments that override the recipe's `compare` section."""
+    planned = (recipe.compare or CompareConfig()).model_dump(mode="json")
+    options = {"methods": "--methods", "steps": "--steps", "seeds": "--seeds"}
+    for key, value in settings.items():
+        if value == planned.get(key):
+            continue
+        if key in options:
+            yield from (options[key], ",".join(map(str, value)) if isinstance(value, list) else str(value))
+        else:
             yield from ("--set", f"compare.{key}={json.dumps(value)}")
-
-
-def full(figures: Data) -> dict[str, Any]:
-    """Return an entry of results.json in the form of compare.json that the plot requires."""
-    methods = {}
-    for name, method in figures["methods"].items():
-        runs = {
-            seed: {**run, "curve": [{"flops": flops, "loss": loss} for flops, loss in run["curve"]]}
-            for seed, run in method["seeds"].items()
-        }
-        first = next(iter(runs.values()))
-        methods[name] = {**method, "seeds": runs, "curve": first["curve"], "final": first["final"]}
-    return {**figures, "methods": methods}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -265,7 +172,8 @@ def full(figures: Data) -> dict[str, Any]:
 
 def page(results: Data) -> str:
     """Return the text of docs/results/results.md."""
-    kinds: Data = results["kinds"]
+    # The sentences and tables follow the code that is here, not the code that ran the comparison.
+    kinds = {kind: {**figures, **conclusions(figures)} for kind, figures in results["kinds"].items()}
     lines = [
         "# Results",
         "",
@@ -276,7 +184,7 @@ def page(results: Data) -> str:
     if not kinds:
         lines += ["No comparison is recorded here yet.", ""]
     else:
-        lines += [*_summary(kinds), ""]
+        lines += [*_limitations(kinds), "", *_summary(kinds), ""]
     for kind, figures in kinds.items():
         lines += [*_section(kind, figures), ""]
     conventions = dict.fromkeys(figures["flops_convention"] for figures in kinds.values())
@@ -305,44 +213,120 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
+def _limitations(kinds: Data) -> Iterator[str]:
+    """Yield what the figures do not show, with the scale of the comparisons."""
+    sizes = [figures["parameters"]["target"] for figures in kinds.values()]
+    steps = [figures["budget"]["steps"] for figures in kinds.values()]
+    per = [figures["budget"]["tokens_per_parameter"] for figures in kinds.values()]
+    yield "**Limitations**"
+    yield ""
+    yield f"- Scale: {_span([_amount(size) for size in (min(sizes), max(sizes))])} parameters,"
+    yield f"  {_span([f'{number:,}' for number in (min(steps), max(steps))])} training steps,"
+    yield f"  {_span([f'{number:.3g}' for number in (min(per), max(per))])} tokens (or patches) per parameter. The order of the methods may"
+    yield "  differ at another scale."
+    one = [title_of(kind) for kind, figures in kinds.items() if len(figures["seeds"]) == 1]
+    if one:
+        yield f"- One seed: {'; '.join(one)}. The spread over seeds is unknown there, so small differences decide nothing."
+    yield "- The best of many methods is partly the luckiest."
+    yield "- *Saved* compares losses. It measures neither time nor memory, and no other task."
+
+
+def _span(values: Sequence[str]) -> str:
+    low, high = values
+    return low if low == high else f"{low} to {high}"
+
+
+def _amount(number: int) -> str:
+    return f"{number / 1e6:.3g} million"
+
+
 def _summary(kinds: Data) -> Iterator[str]:
     yield "## In short"
     yield ""
-    yield "Savings are `net`, with `paper` in brackets. *Most without learning*: methods that use the source and learn no operator."
-    yield f"*Baselines*: {', '.join(map(code, BASELINES))}."
-    yield ""
-    head = ("what", "scratch's loss", "most saved", "most without learning", "`ligo`", "`ligo-paper`", "best baseline")
+    head = ("what", "scratch's loss", "most saved, net", "most saved, paper", "`ligo`, net (paper)", "never grown, most saved",
+            "a smaller model wins", "break-even")  # fmt: skip
     rows = []
     for kind, figures in kinds.items():
-        methods, charged = figures["methods"], source_cost_known(figures)
-        unlearned = [name for name, method in methods.items() if method["start"] and not method["flops"]["fit"]]
-        loss = scratch_loss(full(figures))
+        loss, verdict = scratch_loss(figures), figures["verdict"]
         rows.append(
             (
                 f"[{title_of(kind)}](#{_anchor(title_of(kind))})",
-                "-" if loss is None else f"{loss:.3f}",
-                _best(methods, [name for name in methods if name != SCRATCH], charged),
-                _best(methods, unlearned, charged),
-                *(_saved_in_short(methods[name]) if name in methods else "" for name in ("ligo", "ligo-paper")),
-                _best(methods, [name for name in BASELINES if name in methods], charged),
+                NO_FIGURE if loss is None else f"{loss:.3f}",
+                *(_best(figures, way) for way in ("net", "paper")),
+                _ligo(figures),
+                _never_grown(figures),
+                _wins(figures, verdict["never_grown_wins"]),
+                _pays_from(figures),
             )
         )
     yield from table(head, rows)
+    yield ""
+    yield "*Never grown*: the control that saves most at equal loss. *A smaller model wins*: at how many of the costs compared a control"
+    yield "has a loss at or below that of every method with its source charged. *Break-even*: targets that pay a source back, by its best"
+    yield "method."
 
 
-def _best(methods: Data, names: Sequence[str], charged: bool) -> str:
-    best = best_method(methods, names, "net" if charged else "paper")
+def _cells(figures: Data) -> dict[str, dict[str, str]]:
+    """Return the savings table as name -> heading -> text."""
+    found = savings(figures)
+    headings = [heading for heading, _ in found.columns]
+    return {row.cells[0]: dict(zip(headings, row.cells, strict=True)) for row in found.rows}
+
+
+def _best(figures: Data, way: str) -> str:
+    best = figures["verdict"]["best"][way]
     if best is None:
-        return "none reached it" if names else ""
-    return f"{code(best)} {_saved_in_short(methods[best])}"
+        return "not known"
+    cells = _cells(figures)[best["method"]]
+    return f"{code(best['method'])} {cells[f'Saved, {way}']} at {_loss_cell(cells)}"
 
 
-def _saved_in_short(method: Data) -> str:
-    paper, net = (method["savings"][way] for way in ("paper", "net"))
-    if paper is None:
-        return "not reached"
-    after = f"{_percent(paper)}{_deviation(method, 'paper')}"
-    return f"{'not known' if net is None else _percent(net) + _deviation(method, 'net')} ({after})"
+def _loss_cell(cells: Mapping[str, str]) -> str:
+    """Return the loss at which a figure is read. A star is no emphasis here."""
+    return cells["Read at loss"].replace(" *", "\\*")
+
+
+def _ligo(figures: Data) -> str:
+    """Return the figures of `ligo` with each source."""
+    found = []
+    for name, entry in figures["methods"].items():
+        if entry["base"] == "ligo":
+            cells = _cells(figures)[name]
+            source = f"{prose(entry['source'] or name)}: "
+            found.append(f"{source}{cells['Saved, net']} ({cells['Saved, paper']})")
+    return "; ".join(found) or NO_FIGURE
+
+
+def _never_grown(figures: Data) -> str:
+    cells = _cells(figures)
+    best, most = None, None
+    for name, entry in figures["controls"].items():
+        certain = [
+            end["saved"]["net"]
+            for end in entry["ends"]
+            if end["bound"] in (None, "at least") and end["saved"]["net"] is not None
+        ]
+        if certain and (most is None or max(certain) > most):
+            best, most = name, max(certain)
+    if best is None:
+        return "not known" if figures["controls"] else "none trained"
+    return f"{code(best)} {cells[best]['Saved, net']} at {_loss_cell(cells[best])}"
+
+
+def _wins(figures: Data, wins: Sequence[Data]) -> str:
+    known = [row for row in figures["equal_budget"] if row["never_grown"] is not None]
+    return f"at {len(wins)} of {len(known)} costs" if known else "not known"
+
+
+def _pays_from(figures: Data) -> str:
+    best: dict[str, str] = {}
+    for row in sorted(figures["break_even"], key=lambda found: (found["targets"] is None, found["targets"] or 0)):
+        text = "never" if row["source_flops"] is not None else "not known"
+        if row["targets"] is not None:
+            bound = f"{row['targets_bound']} " if row["targets_bound"] else ""
+            text = f"{bound}{row['targets']}"
+        best.setdefault(str(row["source"]), text)
+    return "; ".join(f"{prose(source)}: {text}" for source, text in best.items()) or NO_FIGURE
 
 
 def _section(kind: str, figures: Data) -> Iterator[str]:
@@ -355,15 +339,23 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
     yield from _folded(figures["command"])
     yield fence
     yield ""
+    yield from (f"- {_sentence(sentence, figures)}" for sentence in figures["verdict"]["text"])
+    yield ""
     yield f"![{_alternative(figures)}]({PICTURES}/{kind}.png)"
     yield ""
-    yield from _table(figures)
-    if figures["skipped"]:
+    if any(len(found["points"]) > 1 for found in figures["sources_tried"]):
+        yield (
+            "![FLOPs saved against the cost of training the source; the table of break-even below has the figures.]"
+            + (f"({PICTURES}/{kind}-sources.png)")
+        )
         yield ""
+    for found in comparison_tables(figures):
+        yield from _table(found)
+    if figures["skipped"]:
         yield "Methods that do not apply here:"
         yield ""
         yield from (f"- {code(name)}: {prose(reason)}" for name, reason in figures["skipped"].items())
-    yield ""
+        yield ""
     if not figures["fairness_warnings"]:
         yield "No fairness warnings."
         return
@@ -374,14 +366,53 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
         yield f"- {code(warning['rule'])}: {prose(warning['text'])}{about}"
 
 
+def _sentence(sentence: str, figures: Data) -> str:
+    """Return a sentence of the verdict as Markdown. Its names stand in code spans, which only a backtick ends."""
+    names = [*figures["methods"], *figures["controls"], *(source["name"] for source in figures["sources"])]
+    names += [run["optimizer"] for run in figures["optimizer"]["tried"]] + [figures["optimizer"]["chosen"]["name"]]
+    text = printable(sentence)
+    return code(text) if any("`" in str(name) or not str(name).strip() for name in names) else text
+
+
+def _table(found: Table) -> Iterator[str]:
+    """Yield a table under its heading, with its note below; long tables are folded."""
+    rows = [
+        tuple(
+            code(cell) if kind == "name" and cell not in ("", NO_FIGURE) else _plain(cell)
+            for cell, (_, kind) in zip(row.cells, found.columns, strict=True)
+        )
+        for row in found.rows
+    ]
+    folded = found.name in ("ends", "optimizers")
+    yield f"<details><summary>{found.title}</summary>" if folded else f"### {found.title}"
+    yield ""
+    yield from table(tuple(heading for heading, _ in found.columns), rows)
+    yield ""
+    yield from textwrap.wrap(found.note.replace("*", "\\*"), WIDTH)
+    yield ""
+    if folded:
+        yield "</details>"
+        yield ""
+
+
+def _plain(cell: str) -> str:
+    """Return a cell as Markdown. Figures keep their signs and stars; anything else that could act is quoted."""
+    if re.fullmatch(r"[A-Za-z0-9 .,:()%+/*-]*", cell):
+        return cell.replace("*", "\\*")
+    return prose(cell)
+
+
 def _scale(figures: Data) -> Iterator[str]:
-    """Yield the setup, one sentence per line: models, budget, source, loss, schedule, learning rates, versions."""
-    budget, source, grid, sizes = figures["budget"], figures["source"], figures["grid"], figures["parameters"]
+    """Yield the setup, one sentence per line: models, budget, losses, optimizer, versions."""
+    budget, sizes, chosen = figures["budget"], figures["parameters"], figures["optimizer"]["chosen"]
     images = budget["unit"] == "images"
     where = f", on {figures['trained_on']}" if figures["trained_on"] else ""
+    methods = [name for name in figures["methods"] if name != SCRATCH]
+    controls = len(figures["controls"])
     yield (
         f"A {prose(figures['architecture'])} of {sizes['source']:,} parameters grown to {sizes['target']:,}{where};"
-        f" {_count(figures['methods'], 'method')}, {_count(figures['seeds'], 'seed')}."
+        f" {_count(methods, 'method')}, {controls} smaller {'model that never grows' if controls == 1 else 'models that never grow'},"
+        f" {_count(figures['seeds'], 'seed')}."
     )
     batch = "images" if images else f"x {budget['sequence_length']:,} tokens"
     yield (
@@ -389,88 +420,10 @@ def _scale(figures: Data) -> Iterator[str]:
         f" {budget['examples']:,} {prose(budget['unit'])}, {budget['tokens_per_parameter']:.3g} {'patches' if images else 'tokens'}"
         f" per parameter, {budget['flops']:.3g} FLOPs."
     )
-    if source["fraction_of_scratch"] is None:
-        cost = "The cost of training the source is not known"
-    else:
-        cost = f"Training the source took {100 * source['fraction_of_scratch']:.1f} % of these FLOPs"
-    yield f"{cost}." if source["loss"] is None else f"{cost}; its loss is {source['loss']:.4f}."
     held = [f", on {slices['test']:,} held-out {unit}" for unit, slices in figures["data"].items()]
     yield f"Losses are {LOSS_UNITS.get(figures['task'], 'nats')}{''.join(held)}."
-    shapes = [code(shape) for shape in grid["schedules"] if shape != figures["schedule"]]
-    yield f"Scratch's schedule is {code(figures['schedule'])}{', chosen over ' + ', '.join(shapes) if shapes else ''}."
-    rates, fractions = (
-        ", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "budget_fractions")
-    )
-    yield f"Learning rates tried: {rates}, each for {grid['tuning_fraction']:g} of the budget. Budget fractions: {fractions}."
+    yield f"Scratch's optimizer: {', '.join(f'{prose(key)} {code(value)}' for key, value in chosen.items())}."
     yield f"Versions: {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
-
-
-def _table(figures: Data) -> Iterator[str]:
-    methods, budget, charged = figures["methods"], figures["budget"]["flops"], source_cost_known(figures)
-    accuracy = any(run["final"]["accuracy"] is not None for method in methods.values() for run in _runs(method))
-    head = ["method", "start", "strategy", "rate", "final loss", *(["accuracy"] if accuracy else [])]
-    head += ["FLOPs, % of scratch's", "saved, paper", "saved, net"]
-    rows = []
-    for name, method in sorted(methods.items(), key=lambda item: _rank(item[0], item[1], charged)):
-        finals = [run["final"] for run in _runs(method)]
-        loss, share = _mean([final["loss"] for final in finals]), fmean(final["flops"] for final in finals) / budget
-        right = _mean([final["accuracy"] for final in finals])
-        rows.append(
-            (
-                code(name),
-                code("/".join(map(str, method["start"].values()))) if method["start"] else "drawn",
-                " ".join([code(method["strategy"]), *(code(f"+{option}") for option in method["options"])]),
-                f"{method['learning_rate']:g}",
-                "diverged" if loss is None else f"{loss:.4f}{_deviation(method, 'loss')}",
-                *(["" if right is None else f"{100 * right:.1f} %"] if accuracy else []),
-                f"{100 * share:.1f} %",
-                *(_saved(name, method, way, charged) for way in ("paper", "net")),
-            )
-        )
-    yield from table(head, rows)
-    yield ""
-    note = "*FLOPs*: cost of the run shown, with the fit, without the source."
-    if len(figures["seeds"]) > 1:
-        note += " Values are means over the seeds, +- the standard deviation."
-    yield note
-
-
-def _saved(name: str, method: Data, way: str, charged: bool) -> str:
-    if name == SCRATCH:
-        return "-"
-    saved = method["savings"][way]
-    if saved is not None:
-        return f"{_percent(saved)}{_deviation(method, way)}"
-    runs = _runs(method)
-    there = sum(run["savings"]["paper"] is not None for run in runs)
-    if there == len(runs) and method["needs_source"] and not charged:
-        return "not known"
-    return f"{there} of {len(runs)} seeds" if there else "not reached"
-
-
-def _rank(name: str, method: Data, charged: bool) -> tuple[bool, float, float, str]:
-    """Return a sort key: the largest saving first, then the lowest loss. Scratch counts as a saving of zero."""
-    saved = 0.0 if name == SCRATCH else method["savings"]["net" if charged else "paper"]
-    loss = _mean([run["final"]["loss"] for run in _runs(method)])
-    return saved is None, -(saved or 0.0), float("inf") if loss is None else loss, name
-
-
-def _runs(method: Data) -> list[Data]:
-    return list(method["seeds"].values())
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1f} %"
-
-
-def _deviation(method: Data, key: str) -> str:
-    found = method["std"][key]
-    return "" if found is None else f" +- {found:.{4 if key == 'loss' else 1}f}"
 
 
 def _count(things: Sequence[object], word: str) -> str:
@@ -479,12 +432,11 @@ def _count(things: Sequence[object], word: str) -> str:
 
 def _alternative(figures: Data) -> str:
     """Return the alternative text of the picture. It contains no foreign text, because nothing is escaped here."""
-    loss = scratch_loss(full(figures))
+    loss = scratch_loss(figures)
     end = "" if loss is None else f"; scratch ends at {loss:.3f}"
-    right = "with it" if source_cost_known(figures) else "nothing, because that cost is not known"
     return (
-        f"Loss against FLOPs of {len(figures['methods'])} methods: on the left without the cost of the source, on the right {right}{end}."
-        " The table below has the figures."
+        f"Loss against FLOPs of {_count(list(figures['methods']), 'method')} and {_count(list(figures['controls']), 'control')}: on the"
+        f" left without the cost of the source, on the right with it{end}. The tables below have the figures."
     )
 
 
@@ -514,20 +466,40 @@ def _block(text: str) -> Iterator[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def _nested(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+
+
 def stored(value: object, level: int = 0) -> str:
-    """Return JSON that gives readable diffs: a value that contains no mapping stands on one line."""
-    if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
+    """Return JSON that gives readable diffs: flat mappings stand on one line, alone or as items of a list."""
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        indent = "\n" + " " * (level + 1)
+        return (
+            "["
+            + indent
+            + f",{indent}".join(json.dumps(item, allow_nan=False) for item in value)
+            + "\n"
+            + " " * level
+            + "]"
+        )
+    if isinstance(value, Mapping) and any(map(_nested, value.values())):
         items = [f"{json.dumps(str(key))}: {stored(item, level + 1)}" for key, item in value.items()]
         indent = "\n" + " " * (level + 1)
         return "{" + indent + f",{indent}".join(items) + "\n" + " " * level + "}"
     return json.dumps(value, allow_nan=False)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read results.json; return an empty one if the file does not exist. Raises click.ClickException."""
+def read_results(path: Path, *, replace: bool) -> dict[str, Any]:
+    """Read results.json; return an empty one if the file does not exist, or if it is of an older format and may be replaced.
+
+    Raises:
+        click.ClickException: the file is of another format.
+    """
     if not path.exists():
         return {"format": FORMAT, "kinds": {}}
     found: dict[str, Any] = json.loads(path.read_bytes())
+    if replace and found.get("format") in OLDER:
+        return {"format": FORMAT, "kinds": {}}
     if found.get("format") != FORMAT:
         raise click.ClickException(f"{path} is not of format {FORMAT}")
     return found
@@ -561,7 +533,7 @@ def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], ch
         raise click.UsageError("--check looks at what is there, and takes no directories")
     if told.keys() - given.keys():
         raise click.UsageError("--command is for a KIND whose directory is given")
-    results = read_results(into / FIGURES)
+    results = read_results(into / FIGURES, replace=bool(given))
     if check:
         there = (into / PAGE).read_text(encoding="utf-8") if (into / PAGE).exists() else ""
         if there != page(results):
@@ -570,6 +542,8 @@ def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], ch
     kinds = results["kinds"]
     for kind, directory in given.items():
         kinds[kind] = figures_of(main_record(Path(directory)), kind, command=told.get(kind))
+    # What follows from the figures is written with them, as the page has it.
+    kinds = {kind: {**figures, **conclusions(figures)} for kind, figures in kinds.items()}
     results["kinds"] = {kind: kinds[kind] for kind in sorted(kinds, key=_order)}
     (into / PICTURES).mkdir(parents=True, exist_ok=True)
     (into / FIGURES).write_text(stored(results) + "\n", encoding="utf-8")
@@ -578,7 +552,12 @@ def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], ch
         picture = into / PICTURES / f"{kind}.png"
         # Another matplotlib version writes other bytes, so a kind that is not given keeps its picture.
         if kind in given or not given or not picture.exists():
-            picture.write_bytes(comparison_png(full(figures)))
+            picture.write_bytes(comparison_png(figures))
+            second, other = sources_png(figures), into / PICTURES / f"{kind}-sources.png"
+            if second is not None:
+                other.write_bytes(second)
+            else:
+                other.unlink(missing_ok=True)
     click.echo(f"{into / PAGE}: {', '.join(results['kinds']) or 'no comparison yet'}")
 
 

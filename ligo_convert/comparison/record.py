@@ -118,6 +118,7 @@ class Setup:
         fairness_warnings: `rule`, `text`, `methods`.
         flops_convention: how FLOPs are counted.
         versions: library -> version.
+        settings: the recipe's `compare` section as it was used, with `steps`, `seeds` and `methods` of the command line; JSON values.
         more: further keys of the record.
     """
 
@@ -138,6 +139,7 @@ class Setup:
     fairness_warnings: Sequence[Mapping[str, Any]]
     flops_convention: str
     versions: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -187,6 +189,7 @@ def comparison_record(
         "controls": {name: made[name] for name, entry in entries.items() if entry.kind == "control"},
         "skipped": dict(setup.skipped),
         "fairness_warnings": list(setup.fairness_warnings),
+        "settings": dict(setup.settings),
         "warmup_steps": setup.warmup_steps,
         "seeds": list(setup.seeds),
         "data": dict(setup.data),

@@ -182,10 +182,8 @@ def equal_budget(data: Data) -> Table:
         Row(
             cells=(
                 f"{100 * row['share']:.0f} %",
-                _reading(row["scratch"], named=False),
-                _reading(row["control"]),
-                _reading(row["net"]),
-                _reading(row["paper"]),
+                _reading(row["scratch"]),
+                *(cell for key in ("control", "net", "paper") for cell in (_reading(row[key]), _reading_of(row[key]))),
                 NO_FIGURE if row["control"] is None or row["net"] is None else words[row["never_grown"]],
             ),
             kind="control" if row["never_grown"] else "",
@@ -196,26 +194,34 @@ def equal_budget(data: Data) -> Table:
         name="budget",
         title="Losses at equal budget",
         note=(
-            "Between two finished runs, losses are interpolated in the logarithm of the FLOPs; outside them they are bounds. Lower:"
-            " whether a smaller model that never grows or the best method with its source charged has the lower loss."
+            "Between two finished runs, losses are interpolated in the logarithm of the FLOPs; outside them they are bounds. Which:"
+            " the best model that never grows, and the best method with its source charged (net) or left out (paper). Lower: whether"
+            " that model or the best method with its source charged has the lower loss."
         ),
         columns=(
             ("FLOPs", "figure"),
             ("Scratch", "figure"),
-            ("Best that never grows", "text"),
-            ("Best method, source charged", "text"),
-            ("Best method, source left out", "text"),
+            ("Never grown", "figure"),
+            ("Which", "name"),
+            ("Method, net", "figure"),
+            ("Which", "name"),
+            ("Method, paper", "figure"),
+            ("Which", "name"),
             ("Lower", "text"),
         ),
         rows=tuple(rows),
     )
 
 
-def _reading(found: Data | None, *, named: bool = True) -> str:
+def _reading(found: Data | None) -> str:
     if found is None or found["loss"] is None:
         return NO_FIGURE
     bound = f"{found['bound']} " if found["bound"] else ""
-    return f"{bound}{loss_text(found['loss'], found['std'])}{' ' + found['name'] if named else ''}"
+    return f"{bound}{loss_text(found['loss'], found['std'])}"
+
+
+def _reading_of(found: Data | None) -> str:
+    return NO_FIGURE if found is None or found["loss"] is None else str(found["name"])
 
 
 def break_even(data: Data) -> Table:

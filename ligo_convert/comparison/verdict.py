@@ -484,16 +484,16 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         return
     figure = amount_saved(best["saved"], best["bound"], best["std"])
     if best["saved"] > 0:
-        yield f"{name}: {best['method']} saves most, {figure} of scratch's FLOPs {_where(best)}."
+        yield f"{name}: `{best['method']}` saves most, {figure} of scratch's FLOPs {_where(best)}."
     else:
         more = amount_saved(-best["saved"], OPPOSITE[best["bound"]], best["std"])
-        yield f"{name}: growing does not pay. The best method, {best['method']}, takes {more} more FLOPs than scratch {_where(best)}."
+        yield f"{name}: growing does not pay. The best method, `{best['method']}`, takes {more} more FLOPs than scratch {_where(best)}."
     if best["at"] != "scratch's final loss":
         same = [key for key in ranked(methods, way) if methods[key]["headline"][way]["at"] == "scratch's final loss"]
         if same:
             there = methods[same[0]]["headline"][way]
             yield (
-                f"{name}: of the methods that reach scratch's final loss of {there['loss']:.3f}, {same[0]} saves most,"
+                f"{name}: of the methods that reach scratch's final loss of {there['loss']:.3f}, `{same[0]}` saves most,"
                 f" {amount_saved(there['saved'], there['bound'], there['std'])}."
             )
         else:
@@ -502,8 +502,8 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         order = "ahead of" if ahead["difference"] >= 0 else "behind"
         word = "more" if ahead["beyond_spread"] else "no more"
         yield (
-            f"{name}: at a loss of {ahead['loss']:.3f}, {best['method']} is {abs(ahead['difference']):.1f} points {order} the next"
-            f" method, {ahead['next']}: {word} than the deviations of both over the seeds."
+            f"{name}: at a loss of {ahead['loss']:.3f}, `{best['method']}` is {abs(ahead['difference']):.1f} points {order} the next"
+            f" method, `{ahead['next']}`: {word} than the deviations of both over the seeds."
         )
 
 
@@ -542,8 +542,8 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
     yield (
         f"A smaller model wins at {len(wins)} of {_costs_counted(len(known))}"
         f" ({_shares([win['share'] for win in wins])} of scratch's FLOPs): a model that never grows has a loss at or below that of"
-        f" every method with its source charged. At {100 * last['share']:.0f} %, {last['control']} has {last['control_loss']:.3f}"
-        f" and {last['best_method']} {bound}{last['best_loss']:.3f}.{rest}"
+        f" every method with its source charged. At {100 * last['share']:.0f} %, `{last['control']}` has {last['control_loss']:.3f}"
+        f" and `{last['best_method']}` {bound}{last['best_loss']:.3f}.{rest}"
     )
 
 
@@ -594,13 +594,13 @@ def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:
         cost = "" if row["source_fraction"] is None else f" ({100 * row['source_fraction']:.0f} % of scratch's FLOPs)"
         bound = f"{row['targets_bound']} " if row["targets_bound"] else ""
         if row["targets"] == 1:
-            yield f"The source {source}{cost} pays for itself with one target, by {row['method']}."
+            yield f"The source `{source}`{cost} pays for itself with one target, by `{row['method']}`."
         else:
-            yield f"The source {source}{cost} pays for itself once {bound}{row['targets']} targets grow from it, by {row['method']}."
+            yield f"The source `{source}`{cost} pays for itself once {bound}{row['targets']} targets grow from it, by `{row['method']}`."
     for source in record["sources"]:
         rows = [row for row in even if row["source"] == source["name"]]
         if rows and source["name"] not in best and any(row["source_flops"] is not None for row in rows):
-            yield f"The source {source['name']} never pays for itself: no method that uses it saves FLOPs even with the source left out."
+            yield f"The source `{source['name']}` never pays for itself: no method that uses it saves FLOPs even with the source left out."
 
 
 def _optimizer_sentences(record: Data) -> Iterator[str]:
@@ -608,8 +608,8 @@ def _optimizer_sentences(record: Data) -> Iterator[str]:
     for name, found in optimizer["gain"].items():
         difference = found["loss"] - found["against"]
         yield (
-            f"The optimizer's own gain: scratch has {found['against']:.3f} with {optimizer['chosen']['name']} and {found['loss']:.3f} with"
-            f" {name} after {found['steps']:,} steps, {abs(difference):.3f} nats {'lower' if difference >= 0 else 'higher'}."
+            f"The optimizer's own gain: scratch has {found['against']:.3f} with `{optimizer['chosen']['name']}` and {found['loss']:.3f}"
+            f" with `{name}` after {found['steps']:,} steps, {abs(difference):.3f} nats {'lower' if difference >= 0 else 'higher'}."
             " Every entry has that gain, so it is no saving of growth."
         )
 

@@ -31,11 +31,11 @@ def test_the_best_is_named_for_both_ways_with_its_spread() -> None:
     assert verdict["ahead"]["net"]["next"] == "lemon"
     assert verdict["ahead"]["net"]["beyond_spread"] is True
     assert (
-        "Source charged (net): ligo saves most, 25.0 % +- 1.0 of scratch's FLOPs at scratch's final loss of 3.306."
+        "Source charged (net): `ligo` saves most, 25.0 % +- 1.0 of scratch's FLOPs at scratch's final loss of 3.306."
         in text_of(record)
     )
     assert (
-        "at a loss of 3.306, ligo is 10.0 points ahead of the next method, lemon: more than the deviations of both"
+        "at a loss of 3.306, `ligo` is 10.0 points ahead of the next method, `lemon`: more than the deviations of both"
         in text_of(record)
     )
     assert "One seed" not in text_of(record)
@@ -69,10 +69,10 @@ def test_where_net_does_not_pay_it_says_so() -> None:
     record = measured({"ligo": Grown(paper=10.0)})
     assert record["verdict"]["grows_pay"] == {"net": False, "paper": True}
     assert (
-        "Source charged (net): growing does not pay. The best method, ligo, takes 5.0 % more FLOPs than scratch at scratch's final loss"
+        "Source charged (net): growing does not pay. The best method, `ligo`, takes 5.0 % more FLOPs than scratch at scratch's final loss"
         in text_of(record)
     )
-    assert "Source left out (paper): ligo saves most, 10.0 %" in text_of(record)
+    assert "Source left out (paper): `ligo` saves most, 10.0 %" in text_of(record)
 
 
 def test_a_method_that_never_has_scratchs_loss_is_read_at_its_own() -> None:
@@ -85,13 +85,13 @@ def test_a_method_that_never_has_scratchs_loss_is_read_at_its_own() -> None:
     assert "at its own lowest loss of 3.364, which scratch has at 80 % of its FLOPs" in text
     assert "no method reaches scratch's final loss" in text
     both = text_of(measured({"ligo": Grown(paper=40.0, shares=(0.25, 0.48)), "lemon": Grown(paper=17.0)}))
-    assert "of the methods that reach scratch's final loss of 3.300, lemon saves most, 2.0 %." in both
+    assert "of the methods that reach scratch's final loss of 3.300, `lemon` saves most, 2.0 %." in both
 
 
 def test_a_bound_is_told_as_one() -> None:
     record = measured({"ligo": Grown(paper=80.0)})
     assert record["methods"]["ligo"]["savings_bound"]["net"] == "at least"
-    assert "ligo saves most, at least 60.0 % of scratch's FLOPs" in text_of(record)
+    assert "`ligo` saves most, at least 60.0 % of scratch's FLOPs" in text_of(record)
     assert amount_saved(42.04, "at least", None) == "at least 42.0 %"
     assert amount_saved(None) == "none"
 
@@ -105,14 +105,14 @@ def test_a_smaller_model_that_wins_is_named_with_both_losses() -> None:
         assert win["control"] == "never"
         assert win["control_loss"] <= win["best_loss"]
     assert f"A smaller model wins at {len(wins)} of {len(known)} costs (25 to " in text_of(record)
-    assert "never has 3." in text_of(record)
+    assert "`never` has 3." in text_of(record)
 
 
 def test_a_smaller_model_that_wins_at_small_costs_only() -> None:
     record = measured()
     assert [win["share"] for win in record["verdict"]["never_grown_wins"]] == [0.25]
     assert "A smaller model wins at 1 of 6 costs (25 % of scratch's FLOPs)" in text_of(record)
-    assert "At 25 %, 4 layers has 3.620 and stackbert 3.670." in text_of(record)
+    assert "At 25 %, `4 layers` has 3.620 and `stackbert` 3.670." in text_of(record)
     assert "Scratch never wins" in text_of(record)
 
 
@@ -169,7 +169,7 @@ def test_scratch_that_wins_is_named() -> None:
         "Scratch itself has a loss at or below that of every method with its source charged at 7 of 7 costs"
         in text_of(record)
     )
-    assert "The source small never pays for itself" in text_of(record)
+    assert "The source `small` never pays for itself" in text_of(record)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_optimizers_gain_is_told_as_the_optimizers() -> None:
     record = measured()
     assert record["optimizer"]["gain"] == {"adamw": {"loss": 4.669, "against": 4.056, "steps": 1000}}
     assert (
-        "The optimizer's own gain: scratch has 4.056 with muon and 4.669 with adamw after 1,000 steps, 0.613 nats lower."
+        "The optimizer's own gain: scratch has 4.056 with `muon` and 4.669 with `adamw` after 1,000 steps, 0.613 nats lower."
         in text_of(record)
     )
     run = {"learning_rate": 1.0, "decay": 0.2, "schedule": "stable"}
