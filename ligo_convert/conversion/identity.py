@@ -9,11 +9,12 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.splits import tokenizer_directory
 from ligo_convert.conversion.target import target_model_config
+from ligo_convert.data.masking import PROBABILITY
 from ligo_convert.data.tokens import content_digest
 from ligo_convert.families.registry import family_source
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.progress import Progress
-from ligo_convert.recipes.schema import OutputConfig
+from ligo_convert.recipes.schema import FitConfig, OutputConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def compute_digests(
             mode="json", include={"sequence_length", "heldout_tokens", "heldout_images", "seed"}
         )
         trained |= {"pretrain": plan.pretrain.settings.model_dump(mode="json"), "held": held}
+        trained |= _seen_otherwise(plan.pretrain.fit.settings)
     return RunDigests(
         whole=with_family(recipe.digest(source=digests, data=data, target=target), plan.family.name),
         learned=with_family(learning.digest(source=digests, data=data, target=target), plan.family.name),
@@ -70,6 +72,19 @@ def compute_digests(
             if value is not None
         },
     )
+
+
+def _seen_otherwise(fit: FitConfig) -> dict[str, object]:
+    """Return what changes the examples that the training of a source sees, beside the files of the data and the held-out splits.
+
+    What is as it was before these keys existed is left out, so that earlier digests stay.
+    """
+    keys = {
+        "hub": fit.data.hub and fit.data.hub.model_dump(mode="json"),
+        "augment": fit.data.augment,
+        "mask_probability": fit.mask_probability if fit.mask_probability != PROBABILITY else None,
+    }
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def with_family(digest: str, family: str) -> str:

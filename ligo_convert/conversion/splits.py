@@ -133,7 +133,9 @@ def _load_text(
             ),
             seed=settings.seed,
             vocabulary=plan.family.sizes(plan.start.source)[plan.family.vocabulary],
-            masking=None if plan.family.task in CAUSAL else Masking(seed=settings.seed),
+            masking=None
+            if plan.family.task in CAUSAL
+            else Masking(seed=settings.seed, probability=settings.mask_probability),
             token_folder=token_folder,
             on_progress=lambda done, total: task.reach(done / max(1, total)),
         )

@@ -3,9 +3,9 @@
 Input: blocks of token ids.
 Output: inputs with masked tokens, and their labels.
 
-As in Devlin et al., arXiv:1810.04805, section 3.1, 15 % of the tokens are to be predicted: 80 % of these become the mask token, 10 % a
-random token, and 10 % stay unchanged. The selection depends on the row and the draw. Each epoch of training therefore has new masks
-(RoBERTa, arXiv:1907.11692, section 4.1), while held-out data always have the same masks.
+As in Devlin et al., arXiv:1810.04805, section 3.1, a share of the tokens (15 % unless the recipe says otherwise) is to be predicted: 80 %
+of these become the mask token, 10 % a random token, and 10 % stay unchanged. The selection depends on the row and the draw. Each epoch of
+training therefore has new masks (RoBERTa, arXiv:1907.11692, section 4.1), while held-out data always have the same masks.
 """
 
 from __future__ import annotations

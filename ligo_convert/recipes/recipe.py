@@ -148,7 +148,12 @@ class Recipe(Section):
 
 
 # Keys added after the first digests, with the value that earlier recipes had implicitly.
-_LATER = (("target", "architecture", None), ("fit", "heldout_images", 512), ("fit", "threads", None))
+_LATER = (
+    ("target", "architecture", None),
+    ("fit", "heldout_images", 512),
+    ("fit", "threads", None),
+    ("fit", "mask_probability", 0.15),
+)
 
 
 def is_local(place: str, base: Path) -> bool:

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ligo_convert.data.augment import AUGMENTATIONS
+from ligo_convert.data.masking import PROBABILITY
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
@@ -360,6 +361,10 @@ class FitConfig(Section):
     evaluate_every: Count = Field(default=10, description="steps between validation losses")
     heldout_tokens: Count = Field(default=16384, description="tokens in each held-out split (validation and test)")
     heldout_images: Count = Field(default=512, description="images in each held-out split (validation and test)")
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=PROBABILITY,
+        description="masked language models: probability that a token is to be predicted, held-out splits included",
+    )
     micro_batch_size: Count | None = Field(
         default=None,
         description="sequences or images per forward pass, gradients summed; default: chosen from the memory of one sequence",

@@ -134,6 +134,7 @@ def test_defaults(write: Write) -> None:
         "evaluate_every": 10,
         "heldout_tokens": 16384,
         "heldout_images": 512,
+        "mask_probability": 0.15,
         "micro_batch_size": None,
         "precision": "auto",
         "threads": None,
@@ -235,7 +236,7 @@ CODE = "would run code from the model repository; remove it"
 DEPTHS = "one of copy, stack, top, middle, interpolate, identity, drawn, silent-drawn, direct, random"
 FIT_KEYS = (
     "steps, batch_size, sequence_length, learning_rate, seed, warmup_steps, weight_decay, evaluate_every, "
-    "heldout_tokens, heldout_images, micro_batch_size, precision, threads, data"
+    "heldout_tokens, heldout_images, mask_probability, micro_batch_size, precision, threads, data"
 )
 CONFIG = "  config: {n_layer: 24, n_embd: 1024, n_head: 16}"
 RATES = "  learning_rate: {width: 1, depth: 3e-5}"
@@ -853,6 +854,7 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
             "evaluate_every": 10,
             "heldout_tokens": 16384,
             "heldout_images": 512,
+            "mask_probability": 0.15,
             "micro_batch_size": None,
             "precision": "auto",
             "threads": None,
