@@ -155,9 +155,9 @@ def _entry(scheduler: Scheduler, entry: ExperimentEntry) -> Entry:
 
 def _edge_warnings(scheduler: Scheduler) -> list[dict[str, Any]]:
     """Return a warning if scratch's best learning rate is at the edge of the grid: a better one may lie outside."""
-    choice, settings = scheduler.choice(), scheduler.experiment.settings
+    choice = scheduler.choice()
     assert choice is not None
-    rates = sorted(set(settings.learning_rates))
+    rates = scheduler.rates_of(choice.optimizer)
     found = []
     for text, rate in (("highest", rates[-1]), ("lowest", rates[0])):
         if len(rates) > 1 and choice.learning_rate == rate:

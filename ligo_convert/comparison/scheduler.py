@@ -22,6 +22,8 @@ from ligo_convert.training.runs import DRAWN, Run
 # History of the first step -> number of steps -> names of the pieces that end there.
 Cuts = dict[str, dict[int, set[str]]]
 
+MOST_MORE_RATES = 4  # learning rates that are tried beyond the recipe's, where the best one is at the edge
+
 CHECKPOINT: Final = "checkpoint"  # name of the state of a source that is a checkpoint
 
 
@@ -294,12 +296,35 @@ class Scheduler:
 
     def _grid(self) -> list[Choice]:
         """Return the settings that scratch tries in its tuning runs, all with the longest decay."""
+        return [choice for optimizer in self._optimizers for choice in self._grid_of(optimizer)]
+
+    @property
+    def _optimizers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.experiment.settings.optimizers))
+
+    def _grid_of(self, optimizer: str) -> list[Choice]:
+        """Return the settings that scratch tries with one optimizer, by ascending learning rate.
+
+        Where the best of several rates is the highest or the lowest one, a rate twice as high or half as low is tried, too.
+        """
         settings = self.experiment.settings
-        return [
-            Choice(optimizer=optimizer, learning_rate=rate, decay=max(settings.decays))  # type: ignore[arg-type]
-            for optimizer in dict.fromkeys(settings.optimizers)
-            for rate in sorted(set(settings.learning_rates))
-        ]
+        rates = sorted(set(settings.learning_rates))
+        for _ in range(MOST_MORE_RATES if len(rates) > 1 else 0):
+            best = self._best(self._tuning_of(optimizer, rates))
+            if best is None or best[1] is None or best[0].learning_rate not in (rates[0], rates[-1]):
+                break
+            rates = [rates[0] / 2, *rates] if best[0].learning_rate == rates[0] else [*rates, 2 * rates[-1]]
+        return [choice for choice, _ in self._tuning_of(optimizer, rates)]
+
+    def _tuning_of(self, optimizer: str, rates: Iterable[float]) -> list[tuple[Choice, WantedRun]]:
+        """Return the tuning runs of scratch with one optimizer."""
+        entry, seed, decay = self.experiment.baseline, self.experiment.seeds[0], max(self.experiment.settings.decays)
+        choices = [Choice(optimizer=optimizer, learning_rate=rate, decay=decay) for rate in rates]  # type: ignore[arg-type]
+        return [(choice, self._want(entry, seed, choice, self._tuning_steps(entry))) for choice in choices]
+
+    def _best_of(self, optimizer: str) -> tuple[Choice, float | None] | None:
+        """Return the best settings with one optimizer, and their loss; None until its tuning runs are done."""
+        return self._best(self._tuning_of(optimizer, self.rates_of(optimizer)))
 
     def _finalists(self) -> list[Choice]:
         """Return the settings that scratch tries over the whole budget; none until the tuning runs are done.
@@ -308,35 +333,28 @@ class Scheduler:
         decay: branches of the same trunk.
         """
         if self._assumed is not None:
-            assumed = [replace(self._assumed, optimizer=name) for name in self.experiment.settings.optimizers]  # type: ignore[arg-type]
+            assumed = [replace(self._assumed, optimizer=name) for name in self._optimizers]  # type: ignore[arg-type]
             assumed += [replace(self._assumed, learning_rate=self._assumed.learning_rate / 2)]
             return [replace(choice, decay=decay) for choice in assumed for decay in self.experiment.settings.decays]
-        best = {optimizer: self._best(self._grid_of(optimizer)) for optimizer in self.experiment.settings.optimizers}
+        best = {optimizer: self._best_of(optimizer) for optimizer in self._optimizers}
         if any(found is None for found in best.values()):
             return []
         ranked = sorted((found for found in best.values() if found is not None), key=lambda pair: _key(pair[1]))
         if ranked[0][1] is None:
-            rates = ", ".join(f"{rate:g}" for rate in self.experiment.settings.learning_rates)
+            tried = ", ".join(f"{rate:g}" for rate in self.experiment.settings.learning_rates)
             raise RecipeError(
-                f"scratch: the loss is not finite at any learning rate tried ({rates})",
+                f"scratch: the loss is not finite at any learning rate tried ({tried})",
                 where=self.experiment.plan.recipe.where("compare", "learning_rates"),
                 hint="set lower learning rates",
             )
         winner = ranked[0][0]
-        lower = [rate for rate in self.experiment.settings.learning_rates if rate < winner.learning_rate]
+        rates = self.rates_of(winner.optimizer)
+        lower = [rate for rate in rates if rate < winner.learning_rate]
         chosen = [choice for choice, _ in ranked]
         if lower:
             chosen.insert(1, replace(winner, learning_rate=max(lower)))
         decays = sorted(set(self.experiment.settings.decays), reverse=True)
         return [replace(choice, decay=decay) for choice in chosen for decay in decays]
-
-    def _grid_of(self, optimizer: str) -> list[tuple[Choice, WantedRun]]:
-        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
-        return [
-            (choice, self._want(entry, seed, choice, self._tuning_steps(entry)))
-            for choice in self._grid()
-            if choice.optimizer == optimizer
-        ]
 
     def _best(self, tried: list[tuple[Choice, WantedRun]]) -> tuple[Choice, float | None] | None:
         """Return the settings with the lowest validation loss, and the loss; None until all runs are done."""
@@ -396,6 +414,10 @@ class Scheduler:
         ]
         best = self._best(tried) if tried else None
         return None if best is None else best[0]
+
+    def rates_of(self, optimizer: str) -> list[float]:
+        """Return the learning rates that scratch has tried with an optimizer, ascending."""
+        return [choice.learning_rate for choice in self._grid_of(optimizer)]
 
     # Results.
 

@@ -394,10 +394,11 @@ class CompareConfig(Section):
         default=None, description="sequences or images per step; default: `fit.batch_size`"
     )
     learning_rates: list[Rate] = Field(
-        default=[2e-3, 5e-3, 1e-2, 2e-2],
+        default=[5e-3, 1e-2, 2e-2],
         min_length=1,
         max_length=MAX_LIST,
-        description="peak learning rates that scratch tries with each optimizer",
+        description="peak learning rates that scratch tries with each optimizer; where the best one is at an end of the list, rates beyond"
+        " it are tried, too",
     )
     rate_factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default=[0.5, 1.0],
