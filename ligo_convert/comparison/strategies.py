@@ -8,7 +8,7 @@ family.
 Sources: StackBERT (Gong et al., ICML 2019, section 4), MSLT (Yang et al., arXiv:2011.13635, section 3), bert2BERT (arXiv:2110.07143,
 section 3.4 and algorithm 1), knowledge inheritance (Qin et al., arXiv:2105.13880, section 3), LLaMA-Pro (arXiv:2401.02415), gradual
 stacking and MIDAS (Saunshi et al., arXiv:2409.19044, section 2), G_stack (Du et al., arXiv:2405.15319), Deep Progressive Training
-(arXiv:2511.04981).
+(arXiv:2511.04981), Apollo (Pan et al., arXiv:2401.09192).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ INHERITED = 0.5  # share of a run in which the teacher's loss is used
 SUBMODELS = 0.125  # share of a run in which sub-models are trained: 5 of 40 epochs, arXiv:2110.07143
 
 JOINT = 0.2  # share of a run in which all layers are trained, at the end, arXiv:2011.13635
+
+SHARED = 0.6  # share of a run in which layers are shared
 
 BLOCKS = 4  # number of blocks in which gradual stacking and MIDAS add the layers, arXiv:2409.19044
 
@@ -136,6 +138,24 @@ def late(layers: int) -> tuple[Part, ...]:
     return (Part(at=0, layers=math.ceil(layers / 2)), Part(at=0.6, layers=layers, depth="identity", state="carry"))
 
 
+def shared(layers: int) -> tuple[Part, ...]:
+    """Apollo: few layers that are trained as models of many depths, then layers interpolated (arXiv:2401.09192).
+
+    The depths are drawn with probabilities that fall with the square of the depth, which is ours: the paper's own sampling prefers low
+    depths as well.
+    """
+    heights = _quarters(layers)
+    found = []
+    for number, height in enumerate(heights):
+        depths = tuple(
+            depth for depth in range(height, layers + 1) for _ in range(max(1, round((layers / depth) ** 2)))
+        )
+        at = SHARED * number / max(1, len(heights) - 1)
+        last = height == layers
+        found.append(Part(at=at, layers=height, depth="interpolate", state="copy", submodels=() if last else depths))
+    return tuple(found)
+
+
 def _blocks(layers: int, depth: str) -> tuple[Part, ...]:
     """Return parts that add a block each, the part of k blocks taking a share proportional to k."""
     heights = _quarters(layers)
@@ -211,6 +231,12 @@ STRATEGIES: dict[str, Strategy] = {
         paper="Deep Progressive Training, arXiv:2511.04981",
         summary="one layer for 60 % of the steps, then all, the new ones drawn; the optimizer's state stays",
         cost="one layer, all of a plain step",
+    ),
+    "shared": Strategy(
+        parts=shared,
+        paper="Apollo, arXiv:2401.09192",
+        summary="a quarter of the layers more each time, trained as models of all depths above that share them; all layers for 40 %",
+        cost="that of the depth drawn, low depths more often",
     ),
     "late": Strategy(
         parts=late,

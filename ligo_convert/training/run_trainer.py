@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ligo_convert.data.examples import Batch, Examples
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.initialize import initial_operator
@@ -34,7 +34,7 @@ from ligo_convert.training.loop import StateStore, TrainResult, train
 from ligo_convert.training.optimizers import Moments, parameter_groups, read_moments, stored_moments
 from ligo_convert.training.pretrain import drawn_model
 from ligo_convert.training.runs import Config, Growth, Run, Stage
-from ligo_convert.training.step_costs import Step, with_layers
+from ligo_convert.training.step_costs import Step, shared_layer, with_layers
 from ligo_convert.training.tasks import IGNORED, on_device
 
 Tensors = dict[str, torch.Tensor]
@@ -295,19 +295,23 @@ class _SegmentTrainer:
     def _given(self, height: int, *, late: bool) -> Tensors:
         """Return the tensors of the sub-model with `height` layers; those that learn carry gradients."""
         found: Tensors = {}
-        for name, (row, layer) in self.rows.items():
-            if row.depth == self.axis and layer is not None and layer >= height:
-                continue
-            parameter = self.parameters.get(name)
-            if parameter is None:
-                found[name] = self.start[name]
-            elif name in self.masks:
-                found[name] = torch.where(self.masks[name], parameter, self.start[name])
-            elif not self.step.learns(row, layer, height, late=late):
-                found[name] = parameter.detach()
-            else:
-                found[name] = parameter
+        config = self.models[height].config
+        for row in self.family.rows_for(config):
+            for layer in self.family.layers(row, config):
+                own = layer
+                if layer is not None and row.depth == self.axis:
+                    own = shared_layer(layer, self.layers, height)
+                found[row.name(layer)] = self._tensor(row, own, height, late=late)
         return found
+
+    def _tensor(self, row: Row, layer: int | None, height: int, *, late: bool) -> torch.Tensor:
+        name = row.name(layer)
+        parameter = self.parameters.get(name)
+        if parameter is None:
+            return self.start[name]
+        if name in self.masks:
+            return torch.where(self.masks[name], parameter, self.start[name])
+        return parameter if self.step.learns(row, layer, height, late=late) else parameter.detach()
 
     def train(self, *, store: StateStore | None, on_step: Callable[[int, dict[str, Any]], None] | None) -> TrainResult:
         setup, run = self.setup, self.run

@@ -89,7 +89,8 @@ class Stage:
         rate: factor on the learning rate from this stage on.
         trains: trained parameters: `all`; the `top` layers and everything above them; or the entries that growth `added`.
         top: number of layers that count as the top.
-        submodels: depths of sub-models; each step trains one of them, drawn at random.
+        submodels: depths of sub-models; each step trains one of them, drawn at random. A depth that occurs twice is drawn twice as often.
+            A sub-model deeper than the model applies its layers again.
         teacher: whether the source teaches, with a weight that falls from one to zero.
         until: first step at which `trains`, `submodels` and `teacher` no longer apply, and the whole model trains alone; None: never.
     """

@@ -20,7 +20,10 @@ Config = Mapping[str, object]
 
 
 def with_layers(family: Family, config: Config, layers: int) -> dict[str, object]:
-    """Return the config of the same model with `layers` layers along its first depth axis; 0 keeps all layers."""
+    """Return the config of the same model with `layers` layers along its first depth axis; 0 keeps all layers.
+
+    A list with one entry per layer is cut; in a deeper model, layer i takes the entry of layer `shared_layer(i)`.
+    """
     axis = family.depth_axes[0]
     if not layers:
         return dict(config)
@@ -28,8 +31,17 @@ def with_layers(family: Family, config: Config, layers: int) -> dict[str, object
     for key, along in family.per_layer_keys.items():
         values = config.get(key)
         if along == axis and isinstance(values, list):
-            found[key] = values[:layers]
+            own = len(values)
+            found[key] = [values[shared_layer(layer, own, layers)] for layer in range(layers)]
     return found
+
+
+def shared_layer(layer: int, layers: int, height: int) -> int:
+    """Return the layer of a model of `layers` layers that stands for layer `layer` of a sub-model of `height` layers.
+
+    A lower sub-model has the lowest layers; a higher one applies every layer again in place (arXiv:2401.09192).
+    """
+    return layer if height <= layers else layer * layers // height
 
 
 @dataclass(frozen=True, kw_only=True)
