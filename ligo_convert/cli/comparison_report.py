@@ -63,3 +63,43 @@ def _print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         made.add_row(*(text_of(row.cells[number]) for number in shown), style=_STYLES.get(row.kind))
     console.print(made)
+
+
+# FLOPs per second for which hours are given: a core, a workstation's GPU, a server's GPU, at the share of their peak that training reaches.
+_SPEEDS = {"3e10": 3e10, "5e13": 5e13, "4e14": 4e14}
+
+
+def print_costs(costs: Mapping[str, Any]) -> None:
+    """Print what a comparison would cost (`comparison.costs.comparison_costs`)."""
+    console = Console(soft_wrap=False)
+    unit = "images" if "images" in costs["budget"] else "tokens"
+    scratch = costs["budget"]["flops"]
+    table = make_table(
+        f"{costs['recipe']}: cost of every entry, all {len(costs['seeds'])} seed(s) and budgets",
+        "entry",
+        "parameters",
+        "steps",
+        unit,
+        "FLOPs",
+        "times scratch",
+        right=(1, 2, 3, 4, 5),
+    )
+    for name, entry in costs["entries"].items():
+        table.add_row(
+            text_of(name),
+            amount(entry["parameters"]),
+            f"{entry['steps'][-1]:,}",
+            amount(entry[unit]),
+            f"{entry['flops']:.2e}",
+            f"{entry['flops'] / scratch:.2f}",
+        )
+    console.print(table)
+    total = costs["total_flops"]
+    hours = ", ".join(f"{total / speed / 3600:,.1f} h at {name} FLOP/s" for name, speed in _SPEEDS.items())
+    pairs: dict[str, object] = {
+        "scratch": f"{scratch:.2e} FLOPs, {costs['budget']['tokens_per_parameter']:.1f} tokens per parameter",
+        "total": f"{total:.2e} FLOPs, {total / scratch:.1f} times scratch: {hours}",
+    }
+    for name, reason in costs["skipped"].items():
+        pairs[f"{name} skipped"] = reason
+    make_pairs(console, "", pairs)

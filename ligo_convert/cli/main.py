@@ -219,6 +219,7 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one for each core; one in total on a GPU."
 )
+@click.option("--costs", is_flag=True, help="Print what the comparison would cost, and train nothing.")
 @_device
 @_family_files
 @_as_json
@@ -231,11 +232,12 @@ def compare(
     steps: int | None,
     seeds: str | None,
     jobs: int | None,
+    costs: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Train the target from several starting points and measure what each saves against training from scratch."""
-    from ligo_convert.cli.comparison_report import print_comparison
+    from ligo_convert.cli.comparison_report import print_comparison, print_costs
 
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     if named == []:
@@ -243,7 +245,12 @@ def compare(
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
         from ligo_convert.comparison.compare import compare as carry_out
+        from ligo_convert.comparison.compare import plan_comparison
 
+        if costs:
+            figures = plan_comparison(loaded, methods=named, steps=steps, seeds=_numbers(seeds, "--seeds"))
+            _print(figures, as_json, lambda: print_costs(figures))
+            return
         outcome = carry_out(
             loaded,
             # A conversion and a comparison of the same recipe write different directories.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.comparison.costs import comparison_costs
 from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.outcome import outcome
 from ligo_convert.comparison.record import FORMAT
@@ -69,6 +70,22 @@ class ComparisonResult:
     def json(self) -> dict[str, Any]:
         """Return the object that `compare --json` prints."""
         return {"out": str(self.out), "changed": self.changed, **finite(self.record)}
+
+
+def plan_comparison(
+    recipe: Recipe,
+    *,
+    methods: Sequence[str] | None = None,
+    steps: int | None = None,
+    seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Return what a comparison would cost (`comparison.costs`). Reads no weights and no data, and trains nothing."""
+    with contextlib.ExitStack() as stack:
+        source = open_planned(recipe, weights=False)
+        if source is not None:
+            stack.enter_context(source)
+        plan = make_plan(recipe, source, check_disk=False, runs=False)
+        return comparison_costs(make_experiment(plan, methods=methods, steps=steps, seeds=seeds))
 
 
 def compare(

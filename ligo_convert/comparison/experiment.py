@@ -179,6 +179,11 @@ class Experiment:
         """Return the FLOPs of the source of an entry: 0 without a source, None if unknown."""
         return 0.0 if entry.source is None else self.source(entry.source).flops
 
+    def parameters(self, entry: ExperimentEntry) -> int:
+        """Return the number of parameters of the model that an entry ends with."""
+        config = entry.planned[-1].stage.config
+        return self.family.parameters(self.family.rows_for(config), config)
+
     # Runs.
 
     def make_run(

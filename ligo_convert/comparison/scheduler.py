@@ -93,15 +93,27 @@ class Scheduler:
         self._assumed: Choice | None = None
 
     @classmethod
-    def expected_flops(cls, experiment: Experiment) -> float:
-        """Return about the FLOPs of the whole comparison, before anything is trained: what runs share counts once."""
+    def expected_by_entry(cls, experiment: Experiment) -> dict[str, float]:
+        """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it."""
         scheduler = cls(experiment, {})
         scheduler._assumed = scheduler._grid()[0]
         wanted = scheduler.wanted()
         cuts = scheduler._cuts(wanted)
-        pieces = {job.name: job.flops for found in wanted for job in scheduler._pieces(found, cuts)}
-        fits = {found.run.start: experiment.fit_flops(found.entry) for found in wanted}
-        return sum(pieces.values()) + sum(fits.values())
+        done: set[str] = set()
+        found: dict[str, float] = {}
+        for one in wanted:
+            pieces = {job.name: job.flops for job in scheduler._pieces(one, cuts)}
+            if one.entry.begins == "learned":
+                pieces[one.run.start] = experiment.fit_flops(one.entry)
+            new = sum(flops for name, flops in pieces.items() if name not in done)
+            found[one.entry.name] = found.get(one.entry.name, 0.0) + new
+            done |= pieces.keys()
+        return found
+
+    @classmethod
+    def expected_flops(cls, experiment: Experiment) -> float:
+        """Return about the FLOPs of the whole comparison, before anything is trained."""
+        return sum(cls.expected_by_entry(experiment).values())
 
     def done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         self._running.discard(job.name)
