@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.methods import METHODS, SCRATCH
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
 from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings
@@ -145,7 +145,7 @@ def command_of(record: Data, kind: str) -> str:
     recipe = _recipe(name)
     words = ["ligo-convert", "compare", f"recipes/{name}" if recipe is not None else name]
     if recipe is not None:
-        words += [*_replaced(record.get("settings") or {}, recipe), *_kind(kind).given]
+        words += [*_replaced(record, recipe), *_kind(kind).given]
     return shlex.join([*words, "--out", f"out/compare-{kind}"])
 
 
@@ -154,16 +154,23 @@ def _recipe(name: str) -> Recipe | None:
     return load_recipe(path) if Path(name).name == name and path.is_file() else None
 
 
-def _replaced(settings: Data, recipe: Recipe) -> Iterator[str]:
+def _replaced(record: Data, recipe: Recipe) -> Iterator[str]:
     """Yield the command line arguments that override the recipe's `compare` section."""
     planned = (recipe.compare or CompareConfig()).model_dump(mode="json")
-    options = {"methods": "--methods", "steps": "--steps", "seeds": "--seeds"}
-    for key, value in settings.items():
-        if value == planned.get(key):
-            continue
-        if key in options:
-            yield from (options[key], ",".join(map(str, value)) if isinstance(value, list) else str(value))
-        else:
+    used = record.get("settings") or {}
+    names = list(dict.fromkeys(str(entry["base"]) for entry in record["methods"].values()))
+    if used.get("methods") is None:
+        usual = {*names, *record["skipped"]} == METHODS.keys()
+    else:
+        usual = names == list(dict.fromkeys((SCRATCH, *used["methods"])))
+    if not usual or used.get("methods") != planned["methods"]:
+        yield from ("--methods", ",".join(name for name in names if name != SCRATCH))
+    if record["budget"]["steps"] != planned["steps"]:
+        yield from ("--steps", str(record["budget"]["steps"]))
+    if record["seeds"] != planned["seeds"]:
+        yield from ("--seeds", ",".join(map(str, record["seeds"])))
+    for key, value in used.items():
+        if key not in ("methods", "steps", "seeds") and value != planned.get(key):
             yield from ("--set", f"compare.{key}={json.dumps(value)}")
 
 

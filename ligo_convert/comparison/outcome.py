@@ -85,6 +85,7 @@ def _setup(
         fairness_warnings=[*experiment.fairness_warnings(), *_edge_warnings(scheduler)],
         flops_convention=CONVENTION,
         versions=versions,
+        settings=experiment.settings.model_dump(mode="json"),
         more={
             "grid": {
                 "optimizers": list(experiment.settings.optimizers),

@@ -118,7 +118,7 @@ class Setup:
         fairness_warnings: `rule`, `text`, `methods`.
         flops_convention: how FLOPs are counted.
         versions: library -> version.
-        settings: the recipe's `compare` section as it was used, with `steps`, `seeds` and `methods` of the command line; JSON values.
+        settings: the recipe's `compare` section with every default filled in.
         more: further keys of the record.
     """
 

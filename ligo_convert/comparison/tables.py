@@ -171,7 +171,9 @@ def start_text(entry: Data) -> str:
     start = entry["start"]
     parts = [str(start[axis]) for axis in ("width", "depth") if start.get(axis)] if start else []
     text = "drawn" if not parts or set(parts) <= {"random"} else "/".join(parts)
-    extra = [] if entry["strategy"] == "plain" else [entry["strategy"]]
+    grows_at = finite(start.get("grows_at")) if start else None
+    extra = [] if grows_at is None else [f"grown at {100 * grows_at:g} %"]
+    extra += [] if entry["strategy"] == "plain" else [entry["strategy"]]
     return ", ".join([text, *extra, *(f"+{option}" for option in entry["options"])])
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from support.comparisons import GROWN, Control, Grown, measured
 
 from ligo_convert.comparison.frontier import End
+from ligo_convert.comparison.methods import METHODS
 from ligo_convert.comparison.record import SeedRuns
 from ligo_convert.recipes.recipe import load_recipe
 
@@ -262,16 +263,26 @@ def test_the_command_says_what_was_not_as_the_recipe_has_it(kind: str) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"compare_{kind}.yaml")
     assert recipe.compare is not None
     settings = recipe.compare.model_dump(mode="json")
-    data = measured(recipe=f"compare_{kind}.yaml", settings=settings)
+    names = settings["methods"] or [name for name in METHODS if name != "scratch"]
+    data = measured(
+        {name: Grown(paper=1.0, source=None) for name in names},
+        recipe=f"compare_{kind}.yaml",
+        settings=settings,
+        skipped={},
+    )
+    data["budget"]["steps"] = settings["steps"]
+    data["seeds"] = settings["seeds"]
     given = " --set fit.data.images=DIR" if kind == "cait" else ""
     plain = script.command_of(data, kind)
     assert plain == f"ligo-convert compare recipes/compare_{kind}.yaml{given} --out out/compare-{kind}"
     # The recipe's own head names the same command.
     assert plain in (ROOT / "recipes" / f"compare_{kind}.yaml").read_text(encoding="utf-8")
 
-    data["settings"] = settings | {"methods": ["scratch", "ligo"], "seeds": [5, 6], "steps": 7, "warmup_fraction": 0.25}
+    data |= {"settings": settings | {"warmup_fraction": 0.25}, "seeds": [5, 6]}
+    data["budget"]["steps"] = 7
+    del data["methods"][names[-1]]
     other = script.command_of(data, f"{kind}-seeds")
-    for part in ("--methods scratch,ligo", "--steps 7", "--seeds 5,6", "--set compare.warmup_fraction=0.25"):
+    for part in (f"--methods {','.join(names[:-1])} --steps 7 --seeds 5,6", "--set compare.warmup_fraction=0.25"):
         assert part in other
     assert other.endswith(f"--out out/compare-{kind}-seeds")
 
