@@ -126,17 +126,32 @@ def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str
 
 @cli.command()
 @_recipe_options
+@click.option(
+    "--with-optimizer",
+    is_flag=True,
+    help="Also grow the optimizer's state beside the source, a checkpoint of a training. Sets growth.state, unless the recipe does.",
+)
 @_device
 @_family_files
 @_as_json
 def run(
-    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    with_optimizer: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Convert a model as a recipe describes. Run it again to resume after an interruption."""
     from ligo_convert.cli.reports import publish_report, run_report
 
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
+        if with_optimizer and loaded.growth.state is None:
+            from ligo_convert.growth.state_maps import DEFAULT_POLICY
+
+            loaded = _load(recipe, (*overrides, f"growth.state={DEFAULT_POLICY}"), source, out)
         from ligo_convert.conversion.run import run_recipe
 
         delivered = run_recipe(loaded, device=device, progress=progress)

@@ -19,6 +19,7 @@ from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
 from ligo_convert.conversion.library_check import check_plan
+from ligo_convert.conversion.optimizer_state import TrainingFiles, find_training_files, write_training_files
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
 from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
@@ -47,12 +48,14 @@ class _Opened:
         source: the open source; None where the recipe trains it.
         digests: SHA-256 of the source's files, by name.
         identity: digests by which the run is recognised.
+        training: the state of a training beside the source, where the recipe takes it along.
     """
 
     plan: Plan
     source: CheckpointReader | None
     digests: Mapping[str, str]
     identity: RunDigests
+    training: TrainingFiles | None = None
 
     @property
     def key(self) -> str:
@@ -119,13 +122,25 @@ def convert(
         # Where source and target do not fit in memory, the plan counts on the result being loaded one weight at a time, too.
         streams = plan.measuring != "in memory"
         weights, checks = write_job(job, source, staging, clock, progress, loads=plan.uses_library, streams=streams)
+        trained: tuple[str, ...] = ()
+        if opened.training is not None:
+            with clock.running("write"):
+                trained = write_training_files(
+                    opened.training,
+                    plan.family,
+                    plan.inventory,
+                    learned.operator,
+                    staging,
+                    progress,
+                    policy=str(recipe.growth.state),
+                )
         facts = RunFacts(digests=digests, recipe_digest=opened.identity.whole, key=key, started=clock.started)
         with clock.running("write"):
-            record = run_record(plan, source, learned, facts, staging)
+            record = run_record(plan, source, learned, facts, staging, training=opened.training)
             write_fit_plot(record, learned.log, staging)
         completion = Completion(
             verification=checks,
-            files=carried.json(),
+            files=carried.json(training=trained),
             seconds=clock.seconds,
             peak_rss_bytes=peak_rss_bytes(),
         )
@@ -204,8 +219,12 @@ def _open(
     if source is not None:
         allow = recipe.source.allow_nonfinite
         digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
-    identity = compute_digests(plan, source, digests, progress)
-    return _Opened(plan=plan, source=source, digests=digests, identity=identity)
+    training = None
+    if recipe.growth.state is not None and source is not None:
+        training = find_training_files(source.root, source.label)
+    sums = None if training is None else training.sha256
+    identity = compute_digests(plan, source, digests, progress, training=sums)
+    return _Opened(plan=plan, source=source, digests=digests, identity=identity, training=training)
 
 
 def _cache_keys(cache: ResultCache, identity: RunDigests) -> CacheKeys:

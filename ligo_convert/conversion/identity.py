@@ -25,7 +25,7 @@ class RunDigests:
         whole: the run: recipe, source, data, tokenizer and target.
         learned: what the operator depends on: the same without output dtype and shard size.
         trained: what a source trained by the recipe depends on.
-        parts: digest of the data, and the config of `target.model`, where the recipe names them; for messages.
+        parts: digest of the data, the config of `target.model` and the state of a training, where the recipe names them; for messages.
     """
 
     whole: str
@@ -35,13 +35,19 @@ class RunDigests:
 
 
 def compute_digests(
-    plan: Plan, source: CheckpointReader | None, digests: Mapping[str, str], progress: Progress
+    plan: Plan,
+    source: CheckpointReader | None,
+    digests: Mapping[str, str],
+    progress: Progress,
+    *,
+    training: Mapping[str, str] | None = None,
 ) -> RunDigests:
     """Compute the digests of a run.
 
     Args:
         source: the open source; None where the recipe trains it.
         digests: SHA-256 of the source's files, by name.
+        training: SHA-256 of the files of a training's state that the run takes along, by name; None where it takes none.
     """
     recipe, fit = plan.recipe, plan.fit
     data, target = None, None
@@ -52,8 +58,9 @@ def compute_digests(
             data = content_digest(fit.data, tokenizer=tokenizer)
     if recipe.target.model is not None:
         target = target_model_config(recipe)
-    # The operator does not depend on how the results are rounded and cut into files.
-    learning = recipe.model_copy(update={"output": OutputConfig(dir=recipe.output.dir)})
+    # The operator does not depend on how the results are rounded and cut into files, nor on the optimizer's state.
+    growth = recipe.growth.model_copy(update={"state": None})
+    learning = recipe.model_copy(update={"output": OutputConfig(dir=recipe.output.dir), "growth": growth})
     trained: dict[str, object] = {"data": data}
     if plan.pretrain is not None:
         # What is held out depends on the fit, and so does the text that is left to train on.
@@ -62,13 +69,18 @@ def compute_digests(
         )
         trained |= {"pretrain": plan.pretrain.settings.model_dump(mode="json"), "held": held}
         trained |= _seen_otherwise(plan.pretrain.fit.settings)
+    whole = {**digests, **(training or {})}
     return RunDigests(
-        whole=with_family(recipe.digest(source=digests, data=data, target=target), plan.family.name),
+        whole=with_family(recipe.digest(source=whole, data=data, target=target), plan.family.name),
         learned=with_family(learning.digest(source=digests, data=data, target=target), plan.family.name),
         trained=with_family(sha256_of(trained), plan.family.name),
         parts={
             name: value
-            for name, value in (("data", data), ("target.model", None if target is None else sha256_of(target)))
+            for name, value in (
+                ("data", data),
+                ("target.model", None if target is None else sha256_of(target)),
+                ("state of the training", None if training is None else sha256_of(dict(training))),
+            )
             if value is not None
         },
     )

@@ -26,6 +26,7 @@ from ligo_convert.conversion.memory import (
     measuring_reads,
     physical_memory,
 )
+from ligo_convert.conversion.optimizer_state import refuse_other_sources
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
 from ligo_convert.environment import require_threads
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged
@@ -169,6 +170,12 @@ def make_plan(
     Raises:
         RecipeError, SourceError, MachineError: whatever would make the run fail later.
     """
+    refuse_other_sources(
+        recipe.growth.state,
+        trained=recipe.source.pretrain is not None,
+        hub=source is not None and source.revision is not None,
+        where=recipe.where("growth", "state"),
+    )
     config, label, warnings = _source_config(recipe, source)
     inventory, family, start, asked = _plan_growth(recipe, source, config, label)
     warnings += left_out_parts(inventory, family)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.conversion.learn import Learned
+from ligo_convert.conversion.optimizer_state import TrainingFiles
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.write import now
 from ligo_convert.environment import versions
@@ -137,7 +138,15 @@ class RunFacts:
     started: str
 
 
-def run_record(plan: Plan, source: CheckpointReader, learned: Learned, facts: RunFacts, staging: Staging) -> Record:
+def run_record(
+    plan: Plan,
+    source: CheckpointReader,
+    learned: Learned,
+    facts: RunFacts,
+    staging: Staging,
+    *,
+    training: TrainingFiles | None = None,
+) -> Record:
     """Return the record of a recipe that was carried out, up to the moment of the call."""
     recipe = plan.recipe
     return Record(
@@ -157,4 +166,5 @@ def run_record(plan: Plan, source: CheckpointReader, learned: Learned, facts: Ru
         nonfinite_allowed=recipe.source.allow_nonfinite,
         started=facts.started,
         finished=now(),
+        training=None if training is None else {"policy": recipe.growth.state, "files": dict(training.sha256)},
     )

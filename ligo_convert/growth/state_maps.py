@@ -52,6 +52,9 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
     }
 )
 
+# docs/guide/optimizer-state.md says what it was measured against.
+DEFAULT_POLICY = "carry"
+
 
 def gradient_operator(operator: Operator, family: Family) -> Operator:
     """Return the operator by which gradients grow where the weights grow by `operator`.

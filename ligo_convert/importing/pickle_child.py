@@ -32,6 +32,9 @@ _DTYPES = {
 # Nested dictionaries are searched to this depth. Checkpoints of training loops hold weights one or two levels down.
 _DEPTH = 4
 _MOST_ENTRIES = 200_000
+# A tree is sent to this depth, with at most `_MOST_ENTRIES` nodes, and texts of at most so many characters.
+_TREE_DEPTH = 12
+_MOST_TEXT = 10_000
 _CHUNK = 1 << 22
 
 
@@ -68,7 +71,8 @@ def _torch() -> Any:
     multiarray = importlib.import_module("numpy._core.multiarray")
     for name in ("scalar", "_reconstruct"):
         allowed += [(getattr(multiarray, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    allowed += [type(numpy.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
+    # u4: the state of numpy's generator, beside a training's checkpoint.
+    allowed += [type(numpy.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u4", "u1", "?")]
     torch.serialization.add_safe_globals(allowed)
     with tempfile.TemporaryDirectory() as folder:
         for zipped in (True, False):
@@ -95,11 +99,44 @@ def _serve_table(torch: Any, request: Mapping[str, Any], out: BinaryIO) -> list[
     """Load the file, send the table of its tensors, and return the tensors in the order of the table."""
     loaded = _load(torch, f"/proc/self/fd/{request['descriptor']}" if request["confine"] else str(request["path"]))
     tensors: list[Any] = []
+    if request.get("tree"):
+        nodes: list[Any] = []
+        _add_node(torch, loaded, nodes, tensors, depth=0)
+        table = [_entry(torch, "tensor", tensor, position) for position, tensor in enumerate(tensors)]
+        _send(out, {"nodes": nodes, "tensors": table})
+        return tensors
     groups = [_group(torch, path, group, tensors) for path, group in _dictionaries(torch, loaded)]
     if isinstance(loaded, torch.nn.Module):
         raise Refused("it holds a whole module, not its weights")
     _send(out, {"groups": groups})
     return tensors
+
+
+def _add_node(torch: Any, value: Any, nodes: list[Any], tensors: list[Any], *, depth: int) -> int:
+    """Append a value to `nodes`, after its parts, and return its number. A node is [kind, content]; parts are named by number."""
+    if depth > _TREE_DEPTH:
+        raise Refused(f"it is nested deeper than {_TREE_DEPTH} levels")
+
+    def add(part: Any) -> int:
+        return _add_node(torch, part, nodes, tensors, depth=depth + 1)
+
+    if isinstance(value, torch.Tensor):
+        node: list[Any] = ["tensor", len(tensors)]
+        tensors.append(value.detach())
+    elif isinstance(value, Mapping) and all(type(key) in (str, int) for key in value):
+        node = ["dict", [[key, add(item)] for key, item in value.items()]]
+    elif type(value) in (list, tuple):
+        node = [type(value).__name__, [add(item) for item in value]]
+    elif type(value) is float:
+        node = ["float", value.hex()]
+    elif value is None or type(value) in (bool, int) or (type(value) is str and len(value) <= _MOST_TEXT):
+        node = ["value", value]
+    else:
+        node = ["other", type(value).__name__]
+    nodes.append(node)
+    if len(nodes) > _MOST_ENTRIES:
+        raise Refused(f"it has more than {_MOST_ENTRIES} entries")
+    return len(nodes) - 1
 
 
 def _load(torch: Any, path: str) -> Any:
@@ -163,17 +200,8 @@ def _group(torch: Any, path: tuple[str, ...], entries: Mapping[str, Any], tensor
             others.append(name)
             continue
         tensor = item.detach()
-        problem = _problem(torch, tensor)
-        listed.append(
-            {
-                "name": name,
-                "dtype": _DTYPES.get(str(tensor.dtype).removeprefix("torch.")),
-                "shape": list(tensor.shape),
-                "position": len(tensors),
-                "problem": problem,
-            }
-        )
-        if problem is None and tensor.numel():
+        listed.append(_entry(torch, name, tensor, len(tensors)))
+        if listed[-1]["problem"] is None and tensor.numel():
             place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
             shared.setdefault(place, []).append(name)
         tensors.append(tensor)
@@ -182,6 +210,17 @@ def _group(torch: Any, path: tuple[str, ...], entries: Mapping[str, Any], tensor
         "tensors": listed,
         "others": others,
         "shared": [names for names in shared.values() if len(names) > 1],
+    }
+
+
+def _entry(torch: Any, name: str, tensor: Any, position: int) -> dict[str, Any]:
+    """Return the line of one tensor in the table."""
+    return {
+        "name": name,
+        "dtype": _DTYPES.get(str(tensor.dtype).removeprefix("torch.")),
+        "shape": list(tensor.shape),
+        "position": position,
+        "problem": _problem(torch, tensor),
     }
 
 

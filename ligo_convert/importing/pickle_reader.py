@@ -49,6 +49,17 @@ class PickledTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unread:
+    """An object of a pickled file that is no plain value.
+
+    Attributes:
+        kind: name of its class.
+    """
+
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """One dictionary with tensors inside a pickled file.
 
@@ -78,13 +89,18 @@ class PickledFile:
         path: the file.
         label: its name in messages.
         confine: False reads it without the sandbox of the kernel.
+        tree: True reads the whole content as `tree`, where the place of every tensor is kept; `groups` is empty then.
+
+    Attributes:
+        groups: the dictionaries with tensors.
+        tree: dicts, lists, tuples, numbers, texts, None; tensors as `PickledTensor`, and `Unread` for other objects.
 
     Raises:
         SourceError: the file is missing, or torch refuses it with `weights_only=True`.
         MachineError: this system has no sandbox, or the process ended.
     """
 
-    def __init__(self, path: Path, *, label: str, confine: bool = True) -> None:
+    def __init__(self, path: Path, *, label: str, confine: bool = True, tree: bool = False) -> None:
         self.label = label
         reason = support()
         if confine and reason is not None:
@@ -104,6 +120,7 @@ class PickledFile:
             "descriptor": self._file.fileno(),
             "path": os.path.realpath(path),
             "confine": confine,
+            "tree": tree,
             "memory": 2 * self.size + _EXTRA_MEMORY,
             "cpu_seconds": 300 + self.size // 10_000_000,
         }
@@ -122,7 +139,9 @@ class PickledFile:
         )
         try:
             self._ask(json.dumps(request))
-            self.groups = self._table(self._message())
+            message = self._message()
+            self.groups = [] if tree else self._table(message)
+            self.tree = self._tree(message) if tree else None
         except BaseException:
             self.close()
             raise
@@ -218,11 +237,67 @@ class PickledFile:
             groups = [_group(entry, label=self.label) for entry in message["groups"]]  # type: ignore[attr-defined]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(f"malformed: {type(error).__name__}", where=where) from None
-        total = sum(tensor.spec.nbytes for group in groups for tensor in group.tensors)
+        self._check_total([tensor for group in groups for tensor in group.tensors], where)
+        return groups
+
+    def _check_total(self, tensors: list[PickledTensor], where: str) -> None:
+        """Raise SourceError for tensors that are far more than the file."""
+        total = sum(tensor.spec.nbytes for tensor in tensors)
         # Tied tensors are listed once a name, and a loop keeps an average beside the weights: both are stored or shared few times.
         if total > 16 * self.size + (1 << 20):
             raise SourceError("its tensors repeat stored elements", where=where, found=f"{total:,} bytes")
-        return groups
+
+    def _tree(self, message: dict[str, object]) -> Any:
+        """Check the tree that the process sent, and build it from plain values."""
+        where = f"{self.label}: the tree of its content"
+        try:
+            table: list[Any] = message["tensors"]  # type: ignore[assignment]
+            bad = next(
+                (item for item in table if item["problem"] is not None or item["dtype"] not in DTYPE_BYTES), None
+            )
+            if bad is not None:
+                raise SourceError(f"a tensor {str(bad['problem'])[:100]}", where=where, expected="dense tensors")
+            tensors = [_tensor(item) for item in table]
+            built = _built(message["nodes"], tensors)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SourceError(f"malformed: {type(error).__name__}", where=where) from None
+        self._check_total(tensors, where)
+        return built
+
+
+def _built(nodes: list[Any], tensors: list[PickledTensor]) -> Any:
+    """Return the value of the last node. A node may only name nodes before it, so that the walk ends."""
+    built: list[Any] = []
+    for kind, content in nodes:
+        if kind == "dict":
+            value: Any = {key: built[_before(part, built)] for key, part in content if isinstance(key, str | int)}
+        elif kind in ("list", "tuple"):
+            value = [built[_before(part, built)] for part in content]
+            value = value if kind == "list" else tuple(value)
+        elif kind == "tensor":
+            value = tensors[_before(content, tensors)]
+        elif kind == "float":
+            value = float.fromhex(content)
+        elif kind == "value" and (content is None or isinstance(content, bool | int | str)):
+            value = content
+        else:
+            value = Unread(kind=str(content)[:100])
+        built.append(value)
+    return built[-1]
+
+
+def _before(number: Any, items: list[Any]) -> int:
+    if type(number) is not int or not 0 <= number < len(items):
+        raise ValueError("number")
+    return number
+
+
+def _tensor(item: dict[str, Any]) -> PickledTensor:
+    shape = tuple(int(size) for size in item["shape"])
+    if len(shape) > 8 or any(size < 0 or size > 1 << 48 for size in shape):
+        raise ValueError("shape")
+    spec = TensorSpec(name=str(item["name"]), dtype=item["dtype"], shape=shape)
+    return PickledTensor(spec=spec, position=int(item["position"]))
 
 
 def _group(entry: dict[str, Any], *, label: str) -> Group:
@@ -234,11 +309,7 @@ def _group(entry: dict[str, Any], *, label: str) -> Group:
         if item["problem"] is not None or item["dtype"] not in DTYPE_BYTES:
             refused[name] = str(item["problem"])[:100]
             continue
-        shape = tuple(int(size) for size in item["shape"])
-        if len(shape) > 8 or any(size < 0 or size > 1 << 48 for size in shape):
-            raise ValueError("shape")
-        spec = TensorSpec(name=name, dtype=item["dtype"], shape=shape)
-        tensors.append(PickledTensor(spec=spec, position=int(item["position"])))
+        tensors.append(_tensor(item))
     return Group(
         path=tuple(str(key) for key in entry["path"]),
         tensors=tuple(tensors),

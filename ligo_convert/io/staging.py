@@ -533,7 +533,11 @@ def occupied(what: str, then: Facts, now: Facts, *, where: Path, hint: str) -> O
     names = [name for name in dict.fromkeys([*now, *then]) if name.partition(":")[0] in told]
     differing = [name for name in names if then.get(name) != now.get(name)]
     if not differing:
-        return OutputBusy(what, where=where, hint=f"the recipe names other data, or another target model\n{hint}")
+        return OutputBusy(
+            what,
+            where=where,
+            hint=f"the recipe names other data, another target model, or another state of the training\n{hint}",
+        )
     first, more = differing[0], f"also different: {some(differing[1:])}\n" if differing[1:] else ""
     return OutputBusy(
         what,

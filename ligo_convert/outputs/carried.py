@@ -9,7 +9,7 @@ loaded, and a part of the pipeline would compute another embedding. `MODULES` is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,12 +125,19 @@ class CarriedFiles:
     left_behind: tuple[LeftBehind, ...] = ()
     missing_modules: str = ""
 
-    def json(self) -> dict[str, Any]:
-        """Return the lists as `run --json` prints them."""
+    def json(self, *, training: Collection[str] = ()) -> dict[str, Any]:
+        """Return the lists as `run --json` prints them.
+
+        Args:
+            training: names of the files of a training's state that the run has taken along.
+        """
         return {
             "carried": list(self.copied),
             "rewritten": sorted(("config.json", *self.changes)),
-            "left_behind": [{"path": left.path, "reason": left.reason} for left in self.left_behind],
+            "left_behind": [
+                {"path": left.path, "reason": left.reason} for left in self.left_behind if left.path not in training
+            ],
+            **({"training": sorted(training)} if training else {}),
         }
 
     def warnings(self) -> list[str]:

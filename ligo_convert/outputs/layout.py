@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 OPERATOR = "ligo/operator.safetensors"
 RECIPE = "ligo/recipe.yaml"
 PROVENANCE = "ligo/provenance.json"
@@ -18,6 +20,22 @@ EVERY_OUTPUT = (OPERATOR, RECIPE, PROVENANCE, NEW_PARAMETERS)
 
 # `verify` refuses every other file that the source did not give: who writes another one adds it here.
 OWN_FILES = (*EVERY_OUTPUT, FIT_LOG, FIT_PLOT)
+
+# The state of an optimizer, as transformers' Trainer and accelerate name it.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+
+TRAINER_STATE = "trainer_state.json"
+
+# The state of a training, which `growth.state` takes along: the optimizer's, and that of the Trainer (or accelerate) around it.
+_TRAINING_STATE = re.compile(
+    r"optimizer\.(pt|bin)|scheduler\.(pt|bin)|scaler\.pt|trainer_state\.json|rng_state(_[0-9]+)?\.pth|random_states_[0-9]+\.pkl"
+    r"|sampler\.bin|dl_state_dict\.bin"
+)
+
+
+def training_state_name(name: str) -> bool:
+    """Return True for a file of a training's state."""
+    return _TRAINING_STATE.fullmatch(name) is not None
 
 
 def is_own(name: str) -> bool:

@@ -24,7 +24,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.files import reporting
 from ligo_convert.outputs.carried import PRIVATE_TEXT, WidenedInput, carried_files, contents, parse_weights, widths_of
-from ligo_convert.outputs.layout import EVERY_OUTPUT, is_own
+from ligo_convert.outputs.layout import EVERY_OUTPUT, is_own, training_state_name
 from ligo_convert.outputs.provenance import metrics_of
 
 
@@ -46,7 +46,8 @@ def check_complete(root: Path, names: Collection[str]) -> None:
 def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]) -> None:
     """Raise VerificationError if SHA256SUMS lists a file that no run writes."""
     recorded = _recorded(statement, "carried", "rewritten")
-    known = {CONFIG, CARD, *_weight_files(root, names)}
+    training = filter(training_state_name, _recorded(statement, "training"))
+    known = {CONFIG, CARD, *_weight_files(root, names), *training}
     for name in sorted(names):
         carried = name in recorded and kind_of(name).action in ("carry", "module")
         if name not in known and not is_own(name) and not carried:

@@ -61,6 +61,7 @@ class Record:
         nonfinite_allowed: whether NaN and infinite values were accepted.
         started: UTC, ISO 8601, whole seconds.
         finished: UTC, ISO 8601, whole seconds.
+        training: of a run that took the state of a training along: `policy`, `files` {name: sha256}.
         family_source: of a family that is not built in: `kind` (`file` or `plugin`) and `sha256` of the file that defines it.
     """
 
@@ -80,6 +81,7 @@ class Record:
     started: str
     finished: str
     family_source: Mapping[str, str] | None = None
+    training: Mapping[str, Any] | None = None
 
     @property
     def hub_id(self) -> str | None:
@@ -145,6 +147,7 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
                     "key": record.key,
                     "family": record.family,
                     **_family_source(record),
+                    **({} if record.training is None else {"trainingState": record.training}),
                     "config": record.config_changes(),
                     "operator": {**record.operator, "digest": {"sha256": record.operator["digest"]}},
                     "drawn": record.drawn,

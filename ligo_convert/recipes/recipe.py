@@ -153,6 +153,7 @@ _LATER = (
     ("fit", "heldout_images", 512),
     ("fit", "threads", None),
     ("fit", "mask_probability", 0.15),
+    ("growth", "state", None),
 )
 
 

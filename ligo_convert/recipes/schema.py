@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from ligo_convert.data.augment import AUGMENTATIONS
 from ligo_convert.data.masking import PROBABILITY
 from ligo_convert.growth.depth_methods import DEPTHS
+from ligo_convert.growth.state_maps import POLICIES
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.names import is_hub_id, is_reference, is_repository, is_revision
 
@@ -295,6 +296,11 @@ class GrowthConfig(Section):
         description="method that adds layers", json_schema_extra={"enum": list(DEPTHS)}
     )
     seed: Seed = Field(default=0, description="seed of random initial values")
+    state: Annotated[Text, BeforeValidator(_one_of(tuple(POLICIES)))] | None = Field(
+        default=None,
+        description="what becomes of the state of the optimizer beside the source (a checkpoint of a training); default: not taken",
+        json_schema_extra={"enum": [*POLICIES, None]},
+    )
     operator: OperatorConfig = Field(default=OperatorConfig(), description="form of the growth operator")
 
 

@@ -31,6 +31,7 @@ from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
+from ligo_convert.growth.state_maps import POLICIES
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.outputs.carried import MODULES
 from ligo_convert.recipes.recipe import json_schema, load_recipe
@@ -78,6 +79,13 @@ def start_table() -> str:
         for found in starts_list()
     ]
     return table(("grows", "start", "the function", "in a line", "paper"), rows)
+
+
+def policy_table() -> str:
+    return table(
+        ("`growth.state`", "what becomes of the state"),
+        [(f"`{name}`", found.summary) for name, found in POLICIES.items()],
+    )
 
 
 def promise_tables() -> str:
@@ -481,6 +489,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "family layouts": family_layouts,
     "timm architectures": timm_architectures,
     "starts": start_table,
+    "state policies": policy_table,
     "verdicts by width start": width_verdicts,
     "verdicts of inner axes": inner_verdicts,
     "verdicts by depth start": depth_verdicts,
@@ -605,6 +614,8 @@ def test_the_recipe_in_the_docs_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in text_of(page)], ids=lambda page: page.name)
 def test_examples_run(page: Path) -> None:
+    if "transformers.Trainer(" in text_of(page):
+        pytest.importorskip("accelerate")
     failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8", optionflags=doctest.ELLIPSIS)
     assert tried
     assert not failed

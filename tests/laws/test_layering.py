@@ -64,6 +64,7 @@ HEAVY_MODULES = {
     "training.objectives",
     "training.optimizers",
     "training.preservation",
+    "training.parameter_order",
     "training.pretrain",
     "training.run_trainer",
     "training.streamed",
