@@ -842,7 +842,13 @@ def test_the_public_form_is_complete_and_holds_nothing_private(write: Write, tmp
             "allow_nonfinite": False,
         },
         "target": {"model": "./target", "architecture": None},
-        "growth": {"width": "zero", "depth": "stack", "seed": 0, "operator": {"keying": None, "tie": None}},
+        "growth": {
+            "width": "zero",
+            "depth": "stack",
+            "seed": 0,
+            "state": None,
+            "operator": {"keying": None, "tie": None},
+        },
         "fit": {
             "steps": 1,
             "batch_size": 16,
