@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 Bound = Literal["at least", "at most", "mixed"]
 
@@ -97,15 +97,25 @@ class Frontier:
             points.append((flops, min(loss, points[-1][1]) if points else loss))
         self.points: tuple[tuple[float, float], ...] = tuple(points)
 
-    def loss_at(self, flops: float) -> Reading:
-        """Return the loss at a cost. Below the cheapest run it is at least that run's; above the dearest one at most that run's."""
+    @classmethod
+    def of_record(cls, ends: Iterable[Mapping[str, Any]]) -> Frontier:
+        """Read the ends of one seed as compare.json holds them."""
+        return cls(End(steps=end["step"], flops=end["flops"], loss=end["loss"]) for end in ends)
+
+    def loss_at(self, flops: float, *, tolerance: float = 0.0) -> Reading:
+        """Return the loss at a cost. Below the cheapest run it is at least that run's; above the dearest one at most that run's.
+
+        Args:
+            flops: the cost.
+            tolerance: a cost outside the runs by no more than this fraction of it counts as that of the nearest run.
+        """
         if not self.points:
             return NOTHING
         (first, highest), (last, lowest) = self.points[0], self.points[-1]
         if flops < first:
-            return Reading(highest, "at least")
+            return Reading(highest, None if flops >= first * (1 - tolerance) else "at least")
         if flops > last:
-            return Reading(lowest, "at most")
+            return Reading(lowest, None if flops <= last * (1 + tolerance) else "at most")
         for (low, above), (high, below) in pairwise(self.points):
             if flops <= high:
                 part = math.log(flops / low) / math.log(high / low)
@@ -173,3 +183,10 @@ def spread(readings: Sequence[Reading]) -> float | None:
     """Return the standard deviation over seeds; None for one seed, or if a seed has no figure or only a bound."""
     known = [reading.value for reading in readings if reading.value is not None and reading.bound is None]
     return statistics.stdev(known) if len(known) == len(readings) and len(known) > 1 else None
+
+
+def finite(value: object) -> float | None:
+    """Return `value` as a float; None for anything that is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.comparison.frontier import finite
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_svg, passing, sources_svg
 from ligo_convert.comparison.tables import comparison_tables
-from ligo_convert.comparison.verdict import finite
 from ligo_convert.errors import printable
 
 # The browser loads nothing and runs nothing, whatever the record contains.

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ligo_convert.comparison.frontier import finite
 from ligo_convert.comparison.methods import SCRATCH
-from ligo_convert.comparison.verdict import finite
 from ligo_convert.errors import printable
 from ligo_convert.outputs.plotting import (
     DARK,

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ligo_convert.comparison import verdict
 from ligo_convert.comparison.frontier import (
     NOTHING,
     End,
@@ -22,7 +21,9 @@ from ligo_convert.comparison.frontier import (
     saved_by,
     spread,
 )
+from ligo_convert.comparison.headline import headline
 from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.verdict import conclusions, optimizer_gain
 
 FORMAT = "ligo-comparison/3"
 
@@ -181,7 +182,7 @@ def comparison_record(
         "optimizer": {
             "chosen": dict(setup.chosen),
             "tried": [dict(run) for run in setup.tried],
-            "gain": verdict.optimizer_gain(str(setup.chosen["name"]), setup.tried),
+            "gain": optimizer_gain(str(setup.chosen["name"]), setup.tried),
         },
         "sources": [dict(source) for source in setup.sources],
         "curve": [{key: end[key] for key in ("step", "flops", "loss", "std")} for end in scratch["ends"]],
@@ -197,7 +198,7 @@ def comparison_record(
         "versions": dict(setup.versions),
         **setup.more,
     }
-    return record | verdict.conclusions(record)
+    return record | conclusions(record)
 
 
 def _baseline(runs: SeedRuns, budget: int) -> _Baseline:
@@ -257,7 +258,7 @@ def _entry_record(
     losses = [baseline.loss for baseline in baselines.values()]
     flops = [baseline.flops for baseline in baselines.values()]
     record["headline"] = {
-        way: verdict.headline(record, way, loss=_known_mean(losses), flops=_known_mean(flops)) for way in WAYS
+        way: headline(record, way, loss=_known_mean(losses), flops=_known_mean(flops)) for way in WAYS
     }
     return record
 

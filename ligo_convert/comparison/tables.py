@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ligo_convert.comparison.frontier import finite
+from ligo_convert.comparison.headline import certain
 from ligo_convert.comparison.methods import SCRATCH
-from ligo_convert.comparison.verdict import amount_saved, certain, finite
+from ligo_convert.comparison.verdict import amount_saved
 
 Data = Mapping[str, Any]
 

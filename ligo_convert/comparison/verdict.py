@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
-from ligo_convert.comparison.frontier import NOTHING, OPPOSITE, End, Frontier, Reading, mean, saved, saved_by, spread
+from ligo_convert.comparison.break_even import break_even, by_source
+from ligo_convert.comparison.equal_budget import equal_budget, source_controls
+from ligo_convert.comparison.frontier import OPPOSITE, finite
+from ligo_convert.comparison.headline import best_method, lead, ranked
 from ligo_convert.comparison.methods import SCRATCH
 
 Data = Mapping[str, Any]
@@ -22,8 +24,6 @@ Data = Mapping[str, Any]
 WAYS = ("net", "paper")
 
 WAY_TEXT = {"net": "Source charged (net)", "paper": "Source left out (paper)"}
-
-SAME_COST = 0.01  # budgets that differ by less than this fraction are one budget
 
 
 def conclusions(record: Data) -> dict[str, Any]:
@@ -36,301 +36,6 @@ def conclusions(record: Data) -> dict[str, Any]:
         "sources_tried": by_source(record),
         "verdict": _verdict(record, rows, even),
     }
-
-
-# One figure for an entry.
-
-
-def headline(entry: Data, way: str, *, loss: float | None, flops: float | None) -> dict[str, Any] | None:
-    """Return the one saving that stands for an entry; None if there is none.
-
-    It is the saving at scratch's final loss. If the entry's ends do not reach that loss, it is the saving at the lowest loss that they
-    reach, beside that loss and the share of scratch's FLOPs at which scratch has it.
-
-    Args:
-        entry: record of the entry.
-        way: `paper` or `net`.
-        loss: scratch's loss after the whole budget.
-        flops: FLOPs of scratch to that loss.
-    """
-    value = entry["savings"][way]
-    if value is not None and loss is not None and flops is not None:
-        return {
-            "saved": value,
-            "bound": entry["savings_bound"][way],
-            "std": entry["std"][way],
-            "at": "scratch's final loss",
-            "step": None,
-            "loss": round(loss, 6),
-            "scratch_flops": flops,
-            "share": 1.0,
-        }
-    ends = [end for end in entry["ends"] if end["loss"] is not None and end["saved"][way] is not None]
-    if not ends:
-        return None
-    end = min(ends, key=lambda found: (found["loss"], found["flops"]))
-    return {
-        "saved": end["saved"][way],
-        "bound": end["bound"],
-        "std": end["saved_std"][way],
-        "at": "its own end",
-        "step": end["step"],
-        "loss": end["loss"],
-        "scratch_flops": end["scratch_flops"],
-        "share": None if flops is None else round(end["scratch_flops"] / flops, 4),
-    }
-
-
-def certain(found: Data | None) -> bool:
-    """Return whether a saving is certainly at least its value: measured, or a bound from below."""
-    return found is not None and found["bound"] in (None, "at least")
-
-
-def ranked(methods: Mapping[str, Data], way: str) -> list[str]:
-    """Return the methods other than scratch that have a certain saving, the largest first."""
-    found = {name: method["headline"][way] for name, method in methods.items() if name != SCRATCH}
-    return sorted((name for name in found if certain(found[name])), key=lambda name: (-found[name]["saved"], name))
-
-
-# At equal budget.
-
-
-def equal_budget(record: Data) -> list[dict[str, Any]]:
-    """Return what scratch, the best model that never grows and the best method have at the same cost.
-
-    The budgets are those at which something was measured: the ends of scratch and of the controls, and the ends of methods, with the source
-    charged, that no other method beats at that cost.
-
-    Returns:
-        rows by cost: `flops`, `share` of scratch's budget, `scratch`, `control`, `net` and `paper` with `name`, `loss`, `bound` and `std`,
-        and `never_grown`: True if the control certainly has a loss at or below the best method's with the source charged, False if it
-        certainly has not, None if that is not known. `margin` is the method's loss minus the control's.
-    """
-    scratch = _seed_frontiers(record["methods"][SCRATCH])
-    controls = {name: _seed_frontiers(entry) for name, entry in record["controls"].items()} | _source_controls(record)
-    methods = {name: entry for name, entry in record["methods"].items() if name != SCRATCH}
-    frontiers = {name: _seed_frontiers(entry) for name, entry in methods.items()}
-    charged = {name: entry["source_flops"] for name, entry in methods.items()}
-    seeds = list(scratch)
-    total = finite(record["budget"]["flops"]) or max((end["flops"] for end in record["curve"]), default=1.0)
-    rows = []
-    for flops in _budgets(record, methods):
-        net = {
-            name: _at(found, flops - cost, seeds)
-            for name, found in frontiers.items()
-            if (cost := charged[name]) is not None
-        }
-        paper = {name: _at(found, flops, seeds) for name, found in frontiers.items()}
-        best_net = _lowest(net)
-        best_control = _control({name: _at(found, flops, seeds) for name, found in controls.items()}, best_net)
-        rows.append(
-            {
-                "flops": flops,
-                "share": round(flops / total, 4),
-                "scratch": _plain(SCRATCH, _at(scratch, flops, seeds)),
-                "control": best_control and _plain(*best_control),
-                "net": best_net and _plain(*best_net),
-                "paper": (best_paper := _lowest(paper)) and _plain(*best_paper),
-                "never_grown": _never_grown(best_control, best_net),
-                "margin": _margin(best_control, best_net),
-            }
-        )
-    return rows
-
-
-def _budgets(record: Data, methods: Mapping[str, Data]) -> list[float]:
-    """Return the costs at which entries are compared, ascending and at least a hundredth apart."""
-    found = [end["flops"] for end in record["curve"] if end["loss"] is not None]
-    found += [end["flops"] for entry in record["controls"].values() for end in entry["ends"] if end["loss"] is not None]
-    ends = [
-        (end["net_flops"], end["loss"])
-        for entry in methods.values()
-        for end in entry["ends"]
-        if end["net_flops"] is not None and end["loss"] is not None
-    ]
-    lowest = math.inf
-    for flops, loss in sorted(ends):
-        if loss < lowest:
-            lowest = loss
-            found.append(flops)
-    kept: list[float] = []
-    for flops in sorted(found):
-        if not kept or flops > kept[-1] * (1 + SAME_COST):
-            kept.append(flops)
-    return kept
-
-
-def _seed_frontiers(entry: Data) -> dict[str, Frontier]:
-    return {seed: _frontier(run["ends"]) for seed, run in entry["seeds"].items()}
-
-
-def _frontier(ends: Sequence[Data]) -> Frontier:
-    return Frontier(End(steps=end["step"], flops=end["flops"], loss=end["loss"]) for end in ends)
-
-
-def _source_controls(record: Data) -> dict[str, dict[str, Frontier]]:
-    """Return the sources as models that never grow: each has one end, the same for every seed."""
-    seeds = list(record["methods"][SCRATCH]["seeds"])
-    found = {}
-    for source in record["sources"]:
-        flops, loss = finite(source.get("flops")), finite(source.get("loss"))
-        if flops and loss is not None:
-            one = Frontier([End(steps=source.get("steps") or 0, flops=flops, loss=loss)])
-            found[f"source {source['name']}"] = dict.fromkeys(seeds, one)
-    return found
-
-
-def _at(frontiers: Mapping[str, Frontier], flops: float, seeds: Sequence[str]) -> list[Reading]:
-    """Return the loss at a cost for every seed of scratch; nothing for a seed that the entry lacks."""
-    return [frontiers[seed].loss_at(flops) if seed in frontiers else NOTHING for seed in seeds]
-
-
-def _lowest(found: Mapping[str, Sequence[Reading]]) -> tuple[str, Sequence[Reading]] | None:
-    """Return the entry with the lowest loss among those that have one at this cost or below.
-
-    If every entry costs more than this, the lowest bound from below stands for all of them.
-    """
-    means = {name: mean(readings) for name, readings in found.items()}
-    reached = {name: at_most for name, reading in means.items() if (at_most := reading.at_most) is not None}
-    if not reached:
-        reached = {name: at_least for name, reading in means.items() if (at_least := reading.at_least) is not None}
-    name = min(reached, key=lambda candidate: (reached[candidate], candidate), default=None)
-    return None if name is None else (name, found[name])
-
-
-def _control(
-    found: Mapping[str, Sequence[Reading]], method: tuple[str, Sequence[Reading]] | None
-) -> tuple[str, Sequence[Reading]] | None:
-    """Return the control to compare with: the lowest, but one that is only known not to be higher than its last end must win by it.
-
-    Otherwise a control that was trained for less would hide those that were measured at this cost.
-    """
-    lowest = _lowest(found)
-    if _never_grown(lowest, method):
-        return lowest
-    return _lowest({name: readings for name, readings in found.items() if mean(readings).bound is None}) or lowest
-
-
-def _plain(name: str, readings: Sequence[Reading]) -> dict[str, Any]:
-    found, std = mean(readings), spread(readings)
-    return {
-        "name": name,
-        "loss": None if found.value is None else round(found.value, 6),
-        "bound": found.bound,
-        "std": None if std is None else round(std, 6),
-    }
-
-
-def _never_grown(
-    control: tuple[str, Sequence[Reading]] | None, method: tuple[str, Sequence[Reading]] | None
-) -> bool | None:
-    if control is None or method is None:
-        return None
-    smaller, grown = mean(control[1]), mean(method[1])
-    if smaller.at_most is not None and grown.at_least is not None and smaller.at_most <= grown.at_least:
-        return True
-    if smaller.at_least is not None and grown.at_most is not None and smaller.at_least > grown.at_most:
-        return False
-    return None
-
-
-def _margin(
-    control: tuple[str, Sequence[Reading]] | None, method: tuple[str, Sequence[Reading]] | None
-) -> dict[str, float | None] | None:
-    """Return the mean and the deviation over seeds of the method's loss minus the control's, where both were measured."""
-    if control is None or method is None:
-        return None
-    pairs = list(zip(control[1], method[1], strict=True))
-    if any(one.bound or other.bound or one.value is None or other.value is None for one, other in pairs):
-        return None
-    differences = [other.value - one.value for one, other in pairs if one.value is not None and other.value is not None]
-    std = spread([Reading(difference) for difference in differences])
-    return {
-        "mean": round(sum(differences) / len(differences), 6),
-        "std": None if std is None else round(std, 6),
-    }
-
-
-# Break-even.
-
-
-def break_even(record: Data) -> list[dict[str, Any]]:
-    """Return, for every method with a source, from how many targets grown from one source on growing pays.
-
-    `targets` is the source's FLOPs divided by the FLOPs that one target saves with the source left out, rounded up. It is None where
-    growing saves nothing even then, and where the source's cost is unknown; `reason` says which. `source_limit` is the largest cost of a
-    source, as a share of scratch's FLOPs, that one target pays back.
-    """
-    fractions = {source["name"]: finite(source.get("fraction_of_scratch")) for source in record["sources"]}
-    rows = []
-    for name, method in record["methods"].items():
-        paper, net = (method["headline"][way] for way in ("paper", "net"))
-        if not method["needs_source"] or paper is None:
-            continue
-        cost, saving = method["source_flops"], paper["scratch_flops"] * paper["saved"] / 100
-        targets = reason = None
-        if paper["bound"] == "at most" or paper["bound"] == "mixed":
-            reason = "its loss is above all that was measured for scratch"
-        elif saving <= 0:
-            reason = "it saves nothing even with the source left out"
-        elif cost is None:
-            reason = "the source's cost is unknown"
-        else:
-            targets = max(1, math.ceil(cost / saving - 1e-9))
-        rows.append(
-            {
-                "method": name,
-                "base": method["base"],
-                "source": method["source"],
-                "source_flops": cost,
-                "source_fraction": fractions.get(method["source"]),
-                "at": paper["at"],
-                "loss": paper["loss"],
-                "saved_paper": paper["saved"],
-                "saved_net": None if net is None else net["saved"],
-                "bound": paper["bound"],
-                "targets": targets,
-                "targets_bound": "at most" if targets is not None and paper["bound"] == "at least" else None,
-                "reason": reason,
-                "source_limit": round(saving / record["budget"]["flops"], 4) if saving > 0 and certain(paper) else None,
-            }
-        )
-    return rows
-
-
-def by_source(record: Data) -> list[dict[str, Any]]:
-    """Return the savings of every method as a function of its source's cost, with the costs at which `net` changes its sign.
-
-    `crossings` are interpolated linearly between neighbouring sources. A method with one source has one point and no crossing.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in break_even(record):
-        if row["source_fraction"] is not None:
-            found.setdefault(row["base"], []).append(
-                {
-                    "method": row["method"],
-                    "source": row["source"],
-                    "fraction": row["source_fraction"],
-                    **{way: record["methods"][row["method"]]["headline"][way] for way in ("paper", "net")},
-                }
-            )
-    return [
-        {
-            "base": base,
-            "points": (points := sorted(rows, key=lambda row: row["fraction"])),
-            "crossings": _crossings(points),
-        }
-        for base, rows in found.items()
-    ]
-
-
-def _crossings(points: Sequence[Data]) -> list[float]:
-    measured = [(row["fraction"], row["net"]["saved"]) for row in points if certain(row["net"])]
-    found = []
-    for (low, before), (high, after) in pairwise(measured):
-        if (before > 0) != (after > 0):
-            found.append(round(low + (high - low) * before / (before - after), 4))
-    return found
 
 
 # The optimizer.
@@ -363,8 +68,8 @@ def optimizer_gain(chosen: str, tried: Sequence[Data]) -> dict[str, dict[str, An
 
 def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[str, Any]:
     methods = record["methods"]
-    best = {way: _best(methods, way) for way in WAYS}
-    ahead = {way: _ahead(record, way) for way in WAYS}
+    best = {way: best_method(methods, way) for way in WAYS}
+    ahead = {way: lead(record, way) for way in WAYS}
     wins = [
         {
             "flops": row["flops"],
@@ -382,7 +87,7 @@ def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[s
     return {
         "text": [
             *(sentence for way in WAYS for sentence in _saving_sentences(record, way, best[way], ahead[way])),
-            *_smaller_sentences(rows, wins, bool(record["controls"]) or bool(_source_controls(record))),
+            *_smaller_sentences(rows, wins, bool(record["controls"]) or bool(source_controls(record))),
             *_scratch_sentences(rows),
             *_break_even_sentences(record, even),
             *_optimizer_sentences(record),
@@ -393,73 +98,6 @@ def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[s
         "ahead": ahead,
         "never_grown_wins": wins,
     }
-
-
-def _best(methods: Mapping[str, Data], way: str) -> dict[str, Any] | None:
-    order = ranked(methods, way)
-    if not order:
-        return None
-    found = methods[order[0]]["headline"][way]
-    return {"method": order[0], "end": found["step"], **{key: found[key] for key in found if key != "step"}}
-
-
-def _ahead(record: Data, way: str) -> dict[str, Any] | None:
-    """Return how far the best method is ahead of the next, and whether that is more than the two deviations together.
-
-    Both are read at one loss for every seed: the higher one of the two at which their savings are given.
-    """
-    methods, scratch = record["methods"], record["methods"][SCRATCH]
-    order = ranked(methods, way)[:2]
-    if len(order) < 2:
-        return None
-    loss = max(methods[name]["headline"][way]["loss"] for name in order)
-    found = [_losses(methods[name], scratch, way, record["budget"]["steps"]) for name in order]
-    losses = {
-        seed: None if one is None or other is None else max(one, other)
-        for seed, one, other in zip(scratch["seeds"], *found, strict=True)
-    }
-    first, second = (_saved_at(methods[name], scratch, losses, way) for name in order)
-    one, other = mean(first), mean(second)
-    if one.value is None or other.value is None:
-        return None
-    difference, spreads = one.value - other.value, [spread(first), spread(second)]
-    known = [std for std in spreads if std is not None]
-    return {
-        "next": order[1],
-        "loss": loss,
-        "saved": round(one.value, 2),
-        "next_saved": round(other.value, 2),
-        "difference": round(difference, 2),
-        "bounds": [one.bound, other.bound],
-        "beyond_spread": abs(difference) > sum(known) if len(known) == 2 else None,
-    }
-
-
-def _losses(entry: Data, scratch: Data, way: str, budget: int) -> list[float | None]:
-    """Return the loss at which an entry's headline is read, for every seed of scratch."""
-    step = entry["headline"][way]["step"]
-    found: list[float | None] = []
-    for seed, run in scratch["seeds"].items():
-        ends = run["ends"] if step is None else entry["seeds"].get(seed, {"ends": []})["ends"]
-        whole = step or (budget if any(end["step"] == budget for end in ends) else ends[-1]["step"])
-        found.append(next((end["loss"] for end in ends if end["step"] == whole), None))
-    return found
-
-
-def _saved_at(entry: Data, scratch: Data, losses: Mapping[str, float | None], way: str) -> list[Reading]:
-    """Return the FLOPs that an entry saves at the loss of each seed, in per cent of scratch's at that loss."""
-    found, charged = [], 0.0 if way == "paper" else entry["source_flops"]
-    for seed, loss in losses.items():
-        reading = NOTHING
-        if loss is not None and charged is not None and seed in entry["seeds"]:
-            there = _frontier(scratch["seeds"][seed]["ends"]).flops_at(loss)
-            own = _frontier(entry["seeds"][seed]["ends"]).flops_at(loss)
-            if own.value is not None and own.bound is None:
-                reading = saved(own.value + charged, there)
-            elif own.value is not None and own.bound == "at most" and there.value is not None and there.bound is None:
-                reading = saved_by(Reading(own.value + charged, own.bound), there.value)
-        found.append(reading)
-    return found
 
 
 def _pays(methods: Mapping[str, Data], way: str) -> bool | None:
@@ -539,11 +177,14 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
         return
     last = wins[-1]
     bound = "" if last["bound"] is None else f"{last['bound']} "
+    margins = [win["margin"] for win in wins if win["margin"] is not None and win["margin"]["std"] is not None]
+    beyond = sum(margin["mean"] > margin["std"] for margin in margins)
+    sure = f" At {beyond} of them, by more than the deviation over the seeds." if margins else ""
     yield (
         f"A smaller model wins at {len(wins)} of {_costs_counted(len(known))}"
         f" ({_shares([win['share'] for win in wins])} of scratch's FLOPs): a model that never grows has a loss at or below that of"
         f" every method with its source charged. At {100 * last['share']:.0f} %, `{last['control']}` has {last['control_loss']:.3f}"
-        f" and `{last['best_method']}` {bound}{last['best_loss']:.3f}.{rest}"
+        f" and `{last['best_method']}` {bound}{last['best_loss']:.3f}.{sure}{rest}"
     )
 
 
@@ -631,10 +272,3 @@ def amount_saved(value: float | None, bound: str | None = None, std: float | Non
     if value is None:
         return "none"
     return f"{bound + ' ' if bound else ''}{value:.1f} %{'' if std is None else f' +- {std:.1f}'}"
-
-
-def finite(value: object) -> float | None:
-    """Return `value` as a float; None for anything that is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

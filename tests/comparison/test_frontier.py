@@ -55,6 +55,13 @@ def test_outside_the_ends_a_reading_is_a_bound_by_the_nearest_end() -> None:
     assert LINE.flops_at(0.5) == Reading(1600.0, "at least")
 
 
+def test_a_cost_that_is_nearly_that_of_an_end_may_count_as_its() -> None:
+    assert LINE.loss_at(99.1, tolerance=0.01) == Reading(5.0)
+    assert LINE.loss_at(98.9, tolerance=0.01) == Reading(5.0, "at least")
+    assert LINE.loss_at(1615.0, tolerance=0.01) == Reading(1.0)
+    assert LINE.loss_at(1617.0, tolerance=0.01) == Reading(1.0, "at most")
+
+
 def test_one_end_is_exact_at_itself_and_a_bound_elsewhere() -> None:
     one = Frontier(ends((100.0, 3.0)))
     assert one.loss_at(100.0) == Reading(3.0)

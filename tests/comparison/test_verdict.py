@@ -122,6 +122,34 @@ def test_no_smaller_model_wins() -> None:
     assert "No smaller model wins" in text_of(record)
 
 
+def test_a_win_within_the_spread_is_said_to_be_one() -> None:
+    def control(step: int, *losses: float) -> dict[int, SeedRuns]:
+        return {
+            seed: SeedRuns(ends=[End(steps=step, flops=0.25 * BUDGET, loss=loss)]) for seed, loss in enumerate(losses)
+        }
+
+    grown = {"stackbert": Grown(paper=10.0, source=None)}
+    loss = scratch_law(0.25 * BUDGET / 0.9)
+    for losses, beyond in (((loss - 0.02, loss + 0.006 - 0.02), 1), ((loss - 0.3, loss + 0.006 + 0.29), 0)):
+        record = measured(
+            grown, seeds=(0, 1), replaced={"4 layers": control(2000, *losses)}, sources={"small": (0.15, 9.0)}
+        )
+        assert [win["share"] for win in record["verdict"]["never_grown_wins"]] == [0.25]
+        assert f"At {beyond} of them, by more than the deviation over the seeds." in text_of(record)
+
+
+def test_runs_of_one_budget_are_compared_although_they_do_not_cost_exactly_the_same() -> None:
+    shares = (0.25, 0.4, 0.63, 0.996)  # whole steps: a little less than scratch's
+    record = measured(
+        {"stackbert": Grown(paper=10.0, source=None, shares=shares)},
+        {"never": Control(quarter=3.6, whole=3.5, shares=shares)},
+    )
+    assert [round(row["share"], 2) for row in record["equal_budget"]] == [0.25, 0.4, 0.63, 1.0]
+    for row in record["equal_budget"]:
+        assert row["never_grown"] is not None
+        assert {row[key]["bound"] for key in ("scratch", "control", "net", "paper")} == {None}
+
+
 def test_without_a_control_nothing_is_said_about_smaller_models() -> None:
     record = measured(controls={}, sources={"small": (None, 3.9)})
     assert "No control was trained" in text_of(record)
