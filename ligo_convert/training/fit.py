@@ -10,7 +10,7 @@ backward pass: rows are grown without a graph, and grown again, one row at a tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,12 +108,29 @@ def named_source(inventory: Inventory, stacked: Tensors) -> Tensors:
     }
 
 
+class LearnedTarget(Protocol):
+    """The target's tensors as a function of parameters that are learned."""
+
+    family: Family
+    config: Mapping[str, object]
+    rows: tuple[Row, ...]
+    dtype: torch.dtype
+
+    def tensors(self, *, leaves: bool = False) -> Tensors:
+        """Return every target tensor by name. With `leaves`, each is a leaf that collects its own gradient."""
+        ...
+
+    def backward(self, leaves: Tensors) -> None:
+        """Propagate the gradients of the target's tensors to the parameters, and free them."""
+        ...
+
+
 class GrownTarget:
     """The target's tensors as a function of the operator, computed row by row."""
 
     def __init__(self, grower: Grower, rows: tuple[Row, ...], stacked: Tensors) -> None:
         self.grower, self.rows, self.stacked = grower, rows, stacked
-        self.family, self.config = grower.family, grower.operator.target
+        self.family, self.config, self.dtype = grower.family, grower.operator.target, grower.dtype
 
     def _source(self, row: Row) -> torch.Tensor:
         # A row initialised at random uses nothing of the source.
@@ -195,11 +212,41 @@ def fit(
     dense, parameters = learned_arrays(learnable(initial, family), family, device, dtype)
     grower = Grower(dense, family, device=device, dtype=dtype, fetch=fetch_from(stacked), keep_drawn=True)
     target = GrownTarget(grower, family.rows_for(initial.target), stacked)
+    depth = {name: parameter for name, parameter in parameters.items() if "/depth/" in name}
+    width = {name: parameter for name, parameter in parameters.items() if name not in depth}
+    outcome = learn(
+        target, width, depth, slices, settings, objective=objective, device=device, store=store, on_step=on_step
+    )
+    best = outcome.best
+    learned = learnable(initial, family).map_arrays(
+        lambda name, array: best[name].cpu().numpy() if name in best else array
+    )
+    return learned, outcome
+
+
+def learn(
+    target: LearnedTarget,
+    width: Mapping[str, torch.nn.Parameter],
+    depth: Mapping[str, torch.nn.Parameter],
+    slices: SplitSource,
+    settings: FitSettings,
+    *,
+    objective: Objective | None,
+    device: str,
+    store: StateStore | None,
+    on_step: Callable[[int, dict[str, Any]], None] | None,
+) -> TrainResult:
+    """Train the parameters that a target's tensors are a function of; the best of the validation split are in the result.
+
+    Args:
+        width: parameters of the maps of entries, trained at `settings.width_rate`.
+        depth: parameters of the mixtures of layers and of modules, trained at `settings.depth_rate`.
+    """
     if objective is None:
-        model = LibraryModel(family, initial.target, device=device)
+        model = LibraryModel(target.family, target.config, device=device)
         model.check_table(target.rows)
         objective = model.loss
-    measured = objective
+    measured, dtype = objective, target.dtype
 
     def gradients(step: int) -> float:
         batch = on_device(slices.batch(step, batch_size=settings.batch_size, seed=settings.seed), device, dtype)
@@ -226,8 +273,6 @@ def fit(
             autocast=settings.autocast,
         )
 
-    depth = {name: parameter for name, parameter in parameters.items() if "/depth/" in name}
-    width = {name: parameter for name, parameter in parameters.items() if name not in depth}
     groups = [
         Group(
             name="width",
@@ -240,7 +285,7 @@ def fit(
         ),
         Group(name="depth", parameters=depth, learning_rate=settings.depth_rate),
     ]
-    outcome = train(
+    return train(
         [group for group in groups if group.parameters],
         gradients,
         schedule=Schedule(steps=settings.steps, warmup=settings.warmup_steps),
@@ -250,11 +295,6 @@ def fit(
         store=store,
         on_step=on_step,
     )
-    best = outcome.best
-    learned = learnable(initial, family).map_arrays(
-        lambda name, array: best[name].cpu().numpy() if name in best else array
-    )
-    return learned, outcome
 
 
 # From this stream width on, a bfloat16 step is faster on a processor with AMX; below, there is no difference (docs/development/log.md).

@@ -66,6 +66,7 @@ HEAVY_MODULES = {
     "training.preservation",
     "training.parameter_order",
     "training.pretrain",
+    "training.ring_fit",
     "training.run_trainer",
     "training.streamed",
     "training.tasks",
