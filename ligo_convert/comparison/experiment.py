@@ -22,6 +22,7 @@ from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_gro
 from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.operator import Keying
+from ligo_convert.growth.ring import ring_flops
 from ligo_convert.recipes.schema import CompareConfig
 from ligo_convert.training.dropping import Dropping
 from ligo_convert.training.runs import DRAWN, Growth, OptimizerSettings, PlannedStage, Run, Stage, stages_of
@@ -261,11 +262,11 @@ class Experiment:
             )
         return self._flops[key]
 
-    def fit_steps(self) -> int:
-        """Return the steps of a fit: those of the recipe, and no more than `compare.fit_share` of the budget pays for."""
+    def fit_steps(self, entry: ExperimentEntry) -> int:
+        """Return the steps of an entry's fit: those of the recipe, and no more than `compare.fit_share` of the budget pays for."""
         fit = self.plan.required_fit.settings
         share = self.settings.fit_share * self.scratch_flops
-        affordable = int((share - 2 * self._held_out_flops()) // self._fit_flops(1)) if share else 0
+        affordable = int((share - 2 * self._held_out_flops()) // self._fit_flops(entry, 1)) if share else 0
         return max(1, min(fit.steps, affordable))
 
     def fit_flops(self, entry: ExperimentEntry) -> float:
@@ -273,17 +274,19 @@ class Experiment:
         if entry.begins != "learned":
             return 0.0
         # Two evaluations, at the start and at the end, decide whether the learned operator is kept.
-        return self._fit_flops(self.fit_steps()) + 2 * self._held_out_flops()
+        return self._fit_flops(entry, self.fit_steps(entry)) + 2 * self._held_out_flops()
 
-    def _fit_flops(self, steps: int) -> float:
-        fit = self.plan.required_fit.settings
+    def _fit_flops(self, entry: ExperimentEntry, steps: int) -> float:
+        fit, start = self.plan.required_fit.settings, self.plan.start
+        rank = entry.method.ring if entry.method is not None else 0
         return fit_flops(
             self.family,
-            self.plan.start.source,
-            self.plan.start.target,
+            start.source,
+            start.target,
             steps=steps,
             tokens=fit.batch_size * self.length,
             sequence_length=self.length,
+            growth=ring_flops(self.family, start.source, start.target, rank=rank) if rank else None,
         )
 
     def _held_out_flops(self) -> float:

@@ -39,6 +39,7 @@ class Method:
         depth: depth method of the initialisation.
         strategy: name in STRATEGIES.
         learns_operator: whether the operator is learned before training.
+        ring: rank of the tensor rings that are learned instead of the operator's maps; 0 for none.
         fit_rates: learning rates of the operator; None for those of the recipe.
         tie: `paper` for the operator as printed in the LiGO paper, else None.
         paper: source in the literature, printed by `ligo-convert methods`.
@@ -58,6 +59,7 @@ class Method:
     depth: str
     strategy: str = "plain"
     learns_operator: bool = False
+    ring: int = 0
     fit_rates: FitRates | None = None
     tie: str | None = None
     paper: str
@@ -235,6 +237,15 @@ METHODS: dict[str, Method] = {
             _LIGO,
             "LiGO as measured best here: untied, learned from the nearest start",
             learns_operator=True,
+        ),
+        _define(
+            "mango",
+            "mean-preserving",
+            "identity",
+            "Mango, arXiv:2310.10699",
+            "tensor rings over all matrices of the layers, learned beside the nearest start",
+            learns_operator=True,
+            ring=1,
         ),
     )
 }

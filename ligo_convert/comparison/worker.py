@@ -29,6 +29,7 @@ from ligo_convert.training.drop_hooks import DRAWS, token_drop
 from ligo_convert.training.fit import FitSettings, autocast_pays, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, Objective, backward_in_parts, mean_loss
 from ligo_convert.training.pretrain import drawn_model
+from ligo_convert.training.ring_fit import fit_ring
 from ligo_convert.training.run_trainer import (
     RunState,
     Teacher,
@@ -232,9 +233,10 @@ class _FitData:
 
 
 def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
-    """Learn a method's operator and store the grown target; the initial operator stays where learning does not improve it."""
+    """Learn a method's operator or rings and store the grown target; the start stays where learning does not improve it."""
     experiment, settings, plan = runner.experiment, runner.settings, runner.plan
-    method, steps = experiment.entries[job.entry].method, experiment.fit_steps()
+    entry = experiment.entries[job.entry]
+    method, steps = entry.method, experiment.fit_steps(entry)
     assert method is not None
     start = start_of(plan, method, job.seed)
     initial = initial_operator(start)
@@ -246,31 +248,48 @@ def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[st
     def on_step(step: int, line: Mapping[str, Any]) -> None:
         report(step / steps, f"fit, loss {line['loss']:.3f}")
 
-    operator, outcome = fit(
-        initial,
-        runner.family,
-        plan.inventory,
-        runner.stacked(source),
-        _FitData(slices=runner.slices, examples=experiment.settings.fit_examples),
-        FitSettings(
-            steps=steps,
-            batch_size=settings.batch_size,
-            micro_batch_size=min(plan.micro_batch, settings.batch_size),
-            tokens_a_step=settings.batch_size * experiment.length,
-            width_rate=rates.width_rate,
-            depth_rate=rates.depth_rate,
-            weight_decay=settings.weight_decay,
-            warmup_steps=min(plan.required_fit.warmup_steps, default_warmup(steps)),
-            seed=job.seed,
-            evaluate_every=steps,
-            autocast=runner.setup.autocast,
-        ),
-        device=runner.device,
-        store=runner.state(f"{job.name}.steps"),
-        on_step=on_step,
+    data = _FitData(slices=runner.slices, examples=experiment.settings.fit_examples)
+    chosen = FitSettings(
+        steps=steps,
+        batch_size=settings.batch_size,
+        micro_batch_size=min(plan.micro_batch, settings.batch_size),
+        tokens_a_step=settings.batch_size * experiment.length,
+        width_rate=rates.width_rate,
+        depth_rate=rates.depth_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=min(plan.required_fit.warmup_steps, default_warmup(steps)),
+        seed=job.seed,
+        evaluate_every=steps,
+        autocast=runner.setup.autocast,
     )
-    learned = operator if outcome.best_step else initial
-    grown = grown_state(runner.family, source, learned, policy="reset", device=runner.device)
+    stacked, store = runner.stacked(source), runner.state(f"{job.name}.steps")
+    if method.ring:
+        tensors, outcome = fit_ring(
+            initial,
+            runner.family,
+            stacked,
+            data,
+            chosen,
+            rank=method.ring,
+            device=runner.device,
+            store=store,
+            on_step=on_step,
+        )
+        grown = RunState(config=dict(initial.target), tensors=tensors, moments={})
+    else:
+        operator, outcome = fit(
+            initial,
+            runner.family,
+            plan.inventory,
+            stacked,
+            data,
+            chosen,
+            device=runner.device,
+            store=store,
+            on_step=on_step,
+        )
+        learned = operator if outcome.best_step else initial
+        grown = grown_state(runner.family, source, learned, policy="reset", device=runner.device)
     runner.state(job.name).save(*grown.arrays())
     runner.state(f"{job.name}.steps").remove()
     return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": steps}

@@ -201,10 +201,14 @@ def fit_flops(
     steps: int,
     tokens: int,
     sequence_length: int,
+    growth: int | None = None,
 ) -> int:
     """Operations of a complete fit: in each step, one training step of the target and the cost of four growths.
 
     The weights are grown once in the forward pass and once more to recompute it; the backward pass costs two.
+
+    Args:
+        growth: operations of one growth; None for those of the operator.
     """
     step = step_flops(family, target, tokens=tokens, sequence_length=sequence_length)
-    return steps * (step + 4 * growth_flops(family, source, target))
+    return steps * (step + 4 * (growth_flops(family, source, target) if growth is None else growth))
