@@ -226,8 +226,8 @@ def fit(
 
 def learn(
     target: LearnedTarget,
-    width: Mapping[str, torch.nn.Parameter],
-    depth: Mapping[str, torch.nn.Parameter],
+    width: dict[str, torch.nn.Parameter],
+    depth: dict[str, torch.nn.Parameter],
     slices: SplitSource,
     settings: FitSettings,
     *,

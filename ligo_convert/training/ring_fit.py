@@ -106,7 +106,7 @@ def gathered(ring: Ring, pieces: list[torch.Tensor]) -> torch.Tensor:
     for module, piece in zip(ring.modules, pieces, strict=True):
         matrices = piece.transpose(-1, -2) if module.transposed else piece
         # [layers, slices, inner, stream]
-        sliced = matrices.unflatten(1, (module.slices, -1))
+        sliced = matrices.reshape(matrices.shape[0], module.slices, -1, matrices.shape[-1])
         found.append(sliced.permute(1, 3, 2, 0))
     return torch.cat(found)
 
