@@ -24,6 +24,7 @@ from ligo_convert.io.strict_yaml import Document, KeyPath, load_file, parse_valu
 from ligo_convert.recipes.errors import SECRET_KEYS, Fault, Layer, Layered, findings, screen, short, shown
 from ligo_convert.recipes.schema import (
     CompareConfig,
+    DataConfig,
     FitConfig,
     GrowthConfig,
     OutputConfig,
@@ -31,6 +32,7 @@ from ligo_convert.recipes.schema import (
     Section,
     SourceConfig,
     TargetConfig,
+    TrainConfig,
     whole,
 )
 
@@ -65,19 +67,56 @@ class Recipe(Section):
     compare: CompareConfig | None = Field(
         default=None, description="training from several starting points, for `compare`"
     )
+    train: TrainConfig | None = Field(default=None, description="training of the target, for `train`")
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
     _source_base: Path | None = PrivateAttr(default=None)
     _layered: Layered | None = PrivateAttr(default=None)
+    # Whether this is the recipe of a training, see `for_training`.
+    _trains: bool = PrivateAttr(default=False)
 
     @property
     def path(self) -> Path:
         """The absolute path of the recipe's file."""
         return self._path.absolute()
 
-    def where(self, *path: str) -> str:
+    def where(self, *path: str | int) -> str:
         """Return the location of the key at `path`, for messages: `file:line:column`, or the command-line option."""
+        if self._trains and path[:1] == ("fit",) and not self._inherits(path):
+            path = ("train", *path[1:])
         return self.path.name if self._layered is None else self._layered.where(path)
+
+    def _inherits(self, path: KeyPath) -> bool:
+        """Return whether a training takes the key at `path` from the recipe's `fit` section."""
+        return path[1:2] == ("data",) and self.train is not None and self.train.data is None
+
+    @property
+    def trains(self) -> bool:
+        """Return whether this is the recipe of a training, see `for_training`."""
+        return self._trains
+
+    def for_training(self) -> Recipe:
+        """Return the recipe of a training: its `fit` section holds data, sizes and machine of the `train` section, and nothing is fitted.
+
+        What a fit and a training need alike is then planned, loaded and found in the same way.
+
+        Raises:
+            RecipeError: the recipe has no `train` section, or no data to train on.
+        """
+        train = self.train
+        if train is None:
+            raise RecipeError(
+                "this recipe has no `train` section", where=self.path.name, hint="give train.steps and train.data"
+            )
+        data = train.data or (self.fit.data if self.fit is not None else None)
+        if data is None:
+            raise RecipeError("train: there is no data to train on", where=self.where("train"), hint="give train.data")
+        shared = set(TrainConfig.model_fields) & set(FitConfig.model_fields) - {"data", "learning_rate", "weight_decay"}
+        settings = {name: getattr(train, name) for name in shared}
+        fit = FitConfig(**{**settings, "warmup_steps": None, "data": data})
+        made = self.model_copy(update={"fit": fit, "train": train.model_copy(update={"data": data})})
+        made._trains = True
+        return _share_sequence_length(made)
 
     @property
     def base(self) -> Path:
@@ -102,12 +141,19 @@ class Recipe(Section):
     def public(self) -> dict[str, Any]:
         """Return the recipe with every default filled in and nothing private; `load_recipe` can read it again.
 
-        Local paths are replaced by placeholders, `publish` and `compare` are removed, and paths are removed from configs.
+        Local paths are replaced by placeholders, `publish` and `compare` are removed, and paths are removed from configs. Of `train` and
+        `growth.schedule` on the one hand, and `fit` on the other, the recipe keeps what a training or a conversion depends on.
         """
         data = _filled(self)
         del data["publish"], data["compare"]
         data["output"]["dir"] = _OUT
-        if self.fit is None:
+        if self._trains:
+            _hide_places(data["train"]["data"], self.base)
+            for stage in data["growth"]["schedule"] or ():
+                stage["target"] = None if stage["target"] is None else _scrubbed(stage["target"])
+        else:
+            del data["train"], data["growth"]["schedule"]
+        if self.fit is None or self._trains:
             del data["fit"]
         else:
             _hide_places(data["fit"]["data"], self.base)
@@ -244,7 +290,10 @@ def _unplaced(recipe: Recipe) -> list[Fault]:
     names: list[tuple[KeyPath, str | None, Path]] = [
         (("source", "model"), recipe.source.model, recipe.source_base),
         (("target", "model"), recipe.target.model, recipe.base),
-        (("fit", "data", "tokenizer"), recipe.fit.data.tokenizer if recipe.fit else None, recipe.base),
+        *(
+            ((section, "data", "tokenizer"), data.tokenizer, recipe.base)
+            for section, data in _data_sections(recipe).items()
+        ),
     ]
     faults = [
         Fault(
@@ -255,12 +304,20 @@ def _unplaced(recipe: Recipe) -> list[Fault]:
         for path, name, base in names
         if name is not None and not is_local(name, base) and not is_hub_id(name)
     ]
-    images = recipe.fit.data.images if recipe.fit else None
+    images: list[tuple[KeyPath, str | None, Path]] = [
+        ((section, "data", "images"), data.images, recipe.base) for section, data in _data_sections(recipe).items()
+    ]
     return faults + [
         Fault(path=path, what=f"no such user: the home directory of {shown(name)} is unknown")
-        for path, name, _ in [*names, (("fit", "data", "images"), images, recipe.base)]
+        for path, name, _ in [*names, *images]
         if name is not None and is_homeless(name)
     ]
+
+
+def _data_sections(recipe: Recipe) -> dict[str, DataConfig]:
+    """Return the sections of the recipe that name data, with it."""
+    sections = {"fit": recipe.fit, "train": recipe.train}
+    return {name: found.data for name, found in sections.items() if found is not None and found.data is not None}
 
 
 def _share_sequence_length(recipe: Recipe) -> Recipe:

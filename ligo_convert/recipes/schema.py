@@ -197,7 +197,9 @@ class PretrainConfig(Section):
     """A small source model to train first, instead of `source.model`."""
 
     config: Annotated[Config, AfterValidator(_model_type)] = Field(description="config of the source, with model_type")
-    steps: Count = Field(description="optimiser steps")
+    steps: CountOrZero = Field(
+        default=0, description="optimiser steps; needed, except by a `train` with growth.schedule, which begins with drawn weights"
+    )
     batch_size: Count = Field(default=16, description="sequences or images per step")
     sequence_length: Length = Field(
         default=SEQUENCE_LENGTH, description="tokens per sequence; default: fit.sequence_length"
@@ -286,6 +288,37 @@ class OperatorConfig(Section):
         return self
 
 
+class GrowthStageConfig(Section):
+    """One growth in the course of a training."""
+
+    at: Annotated[float, Field(ge=0, le=MAX_COUNT, allow_inf_nan=False)] = Field(
+        description="when the model grows: a share of the steps if below 1, else a number of steps"
+    )
+    target: Config | None = Field(
+        default=None,
+        description="keys of the library's config that replace those of the model before; default: the recipe's target",
+    )
+    width: Annotated[Text, BeforeValidator(_one_of(tuple(WIDTHS)))] | None = Field(
+        default=None,
+        description="method that grows widths; default: growth.width",
+        json_schema_extra={"enum": [*WIDTHS, None]},
+    )
+    depth: Annotated[Text, BeforeValidator(_one_of(tuple(DEPTHS)))] | None = Field(
+        default=None,
+        description="method that adds layers; default: growth.depth",
+        json_schema_extra={"enum": [*DEPTHS, None]},
+    )
+    state: Annotated[Text, BeforeValidator(_one_of(tuple(POLICIES)))] = Field(
+        default="carry",
+        description="what becomes of the optimizer's state: "
+        + "; ".join(f"{name}: {policy.summary}" for name, policy in POLICIES.items()),
+        json_schema_extra={"enum": list(POLICIES)},
+    )
+    warmup_steps: CountOrZero = Field(
+        default=0, description="steps in which the learning rate rises again from zero; at most a fifth of the stage"
+    )
+
+
 class GrowthConfig(Section):
     """The initial growth operator, before any fit."""
 
@@ -300,6 +333,13 @@ class GrowthConfig(Section):
         default=None,
         description="what becomes of the state of the optimizer beside the source (a checkpoint of a training); default: not taken",
         json_schema_extra={"enum": [*POLICIES, None]},
+    )
+    schedule: list[GrowthStageConfig] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="growth in stages in the course of a training, for `train` and the method `schedule` of `compare`; a conversion does"
+        " not use it",
     )
     operator: OperatorConfig = Field(default=OperatorConfig(), description="form of the growth operator")
 
@@ -384,6 +424,54 @@ class FitConfig(Section):
         " the work of one step",
     )
     data: DataConfig = Field(description="training data")
+
+
+class TrainConfig(Section):
+    """Settings of `ligo-convert train`. A conversion does not use them."""
+
+    steps: Count = Field(description="optimiser steps")
+    batch_size: Count = Field(default=16, description="sequences or images per step, of all processes together")
+    micro_batch_size: Count | None = Field(
+        default=None,
+        description="sequences or images per forward pass, gradients summed; default: chosen from the memory of one sequence",
+    )
+    sequence_length: Length = Field(default=SEQUENCE_LENGTH, description="tokens per sequence")
+    optimizer: Annotated[Text, BeforeValidator(_one_of(OPTIMIZERS))] = Field(
+        default="adamw",
+        description="adamw: AdamW for every tensor; muon: Muon for the matrices inside the layers, AdamW for all others",
+        json_schema_extra={"enum": list(OPTIMIZERS)},
+    )
+    learning_rate: Rate = Field(default=1e-3, description="peak learning rate")
+    weight_decay: Rate = Field(default=0.1, description="weight decay of matrices")
+    warmup_steps: CountOrZero | None = Field(
+        default=None, description="steps in which the learning rate rises from zero; default: a fiftieth of the steps"
+    )
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.4, description="share of the steps, at the end, in which the learning rate falls to zero; not with cosine"
+    )
+    schedule: Literal["stable", "cosine"] = Field(
+        default="stable",
+        description="stable: constant between warmup and decay; cosine: falls from the end of the warmup on",
+    )
+    seed: Seed = Field(default=0, description="seed of drawn weights and of the data order")
+    evaluate_every: Count = Field(default=100, description="steps between two validation losses, and lines of the log")
+    save_every: Count | None = Field(
+        default=None,
+        description="steps between two saved states, from which a stopped training goes on; default: by the time that saving takes",
+    )
+    heldout_tokens: Count = Field(default=16384, description="tokens in each held-out split (validation and test)")
+    heldout_images: Count = Field(default=512, description="images in each held-out split (validation and test)")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="precision of the computation; auto: bfloat16 where it is faster"
+    )
+    threads: Count | None = Field(
+        default=None,
+        description="CPU threads of one process; they decide the last bits; default: 1, 4 or 8, by the work of one step",
+    )
+    compile: bool = Field(
+        default=False, description="compile the model with torch.compile: faster on a GPU, other last bits"
+    )
+    data: DataConfig | None = Field(default=None, description="training data; default: fit.data")
 
 
 class CompareConfig(Section):

@@ -78,6 +78,7 @@ def train(
     fused: bool = False,
     facts: Callable[[int], dict[str, Any]] | None = None,
     store: StateStore | None = None,
+    save_every: int | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Train `groups` for `schedule.steps` steps, each with the optimizer of its rule.
@@ -89,13 +90,14 @@ def train(
         begin: state of the optimizer before the first step; None for a fresh one.
         validate: returns the validation loss of the current parameters. Called before the first step, every `validate_every` steps
             and after the last one.
-        chooses: whether to keep the parameters of the step with the best validation loss. If not, the log holds only the steps
-            with a validation loss.
+        chooses: whether to keep the parameters of the step with the best validation loss. If not, the log holds only the first step and
+            those with a validation loss.
         steps: the part of the schedule to train; None for all of it.
         partial: whether a step may leave parameters without a gradient; such parameters do not change.
         fused: whether to use torch's fused AdamW, which is faster but differs in the last bits.
         facts: step -> additional fields of its log line.
-        store: receives the state at most every ten seconds, and after the last step.
+        store: receives the state every `save_every` steps, and after the last step.
+        save_every: steps between two saved states; None for at most every ten seconds, and a twentieth of the time.
         on_step: called after every step with the number of finished steps and the log line.
     """
     steps = range(schedule.steps) if steps is None else steps
@@ -107,7 +109,7 @@ def train(
         first = run.consider(steps.start, validate())
         if not chooses:
             run.log.append({"step": steps.start, "validation_loss": round(first, 6)})
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SAVE_EVERY_SECONDS
     for step in range(run.step, steps.stop):
         began = time.monotonic()
         factor = schedule.factor(step)
@@ -134,12 +136,15 @@ def train(
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
         line["seconds"] = round(time.monotonic() - began, 3)
         run.step = step + 1
-        # The log of a long run holds only the points of its curve.
-        if chooses or "validation_loss" in line:
+        # The log of a long run holds only its first step and the points of its curve.
+        if chooses or "validation_loss" in line or step == 0:
             run.log.append(line)
-        if time.monotonic() - saved > SAVE_EVERY_SECONDS or last:
+        due = time.monotonic() - saved > pause if save_every is None else (step + 1) % save_every == 0
+        if due or last:
+            began = time.monotonic()
             run.save(store)
             saved = time.monotonic()
+            pause = max(SAVE_EVERY_SECONDS, 20 * (saved - began))
         if on_step is not None:
             on_step(step + 1, line)
     if run.best_loss is None:

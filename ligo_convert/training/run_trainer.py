@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ligo_convert.data.examples import Batch, Examples
+from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
@@ -25,10 +26,11 @@ from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.moments import grown_moments
 from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.stream import Read
 from ligo_convert.growth.verdict import generator
 from ligo_convert.training.drop_hooks import DRAWS, layer_drop, token_drop
 from ligo_convert.training.dropping import dropped_layers
-from ligo_convert.training.fit import GrownTarget, fetch_from
+from ligo_convert.training.fit import GrownTarget, fetch_from, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, backward_in_parts, mean_loss
 from ligo_convert.training.loop import StateStore, TrainResult, train
 from ligo_convert.training.optimizers import Moments, parameter_groups, read_moments, stored_moments
@@ -134,6 +136,28 @@ def drawn_state(family: Family, config: Config, *, seed: int, device: str) -> Ru
     return RunState(config=config, tensors=tensors, moments={})
 
 
+def source_state(
+    read: Read, family: Family, inventory: Inventory, config: Config, target: Config, *, device: str
+) -> RunState:
+    """Return a checkpoint's model in float32, with the rows that only its target has and that it can fill.
+
+    Args:
+        read: name on disk -> bytes of the tensor.
+        family: narrowed to the target's class.
+        config: config of the checkpoint.
+        target: config of the model that it grows into.
+    """
+    rows = family.rows_for(target)
+    stacked = stacked_source(read, family, inventory, rows, device=device, dtype=torch.float32)
+    tensors = {
+        row.name(layer): stacked[row.pattern][layer or 0]
+        for row in dict.fromkeys((*inventory.rows, *rows))
+        if row.pattern in stacked
+        for layer in family.layers(row, config)
+    }
+    return RunState(config=dict(config), tensors=tensors, moments={})
+
+
 def growth_plan_of(family: Family, growth: Growth, config: Config, asked: Config, *, where: str) -> GrowthPlan:
     """Return the plan of a growth from `config` by the keys in `asked`. Raises RecipeError as `plan_growth` does."""
     settings = GrowthSettings(
@@ -192,6 +216,19 @@ def begin_stage(family: Family, state: RunState, stage: Stage, *, device: str) -
     return grown_state(family, state, operator, policy=stage.growth.state, device=device, added=stage.trains == "added")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A trained segment of a run.
+
+    Attributes:
+        log: lines of `training.loop.train`: the state at the beginning, then every step with a held-out loss, and the run's first step.
+        end: the model at its end.
+    """
+
+    log: list[dict[str, Any]]
+    end: RunState
+
+
 def train_segment(
     setup: TrainSetup,
     run: Run,
@@ -202,6 +239,32 @@ def train_segment(
     store: StateStore | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[list[dict[str, float]], RunState]:
+    """Train a run as `run_segment` does.
+
+    Returns:
+        The curve as a list of `step`, `flops` (training only) and `loss`, without the point at the beginning of the segment unless it is
+        the beginning of the run; and the state at the end.
+    """
+    made = run_segment(setup, run, state, steps, teacher=teacher, store=store, on_step=on_step)
+    points = [
+        {"step": line["step"], "flops": line.get("flops", state.flops), "loss": line["validation_loss"]}
+        for line in made.log
+        if "validation_loss" in line and (line["step"] > steps.start or steps.start == 0)
+    ]
+    return points, made.end
+
+
+def run_segment(
+    setup: TrainSetup,
+    run: Run,
+    state: RunState,
+    steps: range,
+    *,
+    teacher: Teacher | None = None,
+    store: StateStore | None = None,
+    save_every: int | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> Segment:
     """Train a run from step `steps.start` to `steps.stop`, which lie in one stage.
 
     Args:
@@ -209,19 +272,11 @@ def train_segment(
         state: the model after `steps.start` steps; after a growth that begins there.
         teacher: the source as a teacher; None if the stage uses none.
         store: storage of the state within the segment.
+        save_every: steps between two saved states; None for a share of the time.
         on_step: called with the steps done and the line of the log, which has the FLOPs so far.
-
-    Returns:
-        The curve as a list of `step`, `flops` (training only) and `loss`, without the point at the beginning of the segment unless it is
-        the beginning of the run; and the state at the end.
     """
     trainer = _SegmentTrainer(setup=setup, run=run, state=state, steps=steps, teacher=teacher)
-    result = trainer.train(store=store, on_step=on_step)
-    points = [
-        {"step": line["step"], "flops": line.get("flops", state.flops), "loss": line["validation_loss"]}
-        for line in result.log
-        if "validation_loss" in line and (line["step"] > steps.start or steps.start == 0)
-    ]
+    result = trainer.train(store=store, save_every=save_every, on_step=on_step)
     end = RunState(
         config=state.config,
         tensors=trainer.tensors(),
@@ -229,7 +284,7 @@ def train_segment(
         added=state.added,
         flops=trainer.flops_until(steps.stop),
     )
-    return points, end
+    return Segment(log=result.log, end=end)
 
 
 class _SegmentTrainer:
@@ -313,7 +368,13 @@ class _SegmentTrainer:
             return torch.where(self.masks[name], parameter, self.start[name])
         return parameter if self.step.learns(row, layer, height, late=late) else parameter.detach()
 
-    def train(self, *, store: StateStore | None, on_step: Callable[[int, dict[str, Any]], None] | None) -> TrainResult:
+    def train(
+        self,
+        *,
+        store: StateStore | None,
+        save_every: int | None,
+        on_step: Callable[[int, dict[str, Any]], None] | None,
+    ) -> TrainResult:
         setup, run = self.setup, self.run
         groups = parameter_groups(
             self.family, self.stage.config, self.parameters, run.optimizer, learning_rate=run.learning_rate
@@ -345,6 +406,7 @@ class _SegmentTrainer:
             fused=True,
             facts=lambda step: {"flops": self.flops_until(step + 1)},
             store=store,
+            save_every=save_every,
             on_step=on_step,
         )
 

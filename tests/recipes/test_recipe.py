@@ -923,11 +923,16 @@ def test_what_is_local(tmp_path: Path) -> None:
         assert not is_local(place, tmp_path)
 
 
+def kinds(annotation: object) -> list[object]:
+    """A type and the types inside it: `list[X] | None` has X."""
+    return [annotation, *(kind for part in getattr(annotation, "__args__", ()) for kind in kinds(part))]
+
+
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Every section, by name."""
     found = {model.__name__: model}
     for field in model.model_fields.values():
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for kind in kinds(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 found |= sections(kind)
     return found
