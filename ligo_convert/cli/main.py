@@ -206,6 +206,25 @@ def fit(
 
 
 @cli.command()
+@_recipe_options
+@_device
+@_family_files
+@_as_json
+def train(
+    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Train a model, growing on the way where growth.schedule says so. Run it again to resume after an interruption."""
+    from ligo_convert.cli.reports import train_report
+
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.conversion.train import train_model
+
+        outcome = train_model(loaded, device=device, progress=progress)
+    _print(outcome.json(), as_json, lambda: train_report(outcome))
+
+
+@cli.command()
 @click.argument("operator", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))

@@ -276,6 +276,34 @@ def _finite(checks: Mapping[str, Any]) -> str:
     return "all finite" if checks["finite"] else "some values NaN or infinite, as the recipe allows"
 
 
+def train_report(outcome: ConversionResult) -> None:
+    """Print the losses of a training, where the model grew, and the place of its output."""
+    from ligo_convert.outputs.card import LOSSES
+
+    console, metrics = _out(), outcome.metrics
+    what, unit = LOSSES[metrics["task"]]
+    if metrics["growths"]:
+        table = make_table("growth", "step", "sizes", "loss before", "loss after", right=(0, 2, 3))
+        for growth in metrics["growths"]:
+            sizes = ", ".join(f"{axis} {growth['from'][axis]} -> {size}" for axis, size in growth["to"].items())
+            losses = (f"{growth[key]:.4f}" for key in ("loss_before", "loss_after"))
+            table.add_row(str(growth["step"]), text_of(sizes), *losses)
+        console.print(table)
+        console.print()
+    loss, parameters = metrics["loss"], metrics["parameters"]
+    pairs: dict[str, object] = {
+        "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
+        "trained": f"{metrics['steps']:,} steps, {amount(metrics['tokens'])} tokens, {amount(metrics['flops'])}FLOP",
+        "loss": f"{what.lower()}, {unit}",
+        "  training": f"{loss['first']:.4f} -> {loss['last']:.4f}",
+        "  validation": f"{loss['validation']:.4f}",
+        "  test": f"{loss['test']:.4f}",
+        "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in metrics["seconds"].items()),
+        "output": str(outcome.out) if outcome.changed else f"{outcome.out} (complete before)",
+    }
+    make_pairs(console, "", pairs)
+
+
 def verify_report(report: Mapping[str, Any]) -> None:
     """Print what `verify` checked."""
     pairs: dict[str, object] = {

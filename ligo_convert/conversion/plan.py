@@ -171,11 +171,12 @@ def make_plan(
         RecipeError, SourceError, MachineError: whatever would make the run fail later.
     """
     refuse_other_sources(
-        recipe.growth.state,
+        None if recipe.trains else recipe.growth.state,
         trained=recipe.source.pretrain is not None,
         hub=source is not None and source.revision is not None,
         where=recipe.where("growth", "state"),
     )
+    _require_trained_source(recipe)
     config, label, warnings = _source_config(recipe, source)
     inventory, family, start, asked = _plan_growth(recipe, source, config, label)
     warnings += left_out_parts(inventory, family)
@@ -232,6 +233,18 @@ def make_plan(
     return made
 
 
+def _require_trained_source(recipe: Recipe) -> None:
+    """Raise RecipeError for a source that is not trained at all, unless a training grows it on the way."""
+    pretrain = recipe.source.pretrain
+    if pretrain is not None and not pretrain.steps and not (recipe.trains and recipe.growth.schedule):
+        raise RecipeError(
+            "source.pretrain.steps: for how many steps the source is trained is missing",
+            where=recipe.where("source", "pretrain"),
+            expected="steps of training, of 1 or more",
+            hint="set it; or use `ligo-convert train` with growth.schedule, which begins with drawn weights",
+        )
+
+
 def plan_carried(start: GrowthPlan, source: CheckpointReader) -> CarriedFiles:
     """Decide what becomes of the source's files beside the weights."""
     return carried_files(source, widths_of(start.family, start.source, start.target, start.rewrites, start.terms))
@@ -275,7 +288,8 @@ def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, h
         return None, estimate_memory(load, measuring=None)
     memory = estimate_memory(load, measuring="in memory")
     installed = physical_memory()
-    if not here:
+    # What a training needs is checked on its own: it fits no operator.
+    if not here or recipe.trains:
         return "in memory", memory
     if load.fit is not None:
         if memory > installed:

@@ -102,6 +102,24 @@ def train_source(
     return source, digests, make_plan(plan.recipe, source, check_disk=False)
 
 
+def draw_source(
+    stack: contextlib.ExitStack, plan: Plan, staging: Staging, progress: Progress, *, seed: int
+) -> tuple[CheckpointReader, dict[str, str], Plan]:
+    """Draw the weights of the recipe's source instead of training them, and open it as `train_source` does.
+
+    Args:
+        seed: seed of the weights.
+    """
+    from ligo_convert.training.pretrain import drawn_model
+
+    assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+    family, directory = plan.inventory.family, staging.path / TRAINED_SOURCE
+    config = stage_source_config(plan, plan.pretrain, staging, progress)
+    stage_source_weights(family, drawn_model(family, config, seed=seed), staging)
+    source = stack.enter_context(open_source(str(directory), base=directory))
+    return source, source.digest(), make_plan(plan.recipe, source, check_disk=False)
+
+
 def _require_written(found: Mapping[str, str], written: Mapping[str, str | None], directory: Path) -> None:
     """Raise VerificationError if a file on the disk is not the one that was written."""
     for name, digest in found.items():
@@ -192,11 +210,14 @@ def _train(
     }
 
 
-def stage_source_weights(family: Family, tensors: Mapping[str, torch.Tensor], staging: Staging) -> None:
-    """Stage the weights of a trained source: float32, by the names of the library."""
+def stage_source_weights(
+    family: Family, tensors: Mapping[str, torch.Tensor] | Mapping[str, np.ndarray], staging: Staging
+) -> None:
+    """Stage the weights of a source: float32, by the names of the library."""
     pieces = []
     for name, tensor in tensors.items():
-        array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
+        values = tensor if isinstance(tensor, np.ndarray) else tensor.cpu().numpy()
+        array = np.ascontiguousarray(values, dtype="<f4")
         spec = TensorSpec(name=family.written(name), dtype="F32", shape=array.shape)
         pieces.append((spec, array.reshape(-1).view(np.uint8).data))
     staging.write_bytes(f"{TRAINED_SOURCE}/model.safetensors", safetensors_pieces(pieces, {"format": "pt"}))

@@ -6,7 +6,7 @@ Output: the result of the run that wrote the directory, if it was the same run a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,21 @@ def finished_statement(out: Path) -> dict[str, Any] | None:
 
 
 def reuse_finished(
-    out: Path, statement: Mapping[str, Any], key: str, *, facts: Facts, family: str, label: str, progress: Progress
+    out: Path,
+    statement: Mapping[str, Any],
+    key: str,
+    *,
+    facts: Facts,
+    family: str,
+    label: str,
+    progress: Progress,
+    complete: Callable[[Mapping[str, Any]], bool] = is_metrics,
 ) -> ConversionResult:
     """Verify the finished output of the same run and return its result.
 
     Args:
         facts: facts of this run, for the message where another run wrote the output.
+        complete: whether the recorded metrics have every figure of this kind of run.
 
     Raises:
         OutputBusy: another run wrote the output.
@@ -58,7 +67,7 @@ def reuse_finished(
         )
     verify(out, progress=progress)
     metrics = metrics_of(statement)
-    if not is_metrics(metrics):
+    if not complete(metrics):
         raise VerificationError("the provenance does not hold the figures of a run", where=out / PROVENANCE)
     progress.say(f"{out} is complete and verified; nothing to do")
     return ConversionResult(out=out, family=family, label=label, metrics=metrics, changed=False)

@@ -58,8 +58,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# Stages of a run in their order. A run reports those that it went through, and always the ones that are not `pretrain`.
-STAGES = ("plan", "pretrain", "fit", "write", "verify")
+# Stages of a run in their order. A run reports those that it went through, and always those of every conversion.
+STAGES = ("plan", "pretrain", "fit", "train", "write", "verify")
+
+_OPTIONAL = ("pretrain", "train")
 
 
 @dataclass(kw_only=True)
@@ -84,7 +86,7 @@ class Clock:
         return {
             stage: round(self._spent.get(stage, 0.0), 3)
             for stage in STAGES
-            if stage in self._spent or stage != "pretrain"
+            if stage in self._spent or (stage not in _OPTIONAL and not (stage == "fit" and "train" in self._spent))
         }
 
 

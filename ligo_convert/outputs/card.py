@@ -113,19 +113,19 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
     """
     sections = (
         _opening(record),
-        _sizes(record),
+        size_table(record),
         _method(record),
         _preservation(record),
         _losses(record, figure=figure),
-        _loading(record, files),
-        _files(record),
+        loading(record, files),
+        files_of_source(record),
         training_advice(record, files),
         _limits(record),
         _provenance(record, files),
-        _license(record),
-        _citations(record),
+        licence(record),
+        citations(record),
     )
-    text = _front_matter(record) + "\n" + "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
+    text = front_matter(record) + "\n" + "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
     check_nothing_private(text, where="README.md", names_in=record.strings(), public=record.hub_ids)
     return text
 
@@ -133,7 +133,7 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
 
-def _front_matter(record: Record) -> str:
+def front_matter(record: Record) -> str:
     family = family_of_record(record)
     data: dict[str, object] = {"library_name": family.library, "pipeline_tag": PIPELINES[family.task]}
     if _is_pipeline(record):
@@ -153,15 +153,14 @@ def _front_matter(record: Record) -> str:
 
 
 def _dataset(record: Record) -> str | None:
-    data = (record.recipe.get("fit") or {}).get("data") or {}
-    dataset = (data.get("hub") or {}).get("id")
+    dataset = (record.data_section.get("hub") or {}).get("id")
     return None if dataset is None else str(dataset)
 
 
 # --- description ------------------------------------------------------------------------------------------------------
 
 
-def _source(record: Record) -> str:
+def described_source(record: Record) -> str:
     """Return the source so that a reader can find it: a link with a commit, or a description."""
     if record.hub_id is not None:
         name = prose(record.hub_id)
@@ -184,7 +183,7 @@ def _opening(record: Record) -> Iterator[str]:
     yield ""
     yield (
         f"A {FAMILIES[record.family].model_type} model with {parameters['target']:,} parameters. "
-        f"It was grown by a factor of {ratio:.2f} from {_source(record)}, which has {parameters['source']:,} parameters, with "
+        f"It was grown by a factor of {ratio:.2f} from {described_source(record)}, which has {parameters['source']:,} parameters, with "
         f"[LiGO](https://arxiv.org/abs/2303.00980) (learned linear growth operator). "
         f"Its neurons and layers are linear combinations of the source's{drawn}."
     )
@@ -192,7 +191,7 @@ def _opening(record: Record) -> Iterator[str]:
     yield "**A grown model is an initialisation for further training, not a finished model.** Train it before use."
 
 
-def _sizes(record: Record) -> Iterator[str]:
+def size_table(record: Record) -> Iterator[str]:
     parameters = record.metrics["parameters"]
     yield "## Sizes"
     yield ""
@@ -406,7 +405,7 @@ def number(value: float | None, *, signed: bool = False) -> str:
 # --- usage ------------------------------------------------------------------------------------------------------------
 
 
-def _loading(record: Record, files: Collection[str]) -> Iterator[str]:
+def loading(record: Record, files: Collection[str]) -> Iterator[str]:
     family = family_of_record(record)
     yield "## How to load it"
     yield ""
@@ -447,7 +446,7 @@ def _load_timm(family: Family, *, tokenizer: bool) -> Iterator[str]:
 _LOADING = {"transformers": _load_transformers, "timm": _load_timm}
 
 
-def _files(record: Record) -> Iterator[str]:
+def files_of_source(record: Record) -> Iterator[str]:
     """Yield what became of the files beside the source's weights."""
     found = record.metrics.get("files") or {}
     carried, left = found.get("carried") or (), found.get("left_behind") or ()
@@ -520,7 +519,7 @@ def _provenance(record: Record, files: Mapping[str, int]) -> Iterator[str]:
     yield f"Made {record.finished} ({took}{memory})."
 
 
-def _license(record: Record) -> Iterator[str]:
+def licence(record: Record) -> Iterator[str]:
     yield _LICENSE
     yield ""
     stated = record.source["license"]
@@ -566,7 +565,7 @@ def under_license(text: str, license: str) -> str:
     return f"---\nlicense: {license}\n{_STATED.sub('', front)}---\n{before}{section}\n{sentence}\n{heading}{rest}"
 
 
-def _citations(record: Record) -> Iterator[str]:
+def citations(record: Record) -> Iterator[str]:
     growth = record.recipe.get("growth") or {}
     papers = [
         known[growth[axis]].paper for axis, known in (("width", WIDTHS), ("depth", DEPTHS)) if growth.get(axis) in known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 OPERATOR = "ligo/operator.safetensors"
 RECIPE = "ligo/recipe.yaml"
@@ -12,14 +13,24 @@ FIT_LOG = "ligo/fit.jsonl"
 FIT_PLOT = "ligo/fit.png"
 CHECKSUMS = "ligo/SHA256SUMS"
 
+# The log of a training, and the state of its optimizer, with which another training or growth goes on.
+TRAIN_LOG = "ligo/train.jsonl"
+TRAINING_STATE = "ligo/training_state.safetensors"
+
 # A source that the recipe trained, with all its files.
 TRAINED_SOURCE = "ligo/source"
 
-# What every output has besides config.json, the card and the weights.
-EVERY_OUTPUT = (OPERATOR, RECIPE, PROVENANCE, NEW_PARAMETERS)
+# Kind of an output -> what it has besides config.json, the card and the weights.
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "growth": (OPERATOR, RECIPE, PROVENANCE, NEW_PARAMETERS),
+    "training": (RECIPE, PROVENANCE, TRAIN_LOG, TRAINING_STATE),
+}
 
-# `verify` refuses every other file that the source did not give: who writes another one adds it here.
-OWN_FILES = (*EVERY_OUTPUT, FIT_LOG, FIT_PLOT)
+# Kind of an output -> its own files. `verify` refuses every other file that the source did not give: who writes another one adds it here.
+OWN_FILES: Mapping[str, tuple[str, ...]] = {
+    "growth": (*REQUIRED["growth"], FIT_LOG, FIT_PLOT),
+    "training": (*REQUIRED["training"], FIT_PLOT),
+}
 
 # The state of an optimizer, as transformers' Trainer and accelerate name it.
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
@@ -38,6 +49,10 @@ def training_state_name(name: str) -> bool:
     return _TRAINING_STATE.fullmatch(name) is not None
 
 
-def is_own(name: str) -> bool:
-    """Return True for a file that a run writes besides config.json, the card, the weights and what it carries from the source."""
-    return name in OWN_FILES or name.startswith(f"{TRAINED_SOURCE}/")
+def is_own(name: str, kind: str) -> bool:
+    """Return True for a file that a run writes besides config.json, the card, the weights and what it carries from the source.
+
+    Args:
+        kind: kind of the output, a key of `REQUIRED`.
+    """
+    return name in OWN_FILES[kind] or name.startswith(f"{TRAINED_SOURCE}/")

@@ -24,13 +24,18 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.files import reporting
 from ligo_convert.outputs.carried import PRIVATE_TEXT, WidenedInput, carried_files, contents, parse_weights, widths_of
-from ligo_convert.outputs.layout import EVERY_OUTPUT, is_own, training_state_name
-from ligo_convert.outputs.provenance import metrics_of
+from ligo_convert.outputs.layout import PROVENANCE, RECIPE, REQUIRED, is_own, training_state_name
+from ligo_convert.outputs.provenance import kind_of_output, metrics_of
 
 
-def check_complete(root: Path, names: Collection[str]) -> None:
-    """Raise VerificationError if SHA256SUMS lists less than every output has."""
-    missing = [name for name in (CONFIG, CARD, *EVERY_OUTPUT) if name not in names]
+def check_complete(root: Path, names: Collection[str], kind: str | None = None) -> None:
+    """Raise VerificationError if SHA256SUMS lists less than an output has.
+
+    Args:
+        kind: kind of the output, a key of `layout.REQUIRED`; None for what every output has.
+    """
+    required = (RECIPE, PROVENANCE) if kind is None else REQUIRED[kind]
+    missing = [name for name in (CONFIG, CARD, *required) if name not in names]
     if WEIGHTS not in names and INDEX not in names:
         missing.append(WEIGHTS)
     if missing:
@@ -48,9 +53,10 @@ def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]
     recorded = _recorded(statement, "carried", "rewritten")
     training = filter(training_state_name, _recorded(statement, "training"))
     known = {CONFIG, CARD, *_weight_files(root, names), *training}
+    made_by = kind_of_output(statement)
     for name in sorted(names):
         carried = name in recorded and kind_of(name).action in ("carry", "module")
-        if name not in known and not is_own(name) and not carried:
+        if name not in known and not is_own(name, made_by) and not carried:
             raise VerificationError(
                 "no run writes this file, and a loader or a reader could take it for a part of the model",
                 where=root / name,

@@ -14,7 +14,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ligo_convert.errors import LigoError, SourceError, VerificationError
 from ligo_convert.hub.names import is_commit, is_hub_id
@@ -26,7 +26,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 
-BUILD_TYPE = "urn:ligo-convert:growth:v1"
+# Kind of an output -> type of its build.
+BUILD_TYPES = {"growth": "urn:ligo-convert:growth:v1", "training": "urn:ligo-convert:training:v1"}
 
 BUILDER = "urn:ligo-convert:builder:v1"
 
@@ -52,7 +53,8 @@ class Record:
         source: `label` (Hub id or directory name), `revision` (commit on the Hub, or None), `files` {name: sha256},
             `pretrained_here`, `license` (or None).
         data: `digest`, `kind`, `tokens` or `images` {slice: count}, `tokenizer` {file: sha256}; None without training.
-        operator: `digest` of the file, `keying`, `tie`, `parameters` {"width", "depth"}, `starts`.
+        operator: `head`, the library's class of the target; for a growth `digest` of the file, `keying`, `tie`, `parameters` {"width",
+            "depth"}, `starts`.
         source_config: config of the source.
         target_config: config of the target.
         metrics: as `run --json` prints them.
@@ -62,6 +64,7 @@ class Record:
         started: UTC, ISO 8601, whole seconds.
         finished: UTC, ISO 8601, whole seconds.
         training: of a run that took the state of a training along: `policy`, `files` {name: sha256}.
+        kind: what made the output: a `growth` by an operator, or a `training`.
         family_source: of a family that is not built in: `kind` (`file` or `plugin`) and `sha256` of the file that defines it.
     """
 
@@ -82,6 +85,7 @@ class Record:
     finished: str
     family_source: Mapping[str, str] | None = None
     training: Mapping[str, Any] | None = None
+    kind: Literal["growth", "training"] = "growth"
 
     @property
     def hub_id(self) -> str | None:
@@ -96,9 +100,15 @@ class Record:
         return public_name(str(self.source["label"]), of_hub=self.hub_id is not None)
 
     @property
+    def data_section(self) -> Mapping[str, Any]:
+        """The recipe's data; empty if it has none."""
+        section = self.recipe.get("train") if self.kind == "training" else self.recipe.get("fit")
+        return (section or {}).get("data") or {}
+
+    @property
     def hub_ids(self) -> tuple[str, ...]:
         """The Hub ids that the record names on purpose."""
-        data = (self.recipe.get("fit") or {}).get("data") or {}
+        data = self.data_section
         found = [
             self.hub_id,
             (self.recipe.get("source") or {}).get("model"),
@@ -141,7 +151,7 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
-                "buildType": BUILD_TYPE,
+                "buildType": BUILD_TYPES[record.kind],
                 "externalParameters": {"recipe": record.recipe, "recipeDigest": {"sha256": record.recipe_digest}},
                 "internalParameters": {
                     "key": record.key,
@@ -149,7 +159,7 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
                     **_family_source(record),
                     **({} if record.training is None else {"trainingState": record.training}),
                     "config": record.config_changes(),
-                    "operator": {**record.operator, "digest": {"sha256": record.operator["digest"]}},
+                    **_operator(record),
                     "drawn": record.drawn,
                     "nonfiniteAllowed": record.nonfinite_allowed,
                 },
@@ -162,16 +172,33 @@ def statement(record: Record, outputs: Mapping[str, str]) -> dict[str, Any]:
                     "startedOn": record.started,
                     "finishedOn": record.finished,
                 },
-                "byproducts": [
-                    {"name": "preservation", "uri": PRESERVATION, "annotations": record.metrics["preservation"]},
-                    {"name": "metrics", "uri": METRICS, "annotations": metrics},
-                ],
+                "byproducts": [*_preservation(record), {"name": "metrics", "uri": METRICS, "annotations": metrics}],
             },
         },
     }
     plain = _plain(found)
     assert isinstance(plain, dict)
     return plain
+
+
+def _operator(record: Record) -> dict[str, Any]:
+    """The operator of a growth; for a training, the library's class of the model."""
+    if record.kind == "training":
+        return {"architecture": record.operator["head"]}
+    return {"operator": {**record.operator, "digest": {"sha256": record.operator["digest"]}}}
+
+
+def _preservation(record: Record) -> list[dict[str, Any]]:
+    """The byproduct on what a growth preserved. A training preserves nothing."""
+    if record.kind == "training":
+        return []
+    return [{"name": "preservation", "uri": PRESERVATION, "annotations": record.metrics["preservation"]}]
+
+
+def kind_of_output(found: Mapping[str, Any]) -> str:
+    """Return what made the output that a statement from `read_statement` describes: `growth` or `training`."""
+    built = found["predicate"]["buildDefinition"]["buildType"]
+    return next(kind for kind, known in BUILD_TYPES.items() if known == built)
 
 
 def _family_source(record: Record) -> dict[str, Any]:
@@ -195,17 +222,17 @@ def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
         found = strict_json(data, label=label)
     except SourceError as error:
         raise VerificationError(f"not a provenance statement: {error.what}", where=error.where) from None
-    expectations: tuple[tuple[tuple[str, ...], str], ...] = (
-        (("_type",), STATEMENT_TYPE),
-        (("predicateType",), PREDICATE_TYPE),
-        (("predicate", "buildDefinition", "buildType"), BUILD_TYPE),
+    expectations: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+        (("_type",), (STATEMENT_TYPE,)),
+        (("predicateType",), (PREDICATE_TYPE,)),
+        (("predicate", "buildDefinition", "buildType"), tuple(BUILD_TYPES.values())),
     )
     for path, expected in expectations:
         value = _value_at(found, path, str, label)
-        if value != expected:
+        if value not in expected:
             where = f"{label}: {'.'.join(path)}"
             raise VerificationError(
-                "not a provenance statement of ligo-convert", where=where, expected=expected, found=value
+                "not a provenance statement of ligo-convert", where=where, expected=" or ".join(expected), found=value
             )
     definition = ("predicate", "buildDefinition")
     if not _HEX.fullmatch(_value_at(found, (*definition, "internalParameters", "key"), str, label)):
@@ -230,7 +257,9 @@ def read_statement(data: bytes, *, label: str) -> dict[str, Any]:
 def metrics_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of a statement from `read_statement` as they were recorded, with NaN and infinity as numbers."""
     parts = {item["name"]: item["annotations"] for item in found["predicate"]["runDetails"]["byproducts"]}
-    metrics = _numbers({**parts.get("metrics", {}), "preservation": parts.get("preservation")})
+    # A training has none: it preserves nothing.
+    preserved = {"preservation": parts.get("preservation")} if kind_of_output(found) == "growth" else {}
+    metrics = _numbers({**parts.get("metrics", {}), **preserved})
     assert isinstance(metrics, dict)
     return metrics
 

@@ -22,6 +22,7 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.yaml_writer import dump_yaml
 from ligo_convert.outputs.card import card
+from ligo_convert.outputs.card_trained import trained_card
 from ligo_convert.outputs.carried import CarriedFiles, contents
 from ligo_convert.outputs.checksums import sums
 from ligo_convert.outputs.fit_plot import fit_picture
@@ -112,13 +113,16 @@ def write_fit_plot(record: Record, log: tuple[Mapping[str, Any], ...], staging: 
     staging.write_bytes(FIT_PLOT, plot)
 
 
+_CARDS = {"growth": card, "training": trained_card}
+
+
 def write_record(
     record: Record,
     recipe: Mapping[str, Any],
     weights: Mapping[str, str],
     staging: Staging,
 ) -> None:
-    """Write the recipe, the card, the provenance and finally SHA256SUMS, which lists all other files.
+    """Write the recipe, the card of a growth or a training, the provenance and finally SHA256SUMS, which lists all other files.
 
     Args:
         record: the record of the run, for card and provenance.
@@ -135,7 +139,8 @@ def write_record(
     # The digests of the bytes as they were written: a file that changed on the disk since is found below.
     digests = {name: staging.digest(name) or rehash(staging.path / name) for name in staging.files()}
     sizes = {name: (staging.path / name).stat().st_size for name in digests}
-    staging.write_bytes(CARD, card(record, files=sizes, figure=FIT_PLOT in digests).encode())
+    text = _CARDS[record.kind](record, files=sizes, figure=FIT_PLOT in digests)
+    staging.write_bytes(CARD, text.encode())
     digests[CARD] = staging.digest(CARD) or ""
     staging.write_bytes(PROVENANCE, statement_bytes(record, digests))
     digests[PROVENANCE] = staging.digest(PROVENANCE) or ""

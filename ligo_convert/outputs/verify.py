@@ -12,7 +12,7 @@ from typing import Any
 from ligo_convert.checkpoints.tensors import TensorSpec, nonfinite_count
 from ligo_convert.checkpoints.writer import rehash
 from ligo_convert.environment import processor
-from ligo_convert.errors import SourceError, VerificationError
+from ligo_convert.errors import RecipeError, SourceError, VerificationError
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import family_source, find_family
 from ligo_convert.families.schema import Family
@@ -24,7 +24,7 @@ from ligo_convert.outputs.checksums import check_sums
 from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
 from ligo_convert.outputs.listing import check_carried, check_complete, check_known
 from ligo_convert.outputs.loading import check_loads
-from ligo_convert.outputs.provenance import check_subjects, metrics_of, read_statement
+from ligo_convert.outputs.provenance import check_subjects, kind_of_output, metrics_of, read_statement
 from ligo_convert.progress import Progress
 
 # Allowed difference of a recomputed tensor on another kind of processor, in units in the last place of the tensor's largest value.
@@ -93,6 +93,7 @@ def verify(
 
     Raises:
         VerificationError: something differs from what was recorded.
+        RecipeError: a source is given for a trained model, which no operator derives from its source.
     """
     progress = progress or Progress()
     if not directory.is_dir():
@@ -104,18 +105,37 @@ def verify(
     check_complete(directory, digests)
     statement = read_statement((directory / PROVENANCE).read_bytes(), label=PROVENANCE)
     check_subjects(statement, digests)
+    kind = kind_of_output(statement)
+    check_complete(directory, digests, kind)
     check_known(directory, digests, statement)
-    operator = _read_operator(directory)
-    family = family_of(operator)
+    operator = _read_operator(directory) if kind == "growth" else None
+    family = family_of(operator) if operator is not None else _trained_family(directory)
     _check_family_source(statement, family)
     specs = _table_specs(directory, family)
     report["family"] = family.name
     report["weights"] = check_weights(directory, specs, allow_nonfinite=_allows_nonfinite(statement), progress=progress)
     if source is not None:
+        if operator is None:
+            raise RecipeError(
+                "a trained model cannot be derived from its source again",
+                where="--source",
+                hint="leave --source out, or train again with ligo/recipe.yaml and compare the digests of the weights",
+            )
         report["derived"] = _derive_again(directory, digests, statement, operator, family, specs, source, progress)
     if load:
         report["loaded"] = check_loads(directory, family)
     return report
+
+
+def _trained_family(directory: Path) -> Family:
+    """Return the family of the model, narrowed to its class. Raises VerificationError if config.json and weights belong to none."""
+    try:
+        with open_source(str(directory.absolute()), base=directory, weights=False) as written:
+            tensors = {name: tensor.spec for name, tensor in written.tensors.items()}
+            family = find_family(written.config, where="config.json", names=tensors)
+            return claim_tensors(family, written.config, tensors, label=directory.name).family
+    except SourceError as error:
+        raise VerificationError(f"not a complete checkpoint: {error.what}", where=error.where) from None
 
 
 def _check_family_source(statement: Mapping[str, Any], family: Family) -> None:

@@ -245,13 +245,19 @@ def _section(model: type[BaseModel], path: KeyPath) -> type[BaseModel]:
     for part in path:
         if isinstance(part, int):
             continue  # an index into a list of sections
-        annotation = model.model_fields[part].annotation
         model = next(
             kind
-            for kind in (annotation, *typing.get_args(annotation))
+            for kind in _types_in(model.model_fields[part].annotation)
             if isinstance(kind, type) and issubclass(kind, BaseModel)
         )
     return model
+
+
+def _types_in(annotation: object) -> Iterator[object]:
+    """Yield a type and the types inside it: `list[X] | None` has X."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _types_in(part)
 
 
 def screen(data: object) -> list[Fault]:

@@ -198,7 +198,8 @@ class PretrainConfig(Section):
 
     config: Annotated[Config, AfterValidator(_model_type)] = Field(description="config of the source, with model_type")
     steps: CountOrZero = Field(
-        default=0, description="optimiser steps; needed, except by a `train` with growth.schedule, which begins with drawn weights"
+        default=0,
+        description="optimiser steps; needed, except by a `train` with growth.schedule, which begins with drawn weights",
     )
     batch_size: Count = Field(default=16, description="sequences or images per step")
     sequence_length: Length = Field(
@@ -447,7 +448,8 @@ class TrainConfig(Section):
         default=None, description="steps in which the learning rate rises from zero; default: a fiftieth of the steps"
     )
     decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.4, description="share of the steps, at the end, in which the learning rate falls to zero; not with cosine"
+        default=0.4,
+        description="share of the steps, at the end, in which the learning rate falls to zero; not with cosine",
     )
     schedule: Literal["stable", "cosine"] = Field(
         default="stable",
@@ -461,6 +463,10 @@ class TrainConfig(Section):
     )
     heldout_tokens: Count = Field(default=16384, description="tokens in each held-out split (validation and test)")
     heldout_images: Count = Field(default=512, description="images in each held-out split (validation and test)")
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=PROBABILITY,
+        description="masked language models: probability that a token is to be predicted, held-out splits included",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="precision of the computation; auto: bfloat16 where it is faster"
     )

@@ -23,6 +23,10 @@ from ligo_convert.training.runs import OptimizerSettings
 
 SAVE_EVERY_SECONDS = 10.0
 
+_SLOW_SAVE = (
+    0.5  # seconds; where saving takes longer, the pause grows with it, so that it takes at most a twentieth of the time
+)
+
 
 class Rates(Protocol):
     """A learning rate schedule: the number of steps, and the factor of the peak rate at each."""
@@ -144,7 +148,7 @@ def train(
             began = time.monotonic()
             run.save(store)
             saved = time.monotonic()
-            pause = max(SAVE_EVERY_SECONDS, 20 * (saved - began))
+            pause = SAVE_EVERY_SECONDS * max(1.0, (saved - began) / _SLOW_SAVE)
         if on_step is not None:
             on_step(step + 1, line)
     if run.best_loss is None:

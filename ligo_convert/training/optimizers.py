@@ -133,6 +133,30 @@ class Optimizers:
             }
 
 
+def matching_moments(
+    moments: Moments, family: Family, config: Mapping[str, object], settings: OptimizerSettings
+) -> Moments:
+    """Return the state that the optimizers of these settings can go on with: that of their own rule, in the tensor's shape.
+
+    Args:
+        moments: state by canonical tensor name, perhaps of another optimizer.
+        config: config of the model.
+    """
+    specs = {spec.name: spec for _, _, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")}
+    parameters = {name: torch.nn.Parameter(torch.empty(spec.shape, device="meta")) for name, spec in specs.items()}
+    wanted = {
+        name: {"momentum_buffer"} if group.rule == "muon" else {"exp_avg", "exp_avg_sq", "step"}
+        for group in parameter_groups(family, config, parameters, settings, learning_rate=0.0)
+        for name in group.parameters
+    }
+    return {
+        name: state
+        for name, state in moments.items()
+        if set(state) == wanted.get(name)
+        and all(tuple(value.shape) in ((), specs[name].shape) for value in state.values())
+    }
+
+
 def _make(
     rule: OptimizerName, groups: Sequence[Group], settings: OptimizerSettings, *, fused: bool
 ) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ The file states its owner and the SHA-256 of its content. A state that is damage
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 from ligo_convert.checkpoints.small_files import read_safetensors
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.writer import safetensors_pieces
-from ligo_convert.errors import LigoError
+from ligo_convert.errors import LigoError, SourceError
 from ligo_convert.io.files import make_folder, remove_any, write_file
 from ligo_convert.io.staging import WORK, Staging
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ligo_convert.training.optimizers import Moments
 
 
 class FolderState:
@@ -98,6 +101,32 @@ class StagedState:
     def drop(self) -> None:
         self.staging.remove(self.name)
 
+
+def optimizer_state(moments: Moments) -> Iterator[Buffer]:
+    """Return the pieces of a file with the state of an optimizer, which `read_optimizer_state` reads."""
+    from ligo_convert.training.optimizers import stored_moments
+
+    arrays, steps = stored_moments(moments)
+    return _state_pieces(arrays, json.dumps({"steps": steps}), _OPTIMIZER)
+
+
+def read_optimizer_state(path: Path) -> Moments:
+    """Return the state of an optimizer by canonical tensor name. Raises SourceError if the file does not hold one."""
+    from ligo_convert.training.optimizers import read_moments
+
+    try:
+        arrays, text = _read_state(path, _OPTIMIZER)
+        steps = json.loads(text)["steps"]
+        return read_moments(arrays, {str(name): float(count) for name, count in steps.items()})
+    except (_Damaged, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SourceError(
+            f"not the state of an optimizer: {error}",
+            where=path,
+            hint="remove the file to train with a fresh optimizer",
+        ) from None
+
+
+_OPTIMIZER = "optimizer"
 
 _TEXT = "state"
 

@@ -337,9 +337,11 @@ def _keys(section: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) 
     for name, value in section["properties"].items():
         options = [option for option in value.get("anyOf", [value]) if option.get("type") != "null"]
         (option,) = options
-        inner = sections[option["$ref"].rpartition("/")[2]] if "$ref" in option else None
+        several = option.get("type") == "array" and "$ref" in option["items"]
+        named = (option["items"] if several else option).get("$ref")
+        inner = sections[named.rpartition("/")[2]] if named is not None else None
         # Bounds and choices may stand beside `anyOf`, or inside it.
-        kind = "section" if inner else _kind({**value, **option})
+        kind = "list of sections" if several else "section" if inner else _kind({**value, **option})
         default = "*required*" if name in required else _default(value, is_section=inner is not None)
         yield f"`{prefix}{name}`", kind, default, value.get("description", inner["description"] if inner else "")
         if inner is not None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 # The clock's figures and what vouches for them; all else is the same however often a run was stopped.
-TIMED = ("README.md", "ligo/provenance.json", "ligo/fit.jsonl", "ligo/fit.png", "ligo/SHA256SUMS")
+LOGS = ("ligo/fit.jsonl", "ligo/train.jsonl")
+
+TIMED = ("README.md", "ligo/provenance.json", *LOGS, "ligo/fit.png", "ligo/SHA256SUMS")
 
 
 def same(found: Path, wanted: Path) -> None:
@@ -16,11 +18,12 @@ def same(found: Path, wanted: Path) -> None:
     for name in names:
         if name not in TIMED:
             assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
-    logs = [
-        [{**json.loads(line), "seconds": None} for line in (out / "ligo" / "fit.jsonl").read_text().splitlines()]
-        for out in (found, wanted)
-    ]
-    assert logs[0] == logs[1]
+    for log in (name for name in LOGS if name in names):
+        lines = [
+            [{**json.loads(line), "seconds": None} for line in (out / log).read_text().splitlines()]
+            for out in (found, wanted)
+        ]
+        assert lines[0] == lines[1]
 
 
 def hidden(place: Path) -> list[str]:
