@@ -77,7 +77,7 @@ def _growth(plan: Plan, part: GrowthStageConfig | None) -> Growth:
         seed=section.seed,
     )
     if part is None:
-        return growth
+        return replace(growth, state=section.state or growth.state)
     return replace(growth, width=part.width or growth.width, depth=part.depth or growth.depth, state=part.state)
 
 
