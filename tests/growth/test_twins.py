@@ -146,13 +146,24 @@ def test_crafted_parted_entries_are_refused(parted: dict[str, np.ndarray], messa
         check_operator(operator, family_of(operator), label="op")
 
 
-@pytest.mark.parametrize("keying", ["shared", "source", "target"])
-def test_learning_begins_at_the_parted_start(keying: str) -> None:
-    config = config_of("llama")
-    start = start_of("llama", config, BOTH["llama"], width="lemon", depth="identity", keying=keying)
+@pytest.mark.parametrize(
+    ("family", "keying"),
+    [
+        ("llama", "shared"),
+        ("llama", "source"),
+        ("llama", "target"),
+        *((name, "source") for name in ("gpt2", "bert", "vit", "cait")),
+    ],
+)
+def test_learning_begins_at_the_parted_start(family: str, keying: str) -> None:
+    config = config_of(family)
+    start = start_of(family, config, BOTH[family], width="mean-preserving", depth="identity", keying=keying)
     initial = initial_operator(start, dtype=np.float64)
+    assert initial.parted
     state = dict(model_of(config).state_dict())
     wanted = grown_state(initial, state)
+    unparted = grown_state(replace(initial, parted={}), state)
+    assert any(not torch.equal(tensor, wanted[name]) for name, tensor in unparted.items())
     for name, tensor in grown_state(learnable(initial, start.family), state).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
 
