@@ -43,7 +43,8 @@ class RingTarget:
         self.start = start.tensors()
         self.stacked = start.stacked
         self.old, self.new = start.grower.old, start.grower.new
-        self.rings = rings_of(self.family, start.grower.operator.source, self.config)
+        self.operator = start.grower.operator
+        self.rings = rings_of(self.family, self.operator.source, self.config)
         self.cores = {
             ring.name: {
                 name: torch.nn.Parameter(torch.tensor(core, dtype=self.dtype, device=start.grower.device))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny import config_of, family_of
+from torch.utils.flop_counter import FlopCounterMode
 from training.test_fit import Slices, loss_of, prepared, settings
 
 from ligo_convert.growth.apply import Grower
@@ -206,3 +207,17 @@ def test_a_fit_lowers_the_loss(family: str) -> None:
         autocast=False,
     )
     assert reached < before - 0.05, losses
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_cost_of_a_ring_is_what_torch_counts(rank: int) -> None:
+    for family in ("vit", "llama"):
+        *_, target = ring_target(family, rank=rank)
+        for ring in target.rings:
+            cores = {name: core.detach() for name, core in target.cores[ring.name].items()}
+            with FlopCounterMode(display=False) as counter:
+                contracted(cores, target._source(ring))
+            assert counter.get_total_flops() == ring.flops(rank), ring.name
+        assert sum(ring.flops(rank) for ring in target.rings) == ring_flops(
+            target.family, target.operator.source, target.config, rank=rank
+        )
