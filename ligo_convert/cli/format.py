@@ -70,13 +70,3 @@ def size(nbytes: float) -> str:
 def percent(share: float) -> str:
     """Return a share as a percentage: 0.314 -> 31.4%."""
     return f"{share:.1%}"
-
-
-def saving(value: float | None, spread: float | None) -> str:
-    """Return a saving that is given in per cent, with its spread over seeds; `-` for a method without one."""
-    return "-" if value is None else f"{value:.1f} %" + ("" if spread is None else f" +- {spread:.1f}")
-
-
-def with_spread(value: float | None, spread: float | None) -> str | None:
-    """Return a loss with its spread over seeds."""
-    return None if value is None else f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")

@@ -139,11 +139,10 @@ def test_a_win_within_the_spread_is_said_to_be_one() -> None:
 
 
 def test_runs_of_one_budget_are_compared_although_they_do_not_cost_exactly_the_same() -> None:
-    shares = (0.25, 0.4, 0.63, 0.996)  # whole steps: a little less than scratch's
-    record = measured(
-        {"stackbert": Grown(paper=10.0, source=None, shares=shares)},
-        {"never": Control(quarter=3.6, whole=3.5, shares=shares)},
-    )
+    # Whole steps: a little less than scratch's.
+    grown = {"stackbert": Grown(paper=10.0, source=None, shares=(0.2495, 0.4, 0.63, 0.998))}
+    never = {"never": Control(quarter=3.6, whole=3.5, shares=(0.2485, 0.4, 0.63, 0.996))}
+    record = measured(grown, never)
     assert [round(row["share"], 2) for row in record["equal_budget"]] == [0.25, 0.4, 0.63, 1.0]
     for row in record["equal_budget"]:
         assert row["never_grown"] is not None
@@ -173,6 +172,7 @@ def test_a_control_is_beaten_or_wins_only_where_that_is_certain() -> None:
     decided = {row["share"]: row["never_grown"] for row in record["equal_budget"]}
     assert decided[0.25] is False
     assert decided[1.0] is None
+    assert {row["margin"] for row in record["equal_budget"] if row["never_grown"] is None} == {None}
     # No method costs as little as a fifth of the budget, but the control has less there than every method at its first end.
     early = {"never": Control(quarter=3.0, whole=2.9, shares=(0.2, 1.0))}
     first = measured(controls=early)["equal_budget"][0]
