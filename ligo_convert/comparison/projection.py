@@ -1,0 +1,280 @@
+"""Project short trials to the whole budget: which candidate is expected to lead there.
+
+Input: candidates as plain data: the models that each trains and in which shares of its tokens, where it starts, and the decayed ends of its
+trials.
+Output: the projected loss of every candidate at the budget with a range, and how often it leads.
+
+The loss of a model that is trained from drawn weights follows a law L^q = a + b D^-p in its tokens D, where b, p and q are common to all
+models and `a` belongs to a size. q = 1 is the form of Hoffmann et al. (arXiv:2203.15556, equation 2); p = 1 is the form of Kaplan et al.
+(arXiv:2001.08361, equation 1.5). Short trials cannot tell them apart, so all laws that fit the trials vote.
+
+Growth hands tokens over: a model that is grown at a loss goes on as one of its own size that has reached this loss, after a factor on the
+tokens that this takes. The factor is the candidate's own, and its trials determine it. So a start that is ahead early has a head start in
+tokens, which matters less the longer training lasts, and a small model can hand over no more than it can learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+NOISE: Final = 0.01  # nats between seeds where nothing was measured: the spread of small models (docs/development/log.md)
+
+DRAWS: Final = 200  # votes
+
+# Exponents of the laws: of tokens (Hoffmann et al. fit 0.28), and of the loss (Kaplan et al. fit 1 / 0.095).
+TOKEN_POWERS: Final = (0.15, 0.2, 0.28, 0.35, 0.45, 0.55, 0.7, 0.85, 1.0)
+LOSS_POWERS: Final = (1.5, 2.0, 3.0, 5.0, 7.0, 10.5, 15.0)
+
+MOST: Final = 1e3  # tokens that count as unlimited, in budgets of the target
+
+# Factors on the tokens that growth hands over: from nothing to more than there was.
+FACTORS: Final = np.concatenate([[0.0], np.geomspace(1e-3, 8.0, 160)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """One model of a candidate.
+
+    Attributes:
+        size: FLOPs of training on one token.
+        share: share of the candidate's tokens.
+    """
+
+    size: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """A trial that was trained to its end, with its learning rate decayed.
+
+    Attributes:
+        tokens: tokens of the trial.
+        loss: its loss in nats, the mean over seeds.
+    """
+
+    tokens: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A way to spend the budget.
+
+    Attributes:
+        legs: the models in order; growth lies between them. A candidate that starts from a source begins with the source's size and a share
+            of zero.
+        start: loss of the source that it starts from; None for drawn weights.
+        ends: its trials, ascending.
+        tokens: its tokens for the whole budget.
+    """
+
+    legs: tuple[Leg, ...]
+    start: float | None
+    ends: tuple[TrialEnd, ...]
+    tokens: float
+
+    @property
+    def is_drawn(self) -> bool:
+        """Return whether it trains one model from drawn weights, so that it determines the law."""
+        return self.start is None and len(self.legs) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """The expected end of a candidate.
+
+    Attributes:
+        loss: projected loss at the whole budget, the median of the votes.
+        low: lower end of the range that nine of ten votes lie in.
+        high: upper end of that range.
+        leads: share of the votes in which the candidate has the lowest loss of all.
+    """
+
+    loss: float
+    low: float
+    high: float
+    leads: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Law:
+    """L^q = a + b D^-p, with `a` by size. Tokens are in units of `unit`."""
+
+    p: float
+    q: float
+    b: float
+    floors: tuple[tuple[float, float], ...]  # (log size, a), ascending
+    unit: float
+
+    def floor(self, size: float) -> float:
+        """Return `a` of a size: measured, or on the line through the nearest two in log size."""
+        known, at = self.floors, math.log(size)
+        for log_size, value in known:
+            if abs(log_size - at) < 1e-6:
+                return value
+        if len(known) == 1:
+            return known[0][1]
+        above = next((number for number, (log_size, _) in enumerate(known) if log_size > at), len(known) - 1)
+        (x0, y0), (x1, y1) = known[max(above, 1) - 1], known[max(above, 1)]
+        return max(0.0, y0 + (y1 - y0) * (at - x0) / (x1 - x0))
+
+    def loss(self, floor: float, tokens: Values) -> Values:
+        """Return the loss after a number of tokens."""
+        inner = floor + self.b * np.maximum(tokens / self.unit, 1e-9) ** -self.p
+        return np.asarray(np.maximum(inner, 1e-12) ** (1 / self.q), dtype=np.float64)
+
+    def tokens(self, floor: float, loss: Values) -> Values:
+        """Return the tokens after which a model has this loss, at most `MOST` budgets."""
+        above = np.maximum(loss**self.q - floor, 1e-300)
+        return np.asarray(self.unit * np.minimum((self.b / above) ** (1 / self.p), MOST), dtype=np.float64)
+
+    def end(self, candidate: Candidate, tokens: float, factor: Values, *, floor: float | None = None) -> Values:
+        """Return the loss of a candidate after `tokens`, for factors on what growth hands over. `floor` replaces that of its last model."""
+        loss: Values | None = None
+        if candidate.start is not None:
+            loss = np.full_like(factor, candidate.start)
+        for number, leg in enumerate(candidate.legs):
+            if loss is not None and leg.share == 0:
+                continue
+            own = floor if floor is not None and number == len(candidate.legs) - 1 else self.floor(leg.size)
+            before = np.zeros_like(factor)
+            if loss is not None:
+                before = self.tokens(own, loss) * (factor if number else 1.0)
+            trained = self.loss(own, before + leg.share * tokens)
+            # A source whose loss lies below what the law gives its size does not get worse.
+            loss = trained if loss is None or number else np.minimum(loss, trained)
+        assert loss is not None, "a candidate has a model"
+        return loss
+
+
+def project(
+    candidates: Mapping[str, Candidate], *, noise: float = NOISE, seeds: int = 1, draws: int = DRAWS
+) -> dict[str, Projection]:
+    """Return the projections of all candidates that have trials; empty where no model was trained from drawn weights.
+
+    Every vote adds noise to the trials, draws one of the laws by how well it fits, and projects all candidates under it.
+
+    Args:
+        candidates: name -> candidate.
+        noise: standard deviation of one trial's loss over seeds, in nats.
+        seeds: number of seeds that the ends are means over.
+        draws: number of votes.
+    """
+    tried = {name: candidate for name, candidate in candidates.items() if candidate.ends}
+    anchors = [candidate for candidate in tried.values() if candidate.is_drawn]
+    if not anchors:
+        return {}
+    sigma = noise / math.sqrt(seeds)
+    powers = [*((p, 1.0) for p in TOKEN_POWERS), *((1.0, q) for q in LOSS_POWERS)]
+    errors = np.array([_fit(anchors, p, q)[1] for p, q in powers])
+    weights = np.exp(-(errors - errors.min()) / (2 * sigma**2))
+    random = np.random.default_rng(0)
+    votes = []
+    for _ in range(draws):
+        shaken = {name: _shaken(candidate, sigma, random) for name, candidate in tried.items()}
+        p, q = powers[random.choice(len(powers), p=weights / weights.sum())]
+        law, _ = _fit([candidate for candidate in shaken.values() if candidate.is_drawn], p, q)
+        law = _with_source(law, shaken.values())
+        votes.append([_projected(law, candidate) for candidate in shaken.values()])
+    losses = np.array(votes)
+    best = losses.argmin(axis=1)
+    return {
+        name: Projection(
+            loss=float(np.median(losses[:, number])),
+            low=float(np.quantile(losses[:, number], 0.05)),
+            high=float(np.quantile(losses[:, number], 0.95)),
+            leads=float((best == number).mean()),
+        )
+        for number, name in enumerate(tried)
+    }
+
+
+def _shaken(candidate: Candidate, sigma: float, random: np.random.Generator) -> Candidate:
+    ends = tuple(replace(end, loss=end.loss + sigma * random.standard_normal()) for end in candidate.ends)
+    return replace(candidate, ends=ends)
+
+
+def _fit(anchors: Sequence[Candidate], p: float, q: float) -> tuple[_Law, float]:
+    """Return the law with these exponents that fits models trained from drawn weights best, and the sum of its squared errors."""
+    sizes = sorted({candidate.legs[0].size for candidate in anchors})
+    unit = max(candidate.tokens for candidate in anchors)
+    points = [(sizes.index(candidate.legs[0].size), end) for candidate in anchors for end in candidate.ends]
+    tokens = np.array([end.tokens / unit for _, end in points])
+    losses = np.array([end.loss for _, end in points])
+    columns = np.zeros((len(points), len(sizes) + 1))
+    columns[np.arange(len(points)), [place for place, _ in points]] = 1.0
+    columns[:, -1] = tokens**-p
+    # An error of the transformed loss is worth its derivative.
+    scale = 1 / (q * losses ** (q - 1))
+    floors, b = _non_negative(columns * scale[:, None], losses**q * scale)
+    law = _Law(p=p, q=q, b=b, floors=tuple(zip(map(math.log, sizes), floors, strict=True)), unit=unit)
+    found = [law.loss(floors[place], np.array(end.tokens)) for place, end in points]
+    return law, float(((np.array(found) - losses) ** 2).sum())
+
+
+def _non_negative(columns: Values, values: Values) -> tuple[list[float], float]:
+    """Return the least-squares floors and slope, floors not below zero, slope above zero."""
+    count = columns.shape[1]
+    free = list(range(count))
+    while True:
+        solved, *_ = np.linalg.lstsq(columns[:, free], values, rcond=None)
+        below = [place for place, value in zip(free, solved, strict=True) if value < 0 and place != count - 1]
+        if not below:
+            break
+        free = [place for place in free if place not in below]
+    found = np.zeros(count)
+    found[free] = solved
+    return [float(value) for value in found[:-1]], max(float(found[-1]), 1e-9)
+
+
+def _with_source(law: _Law, candidates: Iterable[Candidate]) -> _Law:
+    """Return the law with the floor of a source that is trained on, where no model of its size was trained from drawn weights."""
+    known = dict(law.floors)
+    for candidate in candidates:
+        size = math.log(candidate.legs[0].size)
+        if candidate.start is not None and len(candidate.legs) == 1 and all(abs(size - one) > 1e-6 for one in known):
+            known[size] = _own_floor(law, candidate, [end.tokens for end in candidate.ends])
+    return replace(law, floors=tuple(sorted(known.items())))
+
+
+def _projected(law: _Law, candidate: Candidate) -> float:
+    """Return the projected loss of a candidate; its trials determine what growth hands over."""
+    one = np.ones(1)
+    if candidate.is_drawn:
+        return float(law.end(candidate, candidate.tokens, one)[0])
+    # Late trials say more about the end than early ones.
+    weights = [end.tokens for end in candidate.ends]
+    if len(candidate.legs) == 1:
+        floor = _own_floor(law, candidate, weights)
+        assert candidate.start is not None
+        # Training can stop where it began.
+        return min(candidate.start, float(law.end(candidate, candidate.tokens, one, floor=floor)[0]))
+    errors = np.zeros_like(FACTORS)
+    for end, weight in zip(candidate.ends, weights, strict=True):
+        errors += weight * (law.end(candidate, end.tokens, FACTORS) - end.loss) ** 2
+    factor = FACTORS[int(errors.argmin())]
+    return float(law.end(candidate, candidate.tokens, np.array([factor]))[0])
+
+
+def _own_floor(law: _Law, candidate: Candidate, weights: Sequence[float]) -> float:
+    """Return the floor of a source that is trained on: the one under which its trials end as they did."""
+    assert candidate.start is not None
+    highest = candidate.start**law.q
+    grid = highest * np.linspace(0.0, 1.0, 200, endpoint=False)
+    errors = [
+        sum(
+            weight * (float(law.end(candidate, end.tokens, np.ones(1), floor=floor)[0]) - end.loss) ** 2
+            for end, weight in zip(candidate.ends, weights, strict=True)
+        )
+        for floor in grid
+    ]
+    return float(grid[int(np.argmin(errors))])
