@@ -299,6 +299,74 @@ def compare(
     _print(outcome.json(), as_json, lambda: print_comparison(outcome.record, outcome.out))
 
 
+@cli.command()
+@_recipe_options
+@click.option(
+    "--candidates",
+    metavar="A,B,...",
+    help="Methods to try, separated by commas; `methods` lists them. Replaces choose.candidates.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="The budget that the choice is for, in steps of training from scratch. Replaces choose.steps.",
+)
+@click.option(
+    "--seeds", metavar="0,1,...", help="Seeds of the longest trials, separated by commas. Replaces choose.seeds."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one for each core; one in total on a GPU."
+)
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the recipe with the choice filled in to FILE, beside the recipe.",
+)
+@_device
+@_family_files
+@_as_json
+def choose(
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    candidates: str | None,
+    steps: int | None,
+    seeds: str | None,
+    jobs: int | None,
+    write: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Try several ways to grow for a short while, and say which to take: which start, when, how much, or not at all."""
+    from ligo_convert.cli.choice_report import print_choice
+
+    named = [name.strip() for name in candidates.split(",") if name.strip()] if candidates is not None else None
+    if named == []:
+        raise click.BadParameter("no candidate is named", param_hint="--candidates")
+    with _showing() as progress:
+        loaded = _load(recipe, overrides, source, out)
+        from ligo_convert.comparison.choose import choose as carry_out
+        from ligo_convert.comparison.chosen_recipe import check_file, write_chosen
+
+        if write is not None:
+            check_file(loaded, write)
+        outcome = carry_out(
+            loaded,
+            Path(out) if out is not None else Path(f"{loaded.output.dir}-choose"),
+            candidates=named,
+            steps=steps,
+            seeds=_numbers(seeds, "--seeds"),
+            jobs=jobs or 0,
+            device=device,
+            progress=progress,
+        )
+        if write is not None and not write_chosen(loaded, outcome.record, write):
+            progress.warn("no recipe is written: the choice is not a growth of its source")
+    _print(outcome.json(), as_json, lambda: print_choice(outcome.record, outcome.out))
+
+
 def _numbers(text: str | None, option: str) -> list[int] | None:
     """Parse whole numbers separated by commas."""
     if text is None:

@@ -2,74 +2,33 @@
 
 Input: a recipe, method names, a budget.
 Output: a directory with `compare.json`, a plot of loss against FLOPs and a report.
-A staging directory holds the result of every finished job until the output is complete; the same command resumes from it. Order of the
-work: scratch's tuning runs, scratch at its whole budget, the tuning runs of the others, the sources, then all runs to all budgets.
+Order of the work: scratch's tuning runs, scratch at its whole budget, the tuning runs of the others, the sources, then all runs to all
+budgets.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.comparison.costs import comparison_costs
 from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.outcome import outcome
 from ligo_convert.comparison.record import FORMAT
-from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
-from ligo_convert.conversion.identity import compute_digests
-from ligo_convert.conversion.library_check import check_plan
-from ligo_convert.conversion.memory import physical_memory
-from ligo_convert.conversion.plan import Plan, check_apart, make_plan, open_planned
-from ligo_convert.conversion.pretrain_source import stage_source_config, stage_source_weights
-from ligo_convert.conversion.run_record import finite
-from ligo_convert.conversion.source_checks import scan_source
-from ligo_convert.conversion.splits import load_splits, tokenizer_directory
-from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
-from ligo_convert.environment import choose_device, cores, require_threads, versions
-from ligo_convert.errors import LigoError, OutputBusy, VerificationError
-from ligo_convert.families.registry import family_digests, family_files, load_family_file
-from ligo_convert.io.files import check_place, check_room, remove_any
+from ligo_convert.comparison.scheduler import Scheduler
+from ligo_convert.comparison.study import Study, StudyResult, carry_out
+from ligo_convert.conversion.plan import make_plan, open_planned
 from ligo_convert.io.staging import Staging
-from ligo_convert.io.strict_json import sha256_of, strict_json
-from ligo_convert.outputs.layout import TRAINED_SOURCE
-from ligo_convert.outputs.side_files import json_bytes
-from ligo_convert.progress import Progress, Task
+from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.training.state import FolderState, state_of
-
-if TYPE_CHECKING:
-    from ligo_convert.comparison.worker import JobRunner
 
 RECORD = "compare.json"
 
 PICTURE = "compare.png"
 
 REPORT = "report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonResult:
-    """The result of a comparison.
-
-    Attributes:
-        out: the output directory.
-        record: the contents of compare.json.
-        changed: False if the comparison was already finished.
-    """
-
-    out: Path
-    record: Mapping[str, Any]
-    changed: bool
-
-    def json(self) -> dict[str, Any]:
-        """Return the object that `compare --json` prints."""
-        return {"out": str(self.out), "changed": self.changed, **finite(self.record)}
 
 
 def plan_comparison(
@@ -98,7 +57,7 @@ def compare(
     jobs: int = 0,
     device: str = "auto",
     progress: Progress | None = None,
-) -> ComparisonResult:
+) -> StudyResult:
     """Run a comparison, or resume one that was stopped.
 
     Args:
@@ -110,168 +69,24 @@ def compare(
     Raises:
         LigoError: a subclass that describes the failure. The output directory is then absent or unchanged.
     """
-    progress = progress or Progress()
-    before = _finished_record(out)
-    with contextlib.ExitStack() as stack:
-        source = open_planned(recipe, weights=True)
-        if source is not None:
-            stack.enter_context(source)
-            check_apart(out, source, where="--out")
-        plan = make_plan(recipe, source, check_disk=False)
-        experiment = make_experiment(plan, methods=methods, steps=steps, seeds=seeds)
-        if before is None:
-            check_plan(plan, source)
-        digests: dict[str, str] = {}
-        if source is not None:
-            allow = recipe.source.allow_nonfinite
-            digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
-        chosen = choose_device(device)
-        key = _comparison_key(experiment, compute_digests(plan, source, digests, progress).whole, device=chosen)
-        require_threads(experiment.settings.threads)
-        if before is not None and before["key"] == key:
-            _require_unchanged(before, out)
-            return ComparisonResult(out=out, record=before, changed=False)
-        if before is not None:
-            raise OutputBusy("the output directory contains a different comparison", where=out, hint="choose another")
-        _check_room(experiment, out)
-        staging = stack.enter_context(Staging.open(out, key=key, progress=progress))
-        if staging.resumed:
-            progress.say("resuming from the staged files of an earlier run")
-        for warning in experiment.fairness_warnings():
-            progress.warn(f"fairness: {warning['text']}")
-        for name, reason in experiment.skipped.items():
-            progress.say(f"skipping {name}: {reason}")
-        progress.say(_cost_message(experiment))
-        if source is None:
-            _stage_source_folder(plan, staging, progress)
-        reader = plan.family.reads == "text"
-        tokenizer = (_tokenizer(plan, source, staging)) if reader else None
-        slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.most_examples)
-        same_data(staging, slices.digest)
-        states = sha256_of({"comparison": key, "source": digests})
-        arguments = {
-            "experiment": experiment,
-            "slices": slices,
-            "source": source.root if source is not None else None,
-            "work": staging.work,
-            "device": chosen,
-            "key": states,
-            "family_files": family_files(),
-        }
-        work = _JobLoop(experiment, staging, progress, key=states, jobs=jobs or workers(plan, device=chosen))
-        work.carry_out(arguments)
-        if source is None:
-            _stage_weakest_source(work.scheduler, staging, key=states)
-        record = outcome(
-            work.scheduler,
-            key=key,
-            label="trained here" if recipe.source.pretrain else plan.label,
-            data={"digest": slices.digest, slices.unit: dict(slices.sizes)},
-            versions=versions(),
-        )
-        record["sha256"] = _digest(record)
-        _write(record, staging)
-        staging.commit()
-    return ComparisonResult(out=out, record=record, changed=True)
-
-
-def workers(plan: Plan, *, device: str) -> int:
-    """Return the default number of worker processes: one per core if memory suffices, one on a GPU."""
-    if device != "cpu":
-        return 1
-    return max(1, min(cores(), physical_memory() // max(1, plan.memory)))
-
-
-def _check_room(experiment: Experiment, out: Path) -> None:
-    """Require disk space for training states: weights and moments of every trunk where a run may leave it."""
-    one = 12 * experiment.plan.parameters["target"]
-    leaving = len(experiment.scratch_fractions) * len(experiment.settings.decays)
-    others = (len(experiment.budget_fractions) + 1) * len(experiment.settings.rate_factors) * len(experiment.entries)
-    check_room(out, one * len(experiment.seeds) * (leaving + others) + 64_000_000)
-
-
-def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) -> Path:
-    """Return the folder of the tokenizer: the recipe's, the source's, or that of the source which the comparison trains."""
-    if source is None and plan.required_fit.settings.data.tokenizer is None:
-        return staging.path / TRAINED_SOURCE
-    return tokenizer_directory(plan, source)
-
-
-def _stage_source_folder(plan: Plan, staging: Staging, progress: Progress) -> None:
-    """Stage the config of the source that the comparison trains, and its tokenizer."""
-    if "source_config" in staged_results(staging):
-        return
-    assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
-    stage_source_config(plan, plan.pretrain, staging, progress)
-    made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
-    keep_result(staging, "source_config", True, files=made)
-
-
-def _stage_weakest_source(scheduler: Scheduler, staging: Staging, *, key: str) -> None:
-    """Stage the weights of the weakest source with the first seed, as a checkpoint for further comparisons."""
-    name = scheduler.weakest_source()
-    if name is None:
-        remove_any(staging.path / TRAINED_SOURCE)
-        return
-    from ligo_convert.training.run_trainer import RunState
-
-    stored = training_state(staging, name, key=key, progress=Progress()).load()
-    assert stored is not None, "the state of a source is kept"
-    stage_source_weights(scheduler.experiment.family, RunState.read(*stored, device="cpu").tensors, staging)
-
-
-def training_state(staging: Staging, name: str, *, key: str, progress: Progress) -> FolderState:
-    """Return the storage of a job's state, as the workers write it."""
-    return state_of(staging.work, name, key=key, warn=progress.warn)
-
-
-def _comparison_key(experiment: Experiment, recipe_digest: str, *, device: str) -> str:
-    """Return a digest of everything that determines the result; equal keys mean the same comparison."""
-    return sha256_of(
-        {
-            "recipe": recipe_digest,
-            "compare": experiment.settings.model_dump(mode="json"),
-            "entries": list(experiment.entries),
-            "steps": experiment.steps,
-            "seeds": experiment.seeds,
-            "device": device,
-            "versions": versions(),
-            # Families of the package and of plugins are part of the versions.
-            **({"families": family_digests()} if family_digests() else {}),
-        }
+    study = Study(
+        noun="comparison",
+        record=RECORD,
+        format=FORMAT,
+        make=lambda plan: make_experiment(plan, methods=methods, steps=steps, seeds=seeds),
+        scheduler=Scheduler,
+        settings=lambda experiment: {},
+        announce=_announce,
+        conclude=outcome,
+        write=_write,
     )
+    return carry_out(study, recipe, out, jobs=jobs, device=device, progress=progress)
 
 
-def _finished_record(out: Path) -> dict[str, Any] | None:
-    """Return the record of a finished comparison in `out`, or None. Raises OutputBusy if `out` contains anything else."""
-    if not os.path.lexists(out / RECORD):
-        check_place(out)
-        return None
-    try:
-        record = strict_json((out / RECORD).read_bytes(), label=RECORD)
-    except (OSError, LigoError):
-        record = {}
-    if record.get("format") != FORMAT or "key" not in record:
-        raise OutputBusy("the output directory does not contain a comparison", where=out, hint="choose another")
-    return record
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of a record as compare.json holds it, without its own digest."""
-    return sha256_of(json.loads(json.dumps(finite({key: value for key, value in record.items() if key != "sha256"}))))
-
-
-def _require_unchanged(record: Mapping[str, Any], out: Path) -> None:
-    """Raise VerificationError unless the record of a finished comparison is the one that was written."""
-    found = _digest(record)
-    if record.get("sha256") != found:
-        raise VerificationError(
-            "the record of the comparison changed since it was written",
-            where=out / RECORD,
-            expected=record.get("sha256"),
-            found=found,
-            hint="move the directory away to run the comparison again",
-        )
+def _announce(experiment: Experiment, progress: Progress) -> None:
+    for warning in experiment.fairness_warnings():
+        progress.warn(f"fairness: {warning['text']}")
+    progress.say(_cost_message(experiment))
 
 
 def _cost_message(experiment: Experiment) -> str:
@@ -290,89 +105,5 @@ def _write(record: Mapping[str, Any], staging: Staging) -> None:
     from ligo_convert.comparison.page import comparison_html
     from ligo_convert.comparison.picture import comparison_png
 
-    plain = finite(record)
-    staging.write_bytes(RECORD, json_bytes(plain))
-    staging.write_bytes(PICTURE, comparison_png(plain))
-    staging.write_bytes(REPORT, comparison_html(plain).encode())
-
-
-def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> JobRunner:
-    """Create the job runner of a worker process, which knows the same families. Heavy modules are imported here, in the worker."""
-    from ligo_convert.comparison.worker import JobRunner
-
-    for file in family_files:
-        load_family_file(file)
-    return JobRunner(**arguments)
-
-
-class _JobLoop:
-    """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
-
-    def __init__(self, experiment: Experiment, staging: Staging, progress: Progress, *, key: str, jobs: int) -> None:
-        self.experiment, self.staging, self.progress, self.key, self.jobs = experiment, staging, progress, key, jobs
-        self.scheduler = Scheduler(experiment, staged_results(staging).get("jobs", {}))
-        self._expected = Scheduler.expected_flops(experiment)
-        self._spent = 0.0
-        self._parts: dict[str, float] = {}
-        self._bar: Task | None = None
-
-    def carry_out(self, arguments: Mapping[str, Any]) -> None:
-        """Run every job without a result. `arguments` are passed to `open_job_runner`."""
-        from ligo_convert.workers import WorkerPool
-
-        self._drop_lost()
-        if "probe" in self.scheduler.results:
-            self._announce_time()
-        with (
-            self.progress.task("training", self._expected, unit="FLOPs") as self._bar,
-            WorkerPool[TrainingJob](open_job_runner, arguments, count=self.jobs) as pool,
-        ):
-            pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
-
-    def _state(self, name: str) -> FolderState:
-        return training_state(self.staging, name, key=self.key, progress=self.progress)
-
-    def _drop_lost(self) -> None:
-        """Forget the results whose state is needed and is missing or damaged, so that the jobs are done again."""
-        for name in self.scheduler.needed_states() & set(self.scheduler.results):
-            if self._state(name).load() is None:
-                del self.scheduler.results[name]
-
-    def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
-        for text in result.pop("warnings", ()):
-            self.progress.warn(text)
-        self.scheduler.done(job, result)
-        if job.kind == "probe":
-            self._announce_time()
-        keep_result(self.staging, "jobs", self.scheduler.results)
-        self._delete_states()
-        self._parts.pop(job.name, None)
-        self._spent += job.flops
-        if job.ends:
-            self._announce_end(job, result)
-
-    def _delete_states(self) -> None:
-        """Delete the states that no later job needs, once the result is staged."""
-        kept = self.scheduler.needed_states() | self.scheduler.running
-        for path in (self.staging.work / "states").glob("*.safetensors"):
-            if path.name.split(".")[0] not in kept:
-                remove_any(path)
-
-    def _announce_time(self) -> None:
-        speed = self.scheduler.results["probe"]["flops_a_second"]
-        hours = self._expected / speed / self.jobs / 3600
-        self.progress.say(f"about {hours:.1f} h in total: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each")
-
-    def _announce_end(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
-        assert job.run is not None
-        loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
-        cost = result["flops"] / self.experiment.scratch_flops
-        how = f"seed {job.seed}, {job.run.optimizer.name} {job.run.learning_rate:g}, decay {job.run.decay / job.run.steps:.0%}"
-        self.progress.say(f"{job.entry} ({how}): {job.run.steps} steps, {cost:.1%} of scratch's FLOPs, loss {loss}")
-
-    def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
-        if self._bar is None:
-            return
-        self._parts[job.name] = part * job.flops
-        self._bar.reach(min(self._expected, self._spent + sum(self._parts.values())))
-        self._bar.note(f"{job.entry} {note}".strip())
+    staging.write_bytes(PICTURE, comparison_png(record))
+    staging.write_bytes(REPORT, comparison_html(record).encode())

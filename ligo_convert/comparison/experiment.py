@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, methods_named
+from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, method_named, methods_named
 from ligo_convert.comparison.strategies import STRATEGIES, Part
 from ligo_convert.conversion.plan import DEFAULT_KEYING, Plan, another_start
 from ligo_convert.errors import RecipeError
@@ -448,11 +448,12 @@ def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength 
     layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
     parts = STRATEGIES[method.strategy].parts(layers)
     begins: Literal["drawn", "source", "learned"] = "drawn"
-    if method.starts_from_source:
+    if method.grows_at is not None:
+        begins = "source" if method.from_source else "drawn"
+        planned = _grown_on_the_way(plan, method, start)
+    elif method.starts_from_source:
         begins = "learned" if method.learns_operator else "source"
         planned = (_first_stage(plan, method, parts[0], start), *_later_stages(plan, method, parts[1:], start.target))
-    elif method.grows_at is not None:
-        planned = _grown_on_the_way(plan, method, start)
     else:
         first = with_layers(plan.family, start.target, parts[0].layers)
         planned = (
@@ -565,6 +566,42 @@ def _grown_on_the_way(plan: Plan, method: Method, start: GrowthPlan) -> tuple[Pl
     )
 
 
+def trained_on(plan: Plan, name: str, source: str) -> ExperimentEntry:
+    """Return the source that is trained on and never grows."""
+    return ExperimentEntry(
+        name=name,
+        kind="control",
+        method=None,
+        planned=(PlannedStage(at=0, stage=_stage(Part(at=0), plan.start.source)),),
+        begins="source",
+        source=source,
+        asked=_differences(plan, plan.start.source),
+    )
+
+
+def grown_part_way(plan: Plan, name: str, asked: Config, source: str) -> ExperimentEntry:
+    """Return the source grown by some of the keys that the recipe asks for, by the nearest start: a model between source and target."""
+    growth = _growth(
+        plan, method_named("mean-preserving/identity"), width="mean-preserving", depth="identity", state="reset"
+    )
+    config = _grown_config(plan, growth, plan.start.source, asked)
+    return ExperimentEntry(
+        name=name,
+        kind="control",
+        method=None,
+        planned=(PlannedStage(at=0, stage=_stage(Part(at=0), config, growth=growth, asked=dict(asked))),),
+        begins="source",
+        source=source,
+        asked=_differences(plan, config),
+    )
+
+
+def _differences(plan: Plan, config: Config) -> dict[str, Any]:
+    """Return the keys of a config that differ from the target's."""
+    complete = plan.family.complete(plan.start.target)
+    return {key: value for key, value in plan.family.complete(config).items() if complete.get(key) != value}
+
+
 def _controls(plan: Plan, settings: CompareConfig) -> dict[str, ExperimentEntry]:
     """Return the models that never grow: the source's size, and the recipe's or else the target with half of its layers."""
     family, target = plan.family, start_of(plan, METHODS[SCRATCH], 0).target
@@ -578,14 +615,13 @@ def _controls(plan: Plan, settings: CompareConfig) -> dict[str, ExperimentEntry]
         label = ", ".join(f"{key} {value}" for key, value in asked.items())
         where = plan.recipe.where("compare", "controls")
         configs[label] = family.resize(plan.start.source, {**plan.asked, **asked}, where=where)
-    complete = family.complete(target)
     return {
         name: ExperimentEntry(
             name=name,
             kind="control",
             method=None,
             planned=(PlannedStage(at=0, stage=_stage(Part(at=0), config)),),
-            asked={key: value for key, value in family.complete(config).items() if complete.get(key) != value},
+            asked=_differences(plan, config),
         )
         for name, config in configs.items()
     }

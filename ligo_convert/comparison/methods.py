@@ -47,8 +47,8 @@ class Method:
         options: names of the options.
         drops_layers: whether training skips layers.
         drops_tokens: whether training skips tokens.
-        grows_at: share of the steps at which a drawn model of the source's size grows into the target, in the same run; None to start from
-            the trained source.
+        grows_at: share of the steps at which a model of the source's size grows into the target, in the same run; None to grow at once.
+        from_source: whether a method that grows on the way starts from the trained source instead of drawn weights.
         state: what becomes of the optimizer's state at every growth; None for the policy of the strategy's parts.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule.
@@ -68,6 +68,7 @@ class Method:
     drops_layers: bool = False
     drops_tokens: bool = False
     grows_at: float | None = None
+    from_source: bool = False
     state: str | None = None
     warms: bool = False
     shape: Literal["stable", "cosine"] = "stable"
@@ -80,7 +81,7 @@ class Method:
     @property
     def starts_from_source(self) -> bool:
         """Return whether the target starts from the trained source."""
-        return not self.random_init and self.grows_at is None
+        return not self.random_init and (self.grows_at is None or self.from_source)
 
     @property
     def needs_source(self) -> bool:
@@ -267,12 +268,17 @@ def method_named(name: str) -> Method:
             learns_operator=found.learns_operator or chosen.learns_operator,
             drops_layers=found.drops_layers or chosen.drops_layers,
             drops_tokens=found.drops_tokens or chosen.drops_tokens,
+            from_source=found.from_source or chosen.from_source,
             state=chosen.state or found.state,
             warms=found.warms or chosen.warms,
             shape=chosen.shape or found.shape,
         )
+    if found.from_source and found.grows_at is None:
+        raise ValueError(f"{name}: +source is for methods that grow on the way, such as lemon/identity@0.4")
     if found.learns_operator and not found.starts_from_source:
         raise ValueError(f"{name}: drawn weights have no operator to learn")
+    if found.learns_operator and found.grows_at is not None:
+        raise ValueError(f"{name}: an operator is learned only where the source grows at once")
     assert found.strategy in STRATEGIES
     return replace(found, name=name, options=tuple(options))
 

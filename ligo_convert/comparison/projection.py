@@ -9,14 +9,15 @@ models and `a` belongs to a size. q = 1 is the form of Hoffmann et al. (arXiv:22
 (arXiv:2001.08361, equation 1.5). Short trials cannot tell them apart, so all laws that fit the trials vote.
 
 Growth hands tokens over: a model that is grown at a loss goes on as one of its own size that has reached this loss, after a factor on the
-tokens that this takes. The factor is the candidate's own, and its trials determine it. So a start that is ahead early has a head start in
-tokens, which matters less the longer training lasts, and a small model can hand over no more than it can learn.
+tokens that this takes. So does a source that is trained on. The factor is the candidate's own, and its trials determine it. So a start that
+is ahead early has a head start in tokens, which matters less the longer training lasts, and a small model can hand over no more than it can
+learn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
-NOISE: Final = 0.01  # nats between seeds where nothing was measured: the spread of small models (docs/development/log.md)
+NOISE: Final = (
+    0.01  # nats between seeds where nothing was measured: the spread of small models (docs/development/log.md)
+)
 
 DRAWS: Final = 200  # votes
 
@@ -59,10 +62,12 @@ class TrialEnd:
     Attributes:
         tokens: tokens of the trial.
         loss: its loss in nats, the mean over seeds.
+        seeds: number of seeds.
     """
 
     tokens: float
     loss: float
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,58 +139,66 @@ class _Law:
 
     def tokens(self, floor: float, loss: Values) -> Values:
         """Return the tokens after which a model has this loss, at most `MOST` budgets."""
-        above = np.maximum(loss**self.q - floor, 1e-300)
-        return np.asarray(self.unit * np.minimum((self.b / above) ** (1 / self.p), MOST), dtype=np.float64)
+        logs = (math.log(self.b) - np.log(np.maximum(loss**self.q - floor, 1e-300))) / self.p
+        return np.asarray(self.unit * np.exp(np.minimum(logs, math.log(MOST))), dtype=np.float64)
 
-    def end(self, candidate: Candidate, tokens: float, factor: Values, *, floor: float | None = None) -> Values:
-        """Return the loss of a candidate after `tokens`, for factors on what growth hands over. `floor` replaces that of its last model."""
+    def end(self, candidate: Candidate, tokens: float, factor: Values) -> Values:
+        """Return the loss of a candidate after `tokens`, for factors on what is handed over."""
         loss: Values | None = None
         if candidate.start is not None:
             loss = np.full_like(factor, candidate.start)
         for number, leg in enumerate(candidate.legs):
             if loss is not None and leg.share == 0:
                 continue
-            own = floor if floor is not None and number == len(candidate.legs) - 1 else self.floor(leg.size)
+            own = self.floor(leg.size)
             before = np.zeros_like(factor)
             if loss is not None:
-                before = self.tokens(own, loss) * (factor if number else 1.0)
-            trained = self.loss(own, before + leg.share * tokens)
-            # A source whose loss lies below what the law gives its size does not get worse.
-            loss = trained if loss is None or number else np.minimum(loss, trained)
+                # A source that is trained on before it grows keeps what it has; one that never grows may lose some as the rate rises.
+                kept = 1.0 if number == 0 and len(candidate.legs) > 1 else factor
+                before = self.tokens(own, loss) * kept
+            loss = self.loss(own, before + leg.share * tokens)
         assert loss is not None, "a candidate has a model"
         return loss
 
 
-def project(
-    candidates: Mapping[str, Candidate], *, noise: float = NOISE, seeds: int = 1, draws: int = DRAWS
-) -> dict[str, Projection]:
-    """Return the projections of all candidates that have trials; empty where no model was trained from drawn weights.
+def project(candidates: Mapping[str, Candidate], *, noise: float = NOISE, draws: int = DRAWS) -> dict[str, Projection]:
+    """Return the projections to the budget, as `project_at` makes them."""
+    return project_at(candidates, (1.0,), noise=noise, draws=draws).get(1.0, {})
+
+
+def project_at(
+    candidates: Mapping[str, Candidate], times: Sequence[float], *, noise: float = NOISE, draws: int = DRAWS
+) -> dict[float, dict[str, Projection]]:
+    """Return the projections of all candidates that have trials to multiples of the budget; empty where no drawn model has two trials.
 
     Every vote adds noise to the trials, draws one of the laws by how well it fits, and projects all candidates under it.
 
     Args:
         candidates: name -> candidate.
+        times: multiples of the budget.
         noise: standard deviation of one trial's loss over seeds, in nats.
-        seeds: number of seeds that the ends are means over.
         draws: number of votes.
     """
     tried = {name: candidate for name, candidate in candidates.items() if candidate.ends}
     anchors = [candidate for candidate in tried.values() if candidate.is_drawn]
-    if not anchors:
+    if not any(len(candidate.ends) > 1 for candidate in anchors):
         return {}
-    sigma = noise / math.sqrt(seeds)
     powers = [*((p, 1.0) for p in TOKEN_POWERS), *((1.0, q) for q in LOSS_POWERS)]
     errors = np.array([_fit(anchors, p, q)[1] for p, q in powers])
-    weights = np.exp(-(errors - errors.min()) / (2 * sigma**2))
+    weights = np.exp(-(errors - errors.min()) / (2 * noise**2))
     random = np.random.default_rng(0)
     votes = []
     for _ in range(draws):
-        shaken = {name: _shaken(candidate, sigma, random) for name, candidate in tried.items()}
+        shaken = [_shaken(candidate, noise, random) for candidate in tried.values()]
         p, q = powers[random.choice(len(powers), p=weights / weights.sum())]
-        law, _ = _fit([candidate for candidate in shaken.values() if candidate.is_drawn], p, q)
-        law = _with_source(law, shaken.values())
-        votes.append([_projected(law, candidate) for candidate in shaken.values()])
-    losses = np.array(votes)
+        law, _ = _fit([candidate for candidate in shaken if candidate.is_drawn], p, q)
+        votes.append([_projected(law, candidate, times) for candidate in shaken])
+    losses = np.array(votes)  # [votes, candidates, times]
+    return {factor: _counted(losses[:, :, place], list(tried)) for place, factor in enumerate(times)}
+
+
+def _counted(losses: Values, names: Sequence[str]) -> dict[str, Projection]:
+    """Return the projections at one budget from the votes: losses [votes, candidates]."""
     best = losses.argmin(axis=1)
     return {
         name: Projection(
@@ -194,12 +207,14 @@ def project(
             high=float(np.quantile(losses[:, number], 0.95)),
             leads=float((best == number).mean()),
         )
-        for number, name in enumerate(tried)
+        for number, name in enumerate(names)
     }
 
 
-def _shaken(candidate: Candidate, sigma: float, random: np.random.Generator) -> Candidate:
-    ends = tuple(replace(end, loss=end.loss + sigma * random.standard_normal()) for end in candidate.ends)
+def _shaken(candidate: Candidate, noise: float, random: np.random.Generator) -> Candidate:
+    ends = tuple(
+        replace(end, loss=end.loss + noise / math.sqrt(end.seeds) * random.standard_normal()) for end in candidate.ends
+    )
     return replace(candidate, ends=ends)
 
 
@@ -218,7 +233,8 @@ def _fit(anchors: Sequence[Candidate], p: float, q: float) -> tuple[_Law, float]
     floors, b = _non_negative(columns * scale[:, None], losses**q * scale)
     law = _Law(p=p, q=q, b=b, floors=tuple(zip(map(math.log, sizes), floors, strict=True)), unit=unit)
     found = [law.loss(floors[place], np.array(end.tokens)) for place, end in points]
-    return law, float(((np.array(found) - losses) ** 2).sum())
+    seeds = np.array([end.seeds for _, end in points])
+    return law, float((seeds * (np.array(found) - losses) ** 2).sum())
 
 
 def _non_negative(columns: Values, values: Values) -> tuple[list[float], float]:
@@ -236,45 +252,13 @@ def _non_negative(columns: Values, values: Values) -> tuple[list[float], float]:
     return [float(value) for value in found[:-1]], max(float(found[-1]), 1e-9)
 
 
-def _with_source(law: _Law, candidates: Iterable[Candidate]) -> _Law:
-    """Return the law with the floor of a source that is trained on, where no model of its size was trained from drawn weights."""
-    known = dict(law.floors)
-    for candidate in candidates:
-        size = math.log(candidate.legs[0].size)
-        if candidate.start is not None and len(candidate.legs) == 1 and all(abs(size - one) > 1e-6 for one in known):
-            known[size] = _own_floor(law, candidate, [end.tokens for end in candidate.ends])
-    return replace(law, floors=tuple(sorted(known.items())))
-
-
-def _projected(law: _Law, candidate: Candidate) -> float:
-    """Return the projected loss of a candidate; its trials determine what growth hands over."""
-    one = np.ones(1)
-    if candidate.is_drawn:
-        return float(law.end(candidate, candidate.tokens, one)[0])
-    # Late trials say more about the end than early ones.
-    weights = [end.tokens for end in candidate.ends]
-    if len(candidate.legs) == 1:
-        floor = _own_floor(law, candidate, weights)
-        assert candidate.start is not None
-        # Training can stop where it began.
-        return min(candidate.start, float(law.end(candidate, candidate.tokens, one, floor=floor)[0]))
-    errors = np.zeros_like(FACTORS)
-    for end, weight in zip(candidate.ends, weights, strict=True):
-        errors += weight * (law.end(candidate, end.tokens, FACTORS) - end.loss) ** 2
-    factor = FACTORS[int(errors.argmin())]
-    return float(law.end(candidate, candidate.tokens, np.array([factor]))[0])
-
-
-def _own_floor(law: _Law, candidate: Candidate, weights: Sequence[float]) -> float:
-    """Return the floor of a source that is trained on: the one under which its trials end as they did."""
-    assert candidate.start is not None
-    highest = candidate.start**law.q
-    grid = highest * np.linspace(0.0, 1.0, 200, endpoint=False)
-    errors = [
-        sum(
-            weight * (float(law.end(candidate, end.tokens, np.ones(1), floor=floor)[0]) - end.loss) ** 2
-            for end, weight in zip(candidate.ends, weights, strict=True)
-        )
-        for floor in grid
-    ]
-    return float(grid[int(np.argmin(errors))])
+def _projected(law: _Law, candidate: Candidate, times: Sequence[float]) -> list[float]:
+    """Return the projected losses of a candidate; its trials determine what growth hands over."""
+    factor = np.ones(1)
+    if not candidate.is_drawn:
+        errors = np.zeros_like(FACTORS)
+        for end in candidate.ends:
+            # Late trials say more about the end than early ones.
+            errors += end.tokens * (law.end(candidate, end.tokens, FACTORS) - end.loss) ** 2
+        factor = FACTORS[[int(errors.argmin())]]
+    return [float(law.end(candidate, candidate.tokens * one, factor)[0]) for one in times]

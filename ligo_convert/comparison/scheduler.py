@@ -522,7 +522,8 @@ class Scheduler:
         """Return the names of the states that a job may still start from."""
         wanted = self.wanted()
         cuts = self._cuts(wanted)
-        kept: set[str] = set()
+        # A checkpoint is read before it is known which runs start from it.
+        kept = {CHECKPOINT} if self.experiment.plan.recipe.source.pretrain is None else set[str]()
         for found in wanted:
             jobs = list(self._pieces(found, cuts))
             kept |= {job.parent for job in jobs}

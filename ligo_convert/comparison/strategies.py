@@ -259,6 +259,7 @@ class Option:
         learns_operator: whether the operator is learned before training.
         drops_layers: whether training skips layers.
         drops_tokens: whether training skips tokens.
+        from_source: whether a method that grows on the way starts from the trained source.
         state: what becomes of the optimizer's state at every growth; None to keep the method's policy.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule; None for warmup-stable-decay.
@@ -271,6 +272,7 @@ class Option:
     learns_operator: bool = False
     drops_layers: bool = False
     drops_tokens: bool = False
+    from_source: bool = False
     state: str | None = None
     warms: bool = False
     shape: Literal["cosine"] | None = None
@@ -294,6 +296,12 @@ OPTIONS: dict[str, Option] = {
         summary="tokens drawn at random skip the middle layers; those that a masked language model is asked for never do",
         cost="less by what is left out",
         drops_tokens=True,
+    ),
+    "source": Option(
+        paper="-",
+        summary="a method that grows on the way (WIDTH/DEPTH@SHARE) starts from the trained source, which is trained on until it grows",
+        cost="steps of the source until it grows",
+        from_source=True,
     ),
     "staged": Option(
         paper="bert2BERT, arXiv:2110.07143, as LiGO's section 4.3 adds it",

@@ -23,6 +23,7 @@ from ligo_convert.io.source_text import redacted
 from ligo_convert.io.strict_yaml import Document, KeyPath, load_file, parse_value
 from ligo_convert.recipes.errors import SECRET_KEYS, Fault, Layer, Layered, findings, screen, short, shown
 from ligo_convert.recipes.schema import (
+    ChooseConfig,
     CompareConfig,
     DataConfig,
     FitConfig,
@@ -68,6 +69,7 @@ class Recipe(Section):
         default=None, description="training from several starting points, for `compare`"
     )
     train: TrainConfig | None = Field(default=None, description="training of the target, for `train`")
+    choose: ChooseConfig | None = Field(default=None, description="short trials that decide how to grow, for `choose`")
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
     _source_base: Path | None = PrivateAttr(default=None)
@@ -141,11 +143,11 @@ class Recipe(Section):
     def public(self) -> dict[str, Any]:
         """Return the recipe with every default filled in and nothing private; `load_recipe` can read it again.
 
-        Local paths are replaced by placeholders, `publish` and `compare` are removed, and paths are removed from configs. Of `train` and
-        `growth.schedule` on the one hand, and `fit` on the other, the recipe keeps what a training or a conversion depends on.
+        Local paths are replaced by placeholders, `publish`, `compare` and `choose` are removed, and paths are removed from configs. Of
+        `train` and `growth.schedule` on the one hand, and `fit` on the other, the recipe keeps what a training or a conversion depends on.
         """
         data = _filled(self)
-        del data["publish"], data["compare"]
+        del data["publish"], data["compare"], data["choose"]
         data["output"]["dir"] = _OUT
         if self._trains:
             _hide_places(data["train"]["data"], self.base)

@@ -574,6 +574,34 @@ class CompareConfig(Section):
     )
 
 
+class ChooseConfig(Section):
+    """Settings of `ligo-convert choose`. What it leaves open stands in `compare`. A conversion does not use them."""
+
+    candidates: list[Text] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="methods to try, named as for `compare`; default: several starts from the source at hand, at once and later, or growth"
+        " on the way where there is no source. Scratch and smaller models are always tried",
+    )
+    steps: Count | None = Field(
+        default=None,
+        description="the budget that the choice is for: steps of training from scratch; default: `compare.steps`",
+    )
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.01, 0.02, 0.04],
+        min_length=2,
+        max_length=MAX_LIST,
+        description="costs of the trials, as fractions of the budget: after each, the better half of every kind goes on to the next",
+    )
+    seeds: list[Seed] = Field(
+        default=[0],
+        min_length=1,
+        max_length=MAX_LIST,
+        description="the longest trials are run once per seed, the shorter ones with the first",
+    )
+
+
 class OutputConfig(Section):
     """The output directory and the form of its weights."""
 

@@ -1,0 +1,292 @@
+"""Say how to grow, from trials: the ranking, the projection to the budget, what would change the answer, and what the trials cost.
+
+Input: a `TrialScheduler` with every trial done.
+Output: the contents of choose.json: plain values and plain sentences.
+
+The trials measure; the projection is a calculation. The sentences keep the two apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.projection import NOISE, Candidate, Projection, project_at
+from ligo_convert.comparison.trials import Kind, Trials, TrialScheduler, noise_of
+from ligo_convert.families.flops import CONVENTION
+
+FORMAT: Final = "ligo-choice/1"
+
+CLEAR: Final = 0.9  # share of the votes from which a choice is called clear
+
+BUDGETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # budgets at which the leader is read, in budgets
+
+GROWS: Final[Mapping[Kind, bool]] = {
+    "scratch": False,
+    "smaller": False,
+    "trained on": False,
+    "part way": True,
+    "grown at once": True,
+    "grown later": True,
+    "grown on the way": True,
+}
+
+
+def advice(
+    scheduler: TrialScheduler, *, key: str, label: str, data: Mapping[str, Any], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the record of finished trials.
+
+    Args:
+        key: digest of everything that determines the result.
+        label: where the source comes from.
+        data: digest and sizes of the data.
+        versions: versions of the libraries.
+    """
+    trials = scheduler.experiment
+    ends = {name: scheduler.ends_of(name) for name in trials.entries}
+    measured = noise_of(end for found in ends.values() for end in found)
+    candidates = scheduler.candidates()
+    at_budgets = project_at(candidates, BUDGETS, noise=measured or NOISE)
+    projections = at_budgets.get(1.0, {})
+    spent, budget = scheduler.spent(), trials.scratch_flops
+    rows = [_row(scheduler, name, ends[name], projections.get(name)) for name in trials.entries]
+    choice = scheduler.choice()
+    assert choice is not None
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "key": key,
+        "recipe": trials.plan.recipe.path.name,
+        "family": trials.plan.family.name,
+        "source": label,
+        "parameters": trials.plan.parameters,
+        "budget": {
+            "steps": trials.steps,
+            "flops": budget,
+            "batch_size": trials.batch_size,
+            "tokens_per_parameter": round(trials.tokens_per_parameter, 2),
+        },
+        "rounds": list(trials.rounds),
+        "seeds": list(trials.seeds),
+        "optimizer": asdict(choice),
+        "cost": {
+            "flops": spent["trials"],
+            "share": round(spent["trials"] / budget, 4),
+            "source_flops": spent["source"],
+            "source_share": round(spent["source"] / budget, 4),
+        },
+        "noise": {"nats": round(measured or NOISE, 6), "measured": measured is not None},
+        "candidates": _ranked(rows),
+        "by_budget": _leaders(candidates, at_budgets),
+        "skipped": dict(trials.skipped),
+        "data": dict(data),
+        "flops_convention": CONVENTION,
+        "versions": dict(versions),
+    }
+    record["choice"] = _choice(trials, record)
+    record["text"] = sentences(record)
+    return record
+
+
+def _row(
+    scheduler: TrialScheduler, name: str, ends: Sequence[Mapping[str, Any]], projection: Projection | None
+) -> dict[str, Any]:
+    trials = scheduler.experiment
+    entry = trials.entries[name]
+    choice, method = scheduler.choice_of(entry), entry.method
+    assert choice is not None
+    # A strategy that draws its first model grows several times, and is known by its name alone.
+    growth = entry.planned[0].stage.growth if method is None else (None if method.random_init else method)
+    return {
+        "name": name,
+        "kind": trials.kinds[name],
+        "grows": GROWS[trials.kinds[name]],
+        "width": None if growth is None else growth.width,
+        "depth": None if growth is None else growth.depth,
+        "at": method.grows_at if method is not None else None,
+        "steps": round(trials.budget_tokens(entry) / trials.tokens),
+        "asked": dict(first.asked) if (first := entry.planned[0].stage).asked is not None else None,
+        "config": dict(entry.asked) if entry.kind == "control" else None,
+        "source_flops": trials.source_flops(entry),
+        "source_loss": scheduler.source_loss(entry),
+        "fit_flops": trials.fit_flops(entry),
+        "learning_rate": choice.learning_rate,
+        "trials": [dict(end) for end in ends],
+        "projection": None
+        if projection is None
+        else {part: round(value, 6) for part, value in asdict(projection).items()},
+    }
+
+
+def _ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the candidates in the order of the advice: who was tried longest first, then by projected loss, then by the last trial's."""
+
+    def key(row: Mapping[str, Any]) -> tuple[float, ...]:
+        last = row["trials"][-1]["loss"]
+        projected = row["projection"]["loss"] if row["projection"] is not None else None
+        missing = projected is None
+        return (-len(row["trials"]), missing, (last if missing else projected) or 0.0)
+
+    return sorted(rows, key=key)
+
+
+def _leaders(
+    candidates: Mapping[str, Candidate], projections: Mapping[float, Mapping[str, Projection]]
+) -> list[dict[str, Any]]:
+    """Return who is projected to lead at fractions and multiples of the budget, among those that were tried longest."""
+    most = max((len(candidate.ends) for candidate in candidates.values()), default=0)
+    longest = [name for name, candidate in candidates.items() if len(candidate.ends) == most]
+    found = []
+    for times, projected in projections.items():
+        name = min(longest, key=lambda one: projected[one].loss)
+        one = projected[name]
+        found.append({"times": times, "name": name, "loss": round(one.loss, 6), "leads": one.leads})
+    return found
+
+
+def _choice(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the choice: the candidate with the lowest projected loss among those that took part in every round."""
+    finalists = [row for row in record["candidates"] if len(row["trials"]) == len(trials.rounds)]
+    chosen = finalists[0]
+    first = min(finalists, key=lambda row: _last(row))
+    scratch = next(row for row in record["candidates"] if row["name"] == SCRATCH)
+    others = [row for row in finalists if row is not chosen]
+    projected = chosen["projection"]
+    leads = None if projected is None else projected["leads"]
+    return {
+        "name": chosen["name"],
+        "kind": chosen["kind"],
+        "grows": chosen["grows"],
+        "width": chosen["width"],
+        "depth": chosen["depth"],
+        "asked": chosen["asked"],
+        "steps": chosen["steps"],
+        "at": chosen["at"],
+        "config": chosen["config"],
+        "learning_rate": chosen["learning_rate"],
+        "optimizer": record["optimizer"]["optimizer"],
+        "decay": record["optimizer"]["decay"],
+        "confidence": "unknown" if leads is None else ("clear" if leads >= CLEAR else "open"),
+        "leads": leads,
+        "ahead_now": first["name"],
+        "next": others[0]["name"] if others else None,
+        "gain_over_scratch": _difference(scratch, chosen),
+        "gain_over_next": _difference(others[0], chosen) if others else None,
+    }
+
+
+def _last(row: Mapping[str, Any]) -> float:
+    loss: float | None = row["trials"][-1]["loss"]
+    return math.inf if loss is None else loss
+
+
+def _difference(other: Mapping[str, Any], chosen: Mapping[str, Any]) -> float | None:
+    """Return by how many nats the projected loss of the chosen candidate lies below another's."""
+    if other["projection"] is None or chosen["projection"] is None:
+        return None
+    return round(float(other["projection"]["loss"] - chosen["projection"]["loss"]), 6)
+
+
+# Sentences.
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """Return the advice in plain sentences."""
+    choice, rows = record["choice"], {row["name"]: row for row in record["candidates"]}
+    chosen, last = rows[choice["name"]], record["rounds"][-1]
+    found = [_headline(record, chosen)]
+    if choice["ahead_now"] == choice["name"]:
+        found.append(f"It is ahead in the longest trials, at {last:.1%} of the budget: loss {_last(chosen):.4f}.")
+    else:
+        ahead = rows[choice["ahead_now"]]
+        found.append(
+            f"At {last:.1%} of the budget {ahead['name']} is ahead: loss {_last(ahead):.4f} against {_last(chosen):.4f}. The projection"
+            " to the whole budget reverses this, because short trials favour small models and trained starts."
+        )
+    if chosen["source_loss"] is not None and _last(chosen) > chosen["source_loss"]:
+        found.append(
+            f"Its trials end above the source's own loss of {chosen['source_loss']:.4f}, because the rising rate costs at first. Longer"
+            " trials (choose.shares) or lower rates (compare.rate_factors) say more."
+        )
+    found += _projected_sentences(record, chosen)
+    found += _change_sentences(record)
+    noise = record["noise"]
+    if noise["measured"]:
+        found.append(f"Seeds differ by {noise['nats']:.4f} nats, measured over {len(record['seeds'])} seeds.")
+    else:
+        found.append(
+            f"The spread over seeds is unknown: one seed was run, and {noise['nats']:g} nats are assumed. Pass --seeds 0,1,2 to measure it."
+        )
+    cost = record["cost"]
+    found.append(
+        f"The trials cost {cost['flops']:.3g} FLOPs, {cost['share']:.1%} of the budget"
+        + (f"; training the source for them cost another {cost['source_share']:.1%}." if cost["source_flops"] else ".")
+    )
+    return found
+
+
+def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    kind, how = chosen["kind"], _how(chosen)
+    rate = f"peak learning rate {chosen['learning_rate']:g} with {record['optimizer']['optimizer']}"
+    text = {
+        "scratch": "Do not grow: train the target from drawn weights",
+        "smaller": f"Do not grow: train the smaller model ({_keys(chosen)}) from drawn weights",
+        "trained on": "Do not grow: train the source on",
+        "part way": f"Grow part of the way ({_keys(chosen)}) at once",
+        "grown at once": f"Grow the source at once, {how}",
+        "grown later": f"Train the source on for {chosen['at'] or 0:.0%} of the steps, then grow it, {how}",
+        "grown on the way": f"Train from drawn weights and grow on the way: {how or chosen['name']}"
+        + (f", after {chosen['at']:.0%} of the steps" if chosen["at"] else ""),
+    }[kind]
+    return f"{text}; {rate}."
+
+
+def _how(row: Mapping[str, Any]) -> str:
+    return "" if row["width"] is None else f"width by {row['width']}, depth by {row['depth']}"
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (row["config"] or {}).items())
+
+
+def _projected_sentences(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    choice, projected = record["choice"], chosen["projection"]
+    if projected is None:
+        return [
+            "No projection is made: too few trials from drawn weights have a finite loss. The choice is who is ahead now, which favours"
+            " small models and trained starts."
+        ]
+    found = [
+        f"Projected to the whole budget its loss is {projected['loss']:.3f} (between {projected['low']:.3f} and {projected['high']:.3f})"
+        + (f", {choice['gain_over_scratch']:.3f} below scratch's." if chosen["name"] != SCRATCH else ".")
+    ]
+    if choice["next"] is not None and choice["gain_over_next"] is not None:
+        share = f"It leads in {projected['leads']:.0%} of the projections that agree with the trials"
+        end = f"the next is {choice['next']}, {choice['gain_over_next']:.3f} nats behind"
+        if choice["confidence"] == "clear":
+            found.append(f"{share}; {end}.")
+        else:
+            found.append(
+                f"{share}; {end}: the trials do not decide between them. Longer trials (choose.shares) or more seeds may."
+            )
+    return found
+
+
+def _change_sentences(record: Mapping[str, Any]) -> list[str]:
+    """Return at which budgets the answer would be another."""
+    chosen, found = record["choice"]["name"], []
+    smaller = [row for row in record["by_budget"] if row["times"] < 1 and row["name"] != chosen]
+    larger = [row for row in record["by_budget"] if row["times"] > 1 and row["name"] != chosen]
+    if smaller:
+        row = smaller[-1]
+        found.append(f"With {row['times']:g} times the budget or less, {row['name']} is projected to lead.")
+    if larger:
+        row = larger[0]
+        found.append(f"With {row['times']:g} times the budget, {row['name']} is projected to lead.")
+    if record["by_budget"] and not smaller and not larger:
+        low, high = record["by_budget"][0]["times"], record["by_budget"][-1]["times"]
+        found.append(f"The answer is the same from {low:g} to {high:g} times the budget.")
+    return found

@@ -1,0 +1,387 @@
+"""Try candidates for a short while, in rounds: after each round the better half of every kind goes on, on the trunks that it has.
+
+Input: a conversion plan, the recipe's `choose` and `compare` sections.
+Output: an experiment whose budgets are the rounds (`Trials`), its scheduler (`TrialScheduler`), and what the trials found, as
+`comparison.projection` takes it.
+
+Candidates of one kind differ in how the same model begins, and that shows early: their rank after some hundred steps is close to the final
+one, and their rank at step 0 is not (landscape-aware growing, arXiv:2406.02469). Candidates of different kinds are not halved against
+each other: short trials favour small models and trained starts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal
+
+from ligo_convert.comparison.experiment import (
+    HALF_DEPTH,
+    Choice,
+    Experiment,
+    ExperimentEntry,
+    grown_part_way,
+    make_experiment,
+    trained_on,
+)
+from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.projection import Candidate, Leg, TrialEnd
+from ligo_convert.comparison.scheduler import Scheduler, WantedRun
+from ligo_convert.conversion.plan import Plan
+from ligo_convert.errors import RecipeError
+from ligo_convert.families.flops import step_flops
+from ligo_convert.families.notation import size_keys
+from ligo_convert.recipes.schema import ChooseConfig, CompareConfig
+
+Kind = Literal["scratch", "smaller", "trained on", "part way", "grown at once", "grown later", "grown on the way"]
+
+TRAINED_ON: Final = "source, trained on"
+
+# Kinds that are never halved: they show how the loss falls with the budget.
+KEPT: Final = ("scratch", "smaller", "trained on")
+
+LATER: Final = (0.25, 0.5)  # shares of the steps after which a source at hand grows
+
+ON_THE_WAY: Final = (0.2, 0.4, 0.6)  # shares of the steps after which a drawn model grows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials(Experiment):
+    """An experiment whose runs are trials. Its `steps` are the budget that the choice is for; nothing is trained that long.
+
+    Attributes:
+        rounds: costs of the trials, as shares of the budget, ascending.
+        kinds: kind of every entry.
+    """
+
+    rounds: tuple[float, ...] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+
+    @property
+    def scratch_fractions(self) -> tuple[float, ...]:
+        return self.rounds
+
+    @property
+    def budget_fractions(self) -> tuple[float, ...]:
+        return self.rounds
+
+    def steps_of_round(self, entry: ExperimentEntry, number: int) -> int:
+        """Return the steps of an entry's trial: what the round pays for, from the growth of the source on."""
+        share = self.rounds[number]
+        return self.steps_of(share) if entry.kind == "scratch" else self.steps_for(entry, share)
+
+    def budget_tokens(self, entry: ExperimentEntry) -> float:
+        """Return the tokens that the budget pays for. A source that is trained for this purpose is paid from it."""
+        charged = 0.0 if self.plan.recipe.source.pretrain is None else (self.source_flops(entry) or 0.0)
+        left = 1 - charged / self.scratch_flops
+        steps = self.steps if entry.kind == "scratch" else (self.steps_for(entry, left) if left > 0 else 0)
+        return float(steps * self.tokens)
+
+    def legs(self, entry: ExperimentEntry) -> tuple[Leg, ...]:
+        """Return the models that an entry trains, with their shares of its tokens."""
+        steps = max(1000, *(self.steps_of_round(entry, number) for number in range(len(self.rounds))))
+        run = self.make_run(entry, _ANY, seed=0, steps=steps)
+        found = [
+            Leg(size=self._size(stage.config), share=len(span) / steps)
+            for stage, span in zip(run.stages, run.spans, strict=True)
+        ]
+        if entry.begins != "drawn" and found[0].size != self._size(self.plan.start.source):
+            found.insert(0, Leg(size=self._size(self.plan.start.source), share=0.0))
+        return tuple(found)
+
+    def _size(self, config: Mapping[str, Any]) -> float:
+        return step_flops(self.family, config, tokens=self.tokens, sequence_length=self.length) / self.tokens
+
+
+_ANY = Choice(optimizer="adamw", learning_rate=0.0, decay=0.0)
+
+
+def make_trials(
+    plan: Plan, *, candidates: Sequence[str] | None, steps: int | None, seeds: Sequence[int] | None
+) -> Trials:
+    """Return the candidates and their rounds.
+
+    Args:
+        plan: conversion plan of the recipe.
+        candidates: method names; None for `choose.candidates`, and without that for `default_candidates`.
+        steps: the budget; None for `choose.steps`, and without that for `compare.steps`.
+        seeds: None for `choose.seeds`.
+
+    Raises:
+        RecipeError: as `make_experiment`; the target is as large as the source.
+    """
+    recipe = plan.recipe
+    settings = recipe.choose or ChooseConfig()
+    compare = recipe.compare or CompareConfig()
+    budget = steps or settings.steps or compare.steps
+    if budget is None:
+        raise RecipeError(
+            "the budget that the choice is for is not set",
+            where=recipe.where("choose"),
+            hint="set choose.steps, the steps of training from scratch, or pass --steps N",
+        )
+    if not _grown_axes(plan):
+        raise RecipeError(
+            "the target is as large as the source, so there is nothing to choose", where=recipe.where("target")
+        )
+    rounds = tuple(sorted(set(settings.shares)))
+    compare = compare.model_copy(
+        update={"tuning_fraction": rounds[0], "source_strengths": compare.source_strengths[:1], "steps": budget}
+    )
+    # The trials take what the recipe says of comparisons, but for their lengths.
+    plan = replace(plan, recipe=recipe.model_copy(update={"compare": compare}))
+    named = list(candidates or settings.candidates or ())
+    made = make_experiment(
+        plan, methods=named or _applicable(plan, budget), steps=budget, seeds=seeds or settings.seeds
+    )
+    entries, kinds = _entries(plan, made)
+    return Trials(
+        **{one.name: getattr(made, one.name) for one in fields(made) if one.name not in ("entries", "_flops")},
+        entries=entries,
+        rounds=rounds,
+        kinds=kinds,
+    )
+
+
+def default_candidates(plan: Plan) -> list[str]:
+    """Return the methods that are tried where the recipe names none.
+
+    A source at hand grows at once by one of several starts, or later. Without a source, the model grows on the way.
+    """
+    wider, deeper = _grown_axes(plan)
+    widths = ["mean-preserving", "sparkling"] if wider else ["copy"]
+    depths = ["identity", "interpolate", "stack", "silent-drawn"] if deeper else ["copy"]
+    first = f"{widths[0]}/{depths[0]}"
+    if plan.recipe.source.pretrain is not None:
+        ways = [f"{first}@{share:g}" for share in ON_THE_WAY]
+        return ways + ([f"{widths[0]}/interpolate@0.4", "g-stack", "progressive"] if deeper else ["net2net/copy@0.4"])
+    starts = [f"{widths[0]}/{depth}" for depth in depths]
+    starts += [f"{width}/{depths[min(1, len(depths) - 1)]}" for width in widths[1:]]
+    starts += ["net2net/copy"] if not deeper else []
+    return starts + [f"{first}@{share:g}+source" for share in LATER]
+
+
+def _grown_axes(plan: Plan) -> tuple[bool, bool]:
+    """Return whether widths grow, and whether depths do; empty, hence false, if neither does."""
+    old, new = (plan.family.sizes(config) for config in (plan.start.source, plan.start.target))
+    grown = {axis for axis, size in new.items() if old.get(axis) != size}
+    deeper = grown & set(plan.family.depth_axes)
+    return (bool(grown - deeper), bool(deeper)) if grown else ()  # type: ignore[return-value]
+
+
+def _applicable(plan: Plan, budget: int) -> list[str]:
+    """Return the default candidates that apply to this source and target."""
+    found = []
+    for name in default_candidates(plan):
+        try:
+            make_experiment(plan, methods=[name], steps=budget)
+        except RecipeError:
+            continue
+        found.append(name)
+    return found
+
+
+def _entries(plan: Plan, made: Experiment) -> tuple[dict[str, ExperimentEntry], dict[str, Kind]]:
+    """Return the entries with the alternatives to growing into the target, and their kinds."""
+    entries = dict(made.entries)
+    at_hand = plan.recipe.source.pretrain is None
+    if at_hand:
+        # The source's size from drawn weights stays: it shows how the loss falls with size. Half of the layers would add little to it.
+        entries.pop(HALF_DEPTH, None)
+        entries[TRAINED_ON] = trained_on(plan, TRAINED_ON, made.sources[0].name)
+        for name, asked in _part_way(plan).items():
+            entries[name] = grown_part_way(plan, name, asked, made.sources[0].name)
+    return entries, {name: _kind(entry) for name, entry in entries.items()}
+
+
+def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return targets between source and target: name -> config keys over the source's."""
+    family, (wider, deeper) = plan.family, _grown_axes(plan)
+    keys = {key for axis in family.depth_axes for key in size_keys(family.axes[axis])}
+    deep = {key: value for key, value in plan.asked.items() if key in keys}
+    wide = {key: value for key, value in plan.asked.items() if key not in keys}
+    if wider and deeper:
+        return {"only deeper": deep, "only wider": wide}
+    return {}
+
+
+def _kind(entry: ExperimentEntry) -> Kind:
+    if entry.kind == "scratch":
+        return "scratch"
+    if entry.kind == "control":
+        if entry.begins == "drawn":
+            return "smaller"
+        return "part way" if entry.planned[0].stage.growth is not None else "trained on"
+    assert entry.method is not None
+    if entry.begins == "drawn":
+        return "grown on the way"
+    return "grown later" if entry.method.grows_at is not None else "grown at once"
+
+
+class TrialScheduler(Scheduler):
+    """Chooses the next job of the trials."""
+
+    experiment: Trials
+
+    def __init__(self, experiment: Experiment, results: Mapping[str, dict[str, Any]]) -> None:
+        super().__init__(experiment, results)
+        # What is known of finished rounds does not change.
+        self._known_trials: dict[tuple[str, int], dict[str, Any]] = {}
+        self._known_survivors: dict[int, list[str]] = {}
+
+    def wanted(self) -> list[WantedRun]:
+        experiment = self.experiment
+        baseline, first = experiment.baseline, experiment.seeds[0]
+        found = [self._want(baseline, first, choice, self._tuning_steps(baseline)) for choice in self._grid()]
+        for number in range(len(experiment.rounds)):
+            if self.choice() is None or (names := self.survivors(number)) is None:
+                break
+            for name in names:
+                entry = experiment.entries[name]
+                if number == 0:
+                    found += self._tuning_runs(entry)
+                for seed in self.seeds_of(number):
+                    found += [*self._sources(entry, seed), *self._trials(entry, seed, number)]
+        return found
+
+    def choice(self) -> Choice | None:
+        """Return the settings of scratch, chosen in the first round; None until they are known."""
+        if self._assumed is not None:
+            return self._assumed
+        found = [self._best_of(optimizer) for optimizer in self._optimizers]
+        known = [pair for pair in found if pair is not None]
+        if len(known) < len(found):
+            return None
+        choice, loss = min(known, key=lambda pair: (pair[1] is None, pair[1] or 0.0))
+        if loss is None:
+            raise RecipeError(
+                "scratch: the loss is not finite at any learning rate tried",
+                where=self.experiment.plan.recipe.where("compare", "learning_rates"),
+                hint="set lower learning rates",
+            )
+        return choice
+
+    def seeds_of(self, number: int) -> tuple[int, ...]:
+        """Return the seeds of a round: all in the last one, else the first."""
+        seeds = self.experiment.seeds
+        return seeds if number == len(self.experiment.rounds) - 1 else seeds[:1]
+
+    def survivors(self, number: int) -> list[str] | None:
+        """Return the entries that take part in a round; None until the round before is done."""
+        if number == 0:
+            return list(self.experiment.entries)
+        if number not in self._known_survivors:
+            names = self.survivors(number - 1)
+            if names is None or (self._assumed is None and any(self.trial(name, number - 1) is None for name in names)):
+                return None
+            self._known_survivors[number] = self._better_half(names, number - 1)
+        return self._known_survivors[number]
+
+    def _better_half(self, names: Sequence[str], number: int) -> list[str]:
+        """Return who goes on after a round: the better half of every kind; who was not finite never does."""
+        kinds, kept = self.experiment.kinds, set[str]()
+        for kind in dict.fromkeys(kinds[name] for name in names):
+            group = [name for name in names if kinds[name] == kind]
+            if self._assumed is None:
+                group = sorted(
+                    (name for name in group if self._loss(name, number) is not None or name == SCRATCH),
+                    key=lambda name: self._loss(name, number) or 0.0,
+                )
+            kept |= set(group if kind in KEPT else group[: math.ceil(len(group) / 2)])
+        return [name for name in names if name in kept]
+
+    def _loss(self, name: str, number: int) -> float | None:
+        found = self.trial(name, number)
+        return None if found is None else found["loss"]
+
+    def _trials(self, entry: ExperimentEntry, seed: int, number: int) -> list[WantedRun]:
+        choice, start = self.choice_of(entry), self._start(entry, seed)
+        if choice is None or start is None:
+            return []
+        steps = self.experiment.steps_of_round(entry, number)
+        return [self._want(entry, seed, choice, steps, start=start)]
+
+    def trial(self, name: str, number: int) -> dict[str, Any] | None:
+        """Return the trial of an entry in a round, over its seeds: steps, FLOPs, losses; None until it is done."""
+        if (name, number) not in self._known_trials:
+            found = self._read_trial(name, number)
+            if found is None:
+                return None
+            self._known_trials[name, number] = found
+        return self._known_trials[name, number]
+
+    def _read_trial(self, name: str, number: int) -> dict[str, Any] | None:
+        entry, ends = self.experiment.entries[name], []
+        for seed in self.seeds_of(number):
+            runs = self._trials(entry, seed, number)
+            end = self.end_of(runs[0].run) if runs else None
+            if end is None:
+                return None
+            ends.append(end)
+        losses = [end["loss"] for end in ends]
+        known = [loss for loss in losses if loss is not None]
+        whole = len(known) == len(losses)
+        return {
+            "share": self.experiment.rounds[number],
+            "steps": self.experiment.steps_of_round(entry, number),
+            "flops": statistics.fmean(end["flops"] for end in ends) + self.experiment.fit_flops(entry),
+            "loss": round(statistics.fmean(known), 6) if whole else None,
+            "std": round(statistics.stdev(known), 6) if whole and len(known) > 1 else None,
+            "seeds": len(ends),
+        }
+
+    def candidates(self) -> dict[str, Candidate]:
+        """Return what the trials found, as `projection.project` takes it. A candidate without a finite trial is left out."""
+        experiment = self.experiment
+        found = {}
+        for name, entry in experiment.entries.items():
+            tokens = experiment.budget_tokens(entry)
+            ends = [
+                TrialEnd(tokens=float(end["steps"] * experiment.tokens), loss=end["loss"], seeds=end["seeds"])
+                for end in self.ends_of(name)
+                if end["loss"] is not None
+            ]
+            if ends and tokens > 0:
+                found[name] = Candidate(
+                    legs=experiment.legs(entry), start=self.source_loss(entry), ends=tuple(ends), tokens=tokens
+                )
+        return found
+
+    def ends_of(self, name: str) -> list[dict[str, Any]]:
+        """Return the trials of an entry, round by round, as far as it came."""
+        found = []
+        for number in range(len(self.experiment.rounds)):
+            if name not in (self.survivors(number) or ()):
+                break
+            end = self.trial(name, number)
+            assert end is not None, "every trial is done"
+            found.append(end)
+        return found
+
+    def source_loss(self, entry: ExperimentEntry) -> float | None:
+        """Return the loss of the source that an entry starts from, with the first seed; None for drawn weights."""
+        if entry.begins == "drawn":
+            return None
+        state = self._source_state(entry, self.experiment.seeds[0])
+        loss: float | None = self.results[state]["loss"] if state is not None else None
+        return loss
+
+    def spent(self) -> dict[str, float]:
+        """Return the FLOPs of all trials, tuning and fits included, and those of sources that were trained: what is shared counts once."""
+        wanted = self.wanted()
+        cuts = self._cuts(wanted)
+        source = {job.name: job.flops for one in wanted if one.keeps for job in self._pieces(one, cuts)}
+        pieces = {job.name: job.flops for one in wanted if not one.keeps for job in self._pieces(one, cuts)}
+        fits = {one.run.start: self.experiment.fit_flops(one.entry) for one in wanted}
+        return {
+            "trials": sum(pieces.values()) + sum(fits.values()),
+            "source": sum(flops for name, flops in source.items() if name not in pieces),
+        }
+
+
+def noise_of(ends: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the spread of a trial's loss over seeds, pooled over candidates; None with one seed."""
+    spreads = [end["std"] for end in ends if end["std"] is not None]
+    return math.sqrt(statistics.fmean(spread**2 for spread in spreads)) if spreads else None

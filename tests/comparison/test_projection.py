@@ -1,0 +1,127 @@
+"""Projections from short trials of candidates whose law is known: who leads at the budget although behind early, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from ligo_convert.comparison.projection import Candidate, Leg, TrialEnd, project
+
+SHARES = (0.01, 0.02, 0.04)  # of the budget
+FLOORS = {1.0: 3.0, 0.5: 3.1, 0.25: 3.3}  # size -> loss that no training goes below
+SLOPE, POWER = 0.15, 0.4
+
+
+def law(size: float, tokens: float) -> float:
+    return float(FLOORS[size] + SLOPE * tokens**-POWER)
+
+
+def reached(size: float, loss: float) -> float:
+    """The tokens after which a model of a size has a loss."""
+    return float((SLOPE / (loss - FLOORS[size])) ** (1 / POWER))
+
+
+def drawn(size: float, *, off: float = 0.0, shares: Sequence[float] = SHARES) -> Candidate:
+    """A model from drawn weights; its tokens at a cost are the fewer, the larger it is. `off` moves its trials up and down."""
+    ends = tuple(
+        TrialEnd(tokens=share / size, loss=law(size, share / size) + (-1) ** number * off)
+        for number, share in enumerate(shares)
+    )
+    return Candidate(legs=(Leg(size=size, share=1.0),), start=None, ends=ends, tokens=1 / size)
+
+
+def grown(start: float, *, handed: float = 1.0, shares: Sequence[float] = SHARES) -> Candidate:
+    """A quarter-sized source of a loss, grown at once; it hands over a part of what its loss is worth."""
+    before = handed * reached(1.0, start)
+    ends = tuple(TrialEnd(tokens=share, loss=law(1.0, before + share)) for share in shares)
+    return Candidate(legs=(Leg(size=0.25, share=0.0), Leg(size=1.0, share=1.0)), start=start, ends=ends, tokens=1.0)
+
+
+def on_the_way(at: float, *, handed: float = 1.0) -> Candidate:
+    """A drawn quarter-sized model that grows after a share of its tokens."""
+    size = at * 0.25 + 1 - at
+
+    def end(tokens: float) -> float:
+        return law(1.0, handed * reached(1.0, law(0.25, at * tokens)) + (1 - at) * tokens)
+
+    ends = tuple(TrialEnd(tokens=share / size, loss=end(share / size)) for share in SHARES)
+    legs = (Leg(size=0.25, share=at), Leg(size=1.0, share=1 - at))
+    return Candidate(legs=legs, start=None, ends=ends, tokens=1 / size)
+
+
+SIZES = {"scratch": drawn(1.0), "half": drawn(0.5), "quarter": drawn(0.25)}
+
+
+def test_the_target_wins_although_a_smaller_model_is_ahead_in_every_trial() -> None:
+    last = {name: candidate.ends[-1].loss for name, candidate in SIZES.items()}
+    assert last["half"] < last["scratch"], "the trials mislead"
+    found = project(SIZES, noise=0.003)
+    assert min(found, key=lambda name: found[name].loss) == "scratch"
+    assert found["scratch"].leads > 0.9
+    for name, candidate in SIZES.items():
+        # The law is none of those that are tried, and 25 times the longest trial lies between.
+        true = law(candidate.legs[0].size, candidate.tokens)
+        assert found[name].loss == pytest.approx(true, abs=0.05)
+        assert found[name].low - 0.03 <= true <= found[name].high + 0.03
+
+
+def test_where_capacity_does_not_bind_the_smaller_model_stays_ahead() -> None:
+    """A budget of a tenth of the longest trial's multiple: the answer depends on the budget."""
+    short = {name: replace(candidate, tokens=candidate.tokens * 0.06) for name, candidate in SIZES.items()}
+    found = project(short, noise=0.003)
+    true = {name: law(candidate.legs[0].size, candidate.tokens) for name, candidate in short.items()}
+    assert min(true, key=lambda name: true[name]) == min(found, key=lambda name: found[name].loss) == "half"
+
+
+def test_a_head_start_lasts_as_long_as_it_is_worth_tokens() -> None:
+    """A source that is worth a tenth of the budget leads at the budget; one that is worth a hundredth does not lead by more than noise."""
+    strong, weak = (law(1.0, tokens) for tokens in (0.3, 0.01))
+    found = project({**SIZES, "strong": grown(strong), "weak": grown(weak)}, noise=0.003)
+    assert found["strong"].loss < found["scratch"].loss - 0.01
+    assert found["strong"].loss == pytest.approx(law(1.0, 1.3), abs=0.05)
+    assert found["scratch"].loss - found["weak"].loss < 0.01
+    assert found["strong"].leads > 0.9
+
+
+def test_of_two_starts_the_one_that_hands_over_more_is_ahead() -> None:
+    start = law(1.0, 0.3)
+    found = project({**SIZES, "whole": grown(start), "half of it": grown(start, handed=0.5)}, noise=0.003)
+    assert found["whole"].loss < found["half of it"].loss < found["scratch"].loss
+
+
+def test_a_small_model_hands_over_no_more_than_it_can_learn() -> None:
+    """Growing on the way pays in the trials, and less at a budget at which the small model has long stopped learning."""
+    late, early = on_the_way(0.8), on_the_way(0.2)
+    found = project({**SIZES, "late": late, "early": early}, noise=0.003)
+    true = {
+        name: law(1.0, reached(1.0, law(0.25, at * one.tokens)) + (1 - at) * one.tokens)
+        for name, one, at in (("late", late, 0.8), ("early", early, 0.2))
+    }
+    for name, loss in true.items():
+        assert found[name].loss == pytest.approx(loss, abs=0.05)
+    assert (found["early"].loss < found["late"].loss) == (true["early"] < true["late"])
+
+
+def test_noise_makes_a_choice_open() -> None:
+    equal = {**SIZES, "twin": grown(law(1.0, 0.3)), "other": grown(law(1.0, 0.29))}
+    sure, unsure = project(equal, noise=0.0005), project(equal, noise=0.02)
+    assert unsure["twin"].high - unsure["twin"].low > sure["twin"].high - sure["twin"].low
+    assert 0.2 < unsure["twin"].leads < 0.9
+    several = {name: replace(one, ends=tuple(replace(end, seeds=9) for end in one.ends)) for name, one in equal.items()}
+    assert project(several, noise=0.02)["twin"].leads >= unsure["twin"].leads - 0.05
+
+
+def test_trials_that_are_not_clean_are_read_as_well() -> None:
+    found = project({"scratch": drawn(1.0, off=0.004), "half": drawn(0.5, off=-0.004)}, noise=0.005)
+    assert found["scratch"].loss < found["half"].loss
+
+
+def test_projections_repeat_and_need_two_trials() -> None:
+    assert project(SIZES) == project(SIZES)
+    assert project({"scratch": drawn(1.0, shares=[0.01])}) == {}
+    assert project({"start": grown(3.3)}) == {}
+    assert project({**SIZES, "untried": replace(grown(3.3), ends=())}).keys() == SIZES.keys()
+    shares = sum(one.leads for one in project(SIZES).values())
+    assert shares == pytest.approx(1.0)

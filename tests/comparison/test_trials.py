@@ -1,0 +1,292 @@
+"""Trials as planned and as judged, with losses that follow a known law: who goes on, what is paid, who is chosen. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.source_models import SIZES, fit_section, recipe_text
+
+from ligo_convert.comparison.advice import advice, sentences
+from ligo_convert.comparison.scheduler import TrainingJob
+from ligo_convert.comparison.trials import TRAINED_ON, Trials, TrialScheduler, make_trials
+from ligo_convert.conversion.plan import Plan, make_plan
+from ligo_convert.errors import RecipeError
+from ligo_convert.recipes.recipe import load_recipe
+
+GPT2 = {"model_type": "gpt2", **SIZES["gpt2"]}
+TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
+DEEPER = {"n_layer": 4}
+COMPARE = {"learning_rates": [0.01], "optimizers": ["adamw"], "decays": [0.4], "rate_factors": [1.0]}
+SOURCE_LOSS = 3.35
+
+Loss = Callable[[Trials, str, float], float | None]  # (trials, entry, share of the budget) -> loss
+
+
+def plan_of(folder: Path, target: Mapping[str, object] = TARGET, *, at_hand: bool = True, **choose: object) -> Plan:
+    sections = {"fit": fit_section(data={"stdlib": True}), "compare": COMPARE, "choose": {"steps": 10_000, **choose}}
+    recipe = json.loads(recipe_text("org/small", target, **sections))
+    recipe["source"] = {"model": "org/small", "config": GPT2}
+    if not at_hand:
+        recipe["source"] = {"pretrain": {"config": GPT2, "steps": 100, "batch_size": 3, "sequence_length": 16}}
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return make_plan(load_recipe(path), None, check_disk=False)
+
+
+def trials_of(plan: Plan, **more: Any) -> Trials:
+    return make_trials(plan, **{"candidates": None, "steps": None, "seeds": None, **more})
+
+
+def tried(trials: Trials, loss: Loss) -> TrialScheduler:
+    """A scheduler whose jobs are done, with the losses of a law."""
+    scheduler, flops = TrialScheduler(trials, {}), dict[str, float]()
+    while (job := scheduler.next_job()) is not None:
+        scheduler.done(job, result_of(trials, job, loss, flops))
+    return scheduler
+
+
+def result_of(trials: Trials, job: TrainingJob, loss: Loss, flops: dict[str, float]) -> dict[str, Any]:
+    if job.kind == "probe":
+        return {"flops_a_second": 1e9}
+    if job.kind == "source":
+        return {"loss": SOURCE_LOSS, "accuracy": None}
+    flops[job.name] = flops.get(job.parent, 0.0) + job.flops
+    found: dict[str, Any] = {"curve": [], "flops": flops[job.name]}
+    if job.ends:
+        value = loss(trials, job.entry, flops[job.name] / trials.scratch_flops)
+        value = None if value is None else value + 0.002 * job.seed
+        found |= {"loss": value, "validation_loss": value, "accuracy": None}
+    return found
+
+
+def record_of(scheduler: TrialScheduler) -> dict[str, Any]:
+    return advice(scheduler, key="0", label="small", data={}, versions={})
+
+
+# Small models are ahead early and come to their end; a start is worth a share of the budget.
+FLOORS = {"scratch": 3.0, "source-size": 3.3, "half-depth": 3.1}
+HEAD = {"mean-preserving/interpolate": 0.30, "mean-preserving/identity": 0.28, "mean-preserving/stack": 0.15}
+
+
+def known(trials: Trials, name: str, share: float) -> float:
+    if name == TRAINED_ON or name.startswith("only"):
+        return max(3.3, SOURCE_LOSS - share)
+    head = 0.0 if name in FLOORS else HEAD.get(name, 0.05)
+    return float(FLOORS.get(name, 3.0) + 0.2 * (speed(trials, name) * share + head) ** -0.4)
+
+
+def speed(trials: Trials, name: str) -> float:
+    """The tokens that a model reads at the cost of one token of the target."""
+    return trials.legs(trials.entries["scratch"])[0].size / trials.legs(trials.entries[name])[-1].size
+
+
+# --- who is tried -----------------------------------------------------------------------------------------------------
+
+
+def test_a_source_at_hand_grows_at_once_later_in_part_or_not_at_all(tmp_path: Path) -> None:
+    trials = trials_of(plan_of(tmp_path))
+    kinds = {kind: [name for name, own in trials.kinds.items() if own == kind] for kind in trials.kinds.values()}
+    assert kinds == {
+        "scratch": ["scratch"],
+        "smaller": ["source-size"],
+        "trained on": [TRAINED_ON],
+        "part way": ["only deeper", "only wider"],
+        "grown at once": [
+            *(f"mean-preserving/{depth}" for depth in ("identity", "interpolate", "stack", "silent-drawn")),
+            "sparkling/interpolate",
+        ],
+        "grown later": ["mean-preserving/identity@0.25+source", "mean-preserving/identity@0.5+source"],
+    }
+    deeper, wider = (trials.entries[name].planned[0].stage.config for name in ("only deeper", "only wider"))
+    assert (deeper["n_layer"], deeper["n_embd"]) == (4, 16)
+    assert (wider["n_layer"], wider["n_embd"], wider["n_head"]) == (2, 32, 4)
+
+
+def test_where_only_depth_grows_widths_are_not_tried(tmp_path: Path) -> None:
+    trials = trials_of(plan_of(tmp_path, DEEPER))
+    assert "copy/interpolate" in trials.entries
+    assert not any("mean-preserving" in name or name.startswith("only") for name in trials.entries)
+    only_wider = trials_of(plan_of(tmp_path, {"n_embd": 32, "n_head": 4}))
+    assert {"mean-preserving/copy", "sparkling/copy", "net2net/copy"} <= set(only_wider.entries)
+
+
+def test_without_a_source_it_grows_on_the_way(tmp_path: Path) -> None:
+    trials = trials_of(plan_of(tmp_path, at_hand=False))
+    assert set(trials.kinds.values()) == {"scratch", "smaller", "grown on the way"}
+    assert {"source-size", "mean-preserving/identity@0.4", "g-stack", "progressive"} <= set(trials.entries)
+    assert all(entry.source is None for entry in trials.entries.values()), "nothing pays for a source"
+
+
+def test_the_recipe_and_the_command_line_name_candidates(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, candidates=["lemon/stack"], shares=[0.2, 0.1], seeds=[1, 2])
+    trials = trials_of(plan)
+    assert [name for name, kind in trials.kinds.items() if kind == "grown at once"] == ["lemon/stack"]
+    assert (trials.rounds, trials.seeds, trials.steps) == ((0.1, 0.2), (1, 2), 10_000)
+    trials = trials_of(plan, candidates=["lemon"], steps=500, seeds=[3])
+    assert "lemon/stack" not in trials.entries
+    assert (trials.seeds, trials.steps) == ((3,), 500)
+
+
+def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
+    same = {"n_embd": 16, "n_head": 2, "n_layer": 2}
+    for plan, told, more in (
+        (plan_of(tmp_path, same), "nothing to choose", {}),
+        (plan_of(tmp_path), "no method 'lemom'", {"candidates": ["lemom"]}),
+        (plan_of(tmp_path), r"\+source is for methods that grow on the way", {"candidates": ["lemon+source"]}),
+        (plan_of(tmp_path, steps=None), "budget that the choice is for is not set", {}),
+    ):
+        with pytest.raises(RecipeError, match=told) as error:
+            trials_of(plan, **more)
+        assert error.value.exit_code == 2
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> TrialScheduler:
+    return tried(trials_of(plan_of(tmp_path_factory.mktemp("trials"))), known)
+
+
+def test_the_better_half_of_a_kind_goes_on(done: TrialScheduler) -> None:
+    def of(kind: str, number: int) -> set[str]:
+        return {name for name in done.survivors(number) or () if done.experiment.kinds[name] == kind}
+
+    assert len(of("grown at once", 0)) == 5
+    first = {"mean-preserving/interpolate", "mean-preserving/identity", "mean-preserving/stack"}
+    assert of("grown at once", 1) == first
+    assert of("grown at once", 2) == first - {"mean-preserving/stack"}
+    for number in range(3):
+        assert {"scratch", "source-size", TRAINED_ON} <= set(done.survivors(number) or ())
+    assert [len(of(kind, 2)) for kind in ("part way", "grown later")] == [1, 1]
+
+
+def test_every_trial_of_a_round_costs_the_same(done: TrialScheduler) -> None:
+    trials = done.experiment
+    for number, share in enumerate(trials.rounds):
+        for name in done.survivors(number) or ():
+            end = done.trial(name, number)
+            assert end is not None
+            assert end["share"] == share
+            # A step of the smallest model is the least that a trial can be longer or shorter by.
+            cost = trials.run_flops(trials.entries[name], end["steps"])
+            assert cost == pytest.approx(share * trials.scratch_flops, rel=0.02), name
+
+
+def test_trunks_are_continued_and_paid_once(done: TrialScheduler) -> None:
+    trials = done.experiment
+    spent = done.spent()
+    ends = [end["flops"] for name in trials.entries for end in done.ends_of(name)]
+    longest = [done.ends_of(name)[-1]["flops"] for name in trials.entries]
+    assert sum(longest) < spent["trials"] < 0.8 * sum(ends)
+    assert spent["source"] == 0
+    assert spent["trials"] == pytest.approx(TrialScheduler.expected_flops(trials), rel=0.1)
+
+
+def test_it_goes_on_from_results_and_does_nothing_twice(tmp_path: Path) -> None:
+    trials = trials_of(plan_of(tmp_path, DEEPER, shares=[0.01, 0.02]))
+    whole = tried(trials, known)
+    names = list(whole.results)
+    scheduler, again = TrialScheduler(trials, {name: whole.results[name] for name in names[:15]}), list[str]()
+    while (job := scheduler.next_job()) is not None:
+        again.append(job.name)
+        scheduler.done(job, whole.results[job.name])
+    assert sorted(again) == sorted(names[15:])
+    assert record_of(scheduler) == record_of(whole)
+
+
+def test_states_are_kept_as_long_as_a_trial_may_start_from_them(tmp_path: Path) -> None:
+    """The checkpoint from the first job on, before any run that starts from it is known."""
+    trials = trials_of(plan_of(tmp_path, DEEPER, shares=[0.01, 0.02]))
+    scheduler, flops = TrialScheduler(trials, {}), dict[str, float]()
+    there = {"drawn"}
+    while (job := scheduler.next_job()) is not None:
+        assert job.parent in there, "the state that a job starts from is gone"
+        scheduler.done(job, result_of(trials, job, known, flops))
+        there = {"drawn"} | {name for name in {*there, job.name} if name in scheduler.needed_states()}
+
+
+def test_all_seeds_run_the_longest_trials_alone(tmp_path: Path) -> None:
+    found = tried(trials_of(plan_of(tmp_path, DEEPER, seeds=[0, 1, 2])), known)
+    ends = found.ends_of("scratch")
+    assert [end["seeds"] for end in ends] == [1, 1, 3]
+    assert ends[-1]["std"] == pytest.approx(0.002)
+    record = record_of(found)
+    # What the jobs here say of their costs is rounded.
+    assert record["noise"] == {"nats": pytest.approx(0.002, rel=0.3), "measured": True}
+    assert "measured over 3 seeds" in " ".join(record["text"])
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_start_that_is_worth_most_is_chosen_although_others_are_ahead(done: TrialScheduler) -> None:
+    record = record_of(done)
+    choice, rows = record["choice"], {row["name"]: row for row in record["candidates"]}
+    assert choice["name"] == "mean-preserving/interpolate"
+    assert (choice["kind"], choice["grows"], choice["width"], choice["depth"]) == (
+        "grown at once",
+        True,
+        "mean-preserving",
+        "interpolate",
+    )
+    assert record["candidates"][0]["name"] == choice["name"]
+    assert choice["gain_over_scratch"] > 0
+    true = known(done.experiment, "scratch", 1.0) - known(done.experiment, choice["name"], 1.0)
+    assert choice["gain_over_scratch"] == pytest.approx(true, abs=0.05)
+    assert sum(row["projection"]["leads"] for row in rows.values()) == pytest.approx(1, abs=1e-6)
+    assert record["cost"]["share"] == pytest.approx(done.spent()["trials"] / done.experiment.scratch_flops, abs=1e-4)
+    text = " ".join(record["text"])
+    assert "Grow the source at once, width by mean-preserving, depth by interpolate" in text
+    assert f"{record['cost']['share']:.1%} of the budget" in text
+    assert "unknown: one seed was run" in text
+    json.dumps(record, allow_nan=False)
+
+
+def test_not_growing_is_said_where_it_is_better(tmp_path: Path) -> None:
+    """Starts that are worth nothing, and a smaller model that stays ahead."""
+
+    def small_wins(trials: Trials, name: str, share: float) -> float:
+        floor = {"scratch": 3.2, "source-size": 3.0}.get(name, 3.3)
+        return float(floor + 0.2 * (speed(trials, name) * share) ** -0.4)
+
+    record = record_of(tried(trials_of(plan_of(tmp_path, DEEPER)), small_wins))
+    assert record["choice"]["name"] == "source-size"
+    assert not record["choice"]["grows"]
+    assert record["text"][0].startswith("Do not grow: train the smaller model (")
+    assert record["choice"]["confidence"] == "clear"
+
+
+def test_a_reversal_is_told_with_the_budgets_at_which_the_answer_changes(tmp_path: Path) -> None:
+    def late(trials: Trials, name: str, share: float) -> float:
+        return known(trials, name, share) if name in FLOORS else 4.5 + 0.2 * share**-0.4
+
+    record = record_of(tried(trials_of(plan_of(tmp_path, at_hand=False)), late))
+    assert record["choice"]["name"] == "scratch"
+    assert record["choice"]["ahead_now"] != "scratch"
+    text = " ".join(record["text"])
+    assert "Do not grow: train the target from drawn weights" in text
+    assert "The projection to the whole budget reverses this" in text
+    assert {row["name"] for row in record["by_budget"] if row["times"] >= 1} == {"scratch"}
+
+
+def test_candidates_that_come_to_nothing_fall_out(tmp_path: Path) -> None:
+    def broken(trials: Trials, name: str, share: float) -> float | None:
+        return None if "stack" in name or name == TRAINED_ON else known(trials, name, share)
+
+    found = tried(trials_of(plan_of(tmp_path, DEEPER)), broken)
+    record = record_of(found)
+    rows = {row["name"]: row for row in record["candidates"]}
+    assert len(rows["copy/stack"]["trials"]) == len(rows[TRAINED_ON]["trials"]) == 1
+    assert rows["copy/stack"]["projection"] is None
+    assert record["candidates"][-1]["projection"] is None
+    assert sentences(record) == record["text"]
+
+
+def test_scratch_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not finite at any learning rate"):
+        tried(trials_of(plan_of(tmp_path, DEEPER)), lambda trials, name, share: None)
