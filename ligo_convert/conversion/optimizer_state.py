@@ -1,6 +1,7 @@
 """Grow the state of a training beside a source, so that the training goes on from the output.
 
-Input: a source directory that transformers' Trainer or accelerate wrote (`checkpoint-N`, `save_state`), the operator of a run.
+Input: a source directory that transformers' Trainer or accelerate wrote (`checkpoint-N`, `save_state`), the optimizer's state as one file
+or in the shards of torch.distributed.checkpoint; the operator of a run.
 Output: the same files in the staging directory: the optimizer's state grown (`growth.moments`), the state of the learning rate's schedule,
 of the random generators and of the Trainer as they were.
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ class TrainingFiles:
     Attributes:
         root: the source's directory.
         label: its name in messages.
-        optimizer: name of the file with the optimizer's state.
+        optimizer: name of the file, or of the directory of shards, with the optimizer's state.
         others: names of the other files, in order.
         sha256: name -> SHA-256 of every file.
     """
@@ -75,19 +77,22 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
     Raises:
         SourceError: there is no optimizer's state that can be read.
     """
-    with reporting(root, "list"):
-        there = sorted(entry.name for entry in os.scandir(root) if entry.is_file(follow_symlinks=False))
-    optimizer = next((name for name in OPTIMIZERS if name in there), None)
+    there = _files_in(root)
+    optimizer = next((name for name in OPTIMIZERS if name in there or (root / name / ".metadata").is_file()), None)
     if optimizer is None:
         raise SourceError(
             "there is no state of an optimizer beside the weights",
             where=label,
-            expected=" or ".join(OPTIMIZERS),
+            expected=" or ".join(OPTIMIZERS[:3]),
             hint="name a checkpoint-N of transformers' Trainer or a directory of accelerate's save_state;"
             " or grow the weights alone, without growth.state and --with-optimizer",
         )
     others = tuple(name for name in there if training_state_name(name) and name not in OPTIMIZERS)
-    names = (optimizer, *others)
+    shards = [f"{optimizer}/{name}" for name in _files_in(root / optimizer)] if optimizer not in there else [optimizer]
+    strange = next((name for name in shards if not training_state_name(name)), None)
+    if strange is not None:
+        raise SourceError("not a file of a sharded checkpoint", where=f"{label}/{strange}")
+    names = (*shards, *others)
     return TrainingFiles(
         root=root,
         label=label,
@@ -95,6 +100,12 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
         others=others,
         sha256={name: _digest(root / name, label) for name in names},
     )
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the names of the files in a directory, symbolic links left out, in order."""
+    with reporting(folder, "list"), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
 
 def _digest(path: Path, label: str) -> str:
@@ -134,9 +145,12 @@ def write_training_files(
         MachineError: there is no sandbox to read pickled files in.
     """
     with progress.task("growing the optimizer's state"):
-        data = _grown_optimizer(files, family, inventory, operator, policy)
-        staging.write_bytes(files.optimizer, data)
-    written = [files.optimizer]
+        content = _grown_optimizer(files, family, inventory, operator, policy)
+        written = []
+        for name, data in _stored(content, files):
+            staging.write_bytes(name, data)
+            written.append(name)
+        del content
     for name in files.others:
         if name == TRAINER_STATE:
             staging.write_bytes(name, _trainer_state(files.bytes_of(name), f"{files.label}/{name}"))
@@ -183,6 +197,7 @@ class _Read:
         dtypes: kind -> dtype of its tensors.
         keyed: what stands for a parameter in the file: its number, or its name.
         others: what the file holds besides `state` and `param_groups`.
+        inside: keys that lead to the state.
     """
 
     groups: list[dict[str, Any]]
@@ -191,12 +206,30 @@ class _Read:
     dtypes: dict[str, torch.dtype]
     keyed: str
     others: dict[str, Any]
+    inside: tuple[str, ...]
+
+
+def _stored(content: dict[str, Any], files: TrainingFiles) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the files that hold an optimizer's state."""
+    import torch
+
+    if files.optimizer in files.sha256:
+        out = io.BytesIO()
+        torch.save(content, out)
+        yield files.optimizer, out.getvalue()
+        return
+    from ligo_convert.importing.sharded import write_sharded
+
+    with tempfile.TemporaryDirectory(prefix="ligo-optimizer-") as folder:
+        write_sharded(content, Path(folder))
+        for name in _files_in(Path(folder)):
+            yield f"{files.optimizer}/{name}", (Path(folder) / name).read_bytes()
 
 
 def _grown_optimizer(
     files: TrainingFiles, family: Family, inventory: Inventory, operator: Operator, policy: str
-) -> bytes:
-    """Return the target's optimizer state as torch stores it."""
+) -> dict[str, Any]:
+    """Return the content of the target's optimizer state."""
     import torch
 
     from ligo_convert.growth.moments import grow_moments
@@ -210,6 +243,8 @@ def _grown_optimizer(
     for name, found in grown:
         key = keys[name] if read.keyed == "number" else family.written(name)
         state[key] = {kind: value.to(read.dtypes[kind]).contiguous() for kind, value in found.items()}
+    if read.keyed == "name":
+        _complete(state, [family.written(name) for group in names for name in group], read, family, operator)
     groups = []
     for settings, group in zip(read.groups, names, strict=True):
         written = [family.written(name) for name in group]
@@ -217,10 +252,28 @@ def _grown_optimizer(
         groups.append(
             {**settings, **own, "params": [keys[name] for name in group] if read.keyed == "number" else written}
         )
-    out = io.BytesIO()
-    ordered = dict(sorted(state.items()))
-    torch.save({**read.others, "state": ordered, "param_groups": groups}, out)
-    return out.getvalue()
+    content: dict[str, Any] = {**read.others, "state": dict(sorted(state.items())), "param_groups": groups}
+    for key in reversed(read.inside):
+        content = {key: content}
+    return content
+
+
+def _complete(
+    state: dict[Any, dict[str, torch.Tensor]], names: list[str], read: _Read, family: Family, operator: Operator
+) -> None:
+    """Give the parameters without a state a fresh one: loaders of sharded states require every parameter's."""
+    import torch
+
+    kinds = {kind for found in read.states.values() for kind in found}
+    specs = {
+        family.written(spec.name): spec for _, _, spec in family.tensors_of(family.rows, operator.target, dtype="F32")
+    }
+    for name in names:
+        if name not in state and kinds:
+            state[name] = {
+                kind: torch.zeros(() if kind == "step" else specs[name].shape, dtype=read.dtypes[kind])
+                for kind in sorted(kinds)
+            }
 
 
 def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[str]]:
@@ -260,8 +313,11 @@ def _read_optimizer(files: TrainingFiles, inventory: Inventory) -> _Read:
     """Read the optimizer's state of the source, by canonical names."""
     label = f"{files.label}/{files.optimizer}"
     with PickledFile(files.root / files.optimizer, label=label, tree=True) as opened:
-        _same(files.sha256[files.optimizer], opened.sha256(), label)
         tree = opened.tree
+        inside: tuple[str, ...] = ()
+        # accelerate puts the state below a key of its own where it shards it.
+        if isinstance(tree, dict) and set(tree) == {"optimizer"}:
+            tree, inside = tree["optimizer"], ("optimizer",)
         if not isinstance(tree, dict) or not {"state", "param_groups"} <= set(tree):
             raise SourceError("not the state of an optimizer of torch", where=label, expected="state and param_groups")
         states, groups = tree.pop("state"), tree.pop("param_groups")
@@ -287,6 +343,7 @@ def _read_optimizer(files: TrainingFiles, inventory: Inventory) -> _Read:
         dtypes=dtypes,
         keyed="name" if any(isinstance(key, str) for found in keys for key in found) else "number",
         others=tree,
+        inside=inside,
     )
 
 

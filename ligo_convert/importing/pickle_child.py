@@ -48,6 +48,9 @@ def main() -> None:
     os.dup2(2, 1)  # a library that prints must not write into the messages
     request = json.loads(sys.stdin.buffer.readline())
     torch = _torch()
+    if request.get("sharded"):
+        # What it imports cannot be imported afterwards.
+        importlib.import_module("ligo_convert.importing.sharded")
     try:
         _close_the_door(request)
         tensors = _serve_table(torch, request, out)
@@ -89,15 +92,20 @@ def _close_the_door(request: Mapping[str, Any]) -> None:
     if not request["confine"]:
         return
     libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders = [pathlib.Path(path) for path in libraries]
+    descriptors = [int(request["descriptor"])]
+    if request.get("sharded"):
+        folders.append(pathlib.Path(f"/proc/self/fd/{descriptors.pop()}"))
     try:
-        confine(descriptors=[int(request["descriptor"])], directories=[pathlib.Path(path) for path in libraries])
+        confine(descriptors=descriptors, directories=folders)
     except Unsupported as error:
         raise Refused(f"no sandbox: {error}") from None
 
 
 def _serve_table(torch: Any, request: Mapping[str, Any], out: BinaryIO) -> list[Any]:
     """Load the file, send the table of its tensors, and return the tensors in the order of the table."""
-    loaded = _load(torch, f"/proc/self/fd/{request['descriptor']}" if request["confine"] else str(request["path"]))
+    place = f"/proc/self/fd/{request['descriptor']}" if request["confine"] else str(request["path"])
+    loaded = _load_sharded(place) if request.get("sharded") else _load(torch, place)
     tensors: list[Any] = []
     if request.get("tree"):
         nodes: list[Any] = []
@@ -160,6 +168,17 @@ def _load(torch: Any, path: str) -> Any:
         if "memory" in str(error).lower() and "alloc" in str(error).lower():
             raise MemoryError from None
         raise Refused(f"torch.load(weights_only=True) refuses it: {_reason(error)}") from None
+
+
+def _load_sharded(path: str) -> Any:
+    from ligo_convert.importing.sharded import read_sharded
+
+    try:
+        return read_sharded(pathlib.Path(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  as in `_load`
+        raise Refused(f"its shards cannot be read: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -89,7 +89,8 @@ class PickledFile:
         path: the file.
         label: its name in messages.
         confine: False reads it without the sandbox of the kernel.
-        tree: True reads the whole content as `tree`, where the place of every tensor is kept; `groups` is empty then.
+        tree: True reads the whole content as `tree`, where the place of every tensor is kept; `groups` is empty then. The path may then
+            also be the directory of a sharded checkpoint (torch.distributed.checkpoint).
 
     Attributes:
         groups: the dictionaries with tensors.
@@ -109,18 +110,21 @@ class PickledFile:
                 where=label,
                 hint="import the file on Linux, or trust it: --no-sandbox still loads it with weights_only=True in a process of its own",
             )
+        sharded = tree and path.is_dir()
         try:
-            self._file = path.open("rb", buffering=0)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECTORY if sharded else 0))
+            parts = list(path.iterdir()) if sharded else [path]
+            self.size = sum(part.stat().st_size for part in parts)
         except OSError as error:
             raise SourceError(f"cannot be opened: {os.strerror(error.errno or 0)}", where=label) from None
-        self.size = os.fstat(self._file.fileno()).st_size
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
         self._folder = tempfile.TemporaryDirectory(prefix="ligo-import-")
         request = {
-            "descriptor": self._file.fileno(),
+            "descriptor": self._descriptor,
             "path": os.path.realpath(path),
             "confine": confine,
             "tree": tree,
+            "sharded": sharded,
             "memory": 2 * self.size + _EXTRA_MEMORY,
             "cpu_seconds": 300 + self.size // 10_000_000,
         }
@@ -131,7 +135,7 @@ class PickledFile:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            pass_fds=[self._file.fileno()],
+            pass_fds=[self._descriptor],
             cwd=self._folder.name,
             env=environment,
             start_new_session=True,
@@ -148,7 +152,7 @@ class PickledFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole file, in hex. It is read again by each call."""
-        return sha256_of(self._file.fileno(), label=self.label)
+        return sha256_of(self._descriptor, label=self.label)
 
     def read(self, tensor: PickledTensor) -> memoryview:
         """Return the bytes of a tensor in C order.
@@ -172,9 +176,12 @@ class PickledFile:
         """End the process and close the file."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._file, self._errors):
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
                 stream.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
         self._folder.cleanup()
 
     def __enter__(self) -> PickledFile:

@@ -32,15 +32,15 @@ OWN_FILES: Mapping[str, tuple[str, ...]] = {
     "training": (*REQUIRED["training"], FIT_PLOT),
 }
 
-# The state of an optimizer, as transformers' Trainer and accelerate name it.
-OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+# The state of an optimizer, as transformers' Trainer and accelerate name it; the last are directories of torch.distributed.checkpoint.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer")
 
 TRAINER_STATE = "trainer_state.json"
 
 # The state of a training, which `growth.state` takes along: the optimizer's, and that of the Trainer (or accelerate) around it.
 _TRAINING_STATE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.(pt|bin)|scaler\.pt|trainer_state\.json|rng_state(_[0-9]+)?\.pth|random_states_[0-9]+\.pkl"
-    r"|sampler\.bin|dl_state_dict\.bin"
+    r"|sampler\.bin|dl_state_dict\.bin|optimizer(_0)?/(\.metadata|__[0-9]+_[0-9]+\.distcp)"
 )
 
 

@@ -14,6 +14,8 @@ import transformers
 from click.testing import CliRunner
 from support.source_models import DEEPER, GROWN, recipe_text, write_checkpoint
 from support.tiny import inputs_of
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from ligo_convert.cli.main import cli
 from ligo_convert.conversion.convert import convert
@@ -358,3 +360,60 @@ def test_accelerate_goes_on_from_a_grown_state(tmp_path: Path, capsys: pytest.Ca
     assert outcome.json()["files"]["training"] == ["optimizer.bin", "random_states_0.pkl", "scheduler.bin"]
     larger = transformers.GPT2LMHeadModel(transformers.AutoConfig.from_pretrained(tmp_path / "out"))
     check_curve(train(larger, range(BEFORE, BEFORE + AFTER), load=tmp_path / "out"), control, "accelerate", capsys)
+
+
+# --- shards of torch.distributed.checkpoint ---------------------------------------------------------------------------
+
+
+def sharded_state(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As accelerate stores it under FSDP."""
+    return {"optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_sharded_state_grows_and_is_loaded_as_torch_loads_it(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    moments = with_state(source)
+    (source / "optimizer.pt").unlink()
+    model: Model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = moments[name]
+    checkpoint.save(sharded_state(model, optimizer), checkpoint_id=source / "optimizer_0", no_dist=True)
+    outcome = grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon")
+    out = tmp_path / "out"
+    assert outcome.json()["files"]["training"] == ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp"]
+    assert verify(out)
+    for file in ("optimizer_0/.metadata", "optimizer_0/__0_0.distcp"):
+        assert str(tmp_path).encode() not in (out / file).read_bytes()
+    operator = read_operator(out / OPERATOR)
+    expected = grown_moments(operator, family_of(operator), moments, policy="carry")
+    larger: Model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    after = torch.optim.AdamW(larger.parameters(), lr=1.0)
+    state = sharded_state(larger, after)
+    checkpoint.load(state, checkpoint_id=out / "optimizer_0", no_dist=True)
+    set_optimizer_state_dict(larger, after, state["optimizer"])
+    assert after.param_groups[0]["lr"] == 1e-4
+    for name, parameter in larger.named_parameters():
+        for kind, value in after.state[parameter].items():
+            wanted = expected[name][kind] if name in expected else torch.zeros_like(value)
+            assert torch.equal(value, wanted), (name, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_table_of_shards_that_runs_code_is_refused(tmp_path: Path) -> None:
+    """Slow: two conversions. Neither the table nor a value of a sharded checkpoint builds what it likes."""
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    (source / "optimizer_0").mkdir()
+    table = source / "optimizer_0" / ".metadata"
+    table.write_bytes(pickle.dumps(_Opens(), protocol=2))
+    with pytest.raises(SourceError, match="shards cannot be read"):
+        grown(tmp_path, DEEPER["gpt2"], state="carry", depth="identity", width="copy")
+    table.unlink()
+    content = {"optimizer": {"state": {}, "param_groups": _Opens()}}
+    checkpoint.save(content, checkpoint_id=source / "optimizer_0", no_dist=True)
+    Path("/tmp/ligo-should-not-exist").unlink(missing_ok=True)
+    with pytest.raises(SourceError, match="shards cannot be read"):
+        grown(tmp_path, DEEPER["gpt2"], state="carry", depth="identity", width="copy")
+    assert not Path("/tmp/ligo-should-not-exist").exists()

@@ -71,6 +71,7 @@ HEAVY_MODULES = {
     "training.streamed",
     "training.tasks",
     "comparison.worker",
+    "importing.sharded",
     "in_memory",
 }
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
+from ligo_convert.comparison.step_costs import Step, with_layers
+from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, add_layers, schedule_of, train_run
 from support.tiny import CASES, TARGETS, config_of, empty_model, family_of, grown_state, model_of, start_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Step, with_layers
 from ligo_convert.comparison.strategies import (
     NOTHING,
     STRATEGIES,
@@ -26,7 +27,6 @@ from ligo_convert.comparison.strategies import (
     kept_tokens,
     skipped_layers,
 )
-from ligo_convert.comparison.trainer import RunSpec, Teacher, Tensors, TrainSetup, add_layers, schedule_of, train_run
 from ligo_convert.comparison.worker import _BranchedState
 from ligo_convert.data.examples import ArrayExamples, DataSplits, Examples
 from ligo_convert.data.masking import MaskedExamples, Masking

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
+from ligo_convert.comparison.step_costs import Step, with_layers
 from support.tiny import CASES, TARGETS, config_of, family_of, start_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Step, with_layers
 from ligo_convert.comparison.strategies import Dropping, Stage, kept_tokens, skipped_layers
 from ligo_convert.families.flops import forward_flops, is_below, partial_step_flops, products, step_flops
 from ligo_convert.families.schema import Family
