@@ -347,7 +347,7 @@ PROMISES: tuple[Promise, ...] = (
             Guard(
                 keeps="no file lies in an output that no run writes",
                 file="outputs/listing.py",
-                text="        if name not in known and not is_own(name) and not carried:\n",
+                text="        if name not in known and not is_own(name, made_by) and not carried:\n",
                 broken="        if False:\n",
                 tests=("tests/outputs/test_listing.py::test_a_stray_file_is_refused_unlisted_and_listed",),
             ),
