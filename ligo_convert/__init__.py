@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         load_recipe,
         plan,
         publish,
+        train,
         verify,
     )
     from ligo_convert.errors import (
@@ -62,6 +63,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "publish",
+    "train",
     "verify",
 ]
 
@@ -74,6 +76,7 @@ _MODULES = {
         "load_recipe",
         "plan",
         "publish",
+        "train",
         "verify",
     ),
     "ligo_convert.errors": (

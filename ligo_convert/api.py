@@ -1,12 +1,13 @@
-"""The functions of `import ligo_convert` that do what the commands do: plan, convert, fit, apply, verify, publish."""
+"""The functions of `import ligo_convert` that do what the commands do: plan, convert, train, fit, apply, verify, publish."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ligo_convert.conversion.plan import Plan, plan_recipe
+from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.run_record import ConversionResult
+from ligo_convert.conversion.train_plan import plan_with_training
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import read_operator
 from ligo_convert.outputs.publish import Report
@@ -41,7 +42,7 @@ def plan(recipe: RecipeOrPath) -> Plan:
     Raises:
         LigoError: anything that would make the conversion fail and can be known now.
     """
-    return plan_recipe(_recipe(recipe))
+    return plan_with_training(_recipe(recipe))[0]
 
 
 def convert(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | None = None) -> ConversionResult:
@@ -58,6 +59,22 @@ def convert(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | 
     from ligo_convert.conversion.convert import convert as run
 
     return run(_recipe(recipe), device=device, progress=progress)
+
+
+def train(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | None = None) -> ConversionResult:
+    """Train the model of a recipe, growing on the way where `growth.schedule` says so. A second call resumes an interrupted one.
+
+    Args:
+        recipe: a recipe with a `train` section, or its file.
+        device: `auto`, `cpu` or `cuda`.
+        progress: receives progress and messages; None: silent.
+
+    Raises:
+        LigoError: the output directory is then absent, or unchanged.
+    """
+    from ligo_convert.conversion.train import train_model
+
+    return train_model(_recipe(recipe), device=device, progress=progress)
 
 
 def fit_operator(

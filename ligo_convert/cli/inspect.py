@@ -11,7 +11,7 @@ from typing import Any
 
 from ligo_convert.checkpoints.directory import near_directories
 from ligo_convert.checkpoints.tensors import TensorSpec
-from ligo_convert.comparison.methods import METHODS, Method
+from ligo_convert.comparison.methods import METHODS, SCHEDULE, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.errors import RecipeError, SourceError, VerificationError, close_matches
 from ligo_convert.families.inventory import claim_tensors
@@ -81,7 +81,7 @@ def _strategies_list() -> list[dict[str, str]]:
 def _comparison_methods() -> list[dict[str, str]]:
     return [
         _method("compare", name, found.preserves, _comparison_summary(found), found.paper, _comparison_cost(found))
-        for name, found in METHODS.items()
+        for name, found in {**METHODS, SCHEDULE.name: SCHEDULE}.items()
     ]
 
 

@@ -170,10 +170,12 @@ def plan(
 ) -> None:
     """Show what a recipe will do: shapes, sizes, memory, preservation. Reads no weights."""
     from ligo_convert.cli.reports import plan_report
-    from ligo_convert.conversion.plan import plan_json, plan_recipe
+    from ligo_convert.conversion.plan import plan_json
+    from ligo_convert.conversion.train_plan import plan_with_training
 
-    made = plan_recipe(_load(recipe, overrides, source, out))
-    _print(plan_json(made), as_json, lambda: plan_report(made))
+    made, training = plan_with_training(_load(recipe, overrides, source, out))
+    data = plan_json(made) | ({} if training is None else {"train": training.json()})
+    _print(data, as_json, lambda: plan_report(made, training))
 
 
 @cli.command()

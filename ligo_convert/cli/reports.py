@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import Batch
     from ligo_convert.conversion.plan import Plan
     from ligo_convert.conversion.run_record import ConversionResult
+    from ligo_convert.conversion.train_plan import TrainPlan
     from ligo_convert.outputs.bundle import Bundle
     from ligo_convert.outputs.hub_destination import PublishResult
 
@@ -69,8 +70,8 @@ def _out() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=500)
 
 
-def plan_report(plan: Plan) -> None:
-    """Print a plan: the source and target shape of every row, then sizes and preservation."""
+def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
+    """Print a plan: the source and target shape of every row, sizes and preservation, and the training if the recipe has one."""
     from ligo_convert.conversion.plan import plan_json
 
     console, data, family = _out(), plan_json(plan), plan.family
@@ -103,11 +104,11 @@ def plan_report(plan: Plan) -> None:
         pairs["config"] = ", ".join(
             f"{key} {edit['source']} -> {edit['target']}" for key, edit in data["config_edits"].items()
         )
-    if plan.recipe.fit is not None:
+    if plan.fits:
         pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
             ", tied as in the paper" if growth["tie"] else ""
         )
-        fit = plan.recipe.fit
+        fit = plan.required_fit.settings
         examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
         threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
         pairs["fit"] = (
@@ -119,12 +120,33 @@ def plan_report(plan: Plan) -> None:
     pairs["files"] = f"{len(files)} weight file{'' if len(files) == 1 else 's'}, {size(data['nbytes'])}"
     if data["side_files"]:
         _add_side_files(pairs, data["side_files"])
-    pairs["memory"] = f"about {size(data['memory_bytes'])}"
+    if plan.fits or not plan.recipe.trains:
+        pairs["memory"] = f"about {size(data['memory_bytes'])}"
+    if training is not None:
+        pairs |= _training_pairs(training)
     if data["ignored"]:
         pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"
     make_pairs(console, "", pairs)
     for warning in plan.warnings:
         Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+
+
+def _training_pairs(training: TrainPlan) -> dict[str, object]:
+    """Return the lines of a plan about its training."""
+    found = training.json()
+    rate = f"{found['optimizer']}, peak rate {found['learning_rate']:g}, {found['warmup_steps']} steps of warmup"
+    shape = "cosine" if found["decay_steps"] is None else f"decay in the last {found['decay_steps']} steps"
+    pairs: dict[str, object] = {
+        "train": f"from {'drawn weights' if training.draws else 'the source'}: {found['steps']:,} steps, "
+        f"{amount(found['tokens'])} tokens, {amount(found['flops'])}FLOP",
+        "optimizer": f"{rate}, {shape}",
+    }
+    for number, growth in enumerate(found["growths"], start=1):
+        sizes = ", ".join(f"{axis} {growth['from'][axis]} -> {size}" for axis, size in growth["to"].items())
+        pairs[f"growth {number}"] = (
+            f"after {growth['step']:,} steps: {sizes}; {growth['width']}, {growth['depth']}, {growth['state']}"
+        )
+    return pairs | {"training memory": f"about {size(found['memory_bytes'])}"}
 
 
 def _add_side_files(pairs: dict[str, object], found: Mapping[str, Any]) -> None:

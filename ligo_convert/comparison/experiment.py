@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from ligo_convert.comparison.methods import METHODS, SCRATCH, Method, method_named, methods_named
+from ligo_convert.comparison.methods import METHODS, SCHEDULE, SCRATCH, Method, method_named, methods_named
 from ligo_convert.comparison.strategies import STRATEGIES, Part
+from ligo_convert.conversion.growth_schedule import planned_stages
 from ligo_convert.conversion.plan import DEFAULT_KEYING, Plan, another_start
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops
@@ -369,7 +370,7 @@ def make_experiment(
         )
     named = list(methods or settings.methods or ())
     try:
-        found = methods_named(named or METHODS)
+        found = methods_named(named or (*METHODS, *([SCHEDULE.name] if recipe.growth.schedule else [])))
     except ValueError as error:
         raise RecipeError(f"compare.methods: {error}", where="--methods" if methods else where) from None
     batch_size = settings.batch_size or recipe.fit.batch_size
@@ -377,7 +378,9 @@ def make_experiment(
     entries: dict[str, ExperimentEntry] = {}
     skipped: dict[str, str] = {}
     for name, method in found.items():
-        strengths: tuple[SourceStrength | None, ...] = sources if method.needs_source else (None,)
+        # Where the recipe trains a source, stages begin with drawn weights of its size.
+        uses_source = method.needs_source or (method.follows_schedule and recipe.source.pretrain is None)
+        strengths: tuple[SourceStrength | None, ...] = sources if uses_source else (None,)
         for source in strengths:
             label = name if source in (None, sources[0]) else f"{name} from {source.name}"
             try:
@@ -448,7 +451,12 @@ def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength 
     layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
     parts = STRATEGIES[method.strategy].parts(layers)
     begins: Literal["drawn", "source", "learned"] = "drawn"
-    if method.grows_at is not None:
+    if method.follows_schedule:
+        if plan.recipe.growth.schedule is None:
+            raise RecipeError(f"{name}: the recipe has no growth.schedule", where=plan.recipe.where("growth"))
+        begins = "drawn" if source is None else "source"
+        planned = planned_stages(plan)
+    elif method.grows_at is not None:
         begins = "source" if method.from_source else "drawn"
         planned = _grown_on_the_way(plan, method, start)
     elif method.starts_from_source:

@@ -50,6 +50,7 @@ class Method:
         grows_at: share of the steps at which a model of the source's size grows into the target, in the same run; None to grow at once.
         from_source: whether a method that grows on the way starts from the trained source instead of drawn weights.
         state: what becomes of the optimizer's state at every growth; None for the policy of the strategy's parts.
+        follows_schedule: whether the run grows as `growth.schedule` of the recipe says.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule.
     """
@@ -69,6 +70,7 @@ class Method:
     drops_tokens: bool = False
     grows_at: float | None = None
     from_source: bool = False
+    follows_schedule: bool = False
     state: str | None = None
     warms: bool = False
     shape: Literal["stable", "cosine"] = "stable"
@@ -251,17 +253,29 @@ METHODS: dict[str, Method] = {
     )
 }
 
+# Applies only to a recipe with `growth.schedule`, so it is no part of `METHODS`.
+SCHEDULE = _define(
+    "schedule",
+    "random",
+    "random",
+    "-",
+    "grown in stages, as growth.schedule of the recipe says, from drawn weights or source.model",
+    follows_schedule=True,
+)
+
 
 def method_named(name: str) -> Method:
     """Return the method with this name. Raises ValueError with the known names."""
     base, *options = name.split("+")
-    found = METHODS.get(base) or _pair(base)
+    found = SCHEDULE if base == SCHEDULE.name else METHODS.get(base) or _pair(base)
     for option in options:
         if option not in OPTIONS:
             raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
         chosen = OPTIONS[option]
         if chosen.strategy is not None and found.strategy != "plain":
             raise ValueError(f"{name}: +{option} is a strategy of its own, and {base} has one: {found.strategy}")
+        if found.follows_schedule and (chosen.strategy or chosen.state or chosen.warms):
+            raise ValueError(f"{name}: +{option} does not apply; set it in the stages of growth.schedule")
         found = replace(
             found,
             strategy=chosen.strategy or found.strategy,

@@ -103,6 +103,11 @@ class Plan:
         return self.fit
 
     @property
+    def fits(self) -> bool:
+        """Whether an operator is fitted. A training has a `fit` only for its data and sizes."""
+        return self.fit is not None and not self.recipe.trains
+
+    @property
     def uses_library(self) -> bool:
         """Whether the run needs the real library: it measures a model, or computes tensors. Copies alone need none."""
         return self.measures or not self.start.copies_only
@@ -129,7 +134,7 @@ class Plan:
         """FLOPs of one training step of the target, of the whole fit, and of training the source where the recipe trains it."""
         fit, old, new = self.fit, self.start.source, self.start.target
         length = fit.positions if fit else self.family.sequence(new, SEQUENCE_LENGTH)
-        tokens, steps = (fit.tokens_per_step, fit.settings.steps) if fit else (length, 0)
+        tokens, steps = (fit.tokens_per_step, fit.settings.steps if self.fits else 0) if fit else (length, 0)
         found: dict[str, int | None] = {
             "target_step": step_flops(self.family, new, tokens=tokens, sequence_length=length),
             "fit": fit_flops(self.family, old, new, steps=steps, tokens=tokens, sequence_length=length),
@@ -439,7 +444,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "depth": plan.start.growth.depth,
             "keying": plan.start.growth.keying,
             "tie": plan.start.growth.tie,
-            "learned_parameters": learned_parameters(plan.start) if plan.recipe.fit else 0,
+            "learned_parameters": learned_parameters(plan.start) if plan.fits else 0,
         },
         "preservation": {
             "verdict": plan.start.verdict,

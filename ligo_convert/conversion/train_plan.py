@@ -110,6 +110,18 @@ def plan_training(recipe: Recipe, *, here: bool = True) -> TrainPlan:
     return make_train_plan(plan_recipe(recipe.for_training(), here=here), here=here)
 
 
+def plan_with_training(recipe: Recipe, *, here: bool = True) -> tuple[Plan, TrainPlan | None]:
+    """Plan what a recipe describes: a conversion, and the training if it has a `train` section.
+
+    The plan is that of the training where the recipe describes no conversion: its source is neither there nor trained for one.
+    """
+    if recipe.train is None:
+        return plan_recipe(recipe, here=here), None
+    training, pretrain = plan_training(recipe, here=here), recipe.source.pretrain
+    trains_only = pretrain is not None and (not pretrain.steps or recipe.fit is None)
+    return training.plan if trains_only else plan_recipe(recipe, here=here), training
+
+
 def make_train_plan(plan: Plan, *, here: bool = True) -> TrainPlan:
     """Return the plan of a training.
 

@@ -11,6 +11,7 @@ import torch
 from support.tiny import empty_model
 
 from ligo_convert.conversion.plan import Plan, plan_recipe
+from ligo_convert.conversion.train_plan import plan_with_training
 from ligo_convert.errors import RecipeError
 from ligo_convert.recipes.recipe import load_recipe
 
@@ -43,7 +44,7 @@ def test_every_pair_that_the_paper_grew_has_a_recipe() -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_plans_offline(path: Path, tmp_path: Path) -> None:
-    plan = plan_recipe(load_recipe(path, out=str(tmp_path / "out")))
+    plan, training = plan_with_training(load_recipe(path, out=str(tmp_path / "out")))
     # Where norms come after sums, an uneven width is near at best.
     assert plan.start.verdict == ("exact" if plan.family.norm.placement == "pre" else "near")
     for config, found in (
@@ -55,13 +56,14 @@ def test_a_shipped_recipe_plans_offline(path: Path, tmp_path: Path) -> None:
         assert found == sum(parameter.numel() for parameter in model.parameters())
     # Without a fit weights are streamed; whether models are run to measure what was kept depends on the machine.
     assert plan.memory < MEMORY or plan.recipe.fit is None
+    assert training is None or training.memory < MEMORY
 
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipes_first_line_tells_its_sizes(path: Path, tmp_path: Path) -> None:
     """A figure such as `124M` in the first lines of a recipe is one of the two models', to its last digit."""
-    plan = plan_recipe(load_recipe(path, out=str(tmp_path / "out")))
+    plan, _ = plan_with_training(load_recipe(path, out=str(tmp_path / "out")))
     told = re.findall(r"(\d+(?:\.\d)?)M\)", path.read_text().split("\n#\n")[0])
     known = [plan.parameters[side] / 1e6 for side in ("source", "target")]
     for figure in told:
