@@ -15,8 +15,8 @@ from ligo_convert.errors import printable
 
 _STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
 
-# Columns that a terminal has no room for; report.html has them.
-_LEFT_OUT = ("Start", "Learning rate")
+# Columns that a terminal has no room for, by table: start and learning rate, the methods with their source left out. report.html has them.
+_LEFT_OUT: Mapping[str, tuple[int, ...]] = {"savings": (2, 3), "budget": (6, 7)}
 
 
 def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None = None) -> None:
@@ -57,7 +57,7 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    shown = [number for number, (heading, _) in enumerate(table.columns) if heading not in _LEFT_OUT]
+    shown = [number for number in range(len(table.columns)) if number not in _LEFT_OUT.get(table.name, ())]
     right = [place for place, number in enumerate(shown) if table.columns[number][1] == "figure"]
     made = make_table(table.title, *(table.columns[number][0] for number in shown), right=right)
     for row in table.rows:

@@ -18,6 +18,8 @@ Data = Mapping[str, Any]
 # Budgets that differ by less than this fraction are one budget: a run has whole steps, so runs of one budget do not cost exactly the same.
 SAME_COST = 0.01
 
+APART = 0.05  # smallest difference of two rows, as a fraction of their cost
+
 At = tuple[str, Sequence[Reading]]  # an entry, and its loss at a cost for every seed
 
 
@@ -65,9 +67,9 @@ def equal_budget(record: Data) -> list[dict[str, Any]]:
 
 
 def _budgets(record: Data, methods: Mapping[str, Data]) -> list[float]:
-    """Return the costs at which entries are compared, ascending and at least a hundredth apart."""
+    """Return the costs at which entries are compared, ascending: all ends of scratch, and others that are far enough from them."""
     found = [end["flops"] for end in record["curve"] if end["loss"] is not None]
-    found += [end["flops"] for entry in record["controls"].values() for end in entry["ends"] if end["loss"] is not None]
+    others = [end["flops"] for entry in record["controls"].values() for end in entry["ends"] if end["loss"] is not None]
     ends = [
         (end["net_flops"], end["loss"])
         for entry in methods.values()
@@ -78,12 +80,11 @@ def _budgets(record: Data, methods: Mapping[str, Data]) -> list[float]:
     for flops, loss in sorted(ends):
         if loss < lowest:
             lowest = loss
+            others.append(flops)
+    for flops in sorted(others):
+        if all(abs(flops - other) > APART * max(flops, other) for other in found):
             found.append(flops)
-    kept: list[float] = []
-    for flops in sorted(found):
-        if not kept or flops > kept[-1] * (1 + SAME_COST):
-            kept.append(flops)
-    return kept
+    return sorted(found)
 
 
 def _seed_frontiers(entry: Data) -> dict[str, Frontier]:

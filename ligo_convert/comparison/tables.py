@@ -151,8 +151,13 @@ def _savings_cells(data: Data, name: str, entry: Data, headline: Data, accuracy:
         ),
         NO_FIGURE if end is None else _share(data, end["flops"]),
         *(_saved_cell(name, entry, headline[way], way) for way in ("net", "paper")),
-        NO_FIGURE if name == SCRATCH or at is None else f"{at['loss']:.3f}{'' if at['step'] is None else ' *'}",
+        NO_FIGURE if name == SCRATCH or at is None else f"{at['loss']:.3f}{_star(entry, at)}",
     )
+
+
+def _star(entry: Data, found: Data) -> str:
+    """Return the mark of a method that is read at its own end."""
+    return " *" if entry["kind"] == "method" and found["step"] is not None else ""
 
 
 def _saved_cell(name: str, entry: Data, found: Data | None, way: str) -> str:
@@ -181,7 +186,7 @@ def start_text(entry: Data) -> str:
 
 def equal_budget(data: Data) -> Table:
     """Return what scratch, the best model that never grows and the best method have at the same cost."""
-    words = {True: "smaller model, never grown", False: "method", None: "not decided"}
+    words = {True: "never grown", False: "method", None: "not decided"}
     rows = [
         Row(
             cells=(

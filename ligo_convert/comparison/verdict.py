@@ -136,6 +136,13 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
             )
         else:
             yield f"{name}: no method reaches scratch's final loss, so savings are read at each method's own lowest loss."
+    bounded = [
+        f"`{key}` ({amount_saved(found['saved'], found['bound'])})"
+        for key in ranked(methods, way)[1:]
+        if (found := methods[key]["headline"][way])["bound"] == "at least"
+    ]
+    if bounded:
+        yield f"{name}: these methods may save more than the best, because only a bound is known: {', '.join(bounded)}."
     if ahead is not None and ahead["beyond_spread"] is not None:
         order = "ahead of" if ahead["difference"] >= 0 else "behind"
         word = "more" if ahead["beyond_spread"] else "no more"

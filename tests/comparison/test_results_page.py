@@ -145,7 +145,7 @@ def test_the_summary_tells_best_control_and_break_even(tmp_path: Path) -> None:
         "`ligo` 25.0 % at 3.300",
         "`ligo@zoo` 60.0 % at 3.300",
         "small: 25.0 % (40.0 %); zoo: -10.0 % (60.0 %)",
-        "`4 layers` 24.2 % at 3.620\\*",
+        "`4 layers` 24.2 % at 3.620",
         "at 1 of 6 costs",
         "small: 1; zoo: 2",
     ]

@@ -96,6 +96,17 @@ def test_a_bound_is_told_as_one() -> None:
     assert amount_saved(None) == "none"
 
 
+def test_a_method_with_a_bound_below_the_best_may_be_better() -> None:
+    grown = {"ligo": Grown(paper=60.0), "dear": Grown(paper=90.0, shares=(0.5, 1.0))}
+    record = measured(grown)
+    assert record["verdict"]["best"]["paper"]["method"] == "ligo"
+    assert (
+        "Source left out (paper): these methods may save more than the best, because only a bound is known: `dear` (at least 50.0 %)."
+        in record["verdict"]["text"]
+    )
+    assert "may save more" not in text_of(measured())
+
+
 def test_a_smaller_model_that_wins_is_named_with_both_losses() -> None:
     record = measured(controls=STRONG)
     wins = record["verdict"]["never_grown_wins"]
