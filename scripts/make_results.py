@@ -28,7 +28,7 @@ import click
 from ligo_convert.comparison.methods import METHODS, SCRATCH
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
-from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings
+from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings, targets_text
 from ligo_convert.comparison.verdict import conclusions
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
@@ -227,10 +227,13 @@ def _limitations(kinds: Data) -> Iterator[str]:
     per = [figures["budget"]["tokens_per_parameter"] for figures in kinds.values()]
     yield "**Limitations**"
     yield ""
-    yield f"- Scale: {_span([_amount(size) for size in (min(sizes), max(sizes))])} parameters,"
-    yield f"  {_span([f'{number:,}' for number in (min(steps), max(steps))])} training steps,"
-    yield f"  {_span([f'{number:.3g}' for number in (min(per), max(per))])} tokens (or patches) per parameter. The order of the methods may"
-    yield "  differ at another scale."
+    scale = (
+        f"- Scale: {_span([_amount(size) for size in (min(sizes), max(sizes))])} parameters,"
+        f" {_span([f'{number:,}' for number in (min(steps), max(steps))])} training steps,"
+        f" {_span([f'{number:.3g}' for number in (min(per), max(per))])} tokens (or patches) per parameter. The order of the methods may"
+        " differ at another scale."
+    )
+    yield from textwrap.wrap(scale, WIDTH, subsequent_indent="  ")
     one = [title_of(kind) for kind, figures in kinds.items() if len(figures["seeds"]) == 1]
     if one:
         yield f"- One seed: {'; '.join(one)}. The spread over seeds is unknown there, so small differences decide nothing."
@@ -299,8 +302,7 @@ def _ligo(figures: Data) -> str:
     for name, entry in figures["methods"].items():
         if entry["base"] == "ligo":
             cells = _cells(figures)[name]
-            source = f"{prose(entry['source'] or name)}: "
-            found.append(f"{source}{cells['Saved, net']} ({cells['Saved, paper']})")
+            found.append(f"from {code(str(entry['source']))}: {cells['Saved, net']} ({cells['Saved, paper']})")
     return "; ".join(found) or NO_FIGURE
 
 
@@ -328,12 +330,8 @@ def _wins(figures: Data, wins: Sequence[Data]) -> str:
 def _pays_from(figures: Data) -> str:
     best: dict[str, str] = {}
     for row in sorted(figures["break_even"], key=lambda found: (found["targets"] is None, found["targets"] or 0)):
-        text = "never" if row["source_flops"] is not None else "not known"
-        if row["targets"] is not None:
-            bound = f"{row['targets_bound']} " if row["targets_bound"] else ""
-            text = f"{bound}{row['targets']}"
-        best.setdefault(str(row["source"]), text)
-    return "; ".join(f"{prose(source)}: {text}" for source, text in best.items()) or NO_FIGURE
+        best.setdefault(str(row["source"]), targets_text(row))
+    return "; ".join(f"from {code(source)}: {text}" for source, text in best.items()) or NO_FIGURE
 
 
 def _section(kind: str, figures: Data) -> Iterator[str]:

@@ -53,7 +53,7 @@ def break_even(record: Data) -> list[dict[str, Any]]:
                 "saved_net": None if net is None else net["saved"],
                 "bound": paper["bound"],
                 "targets": targets,
-                "targets_bound": "at most" if targets is not None and paper["bound"] == "at least" else None,
+                "targets_bound": "at most" if (targets or 0) > 1 and paper["bound"] == "at least" else None,
                 "reason": reason,
                 "source_limit": round(saving / record["budget"]["flops"], 4) if saving > 0 and certain(paper) else None,
             }

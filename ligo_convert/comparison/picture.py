@@ -480,6 +480,13 @@ def _sources_figure(data: Mapping[str, Any]) -> tuple[Any, Any] | None:
                 [share for share, _ in points], [saved for _, saved in points], color=colour, linestyle=dashes, linewidth=1.8,
                 marker=marker, markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=4,
             )  # fmt: skip
+            for bound, sign, offset in (("at least", "\u2265", 5), ("at most", "\u2264", -11)):
+                for point in found["points"]:
+                    if point[way] is not None and point[way]["bound"] == bound:
+                        at = (100 * point["fraction"], point[way]["saved"])
+                        axes.annotate(
+                            sign, at, xytext=(0, offset), textcoords="offset points", ha="center", fontsize=10, color=colour
+                        )  # fmt: skip
             ends += [(points[-1][1], names[number], colour)] if points and way == "net" else []
         for share in found["crossings"]:
             axes.plot([100 * share], [0.0], marker="|", markersize=14, color=colour, markeredgewidth=2, zorder=5)
@@ -493,7 +500,8 @@ def _sources_figure(data: Mapping[str, Any]) -> tuple[Any, Any] | None:
     axes.set_xlabel("FLOPs of training the source, % of scratch's whole budget", fontsize=9.5)
     axes.set_ylabel("FLOPs saved, %", fontsize=9.5)
     style_axes(axes)
-    note = "Solid: source charged (net). Dashed: source left out (paper). Bars on the zero line: break-even for one target."
+    note = "Solid: source charged (net). Dashed: source left out (paper). \u2265, \u2264: bounds."
+    note += " Bars on the zero line: break-even for one target."
     for text, up, font, colour in ((_title(data), 0.94, 12.0, DARK), (note, 0.885, 8.5, GREY)):
         drawn = figure.text(0.012, up, text, fontsize=font, color=colour, ha="left", va="baseline", parse_math=False)
         shrink_to_fit(drawn, renderer, 0.976 * 8.0 * _DPI)

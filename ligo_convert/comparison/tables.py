@@ -247,7 +247,7 @@ def break_even(data: Data) -> Table:
                     "not known" if row["source_flops"] is None else _share(data, row["source_flops"]),
                     amount_saved(row["saved_paper"], row["bound"]),
                     "not known" if row["saved_net"] is None else amount_saved(row["saved_net"], row["bound"]),
-                    _targets(row),
+                    targets_text(row),
                     NO_FIGURE
                     if row["source_limit"] is None
                     else f"{'at least ' if row['bound'] == 'at least' else ''}{100 * row['source_limit']:.1f} %",
@@ -274,7 +274,8 @@ def break_even(data: Data) -> Table:
     )
 
 
-def _targets(row: Data) -> str:
+def targets_text(row: Data) -> str:
+    """Return from how many targets on a source pays for itself, in words."""
     if row["targets"] is None:
         return "not known" if row["source_flops"] is None else "never"
     bound = f"{row['targets_bound']} " if row["targets_bound"] else ""

@@ -21,6 +21,7 @@ from ligo_convert.comparison.picture import (
     _limits,
     _lines,
     _loss_figure,
+    _sources_figure,
     comparison_png,
     comparison_svg,
     scratch_loss,
@@ -237,6 +238,12 @@ def test_savings_are_drawn_against_the_cost_of_the_source() -> None:
     root = ElementTree.fromstring(text)
     assert root.get("role") == "img"
     assert "ligo" in str(root.get("aria-label"))
+    (axes,) = _sources_figure(
+        measured(
+            {"a@small": Grown(paper=80.0, base="a"), "a@zoo": Grown(paper=60.0, source="zoo", base="a")}, sources=TWO
+        )
+    )[0].axes
+    assert [text.get_text() for text in axes.texts].count("\u2265") == 2, "a bound is marked, net and paper"
     assert sources_svg(measured()) is None, "one source is no function of its cost"
 
 

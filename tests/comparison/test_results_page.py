@@ -144,13 +144,13 @@ def test_the_summary_tells_best_control_and_break_even(tmp_path: Path) -> None:
         "3.300",
         "`ligo` 25.0 % at 3.300",
         "`ligo@zoo` 60.0 % at 3.300",
-        "small: 25.0 % (40.0 %); zoo: -10.0 % (60.0 %)",
+        "from `small`: 25.0 % (40.0 %); from `zoo`: -10.0 % (60.0 %)",
         "`4 layers` 24.2 % at 3.620",
         "at 1 of 6 costs",
-        "small: 1; zoo: 2",
+        "from `small`: 1 target; from `zoo`: 2 targets",
     ]
     assert "- One seed: Text decoder: GPT-2." in page
-    assert "- Scale: 0.77 million parameters," in page
+    assert "- Scale: 0.77 million parameters, 4,000 training steps, 10.6 tokens" in page
     alone = made(tmp_path / "alone", f"gpt2={finished(tmp_path / 'other', measured({}, {}, sources={}))}")
     (row,) = tables_of(alone)["In short"]
     assert list(row.values())[2:] == ["not known", "not known", "-", "none trained", "not known", "-"]
@@ -240,7 +240,7 @@ def test_what_is_not_known_is_said(tmp_path: Path, data: dict[str, Any]) -> None
     assert "nan" not in page.casefold().split()
     if data["sources"] and data["sources"][0]["flops"] is None:
         assert row_of(page, "Savings at equal loss", "ligo")["Saved, net"] == "source cost unknown"
-        assert tables_of(page)["In short"][0]["break-even"] == "small: not known"
+        assert tables_of(page)["In short"][0]["break-even"] == "from `small`: not known"
     assert make(docs, "--check").exit_code == 0
 
 
