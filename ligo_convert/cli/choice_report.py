@@ -32,22 +32,21 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
     for sentence in record["text"]:
         console.print(Text(f"- {printable(sentence)}"))
     console.print()
-    rounds = [f"loss at {share:.1%}" for share in record["rounds"]]
+    rounds = [f"at {share:.1%}" for share in record["rounds"]]
     table = make_table(
-        "", "candidate", "kind", "rate", *rounds, "projected", "range", "leads", right=range(2, len(rounds) + 6)
+        "Loss of the trials, by their share of the budget, and projected to all of it",
+        *("candidate", "kind", *rounds, "projected", "leads"),
+        right=range(2, len(rounds) + 4),
     )
     for row in record["candidates"]:
         losses = [_number(trial["loss"]) for trial in row["trials"]]
         projected = row["projection"] or {}
-        span = f"{projected['low']:.3f} to {projected['high']:.3f}" if projected else "-"
         table.add_row(
             text_of(row["name"]),
             text_of(row["kind"]),
-            f"{row['learning_rate']:g}",
             *losses,
             *["-"] * (len(rounds) - len(losses)),
             _number(projected.get("loss")),
-            span,
             f"{projected['leads']:.0%}" if projected else "-",
             style="green" if row["name"] == record["choice"]["name"] else None,
         )
@@ -60,4 +59,4 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.3f}"

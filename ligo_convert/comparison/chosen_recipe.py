@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 from ligo_convert.errors import OutputBusy, RecipeError
 from ligo_convert.io.files import write_file
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.recipes.schema import GrowthConfig
 
 WIDTH = 4096  # columns before a line is broken
 
@@ -55,10 +54,9 @@ def write_chosen(recipe: Recipe, record: Mapping[str, Any], file: Path) -> bool:
     growth["width"], growth["depth"] = choice["width"], choice["depth"]
     if choice["kind"] == "part way":
         data["target"] = {"config": dict(choice["asked"])}
-    if "schedule" in GrowthConfig.model_fields:
-        growth.pop("schedule", None)
-        if choice["at"] is not None:
-            growth["schedule"] = [{"at": choice["at"]}]
+    growth.pop("schedule", None)
+    if choice["at"] is not None:
+        growth["schedule"] = [{"at": choice["at"]}]
     text = io.StringIO()
     yaml.dump(data, text)
     write_file(file, text.getvalue().encode())
