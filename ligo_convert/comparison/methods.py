@@ -249,6 +249,7 @@ METHODS: dict[str, Method] = {
             "tensor rings over all matrices of the layers, learned beside the nearest start",
             learns_operator=True,
             ring=1,
+            fit_rates=FitRates(width_rate=1e-3, depth_rate=1e-3),
         ),
     )
 }
