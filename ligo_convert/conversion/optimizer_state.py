@@ -1,7 +1,7 @@
 """Grow the state of a training beside a source, so that the training goes on from the output.
 
-Input: a source directory that transformers' Trainer or accelerate wrote (`checkpoint-N`, `save_state`), the optimizer's state as one file
-or in the shards of torch.distributed.checkpoint; the operator of a run.
+Input: a source directory that `train`, transformers' Trainer or accelerate wrote (an output, `checkpoint-N`, `save_state`), the optimizer's
+state as one file or in the shards of torch.distributed.checkpoint; the operator of a run.
 Output: the same files in the staging directory: the optimizer's state grown (`growth.moments`), the state of the learning rate's schedule,
 of the random generators and of the Trainer as they were.
 
@@ -28,7 +28,7 @@ from ligo_convert.importing.state_dict import plain_names
 from ligo_convert.io.files import reporting
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import short, strict_json
-from ligo_convert.outputs.layout import OPTIMIZERS, TRAINER_STATE, training_state_name
+from ligo_convert.outputs.layout import OPTIMIZERS, TRAINER_STATE, TRAINING_STATE, training_state_name
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.side_files import json_bytes
 from ligo_convert.progress import Progress
@@ -78,17 +78,20 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
         SourceError: there is no optimizer's state that can be read.
     """
     there = _files_in(root)
-    optimizer = next((name for name in OPTIMIZERS if name in there or (root / name / ".metadata").is_file()), None)
+    optimizer = next(
+        (name for name in OPTIMIZERS if _is_file(root / name) or _is_file(root / name / ".metadata")), None
+    )
     if optimizer is None:
         raise SourceError(
             "there is no state of an optimizer beside the weights",
             where=label,
-            expected=" or ".join(OPTIMIZERS[:3]),
-            hint="name a checkpoint-N of transformers' Trainer or a directory of accelerate's save_state;"
+            expected=" or ".join(OPTIMIZERS[:-1]),
+            hint="name an output of `train`, a checkpoint-N of transformers' Trainer or a directory of accelerate's save_state;"
             " or grow the weights alone, without growth.state and --with-optimizer",
         )
     others = tuple(name for name in there if training_state_name(name) and name not in OPTIMIZERS)
-    shards = [f"{optimizer}/{name}" for name in _files_in(root / optimizer)] if optimizer not in there else [optimizer]
+    sharded = (root / optimizer).is_dir()
+    shards = [f"{optimizer}/{name}" for name in _files_in(root / optimizer)] if sharded else [optimizer]
     strange = next((name for name in shards if not training_state_name(name)), None)
     if strange is not None:
         raise SourceError("not a file of a sharded checkpoint", where=f"{label}/{strange}")
@@ -100,6 +103,10 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
         others=others,
         sha256={name: _digest(root / name, label) for name in names},
     )
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -145,12 +152,10 @@ def write_training_files(
         MachineError: there is no sandbox to read pickled files in.
     """
     with progress.task("growing the optimizer's state"):
-        content = _grown_optimizer(files, family, inventory, operator, policy)
         written = []
-        for name, data in _stored(content, files):
+        for name, data in _grown_files(files, family, inventory, operator, policy):
             staging.write_bytes(name, data)
             written.append(name)
-        del content
     for name in files.others:
         if name == TRAINER_STATE:
             staging.write_bytes(name, _trainer_state(files.bytes_of(name), f"{files.label}/{name}"))
@@ -207,6 +212,21 @@ class _Read:
     keyed: str
     others: dict[str, Any]
     inside: tuple[str, ...]
+
+
+def _grown_files(
+    files: TrainingFiles, family: Family, inventory: Inventory, operator: Operator, policy: str
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the files of the target's optimizer state."""
+    if files.optimizer != TRAINING_STATE:
+        yield from _stored(_grown_optimizer(files, family, inventory, operator, policy), files)
+        return
+    from ligo_convert.growth.moments import grown_moments
+    from ligo_convert.training.state import optimizer_state, read_optimizer_state
+
+    moments = read_optimizer_state(files.root / TRAINING_STATE)
+    grown = grown_moments(operator, family, moments, policy=policy)
+    yield TRAINING_STATE, b"".join(bytes(piece) for piece in optimizer_state(grown))
 
 
 def _stored(content: dict[str, Any], files: TrainingFiles) -> Iterator[tuple[str, bytes]]:

@@ -32,8 +32,9 @@ OWN_FILES: Mapping[str, tuple[str, ...]] = {
     "training": (*REQUIRED["training"], FIT_PLOT),
 }
 
-# The state of an optimizer, as transformers' Trainer and accelerate name it; the last are directories of torch.distributed.checkpoint.
-OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer")
+# The state of an optimizer, as `train`, transformers' Trainer and accelerate name it; the last are directories of
+# torch.distributed.checkpoint.
+OPTIMIZERS = (TRAINING_STATE, "optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer")
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -46,7 +47,7 @@ _TRAINING_STATE = re.compile(
 
 def training_state_name(name: str) -> bool:
     """Return True for a file of a training's state."""
-    return _TRAINING_STATE.fullmatch(name) is not None
+    return name == TRAINING_STATE or _TRAINING_STATE.fullmatch(name) is not None
 
 
 def is_own(name: str, kind: str) -> bool:

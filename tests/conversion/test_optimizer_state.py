@@ -25,9 +25,10 @@ from ligo_convert.growth.moments import grown_moments
 from ligo_convert.growth.operator_file import family_of, read_operator
 from ligo_convert.growth.state_maps import DEFAULT_POLICY
 from ligo_convert.importing.sandbox import support
-from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
+from ligo_convert.outputs.layout import OPERATOR, PROVENANCE, TRAINING_STATE
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.training.state import optimizer_state, read_optimizer_state
 
 pytestmark = pytest.mark.skipif(support() is not None, reason=str(support()))
 
@@ -110,6 +111,25 @@ def test_the_state_of_a_trainer_grows_by_the_operator_of_the_weights(tmp_path: P
     with_state(source, steps=4)
     with pytest.raises(OutputBusy, match="state of the training"):
         grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon")
+
+
+def test_the_state_of_an_own_training_grows(tmp_path: Path) -> None:
+    """What `train` has stored beside a model grows with it, and another `train` takes it up from the output."""
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    moments = with_state(source)
+    (source / "ligo").mkdir()
+    (source / TRAINING_STATE).write_bytes(b"".join(bytes(piece) for piece in optimizer_state(moments)))
+    outcome = grown(tmp_path, GROWN["gpt2"], state="scale", depth="identity", width="lemon")
+    # The state of this program's own training goes before another's.
+    assert outcome.json()["files"]["training"] == [TRAINING_STATE]
+    operator = read_operator(tmp_path / "out" / OPERATOR)
+    expected = grown_moments(operator, family_of(operator), moments, policy="scale")
+    found = read_optimizer_state(tmp_path / "out" / TRAINING_STATE)
+    assert set(found) == set(expected)
+    for name, kinds in expected.items():
+        for kind, value in kinds.items():
+            assert torch.equal(torch.as_tensor(found[name][kind]), value), (name, kind)
+    assert verify(tmp_path / "out", source=str(source))
 
 
 @pytest.mark.parametrize(
