@@ -76,7 +76,7 @@ def loaded(out: Path, groups: MakeGroups = trainer_groups, *, file: str = "optim
 
 
 def test_the_state_of_a_trainer_grows_by_the_operator_of_the_weights(tmp_path: Path) -> None:
-    """Some seconds: two runs and two verifications. Every tensor of the optimizer's state is what `grown_moments` gives, under the right parameter; the rest goes along."""
+    """Some seconds: two runs. Every tensor of the state is what `grown_moments` gives, under the right parameter; the rest goes along."""
     source = write_checkpoint(tmp_path / "source", tokenizer=False)
     moments = with_state(source)
     state = {"global_step": 3, "log_history": [], "best_metric": 1.5, "best_model_checkpoint": "/tmp/x/checkpoint-2"}
