@@ -132,7 +132,7 @@ class Experiment:
     length: int
     seeds: tuple[int, ...]
     sources: tuple[SourceStrength, ...]
-    _flops: dict[Any, float] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[Any, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def family(self) -> Family:
@@ -235,9 +235,15 @@ class Experiment:
 
     def steps_for(self, entry: ExperimentEntry, share: float) -> int:
         """Return the steps of a run of an entry that costs a share of scratch's FLOPs, its fit included."""
+        key = ("steps", entry.name, share)
+        if key not in self._known:
+            self._known[key] = self._find_steps(entry, share)
+        return int(self._known[key])
+
+    def _find_steps(self, entry: ExperimentEntry, share: float) -> int:
         left = share * self.scratch_flops - self.fit_flops(entry)
         low, high = LEAST_STEPS, max(LEAST_STEPS, self.steps)
-        while self.run_flops(entry, high) < left:
+        while self.run_flops(entry, high) <= left:
             high *= 2
         while high - low > 1:
             middle = (low + high) // 2
@@ -249,19 +255,24 @@ class Experiment:
 
     # Cost.
 
-    def run_flops(self, entry: ExperimentEntry, steps: int) -> float:
-        """Return the FLOPs of training for `steps` steps, the mean over randomly drawn sub-models, without dropping."""
-        key = (entry.name, steps)
-        if key not in self._flops:
+    def run_flops(self, entry: ExperimentEntry, steps: int, *, done: int | None = None) -> float:
+        """Return the FLOPs of a run of `steps` steps, the mean over randomly drawn sub-models, without dropping.
+
+        Args:
+            done: number of its first steps that count; None for all.
+        """
+        key = (entry.name, steps, steps if done is None else done)
+        if key not in self._known:
             run = self.make_run(entry, Choice(optimizer="adamw", learning_rate=0.0, decay=0.0), seed=0, steps=steps)
-            self._flops[key] = run_flops(
+            self._known[key] = run_flops(
                 self.family,
                 run,
                 sequence_length=self.length,
                 added=entry.added,
                 teacher=self.plan.start.source,
+                done=done,
             )
-        return self._flops[key]
+        return self._known[key]
 
     def fit_steps(self, entry: ExperimentEntry) -> int:
         """Return the steps of an entry's fit: those of the recipe, and no more than `compare.fit_share` of the budget pays for."""
@@ -274,8 +285,11 @@ class Experiment:
         """Return the FLOPs of learning an entry's operator; 0 if it learns none."""
         if entry.begins != "learned":
             return 0.0
-        # Two evaluations, at the start and at the end, decide whether the learned operator is kept.
-        return self._fit_flops(entry, self.fit_steps(entry)) + 2 * self._held_out_flops()
+        key = ("fit", entry.name)
+        if key not in self._known:
+            # Two evaluations, at the start and at the end, decide whether the learned operator is kept.
+            self._known[key] = self._fit_flops(entry, self.fit_steps(entry)) + 2 * self._held_out_flops()
+        return self._known[key]
 
     def _fit_flops(self, entry: ExperimentEntry, steps: int) -> float:
         fit, start = self.plan.required_fit.settings, self.plan.start

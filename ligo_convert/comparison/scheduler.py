@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from ligo_convert.comparison.experiment import SOURCE_SIZE, Choice, Experiment, ExperimentEntry
-from ligo_convert.comparison.methods import Method
+from ligo_convert.comparison.methods import SCRATCH, Method
 from ligo_convert.errors import RecipeError
 from ligo_convert.training.runs import DRAWN, Run
 
@@ -89,20 +89,22 @@ class Scheduler:
         self.experiment, self.results = experiment, dict(results)
         self._running: set[str] = set()
         self._runs: dict[tuple[Any, ...], Run] = {}
+        self._wants: dict[tuple[Any, ...], WantedRun] = {}
         self._histories: dict[tuple[int, int], str] = {}
         self._assumed: Choice | None = None
+        # What follows from the results, until they change. A choice stays.
+        self._choices_made: dict[str, Choice] = {}
+        self._plan: list[tuple[WantedRun, list[TrainingJob]]] | None = None
 
     @classmethod
     def expected_by_entry(cls, experiment: Experiment) -> dict[str, float]:
         """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it."""
         scheduler = cls(experiment, {})
         scheduler._assumed = scheduler._grid()[0]
-        wanted = scheduler.wanted()
-        cuts = scheduler._cuts(wanted)
         done: set[str] = set()
         found: dict[str, float] = {}
-        for one in wanted:
-            pieces = {job.name: job.flops for job in scheduler._pieces(one, cuts)}
+        for one, jobs in scheduler._planned():
+            pieces = {job.name: job.flops for job in jobs}
             if one.entry.begins == "learned":
                 pieces[one.run.start] = experiment.fit_flops(one.entry)
             new = sum(flops for name, flops in pieces.items() if name not in done)
@@ -118,6 +120,13 @@ class Scheduler:
     def done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         self._running.discard(job.name)
         self.results[job.name] = result
+        self._plan = None
+
+    def forget(self, name: str) -> None:
+        """Remove a result, so that its job is done again."""
+        del self.results[name]
+        self._plan = None
+        self._choices_made.clear()
 
     def next_job(self) -> TrainingJob | None:
         """Return the next job that can start; None if no job is left or all wait for running jobs."""
@@ -139,15 +148,13 @@ class Scheduler:
         yield TrainingJob(name="probe", kind="probe")
         if self.experiment.plan.recipe.source.pretrain is None:
             yield TrainingJob(name=CHECKPOINT, kind="source")
-        wanted = self.wanted()
-        cuts = self._cuts(wanted)
-        for found in wanted:
+        for found, jobs in self._planned():
             if found.run.start != DRAWN and found.run.start not in self.results:
                 yield from self._fit_job(found)
                 continue
             if found.run.teacher and found.run.teacher not in self.results:
                 continue
-            for job in self._pieces(found, cuts):
+            for job in jobs:
                 if job.name not in self.results:
                     # The pieces after it wait for its state.
                     yield job
@@ -163,6 +170,14 @@ class Scheduler:
             yield TrainingJob(
                 name=found.run.start, kind="fit", entry=entry.name, seed=found.seed, parent=state, flops=flops
             )
+
+    def _planned(self) -> list[tuple[WantedRun, list[TrainingJob]]]:
+        """Return every wanted run with its pieces."""
+        if self._plan is None:
+            wanted = self.wanted()
+            cuts = self._cuts(wanted)
+            self._plan = [(found, list(self._pieces(found, cuts))) for found in wanted]
+        return self._plan
 
     def _cuts(self, wanted: Iterable[WantedRun]) -> Cuts:
         """Return where runs are cut: by the history of their first step, the names of pieces by numbers of steps."""
@@ -202,8 +217,8 @@ class Scheduler:
             parent, first = name, step
 
     def _flops(self, found: WantedRun, step: int) -> float:
-        """Return about the FLOPs of the first steps of a run."""
-        return self.experiment.run_flops(found.entry, found.run.steps) * step / found.run.steps
+        """Return the FLOPs of the first steps of a run, as known before it is trained."""
+        return self.experiment.run_flops(found.entry, found.run.steps, done=step)
 
     def _history(self, run: Run, step: int) -> str:
         key = (id(run), step)
@@ -211,8 +226,7 @@ class Scheduler:
             self._histories[key] = run.history(step)[:40]
         return self._histories[key]
 
-    def _run(self, entry: ExperimentEntry, choice: Choice, seed: int, steps: int, start: str = DRAWN) -> Run:
-        teacher = (self._source_state(entry, seed) or "") if entry.is_taught else ""
+    def _run(self, entry: ExperimentEntry, choice: Choice, seed: int, steps: int, start: str, teacher: str) -> Run:
         key = (entry.name, choice, seed, steps, start, teacher)
         if key not in self._runs:
             self._runs[key] = self.experiment.make_run(
@@ -241,15 +255,26 @@ class Scheduler:
     def _want(
         self, entry: ExperimentEntry, seed: int, choice: Choice, steps: int, *, start: str = DRAWN, keeps: bool = False
     ) -> WantedRun:
-        longer = self.experiment.ends(entry)
-        return WantedRun(
-            entry=entry,
-            seed=seed,
-            choice=choice,
-            run=self._run(entry, choice, seed, steps, start),
-            keeps=keeps,
-            leaves=tuple(self._run(entry, choice, seed, end, start) for end in longer),
-        )
+        teacher = (self._source_state(entry, seed) or "") if entry.is_taught else ""
+        key = (entry.name, seed, choice, steps, start, keeps, teacher)
+        if key not in self._wants:
+            lengths = self.experiment.ends(entry)
+            if entry.name == SOURCE_SIZE:
+                lengths += tuple(source.steps for source in self.experiment.sources if source.steps is not None)
+            decays = self.experiment.settings.decays if entry.kind == "scratch" else (choice.decay,)
+            self._wants[key] = WantedRun(
+                entry=entry,
+                seed=seed,
+                choice=choice,
+                run=self._run(entry, choice, seed, steps, start, teacher),
+                keeps=keeps,
+                leaves=tuple(
+                    self._run(entry, replace(choice, decay=decay), seed, length, start, teacher)
+                    for length in lengths
+                    for decay in decays
+                ),
+            )
+        return self._wants[key]
 
     def _tuning_steps(self, entry: ExperimentEntry) -> int:
         share = self.experiment.settings.tuning_fraction
@@ -382,6 +407,9 @@ class Scheduler:
         """Return the settings of scratch, chosen over the whole budget; None until they are known."""
         if self._assumed is not None:
             return self._assumed
+        known = self._choices_made.get(SCRATCH)
+        if known is not None:
+            return known
         finalists = self._finalists()
         if not finalists:
             return None
@@ -393,7 +421,10 @@ class Scheduler:
                 where=self.experiment.plan.recipe.where("compare", "learning_rates"),
                 hint="set lower learning rates",
             )
-        return None if best is None else best[0]
+        if best is None:
+            return None
+        self._choices_made[SCRATCH] = best[0]
+        return best[0]
 
     def _tuned_as(self, entry: ExperimentEntry) -> ExperimentEntry:
         """Return the entry whose tuning an entry uses: that of the same method from the weakest source."""
@@ -418,6 +449,9 @@ class Scheduler:
     def choice_of(self, entry: ExperimentEntry) -> Choice | None:
         """Return the settings of an entry; None until they are known."""
         entry = self._tuned_as(entry)
+        known = self._choices_made.get(entry.name)
+        if known is not None:
+            return known
         choices = self._choices(entry)
         if len(choices) < 2 or self._assumed is not None:
             return choices[0] if choices else None
@@ -425,7 +459,10 @@ class Scheduler:
             (found.choice, found) for found in self._tuning_runs(entry) if found.entry is entry and not found.keeps
         ]
         best = self._best(tried) if tried else None
-        return None if best is None else best[0]
+        if best is None:
+            return None
+        self._choices_made[entry.name] = best[0]
+        return best[0]
 
     def rates_of(self, optimizer: str) -> list[float]:
         """Return the learning rates that scratch has tried with an optimizer, ascending."""
@@ -437,14 +474,19 @@ class Scheduler:
         """Return the result of the last piece of a run; None until it is done."""
         return self.results.get(self._history(run, run.steps))
 
-    def curve_of(self, wanted: WantedRun, cuts: Cuts) -> list[dict[str, Any]]:
-        """Return the points of a finished run."""
-        return [point for job in self._pieces(wanted, cuts) for point in self.results[job.name]["curve"]]
+    def _curve_of(self, run: Run, jobs: Iterable[TrainingJob]) -> list[dict[str, Any]]:
+        """Return the points of a finished run at regular steps and at its end.
+
+        A piece has more points where a stage of the run that trained it ends. Which run that was depends on the order of the jobs. A piece
+        that was cut after it was done overlaps with the piece before it.
+        """
+        every = self.experiment.evaluate_every
+        points = {point["step"]: point for job in jobs for point in self.results[job.name]["curve"]}
+        return [points[step] for step in sorted(points) if step % every == 0 or step == run.steps]
 
     def finished_runs(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Return entry -> seed -> `ends` (results of the runs to each budget, ascending) and `curve` (points of the longest run)."""
-        wanted = self.wanted()
-        cuts = self._cuts(wanted)
+        pieces = {id(found.run): jobs for found, jobs in self._planned()}
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for entry in self.experiment.entries.values():
             fitted = self.experiment.fit_flops(entry)
@@ -455,7 +497,8 @@ class Scheduler:
                     end = self.end_of(one.run)
                     assert end is not None, "every run is done"
                     ends.append({**end, "steps": one.run.steps, "flops": end["flops"] + fitted})
-                curve = [{**point, "flops": point["flops"] + fitted} for point in self.curve_of(runs[-1], cuts)]
+                points = self._curve_of(runs[-1].run, pieces[id(runs[-1].run)])
+                curve = [{**point, "flops": point["flops"] + fitted} for point in points]
                 found.setdefault(entry.name, {})[seed] = {"ends": ends, "curve": curve}
         return found
 
@@ -467,7 +510,7 @@ class Scheduler:
             *((choice, self._tuning_steps(entry)) for choice in self._grid()),
             *((choice, self.experiment.steps) for choice in self._finalists()),
         ]:
-            end = self.end_of(self._run(entry, choice, seed, steps))
+            end = self.end_of(self._want(entry, seed, choice, steps).run)
             assert end is not None, "every run is done"
             found.append(
                 {
@@ -519,17 +562,24 @@ class Scheduler:
         return None if entry is None else self._source_state(entry, seed)
 
     def needed_states(self) -> set[str]:
-        """Return the names of the states that a job may still start from."""
-        wanted = self.wanted()
-        cuts = self._cuts(wanted)
-        # A checkpoint is read before it is known which runs start from it.
-        kept = {CHECKPOINT} if self.experiment.plan.recipe.source.pretrain is None else set[str]()
-        for found in wanted:
-            jobs = list(self._pieces(found, cuts))
-            kept |= {job.parent for job in jobs}
+        """Return the names of the states that a job may still start from, and of the trained sources.
+
+        As long as runs may be wanted that are not wanted yet, those may leave any run.
+        """
+        kept = {CHECKPOINT}
+        is_open = self._is_open()
+        for found, jobs in self._planned():
+            left = [job for job in jobs if job.name not in self.results]
+            kept |= {job.parent for job in (jobs if is_open else left)}
             if found.keeps:
                 kept.add(jobs[-1].name)
-        return kept
+            if left and found.run.teacher:
+                kept.add(found.run.teacher)
+        return kept - {DRAWN}
+
+    def _is_open(self) -> bool:
+        """Return whether more runs may be wanted than are wanted now: as long as the settings of an entry are not chosen."""
+        return any(self.choice_of(entry) is None for entry in self.experiment.entries.values())
 
 
 def operator_name(method: Method) -> str:

@@ -304,10 +304,16 @@ class _JobLoop:
         return training_state(self.staging, name, key=self.key, progress=self.progress)
 
     def _drop_lost(self) -> None:
-        """Forget the results whose state is needed and is missing or damaged, so that the jobs are done again."""
-        for name in self.scheduler.needed_states() & set(self.scheduler.results):
-            if self._state(name).load() is None:
-                del self.scheduler.results[name]
+        """Forget the results whose state is needed and is missing or damaged, so that the jobs are done again.
+
+        A job that is done again needs the state before it, which may be deleted by now.
+        """
+        checked: set[str] = set()
+        while wanted := (self.scheduler.needed_states() & set(self.scheduler.results)) - checked:
+            checked |= wanted
+            for name in sorted(wanted):
+                if self._state(name).load() is None:
+                    self.scheduler.forget(name)
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         for text in result.pop("warnings", ()):
@@ -326,7 +332,8 @@ class _JobLoop:
         """Delete the states that no later job needs, once the result is staged."""
         kept = self.scheduler.needed_states() | self.scheduler.running
         for path in (self.staging.work / "states").glob("*.safetensors"):
-            if path.name.split(".")[0] not in kept:
+            # Names of fits contain dots.
+            if path.name.removesuffix(".safetensors").removesuffix(".steps") not in kept:
                 remove_any(path)
 
     def _announce_time(self) -> None:

@@ -246,6 +246,15 @@ class TrialScheduler(Scheduler):
                     found += [*self._sources(entry, seed), *self._trials(entry, seed, number)]
         return found
 
+    def forget(self, name: str) -> None:
+        super().forget(name)
+        self._known_trials.clear()
+        self._known_survivors.clear()
+
+    def _is_open(self) -> bool:
+        """Return whether more runs may be wanted: until it is known who takes part in the last round."""
+        return super()._is_open() or self.survivors(len(self.experiment.rounds) - 1) is None
+
     def choice(self) -> Choice | None:
         """Return the settings of scratch, chosen in the first round; None until they are known."""
         if self._assumed is not None:

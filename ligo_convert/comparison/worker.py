@@ -24,6 +24,7 @@ from ligo_convert.environment import compute_threads
 from ligo_convert.errors import LigoError
 from ligo_convert.families.flops import step_flops
 from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.training.drop_hooks import DRAWS, token_drop
 from ligo_convert.training.fit import FitSettings, autocast_pays, fit, named_source, stacked_source
@@ -290,6 +291,9 @@ def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[st
         )
         learned = operator if outcome.best_step else initial
         grown = grown_state(runner.family, source, learned, policy="reset", device=runner.device)
+    if any(entry.added for entry in experiment.entries.values()):
+        # Methods that share this fit may train only what growth added.
+        grown = replace(grown, added={name: part.mask() for name, part in added_parts(runner.family, initial).items()})
     runner.state(job.name).save(*grown.arrays())
     runner.state(f"{job.name}.steps").remove()
     return {"best_step": outcome.best_step, "validation_loss": _finite(outcome.best_loss), "steps": steps}

@@ -55,7 +55,7 @@ class TrainResult:
         log: one line per step, see `train`.
         best_step: step with the lowest validation loss; 0 is the initial state. Without validation, the last step.
         best_loss: its validation loss; None without validation.
-        best: parameters at that step.
+        best: parameters at that step; empty if none are kept.
         moments: state of the optimizer after the last step.
     """
 
@@ -76,6 +76,7 @@ def train(
     begin: Moments | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int = 10,
+    validates_ends: tuple[bool, bool] = (True, True),
     chooses: bool = True,
     steps: range | None = None,
     partial: bool = False,
@@ -92,8 +93,9 @@ def train(
         tokens_a_step: tokens of one step, for the log.
         optimizer: settings of the optimizers.
         begin: state of the optimizer before the first step; None for a fresh one.
-        validate: returns the validation loss of the current parameters. Called before the first step, every `validate_every` steps
-            and after the last one.
+        validate: returns the validation loss of the current parameters. Called every `validate_every` steps, before the first step and
+            after the last one.
+        validates_ends: whether it is called before the first step, and after the last one if that is not among the others.
         chooses: whether to keep the parameters of the step with the best validation loss. If not, the log holds only the first step and
             those with a validation loss.
         steps: the part of the schedule to train; None for all of it.
@@ -109,7 +111,7 @@ def train(
     optimizers.set_moments(begin or {})
     run = _Run(groups=groups, optimizers=optimizers, store=store, steps=steps, chooses=chooses)
     run.resume()
-    if validate is not None and run.best_loss is None:
+    if validate is not None and validates_ends[0] and run.best_loss is None and run.step == steps.start:
         first = run.consider(steps.start, validate())
         if not chooses:
             run.log.append({"step": steps.start, "validation_loss": round(first, 6)})
@@ -136,7 +138,7 @@ def train(
             **(facts(step) if facts is not None else {}),
         }
         last = step + 1 == steps.stop
-        if validate is not None and (last or (step + 1) % validate_every == 0):
+        if validate is not None and ((last and validates_ends[1]) or (step + 1) % validate_every == 0):
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)
         line["seconds"] = round(time.monotonic() - began, 3)
         run.step = step + 1
@@ -151,7 +153,7 @@ def train(
             pause = SAVE_EVERY_SECONDS * max(1.0, (saved - began) / _SLOW_SAVE)
         if on_step is not None:
             on_step(step + 1, line)
-    if run.best_loss is None:
+    if run.best_loss is None and chooses:
         run.keep(run.step)
     return TrainResult(
         log=run.log, best_step=run.best_step, best_loss=run.best_loss, best=run.best, moments=optimizers.moments()

@@ -28,6 +28,7 @@ from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import Read
 from ligo_convert.growth.verdict import generator
+from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.training.drop_hooks import DRAWS, layer_drop, token_drop
 from ligo_convert.training.dropping import dropped_layers
 from ligo_convert.training.fit import GrownTarget, fetch_from, stacked_source
@@ -211,7 +212,10 @@ def begin_stage(family: Family, state: RunState, stage: Stage, *, device: str) -
     if stage.growth is None:
         return state
     plan = growth_plan_of(family, stage.growth, state.config, stage.asked or {}, where="growth")
-    assert dict(plan.target) == dict(stage.config), "a stage begins with another model than planned"
+    # Compared as JSON: a stored state has its config from there, whose keys are strings.
+    assert sha256_of(dict(plan.target)) == sha256_of(dict(stage.config)), (
+        "a stage begins with another model than planned"
+    )
     operator = initial_operator(plan)
     return grown_state(family, state, operator, policy=stage.growth.state, device=device, added=stage.trains == "added")
 
@@ -221,7 +225,8 @@ class Segment:
     """A trained segment of a run.
 
     Attributes:
-        log: lines of `training.loop.train`: the state at the beginning, then every step with a held-out loss, and the run's first step.
+        log: lines of `training.loop.train`: the state at the beginning of a stage, then every step with a held-out loss, and the run's
+            first step.
         end: the model at its end.
     """
 
@@ -242,8 +247,8 @@ def train_segment(
     """Train a run as `run_segment` does.
 
     Returns:
-        The curve as a list of `step`, `flops` (training only) and `loss`, without the point at the beginning of the segment unless it is
-        the beginning of the run; and the state at the end.
+        The curve as a list of `step`, `flops` (training only) and `loss`: at the beginning of the run, every `evaluate_every` steps, and
+        where a stage ends; and the state at the end.
     """
     made = run_segment(setup, run, state, steps, teacher=teacher, store=store, on_step=on_step)
     points = [
@@ -269,7 +274,7 @@ def run_segment(
 
     Args:
         setup: settings that runs share.
-        state: the model after `steps.start` steps; after a growth that begins there.
+        state: the model after `steps.start` steps; after a growth that begins there. Its moments are taken over and change.
         teacher: the source as a teacher; None if the stage uses none.
         store: storage of the state within the segment.
         save_every: steps between two saved states; None for a share of the time.
@@ -400,6 +405,11 @@ class _SegmentTrainer:
             begin={name: state for name, state in self.state.moments.items() if name in self.parameters},
             validate=measured,
             validate_every=setup.evaluate_every,
+            # Where a run is cut within a stage, nothing is read.
+            validates_ends=(
+                self.steps.start == self.stage.begin,
+                any(span.stop == self.steps.stop for span in run.spans),
+            ),
             chooses=False,
             steps=self.steps,
             partial=True,

@@ -133,11 +133,24 @@ class Step:
 
 
 def run_flops(
-    family: Family, run: Run, *, sequence_length: int, added: Collection[str] = (), teacher: Config | None = None
+    family: Family,
+    run: Run,
+    *,
+    sequence_length: int,
+    added: Collection[str] = (),
+    teacher: Config | None = None,
+    done: int | None = None,
 ) -> float:
-    """Return the FLOPs of a whole run, the mean over its sub-models, without skipped layers."""
+    """Return the FLOPs of a run, the mean over its sub-models, without skipped layers.
+
+    Args:
+        done: number of its first steps that count; None for all.
+    """
+    done = run.steps if done is None else done
     total = 0.0
     for stage, span in zip(run.stages, run.spans, strict=True):
+        if span.start >= done:
+            break
         step = Step(
             family=family,
             stage=stage,
@@ -146,8 +159,10 @@ def run_flops(
             added=added,
             teacher=teacher,
         )
-        early = len(span) if stage.until is None else stage.until - span.start
-        total += early * step.mean_flops()
-        if early < len(span):
-            total += (len(span) - early) * step.mean_flops(late=True)
+        end = min(span.stop, done)
+        turn = end if stage.until is None else min(stage.until, end)
+        if turn > span.start:
+            total += (turn - span.start) * step.mean_flops()
+        if end > turn:
+            total += (end - turn) * step.mean_flops(late=True)
     return total

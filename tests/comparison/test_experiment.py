@@ -1,42 +1,33 @@
-"""A comparison as planned and as judged: who takes part, what it costs at most, what is unfair, who has saved how much. No weights."""
+"""A comparison as planned: who takes part, how long each run is, what it costs, what is unfair. No weights."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support.source_models import SIZES, fit_section, recipe_text, write_text
+from support.experiments import experiment_of, plan_of, trained_here
+from support.source_models import fit_section, recipe_text
 
-from ligo_convert.comparison.experiment import Experiment, make_experiment
-from ligo_convert.comparison.methods import METHODS, method_named
-from ligo_convert.comparison.results import (
-    comparison_record,
-    first_point_at,
-    grid_edge_warnings,
-    mean,
-    method_record,
-    savings,
-    std,
+from ligo_convert.comparison.experiment import (
+    HALF_DEPTH,
+    LEAST_STEPS,
+    SECOND_ORDER,
+    SOURCE_SIZE,
+    Choice,
+    Experiment,
+    make_experiment,
 )
-from ligo_convert.comparison.step_costs import Step, with_layers
-from ligo_convert.comparison.strategies import NOTHING, Dropping, depends_on_run_length
-from ligo_convert.comparison.trainer import RunSpec
+from ligo_convert.comparison.methods import METHODS, SCRATCH, method_named
 from ligo_convert.conversion.plan import Plan, make_plan
-from ligo_convert.data.examples import ArrayExamples
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops, step_flops
 from ligo_convert.recipes.recipe import load_recipe
-from ligo_convert.training.schedules import Schedule
+from ligo_convert.training.dropping import NOTHING, Dropping
+from ligo_convert.training.step_costs import run_flops
 
-GPT2 = {"model_type": "gpt2", **SIZES["gpt2"]}
 BERT = {
     "model_type": "bert",
     "vocab_size": 300,
@@ -46,43 +37,18 @@ BERT = {
     "num_hidden_layers": 2,
     "max_position_embeddings": 64,
 }
-TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
 UNEVEN = {"n_embd": 24, "n_head": 3, "n_layer": 4}
-FAIR = {"steps": 40_000, "learning_rates": [1e-3, 2e-3, 4e-3], "schedules": ["stable", "cosine"]}
-TRIED_METHODS = ["stackbert", "mslt", "bert2bert", "ki", "lemon", "ligo", "freeze"]
+CONTROLS = [SOURCE_SIZE, HALF_DEPTH]
+TRIED_METHODS = ["stackbert", "mslt", "bert2bert", "ki", "lemon", "ligo", "freeze", "late", "lemon/identity@0.6"]
 WITH_SOURCE = ["bert2bert", "ki", "lemon", "ligo", "freeze"]
 SOURCE_FLOPS = 1e9
-
-
-def plan_of(folder: Path, target: Mapping[str, object] = TARGET, /, **sections: object) -> Plan:
-    """A plan from configs alone, of a source that lies elsewhere."""
-    found = {"source": {"model": "org/small", "config": GPT2}, "fit": fit_section(), **sections}
-    path = folder / "recipe.yaml"
-    path.write_text(recipe_text("org/small", target, **found))
-    return make_plan(load_recipe(path), None, check_disk=False)
-
-
-def experiment_of(
-    folder: Path, target: Mapping[str, object] = TARGET, /, *, methods: Sequence[str] | None = None, **compare: object
-) -> Experiment:
-    plan = plan_of(folder, target, compare={"steps": 1000, **compare})
-    return make_experiment(plan, methods=methods, steps=None)
-
-
-def trained_here(folder: Path, *, methods: Sequence[str], **compare: object) -> Experiment:
-    """A experiment whose source is trained by the recipe: all is known of it."""
-    (folder / "corpus").mkdir(exist_ok=True)
-    write_text(folder / "corpus" / "a.txt")
-    recipe = json.loads(recipe_text("", TARGET, fit=fit_section(), compare={"steps": 10, **compare}))
-    recipe["source"] = {"pretrain": {"config": GPT2, "steps": 11, "batch_size": 3, "sequence_length": 8}}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    plan = make_plan(load_recipe(folder / "recipe.yaml"), None, check_disk=False)
-    return make_experiment(plan, methods=methods, steps=None)
+CHOICE = Choice(optimizer="muon", learning_rate=1e-2, decay=0.4)
 
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    return experiment_of(tmp_path_factory.mktemp("experiment"), methods=TRIED_METHODS, source_flops=SOURCE_FLOPS)
+    folder = tmp_path_factory.mktemp("experiment")
+    return experiment_of(folder, methods=TRIED_METHODS, source_flops=SOURCE_FLOPS)
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------
@@ -90,7 +56,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 def test_every_method_that_applies_takes_part(tmp_path: Path) -> None:
     found = experiment_of(tmp_path)
-    assert list(found.entries) == list(METHODS)
+    assert list(found.entries) == [SCRATCH, *CONTROLS, *(name for name in METHODS if name != SCRATCH)]
     assert found.skipped == {}
 
 
@@ -99,7 +65,7 @@ def test_a_method_that_cannot_apply_is_left_out_with_its_reason(tmp_path: Path) 
     assert list(found.skipped) == ["hyperclone"]
     assert "not a whole multiple" in found.skipped["hyperclone"]
     assert "hyperclone" not in found.entries
-    assert len(found.entries) == len(METHODS) - 1
+    assert len(found.entries) == len(METHODS) - 1 + len(CONTROLS)
 
 
 @pytest.mark.parametrize("named", ["recipe", "command line"])
@@ -122,9 +88,9 @@ def test_nothing_added_is_nothing_to_train(tmp_path: Path) -> None:
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, compare={"methods": ["ligo"], "steps": 50, "seeds": [3, 3, 4]})
     found = make_experiment(plan, methods=None, steps=None)
-    assert (list(found.entries), found.steps, found.seeds) == (["scratch", "ligo"], 50, (3, 4))
+    assert (list(found.entries), found.steps, found.seeds) == (["scratch", *CONTROLS, "ligo"], 50, (3, 4))
     found = make_experiment(plan, methods=["lemon", "net2net"], steps=70, seeds=[5, 6, 5])
-    assert (list(found.entries), found.steps, found.seeds) == (["scratch", "lemon", "net2net"], 70, (5, 6))
+    assert (list(found.entries), found.steps, found.seeds) == (["scratch", *CONTROLS, "lemon", "net2net"], 70, (5, 6))
 
 
 def refused(plan: Plan, match: str, **arguments: Any) -> RecipeError:
@@ -175,62 +141,145 @@ def test_another_head_is_another_task(tmp_path: Path) -> None:
     refused(make_plan(load_recipe(path), None, check_disk=False), "head differs from the source")
 
 
-# --- how long, how often ----------------------------------------------------------------------------------------------
+def test_source_and_target_share_a_sequence_length(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="same sequence length") as error:
+        trained_here(tmp_path, methods=["lemon"], pretrain={"sequence_length": 8})
+    assert (error.value.exit_code, error.value.expected, error.value.found) == (2, 16, 8)
 
 
-def test_horizons_ascend_to_the_whole_budget(tmp_path: Path) -> None:
-    found = experiment_of(tmp_path, methods=["lemon", "stackbert"], budget_fractions=[0.5, 0.25, 0.5])
+# --- controls and sources ---------------------------------------------------------------------------------------------
+
+
+def test_smaller_models_that_never_grow_take_part(tmp_path: Path) -> None:
+    """The source's size, and the target with half of its layers; or those that the recipe names."""
+    found = experiment_of(tmp_path, methods=["lemon"])
+    family = found.family
+    sizes = {name: family.sizes(found.entries[name].planned[0].stage.config) for name in CONTROLS}
+    assert sizes[SOURCE_SIZE] == family.sizes(found.plan.start.source)
+    assert sizes[HALF_DEPTH] == {**family.sizes(found.plan.start.target), "layer": 2}
+    assert found.entries[HALF_DEPTH].asked == {"n_layer": 2}
+    for name in CONTROLS:
+        entry = found.entries[name]
+        assert (entry.kind, entry.begins, entry.source, len(entry.planned)) == ("control", "drawn", None, 1)
+    named = experiment_of(tmp_path, methods=["lemon"], controls=[{"n_layer": 3}, {"n_embd": 16, "n_head": 2}])
+    assert list(named.entries) == [SCRATCH, SOURCE_SIZE, "n_layer 3", "n_embd 16, n_head 2", "lemon"]
+    assert named.entries["n_layer 3"].asked == {"n_layer": 3}
+    assert list(experiment_of(tmp_path, methods=["lemon"], controls=[]).entries) == [SCRATCH, SOURCE_SIZE, "lemon"]
+    # Half of the target's layers may be the source.
+    deeper = experiment_of(tmp_path, {"n_layer": 4}, methods=["lemon/stack"])
+    assert list(deeper.entries) == [SCRATCH, SOURCE_SIZE, "lemon/stack"]
+
+
+def test_every_method_that_uses_the_source_is_run_with_each_of_its_strengths(tmp_path: Path) -> None:
+    found = trained_here(tmp_path, methods=["late", "lemon", "ki"], source_strengths=[4.0, 1.0], pretrain={"steps": 30})
+    names = [SCRATCH, *CONTROLS, "late", "lemon", "lemon from 4", "ki", "ki from 4"]
+    assert list(found.entries) == names
+    # Thirty steps of three sequences are 45 of the two that the target takes a step.
+    assert [(source.name, source.steps) for source in found.sources] == [("1", 45), ("4", 180)]
+    small = step_flops(found.family, found.plan.start.source, tokens=found.tokens, sequence_length=found.length)
+    assert [source.flops for source in found.sources] == pytest.approx([45 * small, 180 * small])
+    for name, strength in {"lemon": "1", "lemon from 4": "4", "ki from 4": "4", "late": None}.items():
+        entry = found.entries[name]
+        assert entry.source == strength
+        assert found.source_flops(entry) == (0.0 if strength is None else found.source(strength).flops)
+    assert found.most_examples == 2 * max(180, *(found.ends(entry)[-1] for entry in found.entries.values()))
+
+
+def test_a_checkpoint_has_one_strength(experiment: Experiment) -> None:
+    (source,) = experiment.sources
+    assert (source.name, source.steps, source.flops) == ("1", None, SOURCE_FLOPS)
+    assert {name for name, entry in experiment.entries.items() if entry.source == "1"} == set(WITH_SOURCE)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_budgets_ascend_to_the_whole(tmp_path: Path) -> None:
+    found = experiment_of(tmp_path, methods=["lemon"], budget_fractions=[0.5, 0.25, 0.5], scratch_fractions=[0.3])
     assert found.budget_fractions == (0.25, 0.5, 1.0)
-    assert found.budget_fractions_of("scratch") == (1.0,)
-    assert found.budget_fractions_of("stackbert") == (0.5, 1.0), "from nothing nobody gets there in a quarter"
-    assert found.budget_fractions_of("lemon") == (0.25, 0.5, 1.0)
-    assert experiment_of(tmp_path, methods=["lemon"], budget_fractions=[1.0]).budget_fractions_of("lemon") == (1.0,)
+    assert found.ends(found.baseline) == (300, 1000)
+    assert found.ends(found.entries["lemon"]) == (250, 500, 1000)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 1.0])
+def test_runs_end_at_equal_costs(share: float, experiment: Experiment) -> None:
+    """Within one step of the share of scratch's FLOPs, the fit included."""
+    wanted = share * experiment.scratch_flops
+    for name, entry in experiment.entries.items():
+        steps = experiment.steps_for(entry, share)
+        spent = experiment.run_flops(entry, steps) + experiment.fit_flops(entry)
+        # Stages begin at whole steps: one step more may move each of them by one.
+        one = len(entry.planned) * experiment.scratch_flops / experiment.steps
+        assert steps > LEAST_STEPS, name
+        assert wanted - one <= spent <= wanted, name
+        assert experiment.run_flops(entry, steps + 1) + experiment.fit_flops(entry) > wanted - one
+    smaller = {name: experiment.steps_for(experiment.entries[name], share) for name in CONTROLS}
+    assert smaller[SOURCE_SIZE] > smaller[HALF_DEPTH] > experiment.steps_of(share), "a smaller model takes more steps"
 
 
 def test_no_run_is_too_short_for_its_stages(tmp_path: Path) -> None:
     found = experiment_of(tmp_path, steps=7)
-    most = max(len(entry.stages) for entry in found.entries.values())
-    for budget_fraction in (0.01, 0.25, 0.5, 1.0):
-        assert found.steps_of(budget_fraction) == 8 >= most
+    assert found.steps_of(0.01) == LEAST_STEPS
+    for entry in found.entries.values():
+        assert len(entry.planned) <= LEAST_STEPS
+        for steps in found.ends(entry):
+            assert steps >= LEAST_STEPS
+            found.make_run(entry, CHOICE, seed=0, steps=steps)
     assert (found.warmup, found.evaluate_every) == (1, 1)
-    found = experiment_of(tmp_path, steps=1000)
-    assert [found.steps_of(budget_fraction) for budget_fraction in (0.25, 0.333, 1.0)] == [250, 333, 1000]
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("steps", [8, 40, 1000])
-def test_all_runs_of_a_comparison_have_one_warmup(warmup: float, steps: int, tmp_path: Path) -> None:
-    """So that the rates of a shorter run are those of a longer one until it turns; those that a rate is tried by are such runs, too."""
-    found = experiment_of(
-        tmp_path,
-        methods=["lemon"],
-        steps=steps,
-        warmup_fraction=warmup,
-        budget_fractions=[0.25, 0.5],
-        tuning_fraction=0.1,
-    )
-    lengths = [found.steps_of(budget_fraction) for budget_fraction in (0.1, *found.budget_fractions)]
-    assert 1 <= found.warmup <= max(1, lengths[0] // 5)
-    schedules = [Schedule(steps=length, warmup=found.warmup, shape="stable") for length in lengths]
-    for shorter, longer in itertools.pairwise(schedules):
-        common = range(shorter.turn)
-        assert [shorter.factor(step) for step in common] == [longer.factor(step) for step in common]
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.5])
+def test_all_runs_of_a_comparison_have_one_warmup(warmup: float, tmp_path: Path) -> None:
+    """So that the rates of a shorter run are those of a longer one until it falls; a tuning run is such a run, too."""
+    found = experiment_of(tmp_path, methods=["lemon"], steps=400, warmup_fraction=warmup, scratch_fractions=[0.1, 0.5])
+    assert 1 <= found.warmup <= 8
+    runs = [found.make_run(found.baseline, CHOICE, seed=0, steps=steps) for steps in (40, 80, 200, 400)]
+    for run in runs:
+        assert run.warmup == found.warmup
+        assert run.history(run.turn) == runs[-1].history(run.turn)
 
 
-def test_everybody_else_takes_the_schedule_that_was_best_for_scratch(tmp_path: Path) -> None:
-    found = experiment_of(tmp_path, methods=["lemon"], learning_rates=[1e-3, 2e-3])
-    assert set(found.rates("scratch")) == {(rate, shape) for rate in (1e-3, 2e-3) for shape in ("stable", "cosine")}
-    assert found.rates("lemon") == ((1e-3, ""), (2e-3, ""))
+def test_a_run_is_what_its_entry_says(experiment: Experiment) -> None:
+    """The order of the data, the seed of growth, the settings chosen, the stages at their shares."""
+    for name, entry in experiment.entries.items():
+        run = experiment.make_run(entry, CHOICE, seed=3, steps=200, start="s", teacher="t")
+        assert run.order == (SECOND_ORDER if entry.begins != "drawn" else "batches"), name
+        assert (run.seed, run.steps, run.decay, run.optimizer.name) == (3, 200, 80, "muon")
+        assert all(stage.growth is None or stage.growth.seed == 3 for stage in run.stages)
+        assert run.stages[-1].config == entry.planned[-1].stage.config
+        assert experiment.run_flops(entry, 200) == run_flops(
+            experiment.family,
+            run,
+            sequence_length=experiment.length,
+            added=entry.added,
+            teacher=experiment.plan.start.source,
+        )
+    later = experiment.make_run(experiment.entries["lemon/identity@0.6"], CHOICE, seed=0, steps=200)
+    assert [stage.begin for stage in later.stages] == [0, 120]
+    assert later.stages[0].config == experiment.plan.start.source
+    growth = later.stages[1].growth
+    assert growth is not None
+    assert (growth.width, growth.depth, growth.state) == ("lemon", "identity", "carry")
+    lemon = experiment.entries["lemon"].planned[0].stage
+    assert lemon.growth is not None
+    assert (lemon.growth.width, lemon.growth.depth, lemon.growth.state) == ("lemon", "identity", "reset")
+    assert experiment.entries["ligo"].planned[0].stage.growth is None, "it is grown by what it learns"
 
 
-def test_options_leave_out_what_the_recipe_says(tmp_path: Path) -> None:
-    methods = ["ligo", "ligo+layer-drop", "ligo+token-drop", "scratch+token-drop+layer-drop"]
-    found = experiment_of(tmp_path, methods=methods, layer_drop=0.2, token_drop=0.3)
-    assert [found.dropping(name) for name in methods] == [
+def test_options_are_settings_of_the_run(tmp_path: Path) -> None:
+    names = ["lemon+copy", "lemon/identity@0.6+scale+warm", "lemon+cosine", "ligo+layer-drop", "late+token-drop"]
+    found = experiment_of(tmp_path, methods=names, layer_drop=0.2, token_drop=0.3)
+    runs = [found.make_run(found.entries[name], CHOICE, seed=0, steps=500) for name in names]
+    states = [[stage.growth.state for stage in run.stages if stage.growth] for run in runs]
+    assert states == [["copy"], ["scale"], ["reset"], [], ["carry"]]
+    assert [run.shape for run in runs] == ["stable", "stable", "cosine", "stable", "stable"]
+    assert [stage.warmup > 0 for stage in runs[1].stages] == [False, True]
+    assert [run.dropping for run in runs] == [
         NOTHING,
-        Dropping(layers=0.2),
+        NOTHING,
+        NOTHING,
+        Dropping(layers=0.2, steps=1000),
         Dropping(tokens=0.3),
-        Dropping(layers=0.2, tokens=0.3),
     ]
 
 
@@ -239,355 +288,71 @@ def test_options_leave_out_what_the_recipe_says(tmp_path: Path) -> None:
 
 def test_what_scratch_costs(experiment: Experiment) -> None:
     """Every step a plain one."""
-    family, config = experiment.plan.family, experiment.plan.start.target
+    family, config = experiment.family, experiment.plan.start.target
     step = step_flops(family, config, tokens=experiment.tokens, sequence_length=experiment.length)
     assert experiment.scratch_flops == experiment.steps * step
     assert experiment.tokens == experiment.batch_size * experiment.length == 2 * 16
 
 
-def test_only_what_is_fitted_costs_a_fit(experiment: Experiment) -> None:
-    """Six steps, and four looks at 256 held-out tokens: at the start and after every second step."""
-    costs = {name: experiment.fit_flops(name) for name in experiment.entries}
-    assert {name for name, cost in costs.items() if cost} == {"ligo"}
-    family, start = experiment.plan.family, experiment.plan.start
-    learning = fit_flops(family, start.source, start.target, steps=6, tokens=32, sequence_length=16)
-    looking = 4 * forward_flops(family, start.target, tokens=256, sequence_length=16)
-    assert costs["ligo"] == learning + looking
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.1, 0.0])
+def test_a_fit_costs_no_more_than_its_share(share: float, tmp_path: Path) -> None:
+    """Its steps and the two looks that decide whether it is kept; at least one step is taken."""
+    found = experiment_of(tmp_path, methods=["ligo", "lemon"], fit_share=share, fit_examples=8)
+    family, start = found.family, found.plan.start
+    entry = found.entries["ligo"]
+    looks = 2 * forward_flops(family, start.target, tokens=8 * 16, sequence_length=16)
 
+    def cost(steps: int) -> float:
+        return looks + fit_flops(family, start.source, start.target, steps=steps, tokens=32, sequence_length=16)
 
-def test_a_source_that_is_trained_here_costs_its_training(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=["lemon"])
-    plan = found.plan
-    assert found.source_flops == 11 * step_flops(plan.family, plan.start.source, tokens=24, sequence_length=8)
-
-
-def run_cost(experiment: Experiment, name: str, steps: int, *, first: int = 0) -> float:
-    """Operations of the steps from `first` on of a run of `steps`, each by the stage that it lies in; in the mean over sub-models."""
-    entry, family = experiment.entries[name], experiment.plan.family
-    run = RunSpec(
-        config=entry.start.target,
-        start=None,
-        added=None,
-        stages=entry.stages,
-        steps=steps,
-        warmup=1,
-        budget=steps,
-        learning_rate=0.0,
-        shape="stable",
-        seed=0,
-        dropping=NOTHING,
-        examples=ArrayExamples(arrays={}),
-    )
-    total = 0.0
-    for stage, span in zip(entry.stages, run.spans, strict=True):
-        step = Step(
-            family=family,
-            config=with_layers(family, entry.start.target, stage.layers),
-            stage=stage,
-            tokens=experiment.tokens,
-            length=experiment.length,
-            added=entry.added,
-            teacher=experiment.plan.start.source,
-        )
-        total += step.mean_flops() * len([at for at in span if at >= first])
-    return total
-
-
-def spent(experiment: Experiment, name: str, shape: str) -> float:
-    """Operations of a method that never reaches scratch's loss: its fit, every rate, every budget fraction, as jobs do them."""
-    shares, tried = (
-        shape == "stable" and not depends_on_run_length(experiment.entries[name].stages),
-        experiment.settings.tuning_fraction,
-    )
-
-    def turn(budget_fraction: float) -> int:
-        return (
-            Schedule(steps=experiment.steps_of(budget_fraction), warmup=experiment.warmup, shape="stable").turn
-            if shares
-            else 0
-        )
-
-    total = len(experiment.rates(name)) * run_cost(experiment, name, experiment.steps_of(tried))
-    if name == "scratch":
-        # A second rate, too, for the whole budget.
-        total += run_cost(experiment, name, experiment.steps, first=turn(tried))
-    for seed in experiment.seeds:
-        # The first seed's runs go on from that in which the rate was tried, which may be the first of them.
-        first = turn(tried) if seed == experiment.seeds[0] else 0
-        for budget_fraction in experiment.budget_fractions_of(name):
-            if seed != experiment.seeds[0] or budget_fraction != tried:
-                total += run_cost(experiment, name, experiment.steps_of(budget_fraction), first=first)
-            first = turn(budget_fraction)
-    return total + len(experiment.seeds) * experiment.fit_flops(name)
-
-
-@pytest.mark.parametrize(
-    ("schedules", "shape"), [(["stable"], "stable"), (["stable", "cosine"], "stable"), (["stable", "cosine"], "cosine")]
-)
-@pytest.mark.parametrize("steps", [32, 50, 333, 1000])
-def test_nothing_costs_more_than_was_said(schedules: list[str], shape: str, steps: int, tmp_path: Path) -> None:
-    """`compare` says at the start what all of it costs at most. Shares are rounded to steps: one for each stage of each run is allowed."""
-    found = experiment_of(tmp_path, methods=TRIED_METHODS, schedules=schedules, steps=steps, seeds=[0, 1])
-    for name, entry in found.entries.items():
-        runs = 1 + len(found.rates(name)) + 2 * len(found.budget_fractions_of(name))
-        rounding = runs * len(entry.stages) * found.scratch_flops / found.steps
-        assert spent(found, name, shape) <= found.most_flops(name) + rounding, name
-
-
-@pytest.mark.parametrize("name", ["scratch", *TRIED_METHODS])
-def test_what_was_said_is_not_far_from_what_is_spent(name: str, tmp_path: Path) -> None:
-    """An upper bound of what happens where nothing is saved, and no more than that."""
-    for shape, tuning in itertools.product(("stable", "cosine"), (0.1, 0.2)):
-        found = experiment_of(tmp_path, methods=TRIED_METHODS, schedules=[shape], tuning_fraction=tuning)
-        # That the whole runs go on from where a rate was tried is not reckoned with.
-        assert found.most_flops(name) == pytest.approx(
-            spent(found, name, shape), rel=0.2 if shape == "stable" else 0.02
-        )
-
-
-def test_reading_a_curve_takes_its_time(tmp_path: Path) -> None:
-    found = experiment_of(tmp_path)
-    fit = found.plan.recipe.fit
-    assert fit is not None
-    # A step of training costs three forward passes.
-    passes = fit.heldout_tokens / (3 * found.tokens * found.evaluate_every)
-    assert found.measuring == pytest.approx(passes, rel=0.05)
-
-
-# --- savings ----------------------------------------------------------------------------------------------------------
-
-
-def curve(*points: tuple[float, float | None]) -> list[dict[str, Any]]:
-    return [{"step": at, "flops": flops, "loss": loss} for at, (flops, loss) in enumerate(points)]
-
-
-def test_the_first_point_at_or_below() -> None:
-    points = curve((0, 9.0), (1, None), (2, 5.0), (3, 4.0), (4, 4.5), (5, 3.0))
-    assert first_point_at(points, 4.2) == points[3]
-    assert first_point_at(points, 4.0) == points[3], "at is enough"
-    assert first_point_at(points, 3.9999) == points[5]
-    assert first_point_at(points, 9.0) == points[0]
-    assert first_point_at(points, 2.9) is None
-    assert first_point_at([], 1.0) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "paper", "net"),
-    [
-        ("lemon", 60.0, 50.0),  # 4e9 of 1e10, and 1e9 for the source
-        ("ligo", 60.0, 50.0),
-        ("freeze", 60.0, 50.0),
-        ("bert2bert", 60.0, 50.0),
-        ("ki", 60.0, 50.0),  # it is taught by the source
-        ("stackbert", 60.0, 60.0),  # nothing of the source is in it
-        ("mslt", 60.0, 60.0),
-        ("scratch", 0.0, 0.0),
-    ],
-)
-def test_the_source_is_charged_to_those_who_use_it(name: str, paper: float, net: float, experiment: Experiment) -> None:
-    points = curve((0, 9.0), (2e9, 5.0), (4e9, 3.0), (8e9, 2.0))
-    assert savings(experiment, name, points, scratch={"flops": 1e10, "loss": 3.5}) == {"paper": paper, "net": net}
-
-
-def test_who_never_gets_there_has_no_savings(experiment: Experiment) -> None:
-    points = curve((0, 9.0), (1e10, 3.6), (2e10, None))
-    for name in TRIED_METHODS:
-        assert savings(experiment, name, points, scratch={"flops": 1e10, "loss": 3.5}) == {"paper": None, "net": None}
-
-
-def test_who_gets_there_later_has_lost(experiment: Experiment) -> None:
-    points = curve((0, 9.0), (1.25e10, 3.5))
-    assert savings(experiment, "lemon", points, scratch={"flops": 1e10, "loss": 3.5}) == {"paper": -25.0, "net": -35.0}
-
-
-def test_who_is_there_from_the_start_has_paid_the_source_alone(experiment: Experiment) -> None:
-    points = curve((0, 3.0), (1e9, 2.0))
-    assert savings(experiment, "lemon", points, scratch={"flops": 1e10, "loss": 3.5}) == {"paper": 100.0, "net": 90.0}
-
-
-def test_nothing_is_said_net_of_a_source_of_unknown_cost(experiment: Experiment) -> None:
-    unknown = replace(experiment, source_flops=None)
-    points, scratch = curve((4e9, 3.0)), {"flops": 1e10, "loss": 3.5}
-    assert savings(unknown, "lemon", points, scratch=scratch) == {"paper": 60.0, "net": None}
-    assert savings(unknown, "stackbert", points, scratch=scratch) == {"paper": 60.0, "net": 60.0}
-
-
-def test_nobody_saves_against_a_scratch_that_came_to_nothing(experiment: Experiment) -> None:
-    points = curve((0, 9.0), (4e9, 3.0))
-    assert savings(experiment, "lemon", points, scratch={"flops": 1e10, "loss": None}) == {"paper": None, "net": None}
-
-
-@given(
-    losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=20),
-    level=st.floats(0.1, 10),
-)
-def test_savings_are_of_the_first_point_that_is_good_enough(
-    experiment: Experiment, losses: Sequence[float], level: float
-) -> None:
-    points = curve(*((1e8 * at, loss) for at, loss in enumerate(losses)))
-    found = savings(experiment, "lemon", points, scratch={"flops": 1e10, "loss": level})
-    good = [at for at, loss in enumerate(losses) if loss <= level]
-    wanted = None if not good else 100 - good[0]
-    assert found == {"paper": wanted, "net": None if wanted is None else wanted - 10}
-
-
-# --- means over seeds -------------------------------------------------------------------------------------------------
-
-
-def test_a_mean_and_a_spread_are_of_all_seeds_or_of_none() -> None:
-    assert mean([1.0, 2.0, 6.0]) == 3.0
-    assert std([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7), abs=5e-5)  # told to four digits
-    assert mean([4.0]) == 4.0
-    assert std([4.0]) is None, "one seed has no spread"
-    assert mean([1.0, None]) is std([1.0, None]) is None
-    assert mean([]) is std([]) is None
-    assert std([1.0, math.inf]) is None
-    assert std([2.0, 2.0]) == 0.0
-
-
-def runs_of(*losses: float | None) -> dict[int, dict[str, Any]]:
-    return {
-        seed: {
-            "curve": (points := curve((0, 9.0), (4e9 + 1e9 * seed, loss))),
-            "final": {**points[-1], "accuracy": None, "budget_fraction": 0.5},
-            "finals": [],
-        }
-        for seed, loss in enumerate(losses)
-    }
-
-
-def record_of(experiment: Experiment, name: str, *losses: float | None) -> dict[str, Any]:
-    scratch = {seed: {"flops": 1e10, "loss": 3.5} for seed in range(len(losses))}
-    tuned = {"learning_rate": 1e-3, "schedule": "stable"}
-    return method_record(experiment, name, tuned=tuned, tuning_runs=[], runs=runs_of(*losses), scratch=scratch)
-
-
-def test_a_method_is_told_by_its_first_seed_and_the_mean_of_all(experiment: Experiment) -> None:
-    found = record_of(experiment, "lemon", 3.0, 3.2)
-    assert found["savings"] == {"paper": 55.0, "net": 45.0}
-    assert found["curve"] == found["seeds"]["0"]["curve"]
-    assert found["seeds"]["0"]["savings"] == {"paper": 60.0, "net": 50.0}
-    assert found["seeds"]["1"]["savings"] == {"paper": 50.0, "net": 40.0}
-    assert found["final"]["loss"] == pytest.approx(3.1)
-    assert found["std"]["paper"] == pytest.approx(10 / math.sqrt(2), abs=5e-5)
-    assert found["std"]["loss"] == pytest.approx(0.2 / math.sqrt(2), abs=5e-5)
-    assert (found["needs_source"], found["flops"]["source"], found["flops"]["fit"]) == (True, 1e9, 0)
-
-
-def test_one_seed_that_never_gets_there_leaves_no_mean(experiment: Experiment) -> None:
-    found = record_of(experiment, "lemon", 3.0, 3.6)
-    assert found["savings"] == {"paper": None, "net": None}
-    assert found["std"]["paper"] is None
-    assert found["seeds"]["0"]["savings"]["paper"] == 60.0
-
-
-def test_a_method_without_a_source_says_so(experiment: Experiment) -> None:
-    found = record_of(experiment, "stackbert", 3.0)
-    assert (found["needs_source"], found["flops"]["source"], found["start"], found["verdict"]) == (False, 0, None, None)
-    assert found["strategy"] == "stacking"
-    assert record_of(experiment, "ki", 3.0)["needs_source"] is True
-
-
-def test_a_record_says_what_was_compared(experiment: Experiment) -> None:
-    methods = {name: record_of(experiment, name, 3.0) for name in experiment.entries}
-    found = comparison_record(
-        experiment, methods, key="k", source={"label": "small"}, data={}, versions={}, fairness_warnings=[]
-    )
-    assert list(found["methods"]) == ["scratch", *TRIED_METHODS]
-    assert found["format"] == "ligo-comparison/2"
-    assert found["budget"]["examples"] == experiment.steps * experiment.tokens
-    assert found["budget"]["flops"] == experiment.scratch_flops
-    assert found["source"]["flops"] == 1e9
-    assert found["source"]["fraction_of_scratch"] == pytest.approx(1e9 / experiment.scratch_flops, abs=5e-5)
-    assert found["schedule"] == "stable"
+    steps = found.fit_steps(entry)
+    assert 1 <= steps <= 6
+    assert found.fit_flops(entry) == cost(steps)
+    assert steps == 1 or cost(steps) <= share * found.scratch_flops
+    assert steps == 6 or cost(steps + 1) > share * found.scratch_flops
+    assert {name for name, one in found.entries.items() if found.fit_flops(one)} == {"ligo"}
 
 
 # --- fairness ---------------------------------------------------------------------------------------------------------
+
+
+FAIR: dict[str, Any] = {"steps": 40_000, "learning_rates": [1e-3, 2e-3, 4e-3]}
 
 
 def rules(experiment: Experiment) -> list[str]:
     return [found["rule"] for found in experiment.fairness_warnings()]
 
 
-def test_a_fair_comparison_has_no_breach(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=TRIED_METHODS, **FAIR)
-    assert found.tokens_per_parameter >= 10
-    assert rules(found) == []
-
-
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"steps": 2000}, "scratch-undertrained"),
+        ({}, None),
+        ({"steps": 4000}, "scratch-undertrained"),
         ({"learning_rates": [1e-3, 2e-3]}, "few-learning-rates"),
         ({"learning_rates": [1e-3, 2e-3, 1e-3]}, "few-learning-rates"),
-        ({"schedules": ["stable"]}, "single-schedule"),
-        ({"schedules": ["cosine", "cosine"]}, "single-schedule"),
+        ({"optimizers": ["adamw"]}, "single-optimizer"),
+        ({"decays": [0.4]}, "single-decay"),
+        ({"decays": [0.4, 0.4]}, "single-decay"),
     ],
 )
-def test_each_breach_is_told_where_it_is_and_nowhere_else(change: dict[str, object], rule: str, tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=TRIED_METHODS, **{**FAIR, **change})
-    assert rules(found) == [rule]
+def test_each_breach_is_told_where_it_is_and_nowhere_else(
+    change: Mapping[str, Any], rule: str | None, tmp_path: Path
+) -> None:
+    found = trained_here(tmp_path, methods=["lemon", "ki"], **{**FAIR, **change})
+    assert rules(found) == ([] if rule is None else [rule])
 
 
 def test_of_a_source_from_elsewhere_neither_cost_nor_data_are_known(tmp_path: Path) -> None:
     found = experiment_of(tmp_path, methods=TRIED_METHODS, **FAIR)
     assert rules(found) == ["source-cost-unknown", "source-data-unknown"]
-    assert rules(replace(found, source_flops=SOURCE_FLOPS)) == ["source-data-unknown"]
+    known = replace(found, sources=tuple(replace(source, flops=1e9) for source in found.sources))
+    assert rules(known) == ["source-data-unknown"]
     for warning in found.fairness_warnings():
         assert warning["methods"] == WITH_SOURCE
 
 
-def test_a_source_may_cost_a_fifth_of_scratch(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=TRIED_METHODS, **FAIR)
-    fifth = 0.2 * found.scratch_flops
-    assert rules(replace(found, source_flops=fifth)) == []
-    more = replace(found, source_flops=math.nextafter(fifth, math.inf))
-    assert rules(more) == ["source-cost-high"]
-    warning = more.fairness_warnings()[0]
-    assert warning["methods"] == WITH_SOURCE
-    assert "20.0%" in warning["text"]
-
-
-def test_scratch_sees_ten_tokens_a_parameter(tmp_path: Path) -> None:
-    found = trained_here(tmp_path, methods=["lemon"], **FAIR)
-    needed = math.ceil(10 * found.plan.parameters["target"] / found.tokens)
-    assert rules(replace(found, steps=needed)) == []
-    assert rules(replace(found, steps=needed - 1)) == ["scratch-undertrained"]
-
-
-def test_breaches_come_together(tmp_path: Path) -> None:
-    found = experiment_of(tmp_path, methods=["lemon"], steps=10, learning_rates=[1e-3], schedules=["stable"])
-    assert rules(found) == [
-        "source-cost-unknown",
-        "source-data-unknown",
-        "scratch-undertrained",
-        "few-learning-rates",
-        "single-schedule",
-    ]
-
-
-def tuned(**rates: float) -> dict[str, dict[str, Any]]:
-    return {name: {"learning_rate": rate, "schedule": "stable"} for name, rate in rates.items()}
-
-
-def test_a_best_rate_at_the_edge_is_told(experiment: Experiment) -> None:
-    """Rates 1e-3, 2e-3, 4e-3."""
-    assert grid_edge_warnings(experiment, tuned(scratch=2e-3, lemon=2e-3)) == []
-    high, low = grid_edge_warnings(experiment, tuned(scratch=4e-3, lemon=1e-3, ligo=4e-3, ki=2e-3))
-    assert (high["rule"], high["methods"]) == ("learning-rate-at-grid-edge", ["scratch", "ligo"])
-    assert (low["rule"], low["methods"]) == ("learning-rate-at-grid-edge", ["lemon"])
-    assert "highest one tried, 0.004" in high["text"]
-    assert "lowest one tried, 0.001" in low["text"]
-
-
-def test_one_rate_has_no_edge(tmp_path: Path) -> None:
-    for rates in ([2e-3], [2e-3, 2e-3]):
-        found = experiment_of(tmp_path, methods=["lemon"], learning_rates=rates)
-        assert grid_edge_warnings(found, tuned(scratch=2e-3)) == []
-
-
-def test_a_contender_is_the_tables(experiment: Experiment) -> None:
+def test_an_entry_is_the_tables(experiment: Experiment) -> None:
     for name, entry in experiment.entries.items():
-        assert entry.method == method_named(name)
+        assert entry.method == (None if name in CONTROLS else method_named(name))
         assert bool(entry.added) == (name == "freeze")
+        assert entry.is_taught == (name == "ki")

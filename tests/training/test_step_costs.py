@@ -10,22 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from ligo_convert.comparison.dropping import DRAWS, layer_drop, token_drop
-from ligo_convert.comparison.step_costs import Step, with_layers
 from support.tiny import CASES, TARGETS, config_of, family_of, start_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ligo_convert.comparison.strategies import Dropping, Stage, kept_tokens, skipped_layers
 from ligo_convert.families.flops import forward_flops, is_below, partial_step_flops, products, step_flops
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.new_parameters import added_parts
+from ligo_convert.training.drop_hooks import DRAWS, layer_drop, token_drop
+from ligo_convert.training.dropping import Dropping, kept_tokens, skipped_layers
 from ligo_convert.training.functional_model import LibraryModel
 from ligo_convert.training.pretrain import drawn_model
+from ligo_convert.training.runs import DRAWN, OptimizerSettings, Run, Stage
+from ligo_convert.training.step_costs import Step, run_flops, with_layers
 from ligo_convert.training.tasks import on_device, random_batch
 
 COUNT = 3  # examples of a batch
@@ -148,24 +151,28 @@ def test_attention_grows_with_the_square_of_the_sequence(length: int) -> None:
 # Some of it learns.
 
 
-def step_of(family: Family, config: Mapping[str, object], stage: Stage, **more: object) -> Step:
-    length = length_of(family, config)
-    return Step(family=family, config=config, stage=stage, tokens=COUNT * length, length=length, **more)  # type: ignore[arg-type]
+def stage_of(config: Mapping[str, object], **settings: Any) -> Stage:
+    return Stage(begin=0, config=config, **settings)
+
+
+def step_of(family: Family, stage: Stage, **more: Any) -> Step:
+    length = length_of(family, stage.config)
+    return Step(family=family, stage=stage, tokens=COUNT * length, length=length, **more)
 
 
 def learning(step: Step, height: int) -> Callable[[str], bool]:
     """Which tensors of the sub-model of `height` layers learn, by name."""
     rows = {
         row.name(layer): (row, layer)
-        for row in step.family.rows_for(step.config)
-        for layer in step.family.layers(row, step.config)
+        for row in step.family.rows_for(step.stage.config)
+        for layer in step.family.layers(row, step.stage.config)
     }
     return lambda name: step.learns(*rows[name], height)
 
 
 def counted(step: Step, height: int, dropped: tuple[int, ...] = ()) -> int:
     """Operations of one step as torch counts them while the library's model takes it."""
-    family, config = step.family, with_layers(step.family, step.config, height)
+    family, config = step.family, with_layers(step.family, step.stage.config, height)
     axis, batch = family.depth_axes[0], batch_of(family, config)
     model = LibraryModel(family, config)
     with counting() as counter, ExitStack() as stack:
@@ -196,7 +203,7 @@ def test_a_step_of_the_top_layers_costs_what_torch_counts(name: str, height: int
     """As in the grown stages of MSLT, and in the sub-models of bert2BERT."""
     config = config_of(name, **TARGETS[name]["depth"])
     family = family_of(config)
-    step = step_of(family, config, Stage(share=1, trains="top", top=2, submodels=(2, 4)))
+    step = step_of(family, stage_of(config, trains="top", top=2, submodels=(2, 4)))
     smaller = with_layers(family, config, height)
 
     def times(axis: str | None, layer: int | None) -> int:
@@ -225,7 +232,7 @@ def test_a_step_of_added_layers_costs_what_torch_counts(name: str) -> None:
     new = {layer for row, layer in found if len(row.layout.dims) > 1}
     lowest, layers = min(layer for _, layer in found if layer is not None), family.sizes(config)[axis]
     length = length_of(family, config)
-    step = step_of(family, config, Stage(share=1, trains="added"), added=added)
+    step = step_of(family, stage_of(config, trains="added"), added=added)
     assert new < {*range(layers)}, "some layers stay"
 
     def times(along: str | None, layer: int | None) -> int:
@@ -253,7 +260,7 @@ def test_a_step_of_added_layers_costs_what_torch_counts(name: str) -> None:
 
 def unheard(step: Step, height: int, dropped: tuple[int, ...]) -> int:
     """The forward pass of layers that are left out: the library runs them, nobody listens, and no cost of the method's is counted."""
-    family, config = step.family, with_layers(step.family, step.config, height)
+    family, config = step.family, with_layers(step.family, step.stage.config, height)
     share = kept_tokens(step.dropping, step.length) / step.length
     skipping = skipped_layers(height)
     return round(
@@ -270,7 +277,7 @@ def unheard(step: Step, height: int, dropped: tuple[int, ...]) -> int:
 def test_layers_that_are_dropped_cost_nothing(name: str, dropped: tuple[int, ...]) -> None:
     """No gradient passes them, and their own forward pass is no part of the method."""
     config = config_of(name, **TARGETS[name]["depth"])
-    step = step_of(family_of(config), config, Stage(share=1))
+    step = step_of(family_of(config), stage_of(config))
     assert counted(step, 5, dropped) == step.flops(5, dropped) + unheard(step, 5, dropped)
     assert step.flops(5) - step.flops(5, dropped) == 3 * unheard(step, 5, dropped) > 0
 
@@ -283,8 +290,8 @@ def test_tokens_that_are_dropped_cost_nothing(name: str, tokens: float) -> None:
     family = family_of(config)
     layers = family.sizes(config)[family.depth_axes[0]]
     assert skipped_layers(layers)
-    whole = step_of(family, config, Stage(share=1))
-    step = step_of(family, config, Stage(share=1), dropping=Dropping(tokens=tokens))
+    whole = step_of(family, stage_of(config))
+    step = step_of(family, stage_of(config), dropping=Dropping(tokens=tokens))
     assert counted(step, layers) == step.flops(layers) + unlike(family, config, everything)
     # Of an image's few tokens a small share is none.
     assert step.flops(layers) < whole.flops(layers) or int(tokens * step.length) == 0
@@ -292,15 +299,15 @@ def test_tokens_that_are_dropped_cost_nothing(name: str, tokens: float) -> None:
 
 def test_layers_and_tokens_may_be_dropped_at_once() -> None:
     config = config_of("gpt2", n_layer=6)
-    step = step_of(family_of(config), config, Stage(share=1), dropping=Dropping(tokens=0.25))
+    step = step_of(family_of(config), stage_of(config), dropping=Dropping(tokens=0.25))
     for dropped in ((3,), (4,), (5,), (0, 4), (3, 4)):
         assert counted(step, 6, dropped) == step.flops(6, dropped) + unheard(step, 6, dropped)
 
 
 def test_dropping_goes_with_sub_models_of_which_the_top_learns() -> None:
     config = config_of("gpt2", n_layer=6)
-    stage = Stage(share=1, trains="top", top=2, submodels=(4, 6))
-    step = step_of(family_of(config), config, stage, dropping=Dropping(tokens=0.25))
+    stage = stage_of(config, trains="top", top=2, submodels=(4, 6))
+    step = step_of(family_of(config), stage, dropping=Dropping(tokens=0.25))
     for height in stage.submodels:
         for dropped in ((), (1,), (height - 1,)):
             assert counted(step, height, dropped) == step.flops(height, dropped) + unheard(step, height, dropped)
@@ -312,8 +319,8 @@ def test_dropping_goes_with_sub_models_of_which_the_top_learns() -> None:
 def test_a_teacher_costs_a_forward_pass_of_its_own() -> None:
     config, deeper = config_of("gpt2"), config_of("gpt2", n_layer=4)
     family = family_of(config)
-    alone = step_of(family, deeper, Stage(share=1), teacher=config)
-    taught = step_of(family, deeper, Stage(share=1, teacher=True), teacher=config)
+    alone = step_of(family, stage_of(deeper), teacher=config)
+    taught = step_of(family, stage_of(deeper, teacher=True), teacher=config)
     beside = forward_flops(family, config, tokens=alone.tokens, sequence_length=alone.length)
     assert taught.flops(4) - alone.flops(4) == beside > 0
 
@@ -321,25 +328,52 @@ def test_a_teacher_costs_a_forward_pass_of_its_own() -> None:
 def test_the_mean_is_over_the_sub_models() -> None:
     config = config_of("gpt2", n_layer=4)
     family = family_of(config)
-    stage = Stage(share=1, trains="top", top=1, submodels=(1, 2, 4))
-    step = step_of(family, config, stage)
+    stage = stage_of(config, trains="top", top=1, submodels=(1, 2, 4))
+    step = step_of(family, stage)
     assert step.mean_flops() == sum(step.flops(height) for height in (1, 2, 4)) / 3
-    plain = step_of(family, config, Stage(share=1))
+    plain = step_of(family, stage_of(config))
     assert plain.mean_flops() == plain.flops(4)
-    until = step_of(family, config, Stage(share=1, trains="top", top=1, submodels=(1, 2, 4), until_fraction=0.25))
-    assert until.mean_flops() == 0.25 * step.mean_flops() + 0.75 * plain.flops(4)
+    assert step.mean_flops(late=True) == plain.flops(4)
+    twice = step_of(family, stage_of(config, submodels=(1, 4, 4)))
+    assert twice.mean_flops() == (twice.flops(1) + 2 * plain.flops(4)) / 3, "a depth that occurs twice counts twice"
+
+
+def test_a_run_costs_the_sum_of_its_stages() -> None:
+    """Until `until`, then late; and up to any step."""
+    config, deeper = config_of("gpt2"), config_of("gpt2", n_layer=4)
+    family = family_of(config)
+    stages = (
+        stage_of(config, submodels=(1, 2), trains="top", top=1, until=3),
+        replace(stage_of(deeper), begin=5),
+    )
+    run = Run(
+        start=DRAWN,
+        stages=stages,
+        steps=9,
+        warmup=0,
+        decay=0,
+        optimizer=OptimizerSettings(),
+        learning_rate=1.0,
+        batch_size=COUNT,
+        seed=0,
+    )
+    first, second = (step_of(family, stage) for stage in stages)
+    steps = [*[first.mean_flops()] * 3, *[first.mean_flops(late=True)] * 2, *[second.flops(4)] * 4]
+    for done in range(10):
+        assert run_flops(family, run, sequence_length=first.length, done=done) == sum(steps[:done])
+    assert run_flops(family, run, sequence_length=first.length) == sum(steps)
 
 
 def test_late_in_a_stage_everything_learns_alone() -> None:
     """After `until`: no sub-model, no teacher, nothing frozen."""
     config = config_of("gpt2", n_layer=4)
     family = family_of(config)
-    plain = step_of(family, config, Stage(share=1)).flops(4)
+    plain = step_of(family, stage_of(config)).flops(4)
     for stage in (
-        Stage(share=1, trains="top", top=1, submodels=(2, 4), until_fraction=0.5),
-        Stage(share=1, teacher=True, until_fraction=0.5),
+        stage_of(config, trains="top", top=1, submodels=(2, 4), until=5),
+        stage_of(config, teacher=True, until=5),
     ):
-        step = step_of(family, config, stage, teacher=config_of("gpt2"))
+        step = step_of(family, stage, teacher=config_of("gpt2"))
         assert step.flops(4, late=True) == plain != step.flops(4)
 
 
@@ -369,10 +403,10 @@ def test_what_is_below_the_layers_is_what_their_first_input_depends_on(name: str
 def test_a_tied_head_stays_with_the_embedding(name: str) -> None:
     """Where the top layers alone learn, the head learns with them; not where it is the embedding, which lies below."""
     change = {**TARGETS[name]["depth"]}
-    stage, costs = Stage(share=1, trains="top", top=2), {}
+    costs = {}
     for tied in (True, False):
         config = config_of(name, tied=tied, **change)
-        step = step_of(family_of(config), config, stage)
+        step = step_of(family_of(config), stage_of(config, trains="top", top=2))
         costs[tied] = step.flops(5)
         assert counted(step, 5) == costs[tied] - unneeded(step.family, config, 3)
     family = family_of(config)
