@@ -174,8 +174,8 @@ def test_options_combine(name: str) -> None:
     for count in range(3):
         for chosen in itertools.permutations(OPTIONS, count):
             whole = "+".join((name, *chosen))
-            if "staged" in chosen and base.strategy != "plain":
-                with pytest.raises(ValueError, match="a strategy of its own"):
+            if ("staged" in chosen and base.strategy != "plain") or "source" in chosen:
+                with pytest.raises(ValueError, match=r"a strategy of its own|for methods that grow on the way"):
                     method_named(whole)
                 continue
             found = method_named(whole)
@@ -198,6 +198,8 @@ def test_two_starts_may_grow_on_the_way() -> None:
         assert (found.width, found.depth, found.grows_at) == ("lemon", "identity", float(share))
         assert (found.state, found.warms, found.needs_source, found.starts_from_source) == ("scale", True, False, False)
     assert method_named("sparkling").grows_at == 0.5
+    trained_on = method_named("lemon/identity@0.4+source")
+    assert (trained_on.grows_at, trained_on.starts_from_source, trained_on.needs_source) == (0.4, True, True)
     for share in ("0", "1", "1.5", "-1", "half", "nan", ""):
         with pytest.raises(ValueError, match=r"number between 0 and 1, such as lemon/identity@0\.6"):
             method_named(f"lemon/identity@{share}")
@@ -224,7 +226,7 @@ def test_drawn_weights_have_nothing_to_learn_an_operator_of(name: str) -> None:
         ("nowhere/stack", "WIDTH/DEPTH of two starts"),
         ("lemon/", "no method 'lemon/'"),
         ("", "no method ''"),
-        ("ligo+token_drop", "no option 'token_drop': fit, layer-drop, token-drop, staged"),
+        ("ligo+token_drop", "no option 'token_drop': fit, layer-drop, token-drop"),
         ("ligo+", "no option ''"),
         ("nonsense+fit", "no method 'nonsense'"),
     ],
