@@ -215,14 +215,26 @@ def fit(
 def train(
     recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
 ) -> None:
-    """Train a model, growing on the way where growth.schedule says so. Run it again to resume after an interruption."""
+    """Train a model, growing on the way where growth.schedule says so. Run it again to resume after an interruption.
+
+    Started by torchrun, its processes share every batch: torchrun --nproc-per-node N -m ligo_convert train RECIPE
+    """
     from ligo_convert.cli.reports import train_report
 
+    if int(os.environ.get("RANK", "0")) and "TORCHELASTIC_RUN_ID" in os.environ:
+        from ligo_convert.environment import choose_device
+        from ligo_convert.training.follower import follow
+        from ligo_convert.training.processes import joined
+
+        with joined(choose_device(device)) as others:
+            assert others is not None, "torchrun has started this process"
+            follow(others)
+        return
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
-        from ligo_convert.conversion.train import train_model
+        from ligo_convert.conversion.train import train_alone_or_leading
 
-        outcome = train_model(loaded, device=device, progress=progress)
+        outcome = train_alone_or_leading(loaded, device=device, progress=progress)
     _print(outcome.json(), as_json, lambda: train_report(outcome))
 
 

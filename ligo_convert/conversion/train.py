@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,8 @@ from ligo_convert.training.state import StagedState, optimizer_state, read_optim
 
 if TYPE_CHECKING:
     from ligo_convert.data.examples import DataSplits
+    from ligo_convert.training.loop import StateStore
+    from ligo_convert.training.processes import Processes
     from ligo_convert.training.run_trainer import RunState, TrainSetup
 
 
@@ -73,8 +76,13 @@ class _Opened:
     facts: Mapping[str, str]
 
 
-def train_model(recipe: Recipe, *, device: str = "auto", progress: Progress | None = None) -> ConversionResult:
+def train_model(
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None, processes: Processes | None = None
+) -> ConversionResult:
     """Train the model of a recipe. After an interruption, the same call resumes where the training stopped.
+
+    Args:
+        processes: the processes that share the training, of which this one leads; None for one.
 
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
@@ -85,6 +93,7 @@ def train_model(recipe: Recipe, *, device: str = "auto", progress: Progress | No
         with clock.running("plan"):
             finished = finished_statement(out)
             opened = _open(stack, recipe, progress, fresh=finished is None)
+            _check_processes(opened.made, processes)
         made, plan = opened.made, opened.made.plan
         if finished is not None:
             return reuse_finished(
@@ -104,13 +113,26 @@ def train_model(recipe: Recipe, *, device: str = "auto", progress: Progress | No
             progress.say("resuming from the staged files of an earlier training")
         with clock.running("pretrain"):
             source, digests, made = _source(stack, opened, staging, device, progress)
-        trainer = _Trainer(made, source, staging, choose_device(device), progress)
+        trainer = _Trainer(made, source, staging, choose_device(device), progress, processes)
         with clock.running("train"), compute_threads(made.plan.threads):
             trained = trainer.train()
         opened = replace(opened, source=source, digests=digests, made=made)
         metrics = _write(opened, source, trained, staging, clock, progress)
         staging.commit()
     return ConversionResult(out=out, family=plan.family.name, label=plan.label, metrics=metrics, changed=True)
+
+
+def train_alone_or_leading(recipe: Recipe, *, device: str, progress: Progress) -> ConversionResult:
+    """Train as `train_model` does; where torchrun has started this process, lead the others."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return train_model(recipe, device=device, progress=progress)
+    from ligo_convert.training.processes import joined
+
+    with joined(choose_device(device)) as processes:
+        outcome = train_model(recipe, device=device, progress=progress, processes=processes)
+        if processes is not None:
+            processes.send(None)
+    return outcome
 
 
 def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, fresh: bool) -> _Opened:
@@ -136,6 +158,17 @@ def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, fr
         recipe_digest=identity.whole,
         facts=run_facts(filled_training(made), digests, plan.family.name, others=identity.parts),
     )
+
+
+def _check_processes(made: TrainPlan, processes: Processes | None) -> None:
+    """Require a batch that all processes can share equally. Raises RecipeError."""
+    if processes is not None and made.run.batch_size % processes.size:
+        raise RecipeError(
+            "train.batch_size: the processes cannot share a batch equally",
+            where=made.plan.recipe.where("train", "batch_size"),
+            expected=f"a multiple of {processes.size}, the number of processes",
+            found=made.run.batch_size,
+        )
 
 
 def filled_training(made: TrainPlan) -> dict[str, Any]:
@@ -187,6 +220,7 @@ class _Trained:
         loss: `validation` and `test` loss of the model.
         data: what the record states about the data.
         precision: `bfloat16` or `float32`.
+        processes: number of processes.
     """
 
     state: RunState
@@ -195,14 +229,22 @@ class _Trained:
     loss: dict[str, float]
     data: Mapping[str, Any]
     precision: str
+    processes: int
 
 
 class _Trainer:
     """Trains a run stage by stage, in a staging directory that keeps the state at the end of the last finished stage."""
 
     def __init__(
-        self, made: TrainPlan, source: CheckpointReader, staging: Staging, device: str, progress: Progress
+        self,
+        made: TrainPlan,
+        source: CheckpointReader,
+        staging: Staging,
+        device: str,
+        progress: Progress,
+        processes: Processes | None,
     ) -> None:
+        self.processes = processes
         self.made, self.source, self.staging, self.device, self.progress = made, source, staging, device, progress
         self.plan, self.run, self.family = made.plan, made.run, made.plan.family
 
@@ -230,6 +272,7 @@ class _Trainer:
             loss=loss,
             data=data,
             precision="bfloat16" if setup.autocast else "float32",
+            processes=1 if self.processes is None else self.processes.size,
         )
 
     def _load_data(self) -> tuple[DataSplits, dict[str, Any]]:
@@ -264,6 +307,8 @@ class _Trainer:
             examples=splits.validation,
             device=self.device,
             autocast=autocast_pays(self.device, settings.precision, width=width),
+            compiled=settings.compile,
+            processes=self.processes,
         )
 
     def _start(self) -> RunState:
@@ -296,8 +341,11 @@ class _Trainer:
             task.reach(step)
             task.note(f"loss {line['loss']:.3f}")
 
+        kept: StateStore = store
+        if self.processes is not None:
+            setup, kept = self._shared(self.processes, setup, state, span, store)
         segment = run_segment(
-            setup, self.run, state, span, store=store, save_every=self.made.settings.save_every, on_step=on_step
+            setup, self.run, state, span, store=kept, save_every=self.made.settings.save_every, on_step=on_step
         )
         log, growths = [*done["log"], *segment.log], done["growths"]
         if stage.growth is not None:
@@ -313,6 +361,27 @@ class _Trainer:
         if number:
             StagedState(self.staging, f"train-stage-{number}").drop()
         return done, segment.end
+
+    def _shared(
+        self, processes: Processes, setup: TrainSetup, state: RunState, span: range, store: StagedState
+    ) -> tuple[TrainSetup, StateStore]:
+        """Give a segment to the other processes. Return setup and storage with which this one leads them."""
+        from ligo_convert.training.follower import Work
+        from ligo_convert.training.processes import SentBatches, SentStore
+
+        plain = ("micro_batch_size", "sequence_length", "evaluate_every", "device", "autocast", "compiled")
+        work = Work(
+            family=self.family.name,
+            architecture=self.family.architecture,
+            run=self.run,
+            state=state.arrays(),
+            steps=span,
+            settings={name: getattr(setup, name) for name in plain},
+            threads=self.plan.threads,
+        )
+        processes.send(work)
+        shared = replace(setup, slices=SentBatches(batches=setup.slices, processes=processes))
+        return shared, SentStore(store=store, processes=processes)
 
     def _saved(self, stages: int) -> RunState | None:
         """Return the state at the end of a finished stage."""
@@ -435,7 +504,7 @@ def _metrics(made: TrainPlan, trained: _Trained) -> dict[str, Any]:
         "loss": loss,
         "growths": trained.growths,
         "precision": trained.precision,
-        "processes": 1,
+        "processes": trained.processes,
     }
 
 

@@ -179,11 +179,17 @@ def backward_in_parts(
     micro_batch_size: int,
     device: str,
     autocast: bool,
+    rows: range | None = None,
 ) -> float:
-    """Return the mean loss of a batch, and sum its gradients over micro batches. The result does not depend on their size."""
-    count, total = len(next(iter(batch.values()))), 0.0
-    for first in range(0, count, micro_batch_size):
-        part = {name: tensor[first : first + micro_batch_size] for name, tensor in batch.items()}
+    """Return the mean loss of a batch, and sum its gradients over micro batches. The result does not depend on their size.
+
+    Args:
+        rows: the rows of the batch that this process takes; loss and gradients are then its shares of the sums. None for all rows.
+    """
+    total = 0.0
+    rows = range(len(next(iter(batch.values())))) if rows is None else rows
+    for first in range(rows.start, rows.stop, micro_batch_size):
+        part = {name: tensor[first : min(first + micro_batch_size, rows.stop)] for name, tensor in batch.items()}
         share = weight(part) / weight(batch)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast):
             loss = objective(tensors, part) * share

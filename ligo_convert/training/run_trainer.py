@@ -36,6 +36,7 @@ from ligo_convert.training.functional_model import LibraryModel, backward_in_par
 from ligo_convert.training.loop import StateStore, TrainResult, train
 from ligo_convert.training.optimizers import Moments, parameter_groups, read_moments, stored_moments
 from ligo_convert.training.pretrain import drawn_model
+from ligo_convert.training.processes import Processes
 from ligo_convert.training.runs import Config, Growth, Run, Stage
 from ligo_convert.training.step_costs import Step, shared_layer, with_layers
 from ligo_convert.training.tasks import IGNORED, on_device
@@ -64,6 +65,8 @@ class TrainSetup:
         examples: examples on which the curve is evaluated.
         device: torch device.
         autocast: whether passes run in bfloat16 autocast.
+        compiled: whether torch.compile compiles the model.
+        processes: the processes that share every batch; None for one.
     """
 
     family: Family
@@ -74,6 +77,8 @@ class TrainSetup:
     examples: Examples
     device: str
     autocast: bool
+    compiled: bool = False
+    processes: Processes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +342,9 @@ class _SegmentTrainer:
             height: LibraryModel(self.family, with_layers(self.family, config, height), device=setup.device)
             for height in dict.fromkeys((self.layers, *self.stage.submodels))
         }
+        if setup.compiled:
+            for model in self.models.values():
+                model.module.compile()
         self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
         self._spent = {steps.start: state.flops}
 
@@ -386,6 +394,8 @@ class _SegmentTrainer:
         )
 
         def measured() -> float:
+            if setup.processes is not None and not setup.processes.leads:
+                return 0.0
             return mean_loss(
                 self.models[self.layers].loss,
                 self.tensors(),
@@ -462,14 +472,16 @@ class _SegmentTrainer:
             weight = self._teacher_weight(step)
             return (1 - weight) * own + weight * _distillation_loss(self.teacher, logits, part)
 
-        return backward_in_parts(
+        loss = backward_in_parts(
             objective,
             tensors,
             batch,
             micro_batch_size=setup.micro_batch_size,
             device=setup.device,
             autocast=setup.autocast,
+            rows=None if setup.processes is None else setup.processes.rows(run.batch_size),
         )
+        return loss if setup.processes is None else setup.processes.sum_gradients(self.parameters, loss)
 
     def _teacher_weight(self, step: int) -> float:
         """Return the weight of the teacher's loss: it falls from one to zero over the early steps of the stage."""

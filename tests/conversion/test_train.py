@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from ligo_convert.conversion.train_plan import plan_training
 from ligo_convert.errors import LigoError, MachineError, OutputBusy, RecipeError
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import Recipe, load_recipe
+from ligo_convert.training.processes import Processes
 from ligo_convert.training.state import read_optimizer_state
 
 DRAWN = {"pretrain": {"config": {"model_type": "gpt2", **SIZES["gpt2"], "n_layer": 1}}}
@@ -286,3 +290,54 @@ def test_what_a_training_needs(place: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="diverged"):
         train_model(loaded(place, tmp_path / "nan", **diverged), device="cpu")
     assert not (tmp_path / "nan").exists()
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model_with_the_same_bits_each_time(
+    place: Path, grown: Path, tmp_path: Path
+) -> None:
+    """Started by torchrun; a state that one process saved goes on in two."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ligo_convert",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def train(out: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["train", str(place / "grow.yaml"), "--out", str(tmp_path / out), "--device", "cpu", "--json"]
+        return subprocess.run(
+            [*command, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    done = train("one")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["processes"] == 2
+    alone = train_model(loaded(place, grown), device="cpu").json()
+    assert found["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+    assert found["flops"] == alone["flops"]
+    assert train("two").returncode == 0
+    same(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_batch_is_shared_equally(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a multiple of 3") as caught:
+        train_model(loaded(place, tmp_path / "out"), device="cpu", processes=Processes(rank=0, size=3))
+    assert "batch_size" in str(caught.value)
+    shares = [Processes(rank=rank, size=3).rows(12) for rank in range(3)]
+    assert [row for share in shares for row in share] == list(range(12))
