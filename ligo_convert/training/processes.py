@@ -86,7 +86,7 @@ class Processes:
         parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in used]
         flat = torch.cat([part.reshape(-1) for part in parts])
         distributed.all_reduce(flat)
-        for one, part in zip(used, flat.split([one.numel() for one in used]), strict=True):
+        for one, part in zip(used, torch.split(flat, [one.numel() for one in used]), strict=True):
             one.grad = part.view_as(one)
         return float(total)
 
