@@ -74,6 +74,7 @@ class ExperimentEntry:
         growth: growth plan of the start, or of the last stage of a run that grows on the way; None for none.
         added: names of the tensors that contain added entries, if only those are trained; else empty.
         asked: config keys in which a control differs from the target.
+        starts: the entries that a choice is made between; the entry itself is the first of them. Empty without a choice.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ExperimentEntry:
     growth: GrowthPlan | None = None
     added: frozenset[str] = frozenset()
     asked: Mapping[str, Any] = field(default_factory=dict)
+    starts: tuple[ExperimentEntry, ...] = ()
 
     @property
     def is_taught(self) -> bool:
@@ -241,7 +243,7 @@ class Experiment:
         return int(self._known[key])
 
     def _find_steps(self, entry: ExperimentEntry, share: float) -> int:
-        left = share * self.scratch_flops - self.fit_flops(entry)
+        left = share * self.scratch_flops - self.extra_flops(entry)
         low, high = LEAST_STEPS, max(LEAST_STEPS, self.steps)
         while self.run_flops(entry, high) <= left:
             high *= 2
@@ -254,6 +256,19 @@ class Experiment:
         return low
 
     # Cost.
+
+    def extra_flops(self, entry: ExperimentEntry) -> float:
+        """Return the FLOPs that an entry spends beside its run: the fit, and trials of starts that the run does not continue.
+
+        The run continues the trial of its own start, except for the decay at its end.
+        """
+        trials = [self.run_flops(start, self.trial_steps(start)) for start in entry.starts]
+        continued = (1 - max(self.settings.decays)) * min(trials) if trials else 0.0
+        return self.fit_flops(entry) + sum(trials) - continued
+
+    def trial_steps(self, start: ExperimentEntry) -> int:
+        """Return the steps of the trial of one start."""
+        return self.steps_for(start, self.settings.choose_fraction)
 
     def run_flops(self, entry: ExperimentEntry, steps: int, *, done: int | None = None) -> float:
         """Return the FLOPs of a run of `steps` steps, the mean over randomly drawn sub-models, without dropping.
@@ -460,6 +475,24 @@ def start_of(plan: Plan, method: Method, seed: int) -> GrowthPlan:
     return another_start(plan, width=method.width, depth=method.depth, tie=method.tie, seed=seed)
 
 
+def grown_axes(plan: Plan) -> tuple[bool, bool]:
+    """Return whether widths grow, and whether depths do."""
+    old, new = (plan.family.sizes(config) for config in (plan.start.source, plan.start.target))
+    grown = {axis for axis, size in new.items() if old.get(axis) != size}
+    deeper = grown & set(plan.family.depth_axes)
+    return bool(grown - deeper), bool(deeper)
+
+
+def default_starts(plan: Plan) -> list[tuple[str, str]]:
+    """Return pairs of width and depth methods that differ for this source and target, the most promising first."""
+    wider, deeper = grown_axes(plan)
+    width = "mean-preserving" if wider else "copy"
+    if not deeper:
+        return [(name, "copy") for name in (width, "sparkling", "net2net")]
+    starts = [(width, depth) for depth in ("identity", "interpolate", "stack", "silent-drawn")]
+    return starts + ([("sparkling", "interpolate")] if wider else [])
+
+
 def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength | None) -> ExperimentEntry:
     start = start_of(plan, method, seed=0)
     layers = plan.family.sizes(start.target)[plan.family.depth_axes[0]]
@@ -490,11 +523,22 @@ def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength 
             raise RecipeError(
                 f"{method.name}: growth adds no parameters, so no parameter would be trained", where="compare"
             )
+    starts: tuple[ExperimentEntry, ...] = ()
+    if method.chooses:
+        pairs = default_starts(plan)[: method.chooses]
+        starts = tuple(
+            _method_entry(
+                plan, replace(method, width=width, depth=depth, chooses=0), f"{name}: {width}/{depth}", source
+            )
+            for width, depth in pairs
+        )
+        start, planned = start_of(plan, starts[0].method or method, seed=0), starts[0].planned
     return ExperimentEntry(
         name=name,
         kind="scratch" if name == SCRATCH else "method",
         method=method,
         planned=planned,
+        starts=starts,
         begins=begins,
         source=None if source is None else source.name,
         growth=None if method.random_init else start,

@@ -51,6 +51,7 @@ class Method:
         from_source: whether a method that grows on the way starts from the trained source instead of drawn weights.
         state: what becomes of the optimizer's state at every growth; None for the policy of the strategy's parts.
         follows_schedule: whether the run grows as `growth.schedule` of the recipe says.
+        chooses: number of starts that are tried for a short while, of which the one ahead is trained on; 0 for the one start.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule.
     """
@@ -71,6 +72,7 @@ class Method:
     grows_at: float | None = None
     from_source: bool = False
     follows_schedule: bool = False
+    chooses: int = 0
     state: str | None = None
     warms: bool = False
     shape: Literal["stable", "cosine"] = "stable"
@@ -222,6 +224,14 @@ METHODS: dict[str, Method] = {
         _define("interpolate", "net2net", "interpolate", _LIGO, "Interpolation: every layer again in place"),
         _define("net2net", "net2net", "identity", "Net2Net, arXiv:1511.05641", "wider by copies, deeper by identity"),
         _define("lemon", "lemon", "identity", "LEMON, arXiv:2310.07999", "exact at any ratio, new layers silent"),
+        _define(
+            "chosen",
+            "mean-preserving",
+            "identity",
+            "landscape-aware growing, arXiv:2406.02469",
+            "three starts tried for a short while, the one ahead trained on; all of it charged",
+            chooses=3,
+        ),
         _define("hyperclone", "hyperclone", "identity", "HyperCloning, arXiv:2409.12903", "whole tiles"),
         _define(
             "ligo-paper",
@@ -290,6 +300,8 @@ def method_named(name: str) -> Method:
         )
     if found.from_source and found.grows_at is None:
         raise ValueError(f"{name}: +source is for methods that grow on the way, such as lemon/identity@0.4")
+    if found.chooses and (found.learns_operator or found.shape != "stable"):
+        raise ValueError(f"{name}: a choice is made between starts without a fit, on runs that share their first steps")
     if found.learns_operator and not found.starts_from_source:
         raise ValueError(f"{name}: drawn weights have no operator to learn")
     if found.learns_operator and found.grows_at is not None:

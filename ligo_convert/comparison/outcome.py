@@ -146,11 +146,12 @@ def _entry(scheduler: Scheduler, entry: ExperimentEntry) -> Entry:
         learning_rate=choice.learning_rate,
         optimizer=choice.optimizer,
         decay=choice.decay,
-        fit_flops=experiment.fit_flops(entry),
+        fit_flops=experiment.extra_flops(entry),
         step_flops=round(last / steps),
         config=dict(entry.asked) if entry.kind == "control" else None,
         stages=[{key: value for key, value in asdict(stage).items() if key != "config"} for stage in run.stages],
         tried=scheduler.tried_by(entry),
+        chose={str(seed): scheduler.start_losses(entry, seed) for seed in experiment.seeds if entry.starts},
     )
 
 

@@ -64,11 +64,12 @@ class Entry:
         learning_rate: peak learning rate.
         optimizer: name of the optimizer.
         decay: fraction of the steps in which the learning rate decays.
-        fit_flops: FLOPs of learning the operator, included in every end.
+        fit_flops: FLOPs of learning the operator, and of trials of starts that the run does not continue; included in every end.
         step_flops: FLOPs of one training step at the end of the run.
         config: keys of a control's config that differ from the target's.
         stages: stages of the run as plain data.
         tried: the entry's own tuning runs, like `Setup.tried`.
+        chose: seed -> name of a start -> loss of its trial, for an entry that chooses the lowest; empty without a choice.
     """
 
     kind: Kind
@@ -90,6 +91,7 @@ class Entry:
     config: Mapping[str, Any] | None = None
     stages: Sequence[Mapping[str, Any]] = ()
     tried: Sequence[Mapping[str, Any]] = ()
+    chose: Mapping[str, Mapping[str, float | None] | None] = field(default_factory=dict)
 
     @property
     def charged(self) -> float | None:
@@ -240,6 +242,7 @@ def _entry_record(
         "config": None if entry.config is None else dict(entry.config),
         "stages": [dict(stage) for stage in entry.stages],
         "tried": [dict(run) for run in entry.tried],
+        **({"chose": dict(entry.chose)} if entry.chose else {}),
         "curve": list(next(iter(runs.values())).curve) if runs else [],
         "ends": ends,
         "savings": {way: _rounded(means[way].value, 2) for way in WAYS},

@@ -249,6 +249,7 @@ class Scheduler:
         for seed in experiment.seeds:
             for entry in experiment.entries.values():
                 found += self._sources(entry, seed)
+                found += self._start_trials(entry, seed)
                 found += self._end_runs(entry, seed)
         return found
 
@@ -294,10 +295,36 @@ class Scheduler:
 
     def _end_runs(self, entry: ExperimentEntry, seed: int) -> list[WantedRun]:
         """Return the runs of an entry to all of its budgets; none until its settings and its source are known."""
+        choice, start, own = self.choice_of(entry), self._start(entry, seed), self.start_chosen(entry, seed)
+        if choice is None or start is None or own is None:
+            return []
+        return [self._want(own, seed, choice, steps, start=start) for steps in self.experiment.ends(entry)]
+
+    # Choices between starts.
+
+    def _start_trials(self, entry: ExperimentEntry, seed: int) -> list[WantedRun]:
+        """Return the trials of the starts that an entry chooses from; none without a choice, and until settings and source are known."""
         choice, start = self.choice_of(entry), self._start(entry, seed)
         if choice is None or start is None:
             return []
-        return [self._want(entry, seed, choice, steps, start=start) for steps in self.experiment.ends(entry)]
+        steps = self.experiment.trial_steps
+        return [self._want(one, seed, choice, steps(one), start=start) for one in entry.starts]
+
+    def start_chosen(self, entry: ExperimentEntry, seed: int) -> ExperimentEntry | None:
+        """Return the start that is ahead in its trial, or the entry itself without a choice; None until all trials are done."""
+        if not entry.starts:
+            return entry
+        losses = self.start_losses(entry, seed)
+        if self._assumed is not None or losses is None:
+            return entry.starts[0] if self._assumed is not None else None
+        return min(entry.starts, key=lambda one: _key(losses[one.name]))
+
+    def start_losses(self, entry: ExperimentEntry, seed: int) -> dict[str, float | None] | None:
+        """Return the validation losses of the trials of an entry's starts; None until all are done."""
+        ends = {one.entry.name: self.end_of(one.run) for one in self._start_trials(entry, seed)}
+        if len(ends) < len(entry.starts) or any(end is None for end in ends.values()):
+            return None
+        return {name: end["validation_loss"] for name, end in ends.items() if end is not None}
 
     # Sources.
 
@@ -489,7 +516,7 @@ class Scheduler:
         pieces = {id(found.run): jobs for found, jobs in self._planned()}
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for entry in self.experiment.entries.values():
-            fitted = self.experiment.fit_flops(entry)
+            fitted = self.experiment.extra_flops(entry)
             for seed in self.experiment.seeds:
                 runs = self._end_runs(entry, seed)
                 ends = []

@@ -22,6 +22,8 @@ from ligo_convert.comparison.experiment import (
     Choice,
     Experiment,
     ExperimentEntry,
+    default_starts,
+    grown_axes,
     grown_part_way,
     make_experiment,
     trained_on,
@@ -122,7 +124,7 @@ def make_trials(
             where=recipe.where("choose"),
             hint="set choose.steps, the steps of training from scratch, or pass --steps N",
         )
-    if not _grown_axes(plan):
+    if not any(grown_axes(plan)):
         raise RecipeError(
             "the target is as large as the source, so there is nothing to choose", where=recipe.where("target")
         )
@@ -136,9 +138,14 @@ def make_trials(
     made = make_experiment(
         plan, methods=named or _applicable(plan, budget), steps=budget, seeds=seeds or settings.seeds
     )
+    for name, entry in made.entries.items():
+        if entry.starts:
+            raise RecipeError(
+                f"{name} makes a choice of its own; name its starts instead", where=recipe.where("choose")
+            )
     entries, kinds = _entries(plan, made)
     return Trials(
-        **{one.name: getattr(made, one.name) for one in fields(made) if one.name not in ("entries", "_flops")},
+        **{one.name: getattr(made, one.name) for one in fields(made) if one.name not in ("entries", "_known")},
         entries=entries,
         rounds=rounds,
         kinds=kinds,
@@ -150,25 +157,11 @@ def default_candidates(plan: Plan) -> list[str]:
 
     A source at hand grows at once by one of several starts, or later. Without a source, the model grows on the way.
     """
-    wider, deeper = _grown_axes(plan)
-    widths = ["mean-preserving", "sparkling"] if wider else ["copy"]
-    depths = ["identity", "interpolate", "stack", "silent-drawn"] if deeper else ["copy"]
-    first = f"{widths[0]}/{depths[0]}"
-    if plan.recipe.source.pretrain is not None:
-        ways = [f"{first}@{share:g}" for share in ON_THE_WAY]
-        return ways + ([f"{widths[0]}/interpolate@0.4", "g-stack", "progressive"] if deeper else ["net2net/copy@0.4"])
-    starts = [f"{widths[0]}/{depth}" for depth in depths]
-    starts += [f"{width}/{depths[min(1, len(depths) - 1)]}" for width in widths[1:]]
-    starts += ["net2net/copy"] if not deeper else []
-    return starts + [f"{first}@{share:g}+source" for share in LATER]
-
-
-def _grown_axes(plan: Plan) -> tuple[bool, bool]:
-    """Return whether widths grow, and whether depths do; empty, hence false, if neither does."""
-    old, new = (plan.family.sizes(config) for config in (plan.start.source, plan.start.target))
-    grown = {axis for axis, size in new.items() if old.get(axis) != size}
-    deeper = grown & set(plan.family.depth_axes)
-    return (bool(grown - deeper), bool(deeper)) if grown else ()  # type: ignore[return-value]
+    starts = ["/".join(pair) for pair in default_starts(plan)]
+    if plan.recipe.source.pretrain is None:
+        return starts + [f"{starts[0]}@{share:g}+source" for share in LATER]
+    ways = [f"{starts[0]}@{share:g}" for share in ON_THE_WAY] + [f"{starts[1]}@{ON_THE_WAY[1]:g}"]
+    return ways + (["g-stack", "progressive"] if grown_axes(plan)[1] else [])
 
 
 def _applicable(plan: Plan, budget: int) -> list[str]:
@@ -198,7 +191,7 @@ def _entries(plan: Plan, made: Experiment) -> tuple[dict[str, ExperimentEntry], 
 
 def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return targets between source and target: name -> config keys over the source's."""
-    family, (wider, deeper) = plan.family, _grown_axes(plan)
+    family, (wider, deeper) = plan.family, grown_axes(plan)
     keys = {key for axis in family.depth_axes for key in size_keys(family.axes[axis])}
     deep = {key: value for key, value in plan.asked.items() if key in keys}
     wide = {key: value for key, value in plan.asked.items() if key not in keys}
@@ -217,7 +210,8 @@ def _kind(entry: ExperimentEntry) -> Kind:
     assert entry.method is not None
     if entry.begins == "drawn":
         return "grown on the way"
-    return "grown later" if entry.method.grows_at is not None else "grown at once"
+    later = entry.method.grows_at is not None or entry.method.follows_schedule
+    return "grown later" if later else "grown at once"
 
 
 class TrialScheduler(Scheduler):
@@ -335,7 +329,7 @@ class TrialScheduler(Scheduler):
         return {
             "share": self.experiment.rounds[number],
             "steps": self.experiment.steps_of_round(entry, number),
-            "flops": statistics.fmean(end["flops"] for end in ends) + self.experiment.fit_flops(entry),
+            "flops": statistics.fmean(end["flops"] for end in ends) + self.experiment.extra_flops(entry),
             "loss": round(statistics.fmean(known), 6) if whole else None,
             "std": round(statistics.stdev(known), 6) if whole and len(known) > 1 else None,
             "seeds": len(ends),

@@ -550,6 +550,9 @@ class CompareConfig(Section):
         default=0.01,
         description="largest fraction of the budget that the fit of an operator may cost; it limits `fit.steps`",
     )
+    choose_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.03, description="method chosen: cost of the trial of one start, as a fraction of the budget"
+    )
     fit_examples: Count = Field(
         default=64, description="held-out sequences or images that decide whether a learned operator is kept"
     )

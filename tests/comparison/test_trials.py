@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from support.source_models import SIZES, fit_section, recipe_text
 
 from ligo_convert.comparison.advice import advice, sentences
-from ligo_convert.comparison.scheduler import TrainingJob
+from ligo_convert.comparison.experiment import Experiment, make_experiment
+from ligo_convert.comparison.outcome import outcome
+from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
 from ligo_convert.comparison.trials import TRAINED_ON, Trials, TrialScheduler, make_trials
 from ligo_convert.conversion.plan import Plan, make_plan
 from ligo_convert.errors import RecipeError
@@ -23,7 +26,7 @@ DEEPER = {"n_layer": 4}
 COMPARE = {"learning_rates": [0.01], "optimizers": ["adamw"], "decays": [0.4], "rate_factors": [1.0]}
 SOURCE_LOSS = 3.35
 
-Loss = Callable[[Trials, str, float], float | None]  # (trials, entry, share of the budget) -> loss
+Loss = Callable[[Any, str, float], float | None]  # (experiment, entry, share of the budget) -> loss
 
 
 def plan_of(folder: Path, target: Mapping[str, object] = TARGET, *, at_hand: bool = True, **choose: object) -> Plan:
@@ -49,7 +52,7 @@ def tried(trials: Trials, loss: Loss) -> TrialScheduler:
     return scheduler
 
 
-def result_of(trials: Trials, job: TrainingJob, loss: Loss, flops: dict[str, float]) -> dict[str, Any]:
+def result_of(trials: Experiment, job: TrainingJob, loss: Loss, flops: dict[str, float]) -> dict[str, Any]:
     if job.kind == "probe":
         return {"flops_a_second": 1e9}
     if job.kind == "source":
@@ -137,6 +140,7 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
         (plan_of(tmp_path, same), "nothing to choose", {}),
         (plan_of(tmp_path), "no method 'lemom'", {"candidates": ["lemom"]}),
         (plan_of(tmp_path), r"\+source is for methods that grow on the way", {"candidates": ["lemon+source"]}),
+        (plan_of(tmp_path), "makes a choice of its own", {"candidates": ["chosen"]}),
         (plan_of(tmp_path, steps=None), "budget that the choice is for is not set", {}),
     ):
         with pytest.raises(RecipeError, match=told) as error:
@@ -290,3 +294,45 @@ def test_candidates_that_come_to_nothing_fall_out(tmp_path: Path) -> None:
 def test_scratch_that_comes_to_nothing_at_every_rate_is_the_recipes_fault(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not finite at any learning rate"):
         tried(trials_of(plan_of(tmp_path, DEEPER)), lambda trials, name, share: None)
+
+
+# --- the method `chosen` of a comparison ------------------------------------------------------------------------------
+
+
+def test_the_start_that_is_ahead_is_trained_on_and_all_trials_are_charged(tmp_path: Path) -> None:
+    compare = {"steps": 4000, "scratch_fractions": [0.5, 1.0], "budget_fractions": [0.5, 1.0], "seeds": [0, 1]}
+    plan = plan_of(tmp_path)
+    assert plan.recipe.compare is not None
+    settings = plan.recipe.compare.model_copy(update=compare)
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"compare": settings}))
+    experiment = make_experiment(plan, methods=["chosen"], steps=None)
+    chosen = experiment.entries["chosen"]
+    names = [f"chosen: mean-preserving/{depth}" for depth in ("identity", "interpolate", "stack")]
+    assert [start.name for start in chosen.starts] == names
+    best = {0: names[1], 1: names[2]}
+
+    def loss(_: Experiment, name: str, share: float) -> float:
+        return 4.0 - share - (0.5 if name == best[seed] else 0.0)
+
+    scheduler, flops, trained = Scheduler(experiment, {}), dict[str, float](), list[TrainingJob]()
+    while (job := scheduler.next_job()) is not None:
+        seed = job.seed
+        trained.append(job)
+        scheduler.done(job, result_of(experiment, job, loss, flops))
+    for seed, name in best.items():
+        found = scheduler.start_chosen(chosen, seed)
+        assert found is not None
+        assert found.name == name
+    trial = experiment.run_flops(chosen.starts[0], experiment.trial_steps(chosen.starts[0]))
+    assert trial == pytest.approx(0.03 * experiment.scratch_flops, rel=0.02)
+    # Two trials for nothing, and the decay of the third: the run goes on from its trunk.
+    assert experiment.extra_flops(chosen) == pytest.approx((2 + 0.4) * trial)
+    turn = round(experiment.trial_steps(chosen.starts[0]) * 0.6)
+    assert any(job.first == pytest.approx(turn, abs=1) and job.entry == best[0] and job.seed == 0 for job in trained)
+    for ends in scheduler.finished_runs()["chosen"].values():
+        for end, share in zip(ends["ends"], (0.5, 1.0), strict=True):
+            assert end["flops"] == pytest.approx(share * experiment.scratch_flops, rel=0.02)
+    record = outcome(scheduler, key="0", label="small", data={}, versions={})["methods"]["chosen"]
+    assert record["chose"].keys() == {"0", "1"}
+    assert min(record["chose"]["1"], key=record["chose"]["1"].get) == best[1]
+    assert record["flops"]["fit"] == experiment.extra_flops(chosen)
