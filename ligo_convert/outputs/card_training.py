@@ -106,7 +106,8 @@ def training_advice(record: Record, files: Collection[str]) -> Iterator[str]:
     yield ""
     yield "These values were not tried on this model. Use them as the centre of your own search, a factor of three up and down."
     yield ""
-    rows = [("optimizer", _optimizer(nearest), "`run --with-optimizer` takes the moments along, where the source is a checkpoint of a training")]
+    along = "`run --with-optimizer` takes the moments along, where the source is a checkpoint of a training"
+    rows = [("optimizer", _optimizer(nearest), along)]
     if nearest is not None:
         rows.append(("peak learning rate", *_rate(nearest, measured)))
         rows.append(
