@@ -201,12 +201,12 @@ def saving_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("saving_often")
 def test_a_training_that_failed_goes_on_to_the_same_bytes(place: Path, grown: Path, tmp_path: Path) -> None:
-    """Failed at five places all over it: in every stage, between stages, and while the output is written."""
+    """Failed in the first stage and in the last one. The slow test kills it all over."""
     log: list[Any] = []
     with faults.record(log):
         train_model(loaded(place, tmp_path / "count"), device="cpu")
     same(tmp_path / "count", grown)
-    for part in (0.2, 0.4, 0.6, 0.8, 0.97):
+    for part in (0.3, 0.8):
         out = tmp_path / f"out-{part}"
         with faults.inject(int(part * len(log)), number=errno.ENOSPC), pytest.raises(MachineError):
             train_model(loaded(place, out), device="cpu")
