@@ -293,7 +293,7 @@ class Experiment:
         """Return the steps of an entry's fit: those of the recipe, and no more than `compare.fit_share` of the budget pays for."""
         fit = self.plan.required_fit.settings
         share = self.settings.fit_share * self.scratch_flops
-        affordable = int((share - 2 * self._held_out_flops()) // self._fit_flops(entry, 1)) if share else 0
+        affordable = int((share - 2 * self._held_out_flops()) // self._fit_flops(entry, 1))
         return max(1, min(fit.steps, affordable))
 
     def fit_flops(self, entry: ExperimentEntry) -> float:

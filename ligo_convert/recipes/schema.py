@@ -448,7 +448,7 @@ class TrainConfig(Section):
         default=None, description="steps in which the learning rate rises from zero; default: a fiftieth of the steps"
     )
     decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.4,
+        default=0.6,
         description="share of the steps, at the end, in which the learning rate falls to zero; not with cosine",
     )
     schedule: Literal["stable", "cosine"] = Field(
@@ -513,7 +513,7 @@ class CompareConfig(Section):
         description="optimizers that scratch tries; the best one is used by all entries",
     )
     decays: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        default=[0.2, 0.4],
+        default=[0.4, 0.7, 1.0],
         min_length=1,
         max_length=MAX_LIST,
         description="shares of a run in which the learning rate falls to zero; the best one for scratch is used by all entries",
@@ -546,7 +546,7 @@ class CompareConfig(Section):
         max_length=MAX_LIST,
         description="trainings of the source, as multiples of `source.pretrain.steps`; every method that uses it is run with each",
     )
-    fit_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    fit_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.01,
         description="largest fraction of the budget that the fit of an operator may cost; it limits `fit.steps`",
     )

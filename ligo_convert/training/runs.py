@@ -24,10 +24,6 @@ Config = Mapping[str, Any]
 
 DRAWN: Final = "drawn"
 
-DECAY: Final = (
-    0.4  # share of a run in which its rate falls to zero; the best of 0.2, 0.4 and 0.6 (docs/development/log.md)
-)
-
 OptimizerName = Literal["adamw", "muon"]
 
 OPTIMIZERS: Mapping[OptimizerName, str] = {
