@@ -105,29 +105,28 @@ def _growth_json(family: Family, before: Mapping[str, Any], stage: Stage) -> dic
     }
 
 
-def plan_training(recipe: Recipe, *, here: bool = True) -> TrainPlan:
-    """Plan the training of a recipe from headers alone. `here`: see `make_plan`."""
-    return make_train_plan(plan_recipe(recipe.for_training(), here=here), here=here)
+def plan_training(recipe: Recipe) -> TrainPlan:
+    """Plan the training of a recipe from headers alone."""
+    return make_train_plan(plan_recipe(recipe.for_training()))
 
 
-def plan_with_training(recipe: Recipe, *, here: bool = True) -> tuple[Plan, TrainPlan | None]:
+def plan_with_training(recipe: Recipe) -> tuple[Plan, TrainPlan | None]:
     """Plan what a recipe describes: a conversion, and the training if it has a `train` section.
 
     The plan is that of the training where the recipe describes no conversion: its source is neither there nor trained for one.
     """
     if recipe.train is None:
-        return plan_recipe(recipe, here=here), None
-    training, pretrain = plan_training(recipe, here=here), recipe.source.pretrain
+        return plan_recipe(recipe), None
+    training, pretrain = plan_training(recipe), recipe.source.pretrain
     trains_only = pretrain is not None and (not pretrain.steps or recipe.fit is None)
-    return training.plan if trains_only else plan_recipe(recipe, here=here), training
+    return training.plan if trains_only else plan_recipe(recipe), training
 
 
-def make_train_plan(plan: Plan, *, here: bool = True) -> TrainPlan:
+def make_train_plan(plan: Plan) -> TrainPlan:
     """Return the plan of a training.
 
     Args:
         plan: of a recipe `Recipe.for_training`.
-        here: whether this machine carries it out; the memory of another machine is unknown.
 
     Raises:
         RecipeError: the model has no training loss, the target has another head than the source, or the stages do not fit.
@@ -147,7 +146,7 @@ def make_train_plan(plan: Plan, *, here: bool = True) -> TrainPlan:
     planned = planned_stages(plan, steps=settings.steps)
     run = _run(plan, settings, planned)
     memory = _memory(plan, run)
-    if here and memory > physical_memory():
+    if memory > physical_memory():
         raise MachineError(
             "the training needs more memory than this machine has",
             where=recipe.where("train"),

@@ -231,7 +231,7 @@ def test_what_is_there(call: Call) -> None:
         *(("depth", name) for name in DEPTHS),
         *(("strategy", name) for name in STRATEGIES),
         *(("option", f"+{name}") for name in OPTIONS),
-        *(("compare", name) for name in METHODS),
+        *(("compare", name) for name in (*METHODS, "schedule")),
     ]
     assert all(start["summary"] and start["paper"] and start["cost"] for start in starts)
     for name in ("families", "methods"):
@@ -444,7 +444,7 @@ def test_a_bug_is_ours(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by \x1b[31mzero")
 
-    monkeypatch.setattr("ligo_convert.conversion.plan.plan_recipe", broken)
+    monkeypatch.setattr("ligo_convert.conversion.train_plan.plan_recipe", broken)
     done = call("plan", "recipe.yaml")
     assert (done.code, done.out) == (70, "")
     assert "a bug in ligo-convert: ZeroDivisionError: by \\x1b[31mzero" in done.err
@@ -457,11 +457,11 @@ def test_a_bug_is_ours(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_signal_during_a_long_call_into_a_library(place: Path) -> None:
     code = (
-        "import hashlib, sys\nimport ligo_convert.conversion.plan\nfrom ligo_convert.cli.main import main\n"
+        "import hashlib, sys\nimport ligo_convert.conversion.train_plan\nfrom ligo_convert.cli.main import main\n"
         "def long(_):\n"
         "    print('begun', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 300_000_000)\n"
-        "ligo_convert.conversion.plan.plan_recipe = long\n"
+        "ligo_convert.conversion.train_plan.plan_recipe = long\n"
         "sys.argv = ['ligo-convert', 'plan', 'recipe.yaml']\nmain()"
     )
     running = subprocess.Popen(
@@ -494,7 +494,7 @@ def test_too_little_memory_is_no_bug(call: Call, place: Path, monkeypatch: pytes
     def hungry(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ligo_convert.conversion.plan.plan_recipe", hungry)
+    monkeypatch.setattr("ligo_convert.conversion.train_plan.plan_recipe", hungry)
     done = call("plan", "recipe.yaml")
     assert done.code == 5
     assert "out of memory" in done.err

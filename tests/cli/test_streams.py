@@ -98,11 +98,11 @@ def test_a_letter_that_the_encoding_lacks_is_escaped(place: Path, tmp_path: Path
 def test_a_signal_ends_a_process_that_cannot_say_so(place: Path) -> None:
     """A call into a library that does not end, and a full stderr: the process ends all the same."""
     code = (
-        "import hashlib, os, sys\nimport ligo_convert.conversion.plan\nfrom ligo_convert.cli.main import main\n"
+        "import hashlib, os, sys\nimport ligo_convert.conversion.train_plan\nfrom ligo_convert.cli.main import main\n"
         "def long(_):\n"
         "    os.write(1, b'begun')\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 300_000_000)\n"
-        "ligo_convert.conversion.plan.plan_recipe = long\n"
+        "ligo_convert.conversion.train_plan.plan_recipe = long\n"
         "sys.argv = ['ligo-convert', 'plan', 'recipe.yaml']\nmain()"
     )
     with (
