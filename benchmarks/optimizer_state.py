@@ -122,7 +122,7 @@ def main(target: str, width: str, before: int, rate: float, schedule: str) -> No
             }
             (place / "recipe.yaml").write_text(json.dumps(recipe))
             out = convert(load_recipe(place / "recipe.yaml"), device="cpu").out
-            large = transformers.GPT2LMHeadModel(transformers.AutoConfig.from_pretrained(out))
+            large = transformers.GPT2LMHeadModel(transformers.AutoConfig.from_pretrained(out, trust_remote_code=False))
             losses = train(large, data, place / "resumed", resume=out, **settings)
             apart = {step: loss - control[step] for step, loss in losses.items()}
             click.echo(

@@ -191,6 +191,10 @@ class Run:
         A stage that begins at `step` is not part of it: the model grows with the first step of its stage.
         """
         stages = [asdict(stage) for stage in self.stages if stage.begin < step]
+        for found, stage, span in zip(stages, self.stages, self.spans, strict=False):
+            if stage.teacher and stage.until is None:
+                # The teacher's weight falls over the whole stage.
+                found["until"] = span.stop
         content: dict[str, Any] = {
             "start": self.start,
             "step": step,

@@ -291,7 +291,7 @@ def wait_for(what: Callable[[], bool], running: Running) -> None:
 def jobs_done(place: Path) -> int:
     """How many jobs have a staged result. The file is replaced as a whole."""
     results = place / ".out.ligo-partial" / ".work" / "results.json"
-    return len(json.loads(results.read_text()).get("jobs", {})) if results.exists() else 0
+    return len(json.loads(results.read_text()).get("jobs", {}).get("value", {})) if results.exists() else 0
 
 
 @pytest.mark.slow
