@@ -191,7 +191,7 @@ METHODS: dict[str, Method] = {
             "random",
             "random",
             "-",
-            "from scratch, half of the layers, then silent copies between them",
+            "from scratch, half of the layers, then copies between them",
             strategy="late",
         ),
         _define(

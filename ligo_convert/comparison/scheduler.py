@@ -66,7 +66,7 @@ class WantedRun:
 
     Attributes:
         keeps: whether other runs start from its end, so that its state is kept.
-        leaves: runs that may be wanted later and would leave this one where their rate begins to fall.
+        leaves: runs that may be wanted later and would leave this one where they grow, or where their rate begins to fall.
     """
 
     entry: ExperimentEntry
@@ -191,7 +191,9 @@ class Scheduler:
             for step in one.run.breaks:
                 cut(one.run, step)
             for run in one.leaves:
-                cut(run, run.turn)
+                for step in run.breaks:
+                    if step <= run.turn:
+                        cut(run, step)
         return found
 
     def _pieces(self, found: WantedRun, cuts: Cuts) -> Iterator[TrainingJob]:

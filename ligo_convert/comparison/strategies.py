@@ -134,8 +134,8 @@ def progressive(layers: int) -> tuple[Part, ...]:
 
 
 def late(layers: int) -> tuple[Part, ...]:
-    """Half of the layers for three fifths of the steps, then silent copies between them."""
-    return (Part(at=0, layers=math.ceil(layers / 2)), Part(at=0.6, layers=layers, depth="identity", state="carry"))
+    """Half of the layers for half of the steps, then copies between them: in a long decay copies lead (docs/development/log.md)."""
+    return (Part(at=0, layers=math.ceil(layers / 2)), Part(at=0.5, layers=layers, depth="interpolate", state="carry"))
 
 
 def shared(layers: int) -> tuple[Part, ...]:
@@ -241,7 +241,7 @@ STRATEGIES: dict[str, Strategy] = {
     "late": Strategy(
         parts=late,
         paper="-",
-        summary="half of the layers for 60 % of the steps, then silent copies between them; the optimizer's state stays",
+        summary="half of the layers for half of the steps, then copies between them; the optimizer's state stays",
         cost="half, all of a plain step",
     ),
 }

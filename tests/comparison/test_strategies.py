@@ -97,7 +97,7 @@ def test_in_the_end_everything_has_learned(name: str) -> None:
         ("midas", [(0, 3), (0.1, 6), (0.3, 9), (0.6, 12)]),
         ("early-stack", [(0, 3), (0.1, 12)]),
         ("progressive", [(0, 1), (0.6, 12)]),
-        ("late", [(0, 6), (0.6, 12)]),
+        ("late", [(0, 6), (0.5, 12)]),
         ("shared", [(0, 3), (0.2, 6), (0.4, 9), (0.6, 12)]),
     ],
 )
