@@ -4,8 +4,8 @@
     python benchmarks/optimizer_state.py --target '{"n_embd": 96, "n_head": 6}' --rate 1e-3 --before 400
 
 Input: the source texts of Python's standard library, as bytes. Output: for each policy of `growth.state` the held-out loss at the step of
-growth, and by how many nats it is above the control: at most within 200 steps, and at the end. The table of
-docs/guide/optimizer-state.md is made of these figures. `accelerate` must be installed.
+growth, and by how many nats it is above the control: at most within 200 steps, and at the end (docs/development/log.md).
+`accelerate` must be installed.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def batches_of(kind: str) -> object:
         case "DataLoader":
             return torch.utils.data.DataLoader([{"input_ids": row} for row in rows], batch_size=2)
         case "Dataset":
-            return pytest.importorskip("datasets").Dataset.from_dict(
+            return pytest.importorskip("datasets", reason="the extra `datasets` is not installed").Dataset.from_dict(
                 {"input_ids": rows.tolist(), "label": [0] * len(rows)}
             )
         case "one tensor":
@@ -198,7 +198,13 @@ def test_texts_are_tokenized(family: str, as_dataset: bool, tmp_path: Path) -> N
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = model_of(config_of(family, vocab_size=VOCABULARY), dtype=torch.float32)
     texts = [f"line {number} of a text that is long enough" for number in range(200)]
-    data = pytest.importorskip("datasets").Dataset.from_dict({"text": texts}) if as_dataset else texts
+    data = (
+        pytest.importorskip("datasets", reason="the extra `datasets` is not installed").Dataset.from_dict(
+            {"text": texts}
+        )
+        if as_dataset
+        else texts
+    )
     options = {"tokenizer": tokenizer, "sequence_length": 8, "batch_size": 4, "steps": 2}
     depth = TARGETS[family]["depth"]
     report = ligo_convert.grow(model, depth, data=data, **options).ligo

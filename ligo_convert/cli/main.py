@@ -287,9 +287,7 @@ def compare(
     """Train the target from several starting points and measure what each saves against training from scratch."""
     from ligo_convert.cli.comparison_report import print_comparison, print_costs
 
-    named = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
-    if named == []:
-        raise click.BadParameter("no method is named", param_hint="--methods")
+    named = _names(methods, "--methods", noun="method")
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
         from ligo_convert.comparison.compare import compare as carry_out
@@ -356,9 +354,7 @@ def choose(
     """Try several ways to grow for a short while, and say which to take: which start, when, how much, or not at all."""
     from ligo_convert.cli.choice_report import print_choice
 
-    named = [name.strip() for name in candidates.split(",") if name.strip()] if candidates is not None else None
-    if named == []:
-        raise click.BadParameter("no candidate is named", param_hint="--candidates")
+    named = _names(candidates, "--candidates", noun="candidate")
     with _showing() as progress:
         loaded = _load(recipe, overrides, source, out)
         from ligo_convert.comparison.choose import choose as carry_out
@@ -379,6 +375,16 @@ def choose(
         if write is not None and not write_chosen(loaded, outcome.record, write):
             progress.warn("no recipe is written: the choice is not a growth of its source")
     _print(outcome.json(), as_json, lambda: print_choice(outcome.record, outcome.out))
+
+
+def _names(text: str | None, option: str, *, noun: str) -> list[str] | None:
+    """Parse names separated by commas."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"no {noun} is named", param_hint=option)
+    return names
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:

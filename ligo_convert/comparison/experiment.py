@@ -19,14 +19,23 @@ from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops
 from ligo_convert.families.notation import size_keys
 from ligo_convert.families.schema import WITHOUT_LOSS, Config, Family
-from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
+from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.operator import Keying
 from ligo_convert.growth.ring import ring_flops
 from ligo_convert.recipes.schema import CompareConfig
 from ligo_convert.training.dropping import Dropping
-from ligo_convert.training.runs import DRAWN, Growth, OptimizerSettings, PlannedStage, Run, Stage, stages_of
+from ligo_convert.training.runs import (
+    DRAWN,
+    Growth,
+    OptimizerSettings,
+    PlannedStage,
+    Run,
+    Stage,
+    growth_plan_of,
+    stages_of,
+)
 from ligo_convert.training.step_costs import run_flops, with_layers
 
 SOURCE_SHARE = 0.2  # largest share of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
@@ -590,7 +599,7 @@ def _later_stages(
             lists = [key for key in family.per_layer_keys if isinstance(wanted.get(key), list)]
             asked = {key: wanted[key] for key in (size_keys(family.axes[axis])[0], *lists)}
             growth = _growth(plan, method, width="copy", depth=part.depth, state=part.state)
-            wanted = dict(_grown_config(plan, growth, current, asked))
+            wanted = dict(growth_plan_of(family, growth, current, asked, where=plan.recipe.where("compare")).target)
             more = {"growth": growth, "asked": asked}
         warmup = _REWARM if part.warms or (grows and method.warms) else 0
         planned.append(
@@ -602,18 +611,6 @@ def _later_stages(
 
 # Steps of a new warmup after a growth on the way, before the length of a run is known; a stage has at least five times as many.
 _REWARM = 50
-
-
-def _grown_config(plan: Plan, growth: Growth, config: Config, asked: Config) -> Config:
-    settings = GrowthSettings(
-        width=growth.width,
-        depth=growth.depth,
-        keying=growth.keying,
-        tie=growth.tie,
-        seed=growth.seed,
-    )
-    target = plan.family.resize(config, asked)
-    return plan_growth(plan.family, settings, config, target, asked=asked, where=plan.recipe.where("compare")).target
 
 
 def _grown_on_the_way(plan: Plan, method: Method, start: GrowthPlan) -> tuple[PlannedStage, ...]:
@@ -650,7 +647,8 @@ def grown_part_way(plan: Plan, name: str, asked: Config, source: str) -> Experim
     growth = _growth(
         plan, method_named("mean-preserving/identity"), width="mean-preserving", depth="identity", state="reset"
     )
-    config = _grown_config(plan, growth, plan.start.source, asked)
+    where = plan.recipe.where("compare")
+    config = growth_plan_of(plan.family, growth, plan.start.source, asked, where=where).target
     return ExperimentEntry(
         name=name,
         kind="control",

@@ -10,10 +10,8 @@ from dataclasses import replace
 
 from ligo_convert.conversion.plan import DEFAULT_KEYING, Plan
 from ligo_convert.errors import RecipeError
-from ligo_convert.families.schema import Config
-from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.recipes.schema import GrowthStageConfig
-from ligo_convert.training.runs import Growth, PlannedStage, Stage
+from ligo_convert.training.runs import Growth, PlannedStage, Stage, growth_plan_of
 
 
 def planned_stages(plan: Plan, *, steps: int | None = None) -> tuple[PlannedStage, ...]:
@@ -34,7 +32,7 @@ def planned_stages(plan: Plan, *, steps: int | None = None) -> tuple[PlannedStag
     for number, part in enumerate(schedule):
         growth = _growth(plan, part)
         asked = dict(plan.asked) if part.target is None else dict(part.target)
-        target = _grown(plan, growth, current, asked, number).target
+        target = growth_plan_of(family, growth, current, asked, where=_where(plan, number, "target")).target
         if family.sizes(target) == family.sizes(current):
             raise RecipeError(
                 f"growth.schedule[{number}]: this stage does not grow the model",
@@ -79,15 +77,6 @@ def _growth(plan: Plan, part: GrowthStageConfig | None) -> Growth:
     if part is None:
         return replace(growth, state=section.state or growth.state)
     return replace(growth, width=part.width or growth.width, depth=part.depth or growth.depth, state=part.state)
-
-
-def _grown(plan: Plan, growth: Growth, current: Config, asked: Config, number: int) -> GrowthPlan:
-    family, where = plan.family, _where(plan, number, "target")
-    settings = GrowthSettings(
-        width=growth.width, depth=growth.depth, keying=growth.keying, tie=growth.tie, seed=growth.seed
-    )
-    target = family.resize(current, asked, where=where)
-    return plan_growth(family, settings, current, target, asked=asked, where=where)
 
 
 def _check_order(plan: Plan, steps: int | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ligo_convert.checkpoints.model_files import MODULES
@@ -125,6 +125,11 @@ def card(record: Record, *, files: Mapping[str, int], figure: bool) -> str:
         licence(record),
         citations(record),
     )
+    return assembled(record, sections)
+
+
+def assembled(record: Record, sections: Iterable[Iterable[str]]) -> str:
+    """Return the text of a card: its metadata and its sections. Raises LigoError if it would contain something private."""
     text = front_matter(record) + "\n" + "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
     check_nothing_private(text, where="README.md", names_in=record.strings(), public=record.hub_ids)
     return text

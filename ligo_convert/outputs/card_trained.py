@@ -12,10 +12,10 @@ from ligo_convert.families.registry import FAMILIES
 from ligo_convert.outputs.card import (
     FIGURE,
     LOSSES,
+    assembled,
     citations,
     described_source,
     files_of_source,
-    front_matter,
     licence,
     loading,
     number,
@@ -23,7 +23,6 @@ from ligo_convert.outputs.card import (
 )
 from ligo_convert.outputs.card_training import family_of_record
 from ligo_convert.outputs.markdown import code, prose, table
-from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record
 
 
@@ -48,9 +47,7 @@ def trained_card(record: Record, *, files: Mapping[str, int], figure: bool) -> s
         licence(record),
         citations(record),
     )
-    text = front_matter(record) + "\n" + "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
-    check_nothing_private(text, where="README.md", names_in=record.strings(), public=record.hub_ids)
-    return text
+    return assembled(record, sections)
 
 
 def _opening(record: Record) -> Iterator[str]:

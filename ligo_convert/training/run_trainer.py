@@ -21,7 +21,6 @@ from ligo_convert.data.examples import Batch, Examples
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
-from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.initialize import initial_operator
 from ligo_convert.growth.moments import grown_moments
 from ligo_convert.growth.new_parameters import added_parts
@@ -37,7 +36,7 @@ from ligo_convert.training.loop import StateStore, TrainResult, train
 from ligo_convert.training.optimizers import Moments, parameter_groups, read_moments, stored_moments
 from ligo_convert.training.pretrain import drawn_model
 from ligo_convert.training.processes import Processes
-from ligo_convert.training.runs import Config, Growth, Run, Stage
+from ligo_convert.training.runs import Config, Run, Stage, growth_plan_of
 from ligo_convert.training.step_costs import Step, shared_layer, with_layers
 from ligo_convert.training.tasks import IGNORED, on_device
 
@@ -162,18 +161,6 @@ def source_state(
         for layer in family.layers(row, config)
     }
     return RunState(config=dict(config), tensors=tensors, moments={})
-
-
-def growth_plan_of(family: Family, growth: Growth, config: Config, asked: Config, *, where: str) -> GrowthPlan:
-    """Return the plan of a growth from `config` by the keys in `asked`. Raises RecipeError as `plan_growth` does."""
-    settings = GrowthSettings(
-        width=growth.width,
-        depth=growth.depth,
-        keying=growth.keying,
-        tie=growth.tie,
-        seed=growth.seed,
-    )
-    return plan_growth(family, settings, config, family.resize(config, asked), asked=asked, where=where)
 
 
 def stacked_state(family: Family, state: RunState, target: Config) -> Tensors:

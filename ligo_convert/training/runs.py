@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
+from ligo_convert.families.schema import Family
+from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.training.dropping import NOTHING, Dropping
 
@@ -211,6 +213,15 @@ class Run:
         if self.shape == "cosine" or step > self.turn:
             content["end"] = {"shape": self.shape, "steps": self.steps, "decay": self.decay}
         return sha256_of(content)
+
+
+def growth_plan_of(family: Family, growth: Growth, config: Config, asked: Config, *, where: str) -> GrowthPlan:
+    """Return the plan of a growth from `config` by the keys in `asked`. Raises RecipeError as `plan_growth` does."""
+    settings = GrowthSettings(
+        width=growth.width, depth=growth.depth, keying=growth.keying, tie=growth.tie, seed=growth.seed
+    )
+    target = family.resize(config, asked, where=where)
+    return plan_growth(family, settings, config, target, asked=asked, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)

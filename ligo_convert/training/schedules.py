@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
 def _cosine(done: float) -> float:
@@ -20,8 +20,6 @@ def _stable(done: float) -> float:
 
 # Name -> function of the completed fraction of the steps after warmup. `stable` decays linearly over the last fifth.
 SHAPES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "stable": _stable}
-
-STABLE_PART = 0.8  # fraction of the steps after warmup that `stable` stays at the peak
 
 
 def default_warmup(steps: int) -> int:
@@ -37,27 +35,15 @@ class Schedule:
         steps: all optimiser steps, warmup included.
         warmup: steps of the linear warmup.
         shape: key of `SHAPES`.
-        begins: step -> length of another linear warmup that starts there, because the model changes and the moments are reset.
     """
 
     steps: int
     warmup: int
     shape: str = "cosine"
-    begins: Mapping[int, int] = field(default_factory=dict)
 
     def factor(self, step: int) -> float:
         """Return the factor of step `step`, counted from 0."""
-        again = min(
-            ((step - first + 1) / over for first, over in self.begins.items() if 0 <= step - first < over), default=1.0
-        )
         if step < self.warmup:
-            return (step + 1) / self.warmup * again
+            return (step + 1) / self.warmup
         left = max(1, self.steps - self.warmup)
-        return SHAPES[self.shape]((step - self.warmup) / left) * again
-
-    @property
-    def turn(self) -> int:
-        """The step at which `stable` starts to decay: up to it, a longer run has the same factors. 0 for other shapes."""
-        if self.shape != "stable":
-            return 0
-        return self.warmup + math.floor(STABLE_PART * max(1, self.steps - self.warmup))
+        return SHAPES[self.shape]((step - self.warmup) / left)

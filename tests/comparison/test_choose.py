@@ -109,7 +109,7 @@ def test_it_goes_on_after_a_stop(place: Path, whole: tuple[Path, Ended], warm: W
         assert time.monotonic() < end, running.err
         time.sleep(0.02)
     running.send(signal.SIGTERM)
-    assert running.wait().code == 128 + signal.SIGTERM
+    assert running.wait(within=300).code == 128 + signal.SIGTERM
     assert not (place / "out").exists()
     done = warm.run(*COMMAND, cwd=place)
     assert done.code == 0, done.err

@@ -301,7 +301,7 @@ def test_a_comparison_that_is_stopped_goes_on(place: Path, whole: tuple[Path, En
         running = warm.start(*COMMAND, "--jobs", "1", cwd=place, save_often=True)
         wait_for(lambda seen=seen: jobs_done(place) >= seen, running)  # type: ignore[misc]
         running.send(signal.SIGTERM)
-        stopped = running.wait()
+        stopped = running.wait(within=300)
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         assert "run the same command again" in stopped.err
         assert stopped.out == ""
@@ -325,7 +325,7 @@ def test_damaged_states_and_operators_are_made_again(
     running = warm.start(*COMMAND, "--jobs", "1", cwd=place, save_often=True)
     wait_for(lambda: jobs_done(place) >= 8, running)
     running.send(signal.SIGKILL)
-    assert running.wait().code == -signal.SIGKILL
+    assert running.wait(within=300).code == -signal.SIGKILL
     for what in ("states/*.safetensors", "results.json"):
         copy = tmp_path_factory.mktemp("damaged") / "place"
         shutil.copytree(place, copy)
@@ -345,7 +345,7 @@ def test_workers_stop_with_their_parent(place: Path, warm: WarmCli) -> None:
     wait_for(lambda: jobs_done(place) >= 1, running)
     assert alive(running.pid) > 1
     running.send(signal.SIGTERM)
-    assert running.wait().code == 128 + signal.SIGTERM
+    assert running.wait(within=300).code == 128 + signal.SIGTERM
     end = time.monotonic() + PATIENCE
     while alive(running.pid):
         assert time.monotonic() < end

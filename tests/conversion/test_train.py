@@ -177,7 +177,7 @@ def test_it_starts_from_a_source_a_grown_output_and_its_own_output(place: Path, 
 def test_muon_cosine_and_an_optimizer_of_another_rule(place: Path, grown: Path, tmp_path: Path) -> None:
     """AdamW's state beside the source serves Muon only for the tensors that stay with AdamW."""
     if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
+        pytest.skip("torch.optim.Muon came with torch 2.9, and the installed torch is older")
     (place / "on.yaml").write_text(text_of("./grown"))
     changes = {"target": {"config": {}}, "train.optimizer": "muon", "train.schedule": "cosine", "train.steps": 3}
     train_model(loaded(place, tmp_path / "muon", "on.yaml", **changes), device="cpu")
@@ -222,7 +222,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(place: Path, grown
         scratch = shutil.copytree(place, tmp_path / "place", ignore=shutil.ignore_patterns("grown"))
         arguments = ("train", "grow.yaml", "--device", "cpu", "--json")
         running = server.start(*arguments, "--out", "count", cwd=scratch, count_to=tmp_path / "n", save_often=True)
-        assert running.wait().code == 0
+        assert running.wait(within=300).code == 0
         total = int((tmp_path / "n").read_text())
         for point in range(6):
             out = ("--out", f"out{point}")

@@ -270,8 +270,10 @@ def rows() -> Iterator[Measured]:
 
 
 def test_a_parquet_file_that_repeats_a_long_text_is_read_in_parts(rows: Measured, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need the extra `datasets`, which is not installed")
+    parquet = pytest.importorskip(
+        "pyarrow.parquet", reason="Parquet files need the extra `datasets`, which is not installed"
+    )
     texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4096, pyarrow.int32()), ["x " * 1_000_000])
     path = tmp_path / "many.parquet"
     parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")

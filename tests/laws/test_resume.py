@@ -84,7 +84,7 @@ def count_of(warm: WarmCli, whole: dict[str, Path], place: Path, *arguments: str
         assert whole
         scratch = shutil.copytree(place, place.parent / f"count-{len(_lengths)}")
         running = warm.start(*arguments, cwd=scratch, count_to=place.parent / "effects", save_often=True)
-        assert running.wait().code == 0
+        assert running.wait(within=300).code == 0
         _lengths[arguments] = int((place.parent / "effects").read_text())
     return _lengths[arguments]
 
@@ -188,7 +188,7 @@ def test_a_signal_during_training_stops_within_seconds(
     until(work.exists if recipe == "long" else config.exists, "training never began")
     time.sleep(0.5)
     running.send(number)
-    stopped(running.wait(), number)
+    stopped(running.wait(within=300), number)
     assert not (place / "out").exists()
     assert hidden(place) == [".out.ligo-partial"]
     again = warm.start("run", f"{recipe}.yaml", "--json", cwd=place)
@@ -206,7 +206,7 @@ def test_a_signal_at_any_moment_is_answered_and_the_run_goes_on(
     until(lambda: (place / ".out.ligo-partial").exists() or (place / "out").exists(), "nothing was begun")
     time.sleep(after)
     running.send(number)
-    done = running.wait()
+    done = running.wait(within=300)
     if done.code == 0:
         assert json.loads(done.out)["changed"] is True
     else:
@@ -221,7 +221,7 @@ def test_a_second_signal_does_not_wait(warm: WarmCli, place: Path) -> None:
     until((place / ".out.ligo-partial").exists, "nothing was begun")
     running.send(signal.SIGTERM)
     running.send(signal.SIGTERM)
-    assert running.wait().code in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert running.wait(within=300).code in (128 + signal.SIGTERM, -signal.SIGTERM)
     assert not (place / "out").exists()
 
 

@@ -47,9 +47,10 @@ class Running:
     def send(self, number: int) -> None:
         os.killpg(self.pid, number)
 
-    def wait(self) -> Ended:
+    def wait(self, *, within: float = LONGEST_SECONDS) -> Ended:
+        """Wait for the end, at most `within` seconds; then its group is killed, and the code is that of the kill."""
         began = time.monotonic()
-        code = self.server.ask({"wait": self.pid})["code"]
+        code = self.server.ask({"wait": self.pid, "within": within})["code"]
         out, err = (path.read_text() for path in self.streams)
         return Ended(code=code, out=out, err=err, seconds=time.monotonic() - began)
 
@@ -176,9 +177,9 @@ def _become(request: Mapping[str, Any]) -> None:
     main()
 
 
-def _ended(pid: int) -> int:
+def _ended(pid: int, within: float) -> int:
     """The exit status of a child; past the limit its group is killed, so that a test fails instead of waiting for ever."""
-    deadline = time.monotonic() + LONGEST_SECONDS
+    deadline = time.monotonic() + within
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -211,7 +212,7 @@ def serve() -> None:
         if not request:
             answer: dict[str, object] = {"ready": True}
         elif "wait" in request:
-            answer = {"code": _ended(request["wait"])}
+            answer = {"code": _ended(request["wait"], request["within"])}
         else:
             child = os.fork()
             if child == 0:
