@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import amount, make_pairs, make_table, text_of
+from ligo_convert.cli.format import amount, make_pairs, make_table, size, text_of
 from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources
 from ligo_convert.errors import printable
 
@@ -99,6 +99,7 @@ def print_costs(costs: Mapping[str, Any]) -> None:
     pairs: dict[str, object] = {
         "scratch": f"{scratch:.2e} FLOPs, {costs['budget']['tokens_per_parameter']:.1f} tokens per parameter",
         "total": f"{total:.2e} FLOPs, {total / scratch:.1f} times scratch: {hours}",
+        "disk": f"at most {size(costs['state_bytes'])} of training states at a time",
     }
     for name, reason in costs["skipped"].items():
         pairs[f"{name} skipped"] = reason

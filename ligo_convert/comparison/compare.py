@@ -43,7 +43,8 @@ def plan_comparison(
         source = open_planned(recipe, weights=False)
         if source is not None:
             stack.enter_context(source)
-        plan = make_plan(recipe, source, check_disk=False, runs=False)
+        # Another machine may carry it out.
+        plan = make_plan(recipe, source, check_disk=False, runs=False, here=False)
         return comparison_costs(make_experiment(plan, methods=methods, steps=steps, seeds=seeds))
 
 

@@ -13,7 +13,10 @@ from ligo_convert.comparison.scheduler import Scheduler
 
 
 def comparison_costs(experiment: Experiment) -> dict[str, Any]:
-    """Return the cost of a comparison: `budget` (scratch), `entries` (runs to every budget with every seed), `total_flops`."""
+    """Return the cost of a comparison: `budget` (scratch), `entries` (runs to every budget with every seed), `total_flops`.
+
+    `state_bytes` is the disk space that training states may take.
+    """
     expected = Scheduler.expected_by_entry(experiment)
     unit = "images" if experiment.family.reads == "images" else "tokens"
     per_step = experiment.batch_size if unit == "images" else experiment.tokens
@@ -46,4 +49,5 @@ def comparison_costs(experiment: Experiment) -> dict[str, Any]:
         "skipped": dict(experiment.skipped),
         f"most_{unit}": experiment.most_examples * (1 if unit == "images" else experiment.length),
         "total_flops": sum(expected.values()),
+        "state_bytes": experiment.state_bytes,
     }

@@ -345,6 +345,14 @@ class Experiment:
             + [source.steps for source in self.sources if source.steps is not None]
         )
 
+    @property
+    def state_bytes(self) -> int:
+        """Return the most bytes that training states may take: weights and moments of every trunk where a run may leave it."""
+        one = 12 * self.plan.parameters["target"]
+        leaving = len(self.scratch_fractions) * len(self.settings.decays)
+        others = (len(self.budget_fractions) + 1) * len(self.settings.rate_factors) * len(self.entries)
+        return one * len(self.seeds) * (leaving + others)
+
     def fairness_warnings(self) -> list[dict[str, Any]]:
         """Return the conditions, known before training, that make the comparison unfair."""
         with_source = [name for name, entry in self.entries.items() if entry.source is not None]

@@ -175,11 +175,8 @@ def workers(plan: Plan, *, device: str) -> int:
 
 
 def _check_room(experiment: Experiment, out: Path) -> None:
-    """Require disk space for training states: weights and moments of every trunk where a run may leave it."""
-    one = 12 * experiment.plan.parameters["target"]
-    leaving = len(experiment.scratch_fractions) * len(experiment.settings.decays)
-    others = (len(experiment.budget_fractions) + 1) * len(experiment.settings.rate_factors) * len(experiment.entries)
-    check_room(out, one * len(experiment.seeds) * (leaving + others) + 64_000_000)
+    """Require disk space for training states."""
+    check_room(out, experiment.state_bytes + 64_000_000)
 
 
 def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) -> Path:

@@ -79,15 +79,18 @@ class JobRunner:
         assert fit_settings is not None
         self.settings = fit_settings
         width = self.family.sizes(self.plan.start.target)[self.family.norm.stream]
+        # What fits into memory is known from a forward pass of the target, whatever the batches are.
+        self.micro_batch = experiment.settings.micro_batch_size or self.plan.micro_batch
         self.setup = TrainSetup(
             family=self.family,
             slices=slices,
-            micro_batch_size=min(self.plan.micro_batch, experiment.batch_size),
+            micro_batch_size=min(self.micro_batch, experiment.batch_size),
             sequence_length=experiment.length,
             evaluate_every=experiment.evaluate_every,
             examples=slices.test,
             device=device,
             autocast=autocast_pays(device, fit_settings.precision, width=width),
+            compiled=experiment.settings.compile,
         )
 
     def run(self, job: TrainingJob, on_step: Callable[[float, str], None] | None = None) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def _fit(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[st
     chosen = FitSettings(
         steps=steps,
         batch_size=settings.batch_size,
-        micro_batch_size=min(plan.micro_batch, settings.batch_size),
+        micro_batch_size=min(runner.micro_batch, settings.batch_size),
         tokens_a_step=settings.batch_size * experiment.length,
         width_rate=rates.width_rate,
         depth_rate=rates.depth_rate,

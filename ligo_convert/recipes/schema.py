@@ -493,6 +493,15 @@ class CompareConfig(Section):
     batch_size: Count | None = Field(
         default=None, description="sequences or images per step; default: `fit.batch_size`"
     )
+    micro_batch_size: Count | None = Field(
+        default=None,
+        description="sequences or images per forward pass, gradients summed, in training and in the fit of an operator; default:"
+        " `fit.micro_batch_size`, or chosen from the memory of one sequence",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the models with torch.compile, except where layers or tokens are dropped: faster on a GPU, other last bits",
+    )
     learning_rates: list[Rate] = Field(
         default=[5e-3, 1e-2, 2e-2],
         min_length=1,

@@ -64,7 +64,7 @@ class TrainSetup:
         examples: examples on which the curve is evaluated.
         device: torch device.
         autocast: whether passes run in bfloat16 autocast.
-        compiled: whether torch.compile compiles the model.
+        compiled: whether torch.compile compiles the model; never one that drops layers or tokens.
         processes: the processes that share every batch; None for one.
     """
 
@@ -329,7 +329,8 @@ class _SegmentTrainer:
             height: LibraryModel(self.family, with_layers(self.family, config, height), device=setup.device)
             for height in dict.fromkeys((self.layers, *self.stage.submodels))
         }
-        if setup.compiled:
+        # Drops are hooks that come and go from step to step: each would be compiled anew.
+        if setup.compiled and not (run.dropping.layers or run.dropping.tokens):
             for model in self.models.values():
                 model.module.compile()
         self._flops: dict[tuple[int, tuple[int, ...], bool], int] = {}
