@@ -267,6 +267,13 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one for each core; one in total on a GPU."
 )
+@click.option(
+    "--reuse",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Take the finished jobs of another comparison of this recipe and budget. Can be repeated.",
+)
 @click.option("--costs", is_flag=True, help="Print what the comparison would cost, and train nothing.")
 @_device
 @_family_files
@@ -280,6 +287,7 @@ def compare(
     steps: int | None,
     seeds: str | None,
     jobs: int | None,
+    reuse: tuple[Path, ...],
     costs: bool,
     device: str,
     as_json: bool,
@@ -306,6 +314,7 @@ def compare(
             seeds=_numbers(seeds, "--seeds"),
             jobs=jobs or 0,
             device=device,
+            reuse=reuse,
             progress=progress,
         )
     _print(outcome.json(), as_json, lambda: print_comparison(outcome.record, outcome.out))

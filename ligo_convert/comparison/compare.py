@@ -57,6 +57,7 @@ def compare(
     seeds: Sequence[int] | None = None,
     jobs: int = 0,
     device: str = "auto",
+    reuse: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> StudyResult:
     """Run a comparison, or resume one that was stopped.
@@ -66,6 +67,7 @@ def compare(
         steps: the budget; overrides the recipe.
         seeds: overrides the recipe.
         jobs: worker processes; 0 for one per core, or one on a GPU.
+        reuse: output directories of finished comparisons with the same recipe and budget; their jobs are not done again.
 
     Raises:
         LigoError: a subclass that describes the failure. The output directory is then absent or unchanged.
@@ -80,8 +82,9 @@ def compare(
         announce=_announce,
         conclude=outcome,
         write=_write,
+        keeps_jobs=True,
     )
-    return carry_out(study, recipe, out, jobs=jobs, device=device, progress=progress)
+    return carry_out(study, recipe, out, jobs=jobs, device=device, reuse=reuse, progress=progress)
 
 
 def _announce(experiment: Experiment, progress: Progress) -> None:

@@ -215,7 +215,8 @@ class Experiment:
             stages=stages_of(planned, steps),
             steps=steps,
             warmup=self.warmup,
-            decay=round(choice.decay * steps),
+            # An end without decay would be a point of every longer run, and no end.
+            decay=max(1, round(choice.decay * steps)),
             shape=method.shape if method is not None else "stable",
             optimizer=OptimizerSettings(name=choice.optimizer, weight_decay=self.settings.weight_decay),
             learning_rate=choice.learning_rate,

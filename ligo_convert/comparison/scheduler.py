@@ -59,6 +59,11 @@ class TrainingJob:
         """Return whether the piece ends its run, so that the model is measured."""
         return self.run is not None and self.last == self.run.steps
 
+    @property
+    def needs(self) -> set[str]:
+        """Return the names of the states that the job reads."""
+        return {self.parent, self.run.teacher if self.run is not None else ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class WantedRun:
@@ -121,6 +126,10 @@ class Scheduler:
         self._running.discard(job.name)
         self.results[job.name] = result
         self._plan = None
+
+    def put_back(self, job: TrainingJob) -> None:
+        """Take back a job that `next_job` returned and that was not started."""
+        self._running.discard(job.name)
 
     def forget(self, name: str) -> None:
         """Remove a result, so that its job is done again."""
@@ -530,6 +539,28 @@ class Scheduler:
                 curve = [{**point, "flops": point["flops"] + fitted} for point in points]
                 found.setdefault(entry.name, {})[seed] = {"ends": ends, "curve": curve}
         return found
+
+    def planned_results(self) -> dict[str, dict[str, Any]]:
+        """Return the results of all jobs that the finished runs consist of, by name.
+
+        They do not depend on the order of the jobs: a piece has points of its own steps alone, at regular steps and at ends of runs.
+        """
+        every = self.experiment.evaluate_every
+        found: dict[str, dict[str, Any]] = {}
+        for one, jobs in self._planned():
+            for name in (one.run.start, one.run.teacher):
+                if name in self.results:
+                    found.setdefault(name, self.results[name])
+            for job in jobs:
+                result = self.results[job.name]
+                points = [
+                    point
+                    for point in result["curve"]
+                    if job.first <= point["step"] - bool(job.first)
+                    and (point["step"] % every == 0 or (job.ends and point["step"] == job.last))
+                ]
+                found[job.name] = {**result, "curve": points}
+        return dict(sorted(found.items()))
 
     def tried(self) -> list[dict[str, Any]]:
         """Return every run that tuned scratch: its settings, steps and losses."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.comparison.experiment import Experiment
+from ligo_convert.comparison.finished_jobs import JOBS, Ground, finished_jobs, ground_of, read_finished
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
 from ligo_convert.conversion.identity import compute_digests
 from ligo_convert.conversion.library_check import check_plan
@@ -76,6 +77,7 @@ class Study:
         announce: tells the user, before training, what will be tried.
         conclude: function from the scheduler with every job done, and `key`, `label`, `data` and `versions`, to the record.
         write: stages the files made from the record, besides the record itself.
+        keeps_jobs: whether the output has the results of all jobs, so that a larger study goes on from them.
     """
 
     noun: str
@@ -87,15 +89,24 @@ class Study:
     announce: Callable[[Experiment, Progress], None]
     conclude: Callable[..., dict[str, Any]]
     write: Callable[[Mapping[str, Any], Staging], None]
+    keeps_jobs: bool = False
 
 
 def carry_out(
-    study: Study, recipe: Recipe, out: Path, *, jobs: int = 0, device: str = "auto", progress: Progress | None = None
+    study: Study,
+    recipe: Recipe,
+    out: Path,
+    *,
+    jobs: int = 0,
+    device: str = "auto",
+    reuse: Sequence[Path] = (),
+    progress: Progress | None = None,
 ) -> StudyResult:
     """Run a study, or resume one that was stopped.
 
     Args:
         jobs: worker processes; 0 for one per core, or one on a GPU.
+        reuse: output directories of finished studies whose jobs are not done again.
 
     Raises:
         LigoError: a subclass that describes the failure. The output directory is then absent or unchanged.
@@ -116,7 +127,8 @@ def carry_out(
             allow = recipe.source.allow_nonfinite
             digests = scan_source(source, plan.inventory, progress, allow_nonfinite=allow)
         chosen = choose_device(device)
-        key = _key(study, experiment, compute_digests(plan, source, digests, progress).whole, device=chosen)
+        recipe_digest = compute_digests(plan, source, digests, progress).whole
+        key = _key(study, experiment, recipe_digest, device=chosen)
         require_threads(experiment.settings.threads)
         if before is not None and before["key"] == key:
             _require_unchanged(before, out / study.record, noun=study.noun)
@@ -138,6 +150,8 @@ def carry_out(
         tokenizer = (_tokenizer(plan, source, staging)) if reader else None
         slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.most_examples)
         same_data(staging, slices.digest)
+        ground = ground_of(experiment, recipe=recipe_digest, split=slices.digest, device=chosen)
+        reused = _reused(staging, reuse, ground, progress, noun=study.noun)
         states = sha256_of({"comparison": key, "source": digests})
         arguments = {
             "experiment": experiment,
@@ -148,8 +162,9 @@ def carry_out(
             "key": states,
             "family_files": family_files(),
         }
-        scheduler = study.scheduler(experiment, staged_results(staging).get("jobs", {}))
-        work = _JobLoop(scheduler, staging, progress, key=states, jobs=jobs or workers(plan, device=chosen))
+        scheduler = study.scheduler(experiment, {**reused, **staged_results(staging).get("jobs", {})})
+        count = jobs or workers(plan, device=chosen)
+        work = _JobLoop(scheduler, staging, progress, key=states, jobs=count, reused=reused)
         work.carry_out(arguments)
         if source is None:
             _stage_weakest_source(scheduler, staging, key=states)
@@ -161,10 +176,25 @@ def carry_out(
             versions=versions(),
         )
         record["sha256"] = _digest(record)
+        if study.keeps_jobs:
+            staging.write_bytes(JOBS, json_bytes(finished_jobs(scheduler.planned_results(), ground)))
         staging.write_bytes(study.record, json_bytes(finite(record)))
         study.write(finite(record), staging)
         staging.commit()
     return StudyResult(out=out, record=record, changed=True)
+
+
+def _reused(
+    staging: Staging, folders: Sequence[Path], ground: Ground, progress: Progress, *, noun: str
+) -> dict[str, dict[str, Any]]:
+    """Return the results that are taken from finished studies. A resumed study takes those with which it began."""
+    known = staged_results(staging).get("reused")
+    if known is None:
+        known = read_finished(folders, ground, noun=noun)
+        keep_result(staging, "reused", known)
+    if known:
+        progress.say(f"{len(known)} finished jobs are reused")
+    return dict(known)
 
 
 def workers(plan: Plan, *, device: str) -> int:
@@ -276,9 +306,20 @@ def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> J
 class _JobLoop:
     """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
 
-    def __init__(self, scheduler: Scheduler, staging: Staging, progress: Progress, *, key: str, jobs: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        staging: Staging,
+        progress: Progress,
+        *,
+        key: str,
+        jobs: int,
+        reused: Collection[str] = (),
+    ) -> None:
         self.scheduler, self.staging, self.progress, self.key, self.jobs = scheduler, staging, progress, key, jobs
         self.experiment = scheduler.experiment
+        # Results of a finished study. Their states were deleted, and are made again where a job needs them.
+        self._reused = set(reused)
         self._expected = type(scheduler).expected_flops(self.experiment)
         self._spent = 0.0
         self._parts: dict[str, float] = {}
@@ -295,7 +336,7 @@ class _JobLoop:
             self.progress.task("training", self._expected, unit="FLOPs") as self._bar,
             WorkerPool[TrainingJob](open_job_runner, arguments, count=self.jobs) as pool,
         ):
-            pool.run(self.scheduler.next_job, on_result=self._done, on_progress=self._report_progress)
+            pool.run(self._next_job, on_result=self._done, on_progress=self._report_progress)
 
     def _state(self, name: str) -> FolderState:
         return training_state(self.staging, name, key=self.key, progress=self.progress)
@@ -306,11 +347,26 @@ class _JobLoop:
         A job that is done again needs the state before it, which may be deleted by now.
         """
         checked: set[str] = set()
-        while wanted := (self.scheduler.needed_states() & set(self.scheduler.results)) - checked:
+        while wanted := (self.scheduler.needed_states() & set(self.scheduler.results)) - checked - self._reused:
             checked |= wanted
             for name in sorted(wanted):
                 if self._state(name).load() is None:
                     self.scheduler.forget(name)
+
+    def _next_job(self) -> TrainingJob | None:
+        """Return the next job that can start, with the states that it starts from present."""
+        while True:
+            job = self.scheduler.next_job()
+            # Without a job, the weights of the source are still to be written.
+            needed = {self.scheduler.weakest_source() or ""} if job is None else job.needs
+            lost = [name for name in needed & self._reused if self._state(name).load() is None]
+            if not lost:
+                return job
+            if job is not None:
+                self.scheduler.put_back(job)
+            for name in lost:
+                self.scheduler.forget(name)
+                self._reused.discard(name)
 
     def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
         for text in result.pop("warnings", ()):

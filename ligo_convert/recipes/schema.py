@@ -521,7 +521,7 @@ class CompareConfig(Section):
         max_length=MAX_LIST,
         description="optimizers that scratch tries; the best one is used by all entries",
     )
-    decays: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+    decays: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.4, 0.7, 1.0],
         min_length=1,
         max_length=MAX_LIST,

@@ -60,7 +60,7 @@ RECIPE: Mapping[str, Any] = {
     },
     "output": {"dir": "out/grown"},
 }
-FILES = {"compare.json", "compare.png", "report.html"}
+FILES = {"compare.json", "compare.png", "report.html", "ligo/jobs.json"}
 PATIENCE = 90.0  # seconds that a run may take to come to a point; a busy machine is slow
 
 
@@ -227,6 +227,77 @@ def test_something_else_in_its_place_is_refused(place: Path, warm: WarmCli) -> N
         assert (place / "out" / name).read_text() == content
 
 
+# --- finished jobs of another comparison -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smaller(warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe, and a finished comparison of two methods in `first`."""
+    folder = tmp_path_factory.mktemp("smaller")
+    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
+    done = warm.run("compare", "recipe.yaml", "--methods", "lemon,late", "--out", "first", "--jobs", "1", cwd=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_more_methods_from_finished_jobs_are_the_same_comparison(
+    smaller: Path, whole: tuple[Path, Ended], warm: WarmCli
+) -> None:
+    """Bit for bit what one comparison of all methods writes; what was trained is not trained again."""
+    done = warm.run(*COMMAND, "--reuse", "first", "--jobs", "1", cwd=smaller)
+    assert done.code == 0, done.err
+    ended = {line.split(" (")[0] for line in done.err.split("\n") if " (seed 0" in line}
+    # The state of the source is not kept, and methods start from it.
+    assert ended == {"ligo-paper", "freeze+layer-drop", "source-size"}
+    same(smaller, whole)
+
+
+@pytest.mark.slow
+def test_more_seeds_from_finished_jobs_after_a_stop(smaller: Path, warm: WarmCli) -> None:
+    """The stopped run began with the finished jobs; so does the one that goes on, named again or not."""
+    seeds = ("compare", "recipe.yaml", "--methods", "lemon", "--seeds", "0,1", "--jobs", "1", "--out")
+    assert warm.run(*seeds, "plain", cwd=smaller).code == 0
+    staged = smaller / ".again.ligo-partial" / ".work" / "results.json"
+    running = warm.start(*seeds, "again", "--reuse", "first", cwd=smaller, save_often=True)
+    wait_for(lambda: staged.exists() and "jobs" in json.loads(staged.read_text()), running)
+    running.send(signal.SIGKILL)
+    assert running.wait(within=300).code == -signal.SIGKILL
+    done = warm.run(*seeds, "again", cwd=smaller)
+    assert done.code == 0, done.err
+    assert "finished jobs are reused" in done.err
+    assert {name: digest for name, (digest, _) in snapshot(smaller / "again").items()} == {
+        name: digest for name, (digest, _) in snapshot(smaller / "plain").items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "told"),
+    [
+        ("first", ("--set", "compare.eval_points=7"), "it differs in compare.eval_points"),
+        ("first", ("--steps", "24"), "it differs in training split, compare.steps"),
+        ("first", ("--set", "source.pretrain.steps=9"), "it differs in recipe, source and data"),
+        ("nowhere", (), "no finished jobs to reuse: No such file or directory"),
+        ("changed", (), "changed since they were written"),
+        ("other", (), "not of format ligo-jobs/1"),
+        ("broken", (), "no finished jobs to reuse"),
+    ],
+)
+def test_finished_jobs_that_do_not_fit_are_refused(
+    folder: str, arguments: tuple[str, ...], told: str, smaller: Path, warm: WarmCli, tmp_path: Path
+) -> None:
+    jobs = json.loads((smaller / "first" / "ligo" / "jobs.json").read_text())
+    next(iter(jobs["jobs"].values()))["flops"] = 1.0
+    for name, text in {"changed": json.dumps(jobs), "other": "{}", "broken": '{"format"'}.items():
+        (tmp_path / name / "ligo").mkdir(parents=True)
+        (tmp_path / name / "ligo" / "jobs.json").write_text(text)
+    shutil.copytree(smaller / "first", tmp_path / "first")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    done = warm.run(*COMMAND, *arguments, "--reuse", folder, "--jobs", "1", cwd=tmp_path)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert told in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +312,7 @@ def test_something_else_in_its_place_is_refused(place: Path, warm: WarmCli) -> N
         (("--seeds", "one"), "not a list of whole numbers"),
         (("--steps", "0"), "--steps"),
         (("--set", "compare.optimizers=[sgd]"), "sgd"),
+        (("--set", "compare.decays=[0]"), "greater than 0"),
         (("--methods", "lemon/identity@2"), "between 0 and 1"),
         (("--set", "compare.token_drop=1"), "token_drop"),
     ],
