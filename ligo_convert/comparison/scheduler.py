@@ -293,9 +293,9 @@ class Scheduler:
         return self.experiment.steps_of(share) if entry.kind == "scratch" else self.experiment.steps_for(entry, share)
 
     def _tuning_runs(self, entry: ExperimentEntry) -> list[WantedRun]:
-        """Return the tuning runs of an entry, with the first seed. Entries from stronger sources take the settings of the weakest."""
+        """Return the tuning runs of an entry, with the first seed."""
         seed = self.experiment.seeds[0]
-        if self._tuned_as(entry) is not entry or len(self._choices(entry)) < 2:
+        if len(self._choices(entry)) < 2:
             return []
         start = self._start(entry, seed)
         if start is None:
@@ -464,17 +464,6 @@ class Scheduler:
         self._choices_made[SCRATCH] = best[0]
         return best[0]
 
-    def _tuned_as(self, entry: ExperimentEntry) -> ExperimentEntry:
-        """Return the entry whose tuning an entry uses: that of the same method from the weakest source."""
-        weakest = self.experiment.sources[0].name
-        if entry.source in (None, weakest):
-            return entry
-        return next(
-            other
-            for other in self.experiment.entries.values()
-            if other.method == entry.method and other.source == weakest
-        )
-
     def _choices(self, entry: ExperimentEntry) -> list[Choice]:
         base = self.choice()
         if base is None:
@@ -486,7 +475,6 @@ class Scheduler:
 
     def choice_of(self, entry: ExperimentEntry) -> Choice | None:
         """Return the settings of an entry; None until they are known."""
-        entry = self._tuned_as(entry)
         known = self._choices_made.get(entry.name)
         if known is not None:
             return known
