@@ -39,11 +39,12 @@ def ground_of(experiment: Experiment, *, recipe: str, split: str, device: str) -
         split: digest of the data splits. The training split is as large as the longest run needs, so it depends on the methods.
         device: torch device.
     """
-    settings = experiment.settings.model_dump(mode="json")
+    # Without defaults, a key that a later version adds leaves the ground as it was.
+    settings = experiment.settings.model_dump(mode="json", exclude_defaults=True)
     return {
         "recipe, source and data": recipe,
         "training split": split,
-        **{f"compare.{key}": value for key, value in settings.items() if key not in _SELECT},
+        **{f"compare.{key}": value for key, value in settings.items() if key not in (*_SELECT, "steps")},
         "compare.steps": experiment.steps,
         "device": device,
         "versions": versions(),
@@ -96,12 +97,12 @@ def _unusable(path: Path, noun: str, why: str) -> RecipeError:
 
 def _require_same(found: Ground, wanted: Ground, path: Path, noun: str) -> None:
     plain = json.loads(json.dumps(wanted))
-    other = [name for name in plain if found.get(name) != plain[name]]
+    other = [name for name in dict.fromkeys((*plain, *found)) if found.get(name) != plain.get(name)]
     if other:
         raise RecipeError(
             f"the {noun} cannot be reused: it differs in {', '.join(other)}",
             where=path,
-            expected="; ".join(f"{name}: {plain[name]}" for name in other),
-            found="; ".join(f"{name}: {found.get(name)}" for name in other),
+            expected="; ".join(f"{name}: {plain.get(name, 'default')}" for name in other),
+            found="; ".join(f"{name}: {found.get(name, 'default')}" for name in other),
             hint="leave out --reuse to train everything",
         )
