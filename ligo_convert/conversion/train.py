@@ -253,6 +253,7 @@ class _Trainer:
 
         require_optimizer(self.run.optimizer.name)
         splits, data = self._load_data()
+        self._tell_of_other_processes()
         setup = self._setup(splits)
         done = staged_results(self.staging).get("trained") or {"stages": 0, "log": [], "growths": []}
         state = self._saved(done["stages"]) if done["stages"] else None
@@ -272,8 +273,22 @@ class _Trainer:
             loss=loss,
             data=data,
             precision="bfloat16" if setup.autocast else "float32",
-            processes=1 if self.processes is None else self.processes.size,
+            processes=self._count,
         )
+
+    @property
+    def _count(self) -> int:
+        return 1 if self.processes is None else self.processes.size
+
+    def _tell_of_other_processes(self) -> None:
+        """Warn where the training has begun in another number of processes: it ends with other last digits."""
+        before = staged_results(self.staging).get("processes", self._count)
+        if before != self._count:
+            self.progress.warn(
+                f"this training has begun in {before} process(es) and goes on in {self._count}: the weights differ in their last digits"
+                " from those of a training in one number of processes"
+            )
+        keep_result(self.staging, "processes", self._count)
 
     def _load_data(self) -> tuple[DataSplits, dict[str, Any]]:
         """Return the data, with the tokens of a text on the disk, and what the record states about it."""

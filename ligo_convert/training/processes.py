@@ -19,9 +19,24 @@ import torch
 from torch import distributed
 
 from ligo_convert.data.examples import Batch
+from ligo_convert.errors import MachineError
 
 # The leader tokenises text while the others wait. When a process fails, torchrun ends all of them.
 _PATIENCE = datetime.timedelta(days=2)
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Raise MachineError where the processes cannot talk to each other: torch says that with a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MachineError(
+            "another process of this training has ended, or cannot be reached",
+            where="torchrun",
+            found=str(error).partition(". This is typically")[0],
+            hint="see what that process printed, and run the same command again to resume",
+        ) from error
 
 
 class Batches(Protocol):
@@ -59,12 +74,14 @@ class Processes:
     def send(self, value: object) -> None:
         """Send plain data to all other processes, which `receive` it."""
         assert self.leads, "only the first process sends"
-        distributed.broadcast_object_list([value], src=0)
+        with _talking():
+            distributed.broadcast_object_list([value], src=0)
 
     def receive(self) -> Any:
         """Return what the first process sends next."""
         found: list[Any] = [None]
-        distributed.broadcast_object_list(found, src=0)
+        with _talking():
+            distributed.broadcast_object_list(found, src=0)
         return found[0]
 
     def rows(self, count: int) -> range:
@@ -80,12 +97,14 @@ class Processes:
         own = list(parameters.values())
         facts = torch.tensor([loss, *(float(one.grad is not None) for one in own)], dtype=torch.float64)
         facts = facts.to(own[0].device)
-        distributed.all_reduce(facts)
+        with _talking():
+            distributed.all_reduce(facts)
         total, *counts = facts.tolist()
         used = [one for one, count in zip(own, counts, strict=True) if count]
         parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in used]
         flat = torch.cat([part.reshape(-1) for part in parts])
-        distributed.all_reduce(flat)
+        with _talking():
+            distributed.all_reduce(flat)
         for one, part in zip(used, torch.split(flat, [one.numel() for one in used]), strict=True):
             one.grad = part.view_as(one)
         return float(total)
@@ -105,7 +124,8 @@ def joined(device: str) -> Iterator[Processes | None]:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Plain data travels through the CPU, gradients by the device's own way.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    with _talking():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     yield Processes(rank=distributed.get_rank(), size=size)
     # Not after an error: the others wait elsewhere then, and torchrun ends them.
     distributed.destroy_process_group()

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 from support import faults
 from support.outputs import hidden, same
+from support.recorded import RecordedProgress
 from support.source_models import GROWN, SIZES, recipe_text, write_checkpoint, write_text
+from support.torchrun import Torchrun
 from support.warm_cli import WarmCli
 
 from ligo_convert.conversion.convert import convert
@@ -299,40 +299,83 @@ def test_what_a_training_needs(place: Path, tmp_path: Path) -> None:
 def test_two_processes_train_the_same_model_with_the_same_bits_each_time(
     place: Path, grown: Path, tmp_path: Path
 ) -> None:
-    """Started by torchrun; a state that one process saved goes on in two."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "ligo_convert",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """Slow: torchrun starts four processes that import torch."""
 
-    def train(out: str) -> subprocess.CompletedProcess[str]:
-        arguments = ["train", str(place / "grow.yaml"), "--out", str(tmp_path / out), "--device", "cpu", "--json"]
-        return subprocess.run(
-            [*command, *arguments],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
+    def train(out: str) -> dict[str, Any]:
+        arguments = ("train", str(place / "grow.yaml"), "--out", str(tmp_path / out), "--device", "cpu", "--json")
+        with Torchrun(*arguments, count=2, folder=tmp_path) as running:
+            code, printed, err = running.wait()
+        assert code == 0, err
+        found = json.loads(printed)
+        assert isinstance(found, dict)
+        return found
 
-    done = train("one")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = train("one")
     assert found["processes"] == 2
     alone = train_model(loaded(place, grown), device="cpu").json()
     assert found["loss"] == pytest.approx(alone["loss"], abs=1e-4)
     assert found["flops"] == alone["flops"]
-    assert train("two").returncode == 0
+    train("two")
     same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    """Slow: torchrun starts ten processes. Stopped by SIGTERM, by the death of one process, and of all; then in one process."""
+    recipe = json.loads(text_of(DRAWN, schedule=[{"at": 0.3, "target": {"n_layer": 2}}, {"at": 0.6}]))
+    recipe["train"] |= {"steps": 240, "evaluate_every": 40, "save_every": 3}
+    (place / "long.yaml").write_text(json.dumps(recipe))
+
+    def start(out: str) -> Torchrun:
+        arguments = ("train", str(place / "long.yaml"), "--out", str(tmp_path / out), "--device", "cpu", "--json")
+        return Torchrun(*arguments, count=2, folder=tmp_path)
+
+    with start("wanted") as running:
+        code, _, err = running.wait()
+    assert code == 0, err
+    staged = tmp_path / ".out.ligo-partial"
+    for stage, how in enumerate(("terminate", "one dies", "all die")):
+        with start("out") as running:
+            running.until((staged / ".work" / f"train-steps-{stage}.safetensors").exists)
+            ranks = running.ranks()
+            assert set(ranks) == {0, 1}
+            if how == "terminate":
+                running.process.terminate()
+            elif how == "one dies":
+                os.kill(ranks[1], signal.SIGKILL)
+            else:
+                running.kill()
+            code, _, err = running.wait()
+        assert code != 0
+        assert not (tmp_path / "out").exists()
+        assert "a bug in" not in err
+        if how == "one dies":
+            assert "another process of this training has ended" in err
+    shutil.copytree(staged, tmp_path / ".alone.ligo-partial")
+    with start("out") as running:
+        code, printed, err = running.wait()
+    assert code == 0, err
+    same(tmp_path / "out", tmp_path / "wanted")
+
+    # In another number of processes the same training goes on, and says what that means.
+    progress = RecordedProgress()
+    recipe = load_recipe(place / "long.yaml", out=str(tmp_path / "alone"))
+    found = train_model(recipe, device="cpu", progress=progress).json()
+    assert found["processes"] == 1
+    assert found["loss"] == pytest.approx(json.loads(printed)["loss"], abs=1e-3)
+    assert any("begun in 2 process(es) and goes on in 1" in warning for warning in progress.warned)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_recipe_is_told_as_one_by_all_processes(place: Path, tmp_path: Path) -> None:
+    """Slow: torchrun starts two processes."""
+    arguments = ("train", str(place / "grow.yaml"), "--set", "train.batch_size=5", "--out", str(tmp_path / "out"))
+    with Torchrun(*arguments, "--device", "cpu", count=2, folder=tmp_path) as running:
+        code, _, err = running.wait()
+    assert code != 0
+    assert "train.batch_size: the processes cannot share a batch equally" in err
+    assert "a bug in" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_is_shared_equally(place: Path, tmp_path: Path) -> None:
