@@ -338,6 +338,7 @@ def verify_report(report: Mapping[str, Any]) -> None:
         pairs["derived"] = (
             f"{derived['tensors']} tensors grown again from {derived['source']}, {derived['identical']} of them identical bit for bit;"
             f" {derived['files']} carried files as their source gives them"
+            + (f", and {derived['training']} files of its training's state" if "training" in derived else "")
         )
     if "loaded" in report:
         pairs["loaded"] = _as_class(report["loaded"])

@@ -33,9 +33,8 @@ from ligo_convert.errors import LigoError, OutputBusy, VerificationError
 from ligo_convert.families.registry import family_digests, family_files, load_family_file
 from ligo_convert.io.files import check_place, check_room, remove_any
 from ligo_convert.io.staging import Staging
-from ligo_convert.io.strict_json import sha256_of, strict_json
+from ligo_convert.io.strict_json import json_bytes, sha256_of, strict_json
 from ligo_convert.outputs.layout import TRAINED_SOURCE
-from ligo_convert.outputs.side_files import json_bytes
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.training.state import FolderState, state_of

@@ -19,7 +19,6 @@ from ligo_convert.checkpoints.writer import safetensors_pieces
 from ligo_convert.conversion.identity import RunDigests, compute_digests
 from ligo_convert.conversion.learn import learn
 from ligo_convert.conversion.library_check import check_plan
-from ligo_convert.conversion.optimizer_state import TrainingFiles, find_training_files, write_training_files
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned, plan_carried
 from ligo_convert.conversion.pretrain_source import CacheKeys, train_source
 from ligo_convert.conversion.resume import finished_statement, reuse_finished
@@ -35,6 +34,7 @@ from ligo_convert.io.files import do, write_file
 from ligo_convert.io.staging import Staging
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.outputs.metrics import Completion
+from ligo_convert.outputs.optimizer_state import TrainingFiles, find_training_files, write_training_files
 from ligo_convert.outputs.side_files import write_fit_plot, write_record
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe

@@ -26,7 +26,7 @@ from ligo_convert.conversion.memory import (
     measuring_reads,
     physical_memory,
 )
-from ligo_convert.conversion.optimizer_state import refuse_other_sources
+from ligo_convert.conversion.source_checks import refuse_other_sources
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
 from ligo_convert.environment import require_threads
 from ligo_convert.errors import LigoError, MachineError, RecipeError, SourceChanged

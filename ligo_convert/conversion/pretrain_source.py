@@ -28,7 +28,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.cache import CacheEntry, ResultCache, files_in
 from ligo_convert.io.staging import Staging
-from ligo_convert.io.strict_json import strict_json
+from ligo_convert.io.strict_json import json_bytes, strict_json
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress
 from ligo_convert.training.state import StagedState
@@ -227,7 +227,6 @@ def stage_source_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, pr
     """Stage the source's config, and its tokenizer where it reads text. Return the config."""
     from ligo_convert.data.tokenizers import load_tokenizer
     from ligo_convert.families.configs import written_config
-    from ligo_convert.outputs.side_files import json_bytes
 
     family, path = plan.inventory.family, f"{TRAINED_SOURCE}/config.json"
     if family.reads == "images":

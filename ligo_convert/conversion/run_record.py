@@ -14,7 +14,6 @@ from typing import Any
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.conversion.learn import Learned
-from ligo_convert.conversion.optimizer_state import TrainingFiles
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.write import now
 from ligo_convert.environment import versions
@@ -24,6 +23,7 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.outputs.layout import OPERATOR
+from ligo_convert.outputs.optimizer_state import TrainingFiles
 from ligo_convert.outputs.provenance import Record
 
 

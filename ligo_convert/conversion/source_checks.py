@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import nonfinite_count
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -69,3 +69,14 @@ def check_copies(source: CheckpointReader, inventory: Inventory) -> None:
                 where=source.label,
                 hint="set tie_word_embeddings to false in its config.json if the head has its own weights",
             )
+
+
+def refuse_other_sources(policy: str | None, *, trained: bool, hub: bool, where: str) -> None:
+    """Raise RecipeError for a source that can have no state of a training beside it."""
+    if policy is not None and (trained or hub):
+        raise RecipeError(
+            "growth.state: the state of the optimizer is read from a local directory, and the source is "
+            + ("trained by this recipe" if trained else "a repository of the Hub"),
+            where=where,
+            hint="remove growth.state and --with-optimizer, or name the directory of the training's checkpoint",
+        )

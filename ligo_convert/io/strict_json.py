@@ -1,4 +1,4 @@
-"""Strict JSON: untrusted bytes in, plain data with one meaning out.
+"""Strict JSON: untrusted bytes in, plain data with one meaning out; and plain data as bytes.
 
 JSON readers disagree about repeated keys, NaN and unpaired surrogates. Here each of them is a `SourceError` that names the file. For a file
 that is not JSON, the error names the format that it looks like.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ligo_convert.errors import SourceError
 from ligo_convert.limits import JSON_BRACKETS
@@ -143,3 +144,8 @@ def distinct(entries: Pairs, *, label: str, kind: str) -> Iterator[tuple[str, ob
 def sha256_of(data: object) -> str:
     """Return the SHA-256, in hex, of plain data as canonical JSON."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Serialise to indented ASCII JSON with a final newline."""
+    return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()

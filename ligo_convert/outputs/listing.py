@@ -50,8 +50,8 @@ def check_complete(root: Path, names: Collection[str], kind: str | None = None) 
 
 def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]) -> None:
     """Raise VerificationError if SHA256SUMS lists a file that no run writes."""
-    recorded = _recorded(statement, "carried", "rewritten")
-    training = filter(training_state_name, _recorded(statement, "training"))
+    recorded = recorded_files(statement, "carried", "rewritten")
+    training = filter(training_state_name, recorded_files(statement, "training"))
     known = {CONFIG, CARD, *_weight_files(root, names), *training}
     made_by = kind_of_output(statement)
     for name in sorted(names):
@@ -66,7 +66,7 @@ def check_known(root: Path, names: Collection[str], statement: Mapping[str, Any]
             )
 
 
-def _recorded(statement: Mapping[str, Any], *lists: str) -> set[str]:
+def recorded_files(statement: Mapping[str, Any], *lists: str) -> set[str]:
     """Return the names in these lists of files that a statement records."""
     files = metrics_of(statement).get("files")
     found = [files.get(key) for key in lists] if isinstance(files, Mapping) else []
@@ -122,7 +122,7 @@ def check_carried(
     widths = widths_of(family, source.config, operator.target, operator.rewrites, len(operator.terms))
     carried = carried_files(source, widths)
     found = {*carried.copied, *carried.changes}
-    extra = sorted(_recorded(statement, "carried", "rewritten") - found - {CONFIG})
+    extra = sorted(recorded_files(statement, "carried", "rewritten") - found - {CONFIG})
     if extra:
         raise VerificationError(
             "the source does not give this file", where=root / extra[0], found="a file of the output"

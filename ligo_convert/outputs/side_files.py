@@ -7,7 +7,6 @@ No file contains a local path or a user's name. Only the log, its plot, the card
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.new_parameters import new_parameters
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
+from ligo_convert.io.strict_json import json_bytes
 from ligo_convert.io.yaml_writer import dump_yaml
 from ligo_convert.outputs.card import card
 from ligo_convert.outputs.card_trained import trained_card
@@ -40,11 +40,6 @@ _DROPPED_KEYS = (
     "transformers_weights",
     "quantization_config",
 )
-
-
-def json_bytes(data: Mapping[str, Any]) -> bytes:
-    """Serialise to indented ASCII JSON with a final newline."""
-    return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
 def target_config(

@@ -21,6 +21,7 @@ from ligo_convert.growth.operator_file import UnknownFamily, family_of, read_ope
 from ligo_convert.growth.stream import grow
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.checksums import check_sums
+from ligo_convert.outputs.derived_state import check_training_files
 from ligo_convert.outputs.layout import OPERATOR, PROVENANCE
 from ligo_convert.outputs.listing import check_carried, check_complete, check_known
 from ligo_convert.outputs.loading import check_loads
@@ -83,8 +84,8 @@ def verify(
 
     Args:
         directory: the output directory.
-        source: the source checkpoint. If given, every tensor is recomputed and compared: bit for bit on the kind of processor that wrote
-            it, up to rounding on another. The recorded Hub id stands for the recorded commit.
+        source: the source checkpoint. If given, every tensor is recomputed and compared, those of the optimizer's state included: bit for
+            bit on the kind of processor that wrote it, up to rounding on another. The recorded Hub id stands for the recorded commit.
         load: also load the model with its library, one weight at a time if it does not fit in memory.
         progress: receives the progress of the checks.
 
@@ -231,8 +232,20 @@ def _derive_again(
             operator,
             exact=lambda: _written_on(statement) == processor(),
         )
+        training = check_training_files(
+            directory,
+            written,
+            statement,
+            old,
+            family,
+            inventory,
+            operator,
+            close=None if _written_on(statement) == processor() else _equal_to_rounding,
+            progress=progress,
+        )
         old.recheck()
-    return {"source": old.label, "tensors": len(ordered), "identical": identical, "files": carried}
+    found = {"source": old.label, "tensors": len(ordered), "identical": identical, "files": carried}
+    return found | ({"training": training} if training else {})
 
 
 def _source_files(statement: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.outputs import resign
 from support.source_models import DEEPER, GROWN, fit_section, recipe_text, weights_of, write_checkpoint, write_text
 
 import ligo_convert.conversion.plan
@@ -764,21 +765,6 @@ def test_a_file_more_or_less_is_found(finished: Path) -> None:
     (finished / "generation_config.json").unlink()
     with pytest.raises(VerificationError, match=r"generation_config\.json"):
         verify(finished)
-
-
-def resign(out: Path, *names: str) -> None:
-    """Let provenance and sums vouch for what is there now, as somebody would who wants to pass off a change."""
-    provenance = out / "ligo" / "provenance.json"
-    statement = json.loads(provenance.read_text())
-    for subject in statement["subject"]:
-        if subject["name"] in names:
-            subject["digest"]["sha256"] = hashlib.sha256((out / subject["name"]).read_bytes()).hexdigest()
-    provenance.write_text(json.dumps(statement))
-    lines = []
-    for line in (out / "ligo" / "SHA256SUMS").read_text().splitlines():
-        name = line[66:]
-        lines.append(f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n")
-    (out / "ligo" / "SHA256SUMS").write_text("".join(lines))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ligo/operator.safetensors"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from support.outputs import resign
 from support.source_models import DEEPER, GROWN, recipe_text, write_checkpoint
 from support.tiny import inputs_of
 from torch.distributed import checkpoint
@@ -20,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from ligo_convert.cli.main import cli
 from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.run_record import ConversionResult
-from ligo_convert.errors import LigoError, OutputBusy, RecipeError, SourceError
+from ligo_convert.errors import LigoError, OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.growth.moments import grown_moments
 from ligo_convert.growth.operator_file import family_of, read_operator
 from ligo_convert.growth.state_maps import DEFAULT_POLICY
@@ -105,12 +108,71 @@ def test_the_state_of_a_trainer_grows_by_the_operator_of_the_weights(tmp_path: P
     assert internal["trainingState"]["policy"] == "carry"
     assert set(internal["trainingState"]["files"]) == {"optimizer.pt", "trainer_state.json"}
     assert verify(out)["files"] > 5
-    assert verify(out, source=str(source))["derived"]["identical"] > 20
+    derived = verify(out, source=str(source))["derived"]
+    assert derived["identical"] > 20
+    assert derived["training"] == 2
     # The same run again changes nothing; the same recipe beside another state is another run.
     assert not grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon").changed
     with_state(source, steps=4)
     with pytest.raises(OutputBusy, match="state of the training"):
         grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon")
+
+
+def not_derived(out: Path, name: str, source: Path, match: str) -> None:
+    """A file that another one has replaced: its digest tells, and growing it again tells where somebody has changed the digests, too."""
+    with pytest.raises(VerificationError, match="the file changed since it was written"):
+        verify(out)
+    resign(out, name)
+    verify(out)
+    with pytest.raises(VerificationError, match=match):
+        verify(out, source=str(source))
+
+
+def test_a_grown_state_is_derived_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some seconds: one run, and files of pickles that confined processes read. What digests cannot tell, the source does."""
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    with_state(source)
+    torch.save(torch.get_rng_state(), source / "rng_state.pth")
+    grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon")
+    out, file = tmp_path / "out", tmp_path / "out" / "optimizer.pt"
+    content, plain = torch.load(file, weights_only=True), file.read_bytes()
+    # Other bytes of the same content, as another version of torch may write them.
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    resign(out, file.name)
+    assert verify(out, source=str(source))["derived"]["training"] == 2
+    # One bit of one value; and a setting of the optimizer.
+    first = content["state"][0]["exp_avg"]
+    first.view(torch.int32)[0, 0] ^= 1
+    torch.save(content, file)
+    not_derived(out, file.name, source, r"out/optimizer.pt: .state.\.0\..exp_avg.: the optimizer's state differs")
+    with monkeypatch.context() as patched:
+        patched.setattr("ligo_convert.outputs.verify.processor", lambda: "another")
+        assert verify(out, source=str(source))["derived"]["training"] == 2
+        first[0, 0] += 1
+        torch.save(content, file)
+        not_derived(out, file.name, source, "the optimizer's state differs")
+    content = torch.load(io.BytesIO(plain), weights_only=True)
+    content["param_groups"][0]["weight_decay"] = 0.5
+    torch.save(content, file)
+    not_derived(out, file.name, source, "weight_decay.: the optimizer's state differs")
+    # The file of another program, or code, in its place.
+    file.write_bytes(pickle.dumps(_Opens()))
+    not_derived(out, file.name, source, "the optimizer's state cannot be read")
+    assert not Path("/tmp/ligo-should-not-exist").exists()
+    file.write_bytes(plain)
+    resign(out, file.name)
+    (out / "rng_state.pth").write_bytes(b"other")
+    not_derived(out, "rng_state.pth", source, "rng_state.pth: the file differs from the one that its source gives")
+    with_state(source, steps=4)
+    with pytest.raises(VerificationError, match="not the state of the training that the output was grown from"):
+        verify(out, source=str(source))
+    (source / "optimizer.pt").unlink()
+    with pytest.raises(VerificationError, match="not the source of the model: there is no state of an optimizer"):
+        verify(out, source=str(source))
+    (out / PROVENANCE).write_text((out / PROVENANCE).read_text().replace('"trainingState"', '"other"'))
+    resign(out, PROVENANCE)
+    with pytest.raises(VerificationError, match="trainingState does not say"):
+        verify(out, source=str(source))
 
 
 def test_the_state_of_an_own_training_grows(tmp_path: Path) -> None:
@@ -129,7 +191,11 @@ def test_the_state_of_an_own_training_grows(tmp_path: Path) -> None:
     for name, kinds in expected.items():
         for kind, value in kinds.items():
             assert torch.equal(torch.as_tensor(found[name][kind]), value), (name, kind)
-    assert verify(tmp_path / "out", source=str(source))
+    assert verify(tmp_path / "out", source=str(source))["derived"]["training"] == 1
+    name = next(iter(found))
+    found[name]["exp_avg"][..., 0] += 1e-3
+    (tmp_path / "out" / TRAINING_STATE).write_bytes(b"".join(bytes(piece) for piece in optimizer_state(found)))
+    not_derived(tmp_path / "out", TRAINING_STATE, source, re.escape(f"{TRAINING_STATE}: {name}/exp_avg"))
 
 
 @pytest.mark.parametrize(
@@ -408,7 +474,7 @@ def test_a_sharded_state_grows_and_is_loaded_as_torch_loads_it(tmp_path: Path) -
     outcome = grown(tmp_path, GROWN["gpt2"], state="carry", depth="identity", width="lemon")
     out = tmp_path / "out"
     assert outcome.json()["files"]["training"] == ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp"]
-    assert verify(out)
+    assert verify(out, source=str(source))["derived"]["training"] == 2
     for file in ("optimizer_0/.metadata", "optimizer_0/__0_0.distcp"):
         assert str(tmp_path).encode() not in (out / file).read_bytes()
     operator = read_operator(out / OPERATOR)

@@ -2,24 +2,25 @@
 
 Input: a source directory that `train`, transformers' Trainer or accelerate wrote (an output, `checkpoint-N`, `save_state`), the optimizer's
 state as one file or in the shards of torch.distributed.checkpoint; the operator of a run.
-Output: the same files in the staging directory: the optimizer's state grown (`growth.moments`), the state of the learning rate's schedule,
-of the random generators and of the Trainer as they were.
+Output: the same files of the target: the optimizer's state grown (`growth.moments`), the state of the learning rate's schedule, of the
+random generators and of the Trainer as they were. A run stages them; `outputs.derived_state` compares them.
 
 Pickled files are read by the confined process of `importing`. Nothing of them is unpickled here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ligo_convert.checkpoints.digests import sha256_of
-from ligo_convert.errors import RecipeError, SourceChanged, SourceError
+from ligo_convert.errors import SourceChanged, SourceError
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
@@ -27,10 +28,9 @@ from ligo_convert.importing.pickle_reader import PickledFile, PickledTensor, Unr
 from ligo_convert.importing.state_dict import plain_names
 from ligo_convert.io.files import reporting
 from ligo_convert.io.staging import Staging
-from ligo_convert.io.strict_json import short, strict_json
+from ligo_convert.io.strict_json import json_bytes, short, strict_json
 from ligo_convert.outputs.layout import OPTIMIZERS, TRAINER_STATE, TRAINING_STATE, training_state_name
 from ligo_convert.outputs.privacy import check_nothing_private
-from ligo_convert.outputs.side_files import json_bytes
 from ligo_convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -141,36 +141,55 @@ def write_training_files(
 ) -> tuple[str, ...]:
     """Write the state of the training for the target into the staging directory. Return the names of the files.
 
+    Raises as `grown_files` does.
+    """
+    written = []
+    with progress.task("growing the optimizer's state"):
+        for name, data in grown_files(files, family, inventory, operator, policy=policy, left=progress.warn):
+            staging.write_bytes(name, data)
+            written.append(name)
+    files.recheck()
+    return tuple(written)
+
+
+def grown_files(
+    files: TrainingFiles,
+    family: Family,
+    inventory: Inventory,
+    operator: Operator,
+    *,
+    policy: str,
+    left: Callable[[str], None],
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of every file of the training's state for the target. The same input gives the same bytes.
+
     Args:
         family: narrowed to the target's class.
         inventory: of the source.
         policy: what becomes of the optimizer's state, a name of `growth.state_maps.POLICIES`.
+        left: receives one line for a file that is left behind.
 
     Raises:
         SourceError: a state that is not understood.
         SourceChanged: a file changed during the run.
         MachineError: there is no sandbox to read pickled files in.
     """
-    with progress.task("growing the optimizer's state"):
-        written = []
-        for name, data in _grown_files(files, family, inventory, operator, policy):
-            staging.write_bytes(name, data)
-            written.append(name)
+    yield from _grown_optimizer_files(files, family, inventory, operator, policy)
     for name in files.others:
+        label = f"{files.label}/{name}"
         if name == TRAINER_STATE:
-            staging.write_bytes(name, _trainer_state(files.bytes_of(name), f"{files.label}/{name}"))
-        else:
-            try:
-                # Read once, so that no file is handed on that is more than data.
-                with PickledFile(files.root / name, label=f"{files.label}/{name}", tree=True) as opened:
-                    _same(files.sha256[name], opened.sha256(), f"{files.label}/{name}")
-            except SourceError as error:
-                progress.warn(f"{name} is left behind: {error.what}")
-                continue
-            staging.write_bytes(name, files.bytes_of(name), sha256=files.sha256[name])
-        written.append(name)
-    files.recheck()
-    return tuple(written)
+            yield name, _trainer_state(files.bytes_of(name), label)
+            continue
+        try:
+            # Read once, so that no file is handed on that is more than data.
+            with PickledFile(files.root / name, label=label, tree=True) as opened:
+                _same(files.sha256[name], opened.sha256(), label)
+        except SourceError as error:
+            left(f"{name} is left behind: {error.what}")
+            continue
+        data = files.bytes_of(name)
+        _same(files.sha256[name], hashlib.sha256(data).hexdigest(), label)
+        yield name, data
 
 
 def _trainer_state(data: bytes, label: str) -> bytes:
@@ -214,7 +233,7 @@ class _Read:
     inside: tuple[str, ...]
 
 
-def _grown_files(
+def _grown_optimizer_files(
     files: TrainingFiles, family: Family, inventory: Inventory, operator: Operator, policy: str
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of the files of the target's optimizer state."""
@@ -459,14 +478,3 @@ def _loaded(opened: PickledFile, value: Any, where: str) -> torch.Tensor:
             f"{bad} values of the optimizer's state are NaN or infinite", where=where, hint="take an earlier checkpoint"
         )
     return tensor_from_bytes(data, value.spec)
-
-
-def refuse_other_sources(policy: str | None, *, trained: bool, hub: bool, where: str) -> None:
-    """Raise RecipeError for a source that can have no state of a training beside it."""
-    if policy is not None and (trained or hub):
-        raise RecipeError(
-            "growth.state: the state of the optimizer is read from a local directory, and the source is "
-            + ("trained by this recipe" if trained else "a repository of the Hub"),
-            where=where,
-            hint="remove growth.state and --with-optimizer, or name the directory of the training's checkpoint",
-        )
