@@ -33,25 +33,28 @@ from ligo_convert.conversion.write import Clock, now
 from ligo_convert.data.token_store import TokenFolder
 from ligo_convert.data.tokenizers import known_files
 from ligo_convert.environment import choose_device, compute_threads, peak_rss_bytes, versions
-from ligo_convert.errors import RecipeError
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.importing.sandbox import support
 from ligo_convert.io.files import remove_any
 from ligo_convert.io.staging import WORK, Staging
 from ligo_convert.outputs.carried import CarriedFiles, contents
 from ligo_convert.outputs.layout import FIT_PLOT, TRAIN_LOG, TRAINED_SOURCE, TRAINING_STATE
 from ligo_convert.outputs.loading import check_loads
 from ligo_convert.outputs.metrics import is_files
+from ligo_convert.outputs.optimizer_state import TrainingFiles, find_optimizer, source_moments
 from ligo_convert.outputs.provenance import Record
 from ligo_convert.outputs.side_files import write_model_files, write_record
 from ligo_convert.outputs.train_plot import train_picture
 from ligo_convert.outputs.verify import check_digests, check_weights
 from ligo_convert.progress import Progress
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.training.state import StagedState, optimizer_state, read_optimizer_state
+from ligo_convert.training.state import StagedState, optimizer_state
 
 if TYPE_CHECKING:
     from ligo_convert.data.examples import DataSplits
     from ligo_convert.training.loop import StateStore
+    from ligo_convert.training.optimizers import Moments
     from ligo_convert.training.processes import Processes
     from ligo_convert.training.run_trainer import RunState, TrainSetup
 
@@ -63,6 +66,7 @@ class _Opened:
     Attributes:
         source: the source; None where the recipe trains or draws it.
         digests: SHA-256 of the source's files, by name, and of the optimizer's state beside it.
+        optimizer: the optimizer's state beside the source; None where there is none.
         key: identifies the training and what it reads.
         recipe_digest: SHA-256 of the recipe and the contents it names.
         facts: what tells this training from another, for messages.
@@ -74,6 +78,7 @@ class _Opened:
     key: str
     recipe_digest: str
     facts: Mapping[str, str]
+    optimizer: TrainingFiles | None = None
 
 
 def train_model(
@@ -113,7 +118,7 @@ def train_model(
             progress.say("resuming from the staged files of an earlier training")
         with clock.running("pretrain"):
             source, digests, made = _source(stack, opened, staging, device, progress)
-        trainer = _Trainer(made, source, staging, choose_device(device), progress, processes)
+        trainer = _Trainer(made, source, opened.optimizer, staging, choose_device(device), progress, processes)
         with clock.running("train"), compute_threads(made.plan.threads):
             trained = trainer.train()
         opened = replace(opened, source=source, digests=digests, made=made)
@@ -145,10 +150,11 @@ def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, fr
     if fresh:
         check_plan(plan, source)
     digests: dict[str, str] = {}
+    optimizer = None
     if source is not None:
         digests = scan_source(source, plan.inventory, progress, allow_nonfinite=recipe.source.allow_nonfinite)
-        if (source.root / TRAINING_STATE).is_file():
-            digests[TRAINING_STATE] = rehash(source.root / TRAINING_STATE)
+        optimizer = find_optimizer(source.root, source.label)
+        digests |= {} if optimizer is None else optimizer.sha256
     identity = compute_digests(plan, source, digests, progress)
     return _Opened(
         made=made,
@@ -157,6 +163,7 @@ def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, fr
         key=run_key(identity.whole),
         recipe_digest=identity.whole,
         facts=run_facts(filled_training(made), digests, plan.family.name, others=identity.parts),
+        optimizer=optimizer,
     )
 
 
@@ -239,12 +246,13 @@ class _Trainer:
         self,
         made: TrainPlan,
         source: CheckpointReader,
+        optimizer: TrainingFiles | None,
         staging: Staging,
         device: str,
         progress: Progress,
         processes: Processes | None,
     ) -> None:
-        self.processes = processes
+        self.optimizer, self.processes = optimizer, processes
         self.made, self.source, self.staging, self.device, self.progress = made, source, staging, device, progress
         self.plan, self.run, self.family = made.plan, made.run, made.plan.family
 
@@ -328,19 +336,32 @@ class _Trainer:
 
     def _start(self) -> RunState:
         """Return the model that the training starts from, with the optimizer's state beside it, if there is one."""
-        from ligo_convert.training.optimizers import matching_moments
         from ligo_convert.training.run_trainer import source_state
 
         start, plan = self.run.stages[0], self.plan
         config = plan.start.source
         read = self.source.read
         state = source_state(read, self.family, plan.inventory, config, start.config, device=self.device)
-        stored = self.source.root / TRAINING_STATE
-        if not stored.is_file():
-            return state
-        moments = matching_moments(read_optimizer_state(stored), self.family, config, self.run.optimizer)
+        return state if self.optimizer is None else replace(state, moments=self._moments(self.optimizer, config))
+
+    def _moments(self, files: TrainingFiles, config: Mapping[str, Any]) -> Moments:
+        """Return the state beside the source with which the optimizer goes on. That of another program may not be understood."""
+        from ligo_convert.training.optimizers import matching_moments
+
+        own = files.optimizer == TRAINING_STATE
+        try:
+            no_sandbox = None if own else support()
+            if no_sandbox is not None:
+                raise SourceError(no_sandbox, where=files.optimizer)
+            found = source_moments(files, self.plan.inventory)
+        except SourceError as error:
+            if own:
+                raise
+            self.progress.warn(f"{files.optimizer} is not taken along, and the optimizer starts afresh: {error.what}")
+            return {}
+        moments = matching_moments(found, self.family, config, self.run.optimizer)
         self.progress.say(f"the optimizer's state beside the source is taken along: {len(moments)} tensors")
-        return replace(state, moments=moments)
+        return moments
 
     def _stage(
         self, number: int, setup: TrainSetup, before: RunState, done: dict[str, Any], task: Any

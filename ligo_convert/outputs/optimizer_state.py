@@ -15,7 +15,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +77,8 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
     Raises:
         SourceError: there is no optimizer's state that can be read.
     """
-    there = _files_in(root)
-    optimizer = next(
-        (name for name in OPTIMIZERS if _is_file(root / name) or _is_file(root / name / ".metadata")), None
-    )
-    if optimizer is None:
+    found = find_optimizer(root, label)
+    if found is None:
         raise SourceError(
             "there is no state of an optimizer beside the weights",
             where=label,
@@ -89,20 +86,26 @@ def find_training_files(root: Path, label: str) -> TrainingFiles:
             hint="name an output of `train`, a checkpoint-N of transformers' Trainer or a directory of accelerate's save_state;"
             " or grow the weights alone, without growth.state and --with-optimizer",
         )
-    others = tuple(name for name in there if training_state_name(name) and name not in OPTIMIZERS)
+    others = tuple(name for name in _files_in(root) if training_state_name(name) and name not in OPTIMIZERS)
+    return replace(
+        found, others=others, sha256={**found.sha256, **{name: _digest(root / name, label) for name in others}}
+    )
+
+
+def find_optimizer(root: Path, label: str) -> TrainingFiles | None:
+    """Find the state of an optimizer in a directory, and hash its files; the others are left out. None if there is none."""
+    optimizer = next(
+        (name for name in OPTIMIZERS if _is_file(root / name) or _is_file(root / name / ".metadata")), None
+    )
+    if optimizer is None:
+        return None
     sharded = (root / optimizer).is_dir()
-    shards = [f"{optimizer}/{name}" for name in _files_in(root / optimizer)] if sharded else [optimizer]
-    strange = next((name for name in shards if not training_state_name(name)), None)
+    names = [f"{optimizer}/{name}" for name in _files_in(root / optimizer)] if sharded else [optimizer]
+    strange = next((name for name in names if not training_state_name(name)), None)
     if strange is not None:
         raise SourceError("not a file of a sharded checkpoint", where=f"{label}/{strange}")
-    names = (*shards, *others)
-    return TrainingFiles(
-        root=root,
-        label=label,
-        optimizer=optimizer,
-        others=others,
-        sha256={name: _digest(root / name, label) for name in names},
-    )
+    sha256 = {name: _digest(root / name, label) for name in names}
+    return TrainingFiles(root=root, label=label, optimizer=optimizer, others=(), sha256=sha256)
 
 
 def _is_file(path: Path) -> bool:
@@ -241,11 +244,29 @@ def _grown_optimizer_files(
         yield from _stored(_grown_optimizer(files, family, inventory, operator, policy), files)
         return
     from ligo_convert.growth.moments import grown_moments
-    from ligo_convert.training.state import optimizer_state, read_optimizer_state
+    from ligo_convert.training.state import optimizer_state
 
-    moments = read_optimizer_state(files.root / TRAINING_STATE)
-    grown = grown_moments(operator, family, moments, policy=policy)
+    grown = grown_moments(operator, family, source_moments(files, inventory), policy=policy)
     yield TRAINING_STATE, b"".join(bytes(piece) for piece in optimizer_state(grown))
+
+
+def source_moments(files: TrainingFiles, inventory: Inventory) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the state of the source's optimizer in float32, by canonical tensor name.
+
+    Raises:
+        SourceError: a state that is not understood.
+        SourceChanged: a file changed since it was found.
+        MachineError: there is no sandbox to read pickled files in.
+    """
+    from ligo_convert.training.state import read_optimizer_state
+
+    if files.optimizer == TRAINING_STATE:
+        found = read_optimizer_state(files.root / TRAINING_STATE)
+    else:
+        states = _read_optimizer(files, inventory).states
+        found = {name: {kind: value.float() for kind, value in state.items()} for name, state in states.items()}
+    files.recheck()
+    return found
 
 
 def _stored(content: dict[str, Any], files: TrainingFiles) -> Iterator[tuple[str, bytes]]:

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from support.optimizer_states import MakeGroups, Model, trainer_groups, with_state
 from support.outputs import resign
 from support.source_models import DEEPER, GROWN, recipe_text, write_checkpoint
-from support.tiny import inputs_of
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -34,34 +33,6 @@ from ligo_convert.recipes.recipe import load_recipe
 from ligo_convert.training.state import optimizer_state, read_optimizer_state
 
 pytestmark = pytest.mark.skipif(support() is not None, reason=str(support()))
-
-Model = Any
-MakeGroups = Callable[[Model], Any]
-
-
-def trainer_groups(model: Model) -> list[dict[str, Any]]:
-    """As transformers' Trainer makes them."""
-    decayed = transformers.Trainer.get_decay_parameter_names(None, model)  # type: ignore[arg-type]
-    named = list(model.named_parameters())
-    return [
-        {"params": [found for name, found in named if name in decayed], "weight_decay": 0.1},
-        {"params": [found for name, found in named if name not in decayed], "weight_decay": 0.0},
-    ]
-
-
-def with_state(
-    source: Path, groups: MakeGroups = trainer_groups, *, file: str = "optimizer.pt", steps: int = 3
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Train a checkpoint for a few steps and write the optimizer's state beside it; return the state by name."""
-    model: Model = transformers.AutoModelForCausalLM.from_pretrained(source)
-    optimizer = torch.optim.AdamW(groups(model), lr=1e-4)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        tokens = inputs_of(model)["input_ids"]
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-    torch.save(optimizer.state_dict(), source / file)
-    return {name: dict(optimizer.state[found]) for name, found in model.named_parameters()}
 
 
 def grown(place: Path, target: dict[str, object], *, out: str = "out", **growth: object) -> ConversionResult:

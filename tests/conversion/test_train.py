@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import faults
+from support.optimizer_states import with_state
 from support.outputs import hidden, same
 from support.recorded import RecordedProgress
 from support.source_models import GROWN, SIZES, recipe_text, write_checkpoint, write_text
@@ -26,6 +27,7 @@ from ligo_convert.conversion.convert import convert
 from ligo_convert.conversion.train import train_model
 from ligo_convert.conversion.train_plan import plan_training
 from ligo_convert.errors import LigoError, MachineError, OutputBusy, RecipeError
+from ligo_convert.importing.sandbox import support as no_sandbox
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.training.processes import Processes
@@ -172,6 +174,48 @@ def test_it_starts_from_a_source_a_grown_output_and_its_own_output(place: Path, 
     assert found["start"] == "source"
     assert (tmp_path / "own" / "ligo" / "source" / "model.safetensors").is_file()
     assert verify(tmp_path / "own")
+
+
+def test_a_model_that_was_grown_with_its_optimizer_trains_on(place: Path, grown: Path, tmp_path: Path) -> None:
+    """Some seconds: a run and a training. The loss goes on where it was, and so do the moments."""
+    (place / "more.yaml").write_text(text_of("./grown"))
+    changes = {"target": {"config": {"n_layer": 4}}, "growth.state": "carry"}
+    convert(loaded(place, tmp_path / "larger", "more.yaml", **changes), device="cpu")
+    assert verify(tmp_path / "larger", source=str(grown))["derived"]["training"] == 1
+    changes = {"source.model": str(tmp_path / "larger"), "target": {"config": {}}, "train.steps": 2}
+    train_model(loaded(place, tmp_path / "on", "more.yaml", **changes), device="cpu")
+    before, first = log_of(grown)[-1], log_of(tmp_path / "on")[0]
+    assert (before["step"], first["step"]) == (12, 0)
+    assert first["validation_loss"] == pytest.approx(before["validation_loss"], abs=1e-4)
+    state = read_optimizer_state(tmp_path / "on" / "ligo/training_state.safetensors")
+    # What the source had goes on at its last step; the layer that is new has begun.
+    assert {float(parts["step"]) for parts in state.values()} == {14.0, 2.0}
+    assert {name.split(".")[2] for name, parts in state.items() if float(parts["step"]) == 2.0} == {"3"}
+
+
+@pytest.mark.skipif(no_sandbox() is not None, reason=str(no_sandbox()))
+def test_the_optimizer_of_another_program_is_taken_along(place: Path, tmp_path: Path) -> None:
+    """Some seconds: two trainings, and two confined processes that read pickles."""
+    (place / "plain.yaml").write_text(text_of("./source"))
+    source = shutil.copytree(place / "source", tmp_path / "source")
+    changes = {"source.model": str(source), "target": {"config": {}}, "train.steps": 2}
+    moments = with_state(source, steps=3)
+    recipe = loaded(place, tmp_path / "out", "plain.yaml", **changes)
+    train_model(recipe, device="cpu")
+    state = read_optimizer_state(tmp_path / "out" / "ligo/training_state.safetensors")
+    assert set(state) == set(moments)
+    assert {float(parts["step"]) for parts in state.values()} == {5.0}
+    assert "optimizer.pt" in (tmp_path / "out" / "ligo" / "provenance.json").read_text()
+    with_state(source, steps=4)
+    with pytest.raises(OutputBusy, match=r"optimizer\.pt"):
+        train_model(recipe, device="cpu")
+    # One that is not understood stays behind, and it is said.
+    torch.save({"quantised": torch.zeros(3)}, source / "optimizer.pt")
+    progress = RecordedProgress()
+    train_model(loaded(place, tmp_path / "fresh", "plain.yaml", **changes), device="cpu", progress=progress)
+    assert any("optimizer.pt is not taken along" in line for line in progress.warned)
+    state = read_optimizer_state(tmp_path / "fresh" / "ligo/training_state.safetensors")
+    assert {float(parts["step"]) for parts in state.values()} == {2.0}
 
 
 def test_muon_cosine_and_an_optimizer_of_another_rule(place: Path, grown: Path, tmp_path: Path) -> None:
