@@ -78,9 +78,7 @@ KINDS = (
     _kind(
         r".*\.distcp|\.metadata|pytorch_model_fsdp_[0-9]+",
         "a distributed checkpoint of PyTorch",
-        "join its parts, and import the result:\n"
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt\n"
-        "ligo-convert import model.pt DIR",
+        "import it: ligo-convert import FOLDER DIR; then name DIR as the source",
     ),
     _kind(
         r".*\.gguf",

@@ -614,7 +614,8 @@ def import_(
 ) -> None:
     """Write a pickled checkpoint (.bin, .pt, .pth, .ckpt) as safetensors to the new directory DIR.
 
-    PATH is a file, or a directory with pytorch_model.bin or its shards. A process without rights and without a network reads it.
+    PATH is a file, a directory with pytorch_model.bin or its shards, or a sharded checkpoint of torch.distributed.checkpoint. A process
+    without rights and without a network reads it.
     """
     from ligo_convert.cli.reports import import_report
 

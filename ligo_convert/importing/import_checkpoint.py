@@ -1,6 +1,7 @@
 """Write the weights of a pickled checkpoint as safetensors, with its config and a record of its origin.
 
-Input: a pickled file, or a directory with `pytorch_model.bin` or its shards. Output: a directory that a recipe can name as its source.
+Input: a pickled file, a directory with `pytorch_model.bin` or its shards, or one of torch.distributed.checkpoint.
+Output: a directory that a recipe can name as its source.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.writer import Writer, plan_shards
 from ligo_convert.environment import versions
 from ligo_convert.errors import RecipeError, SourceChanged, SourceError, some
-from ligo_convert.importing.pickle_reader import Group, PickledFile, PickledTensor
+from ligo_convert.importing.pickle_reader import SHARD, TABLE, Group, PickledFile, PickledTensor
 from ligo_convert.importing.state_dict import choose_group, plain_names
 from ligo_convert.io.files import check_room, output_path, refuse_taken
 from ligo_convert.io.staging import Staging
@@ -34,6 +35,8 @@ from ligo_convert.progress import Progress
 
 RECORD = "ligo-import.json"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
+# accelerate and transformers' Trainer store a model so under FSDP.
+_SHARDED = re.compile(r"pytorch_model_fsdp_[0-9]+")
 _PICKLED = re.compile(r".+\.(bin|pt|pth|ckpt)(\.tar)?")
 _FORMAT = "ligo-import/1"
 # Open processes at a time. A shard of the output can hold tensors of two files.
@@ -107,7 +110,7 @@ def import_checkpoint(
     """Import a pickled checkpoint into the new directory `out` and return a report.
 
     Args:
-        path: a pickled file, or a directory that holds one.
+        path: a pickled file, a directory that holds one, or a sharded checkpoint of torch.distributed.checkpoint.
         out: the directory to write; it must not exist, or be empty.
         settings: what the user says about the checkpoint.
         progress: shows the progress.
@@ -172,6 +175,18 @@ def _pickled_files(path: Path) -> tuple[list[Path], dict[str, str]]:
             where=path.name,
             hint="name the directory as the source, or name the pickled file itself",
         )
+    if TABLE in names:
+        return [path], {}
+    sharded = sorted(name for name in names if _SHARDED.fullmatch(name) and (path / name / TABLE).is_file())
+    if len(sharded) > 1:
+        raise SourceError(
+            "several sharded checkpoints",
+            where=path.name,
+            found=some(sharded),
+            hint="name the directory of one, with --config or --architecture",
+        )
+    if sharded:
+        return [path / sharded[0]], {}
     if _PICKLED_INDEX in names:
         index = _index(path)
         files = sorted(set(index.values()))
@@ -186,7 +201,7 @@ def _pickled_files(path: Path) -> tuple[list[Path], dict[str, str]]:
         raise SourceError(
             "several pickled files" if found else "no pickled file",
             where=path.name,
-            expected="pytorch_model.bin, its shards with their index, or one .pt, .pth, .ckpt or .bin file",
+            expected="pytorch_model.bin, its shards with their index, one .pt, .pth, .ckpt or .bin file, or .metadata and .distcp files",
             found=some(found) if found else None,
             hint="name the file itself, with --config or --architecture" if found else "",
         )
@@ -284,7 +299,8 @@ def _carry(
     if path.is_dir():
         place = _place(path)
         small = SmallFiles(place)
-        files = sort_files(place, small, used={CONFIG, CARD, _PICKLED_INDEX, *pickled})
+        shards = {name for name in place.names if name == TABLE or SHARD.fullmatch(name)}
+        files = sort_files(place, small, used={CONFIG, CARD, _PICKLED_INDEX, *pickled, *shards})
         left = list(files.left)
         for name in (CONFIG, CARD, *files.carried, *files.module_files):
             if name not in carried and ("/" in name or name in place.names):

@@ -1,14 +1,17 @@
-"""Read the tensors of a pickled file through a confined process.
+"""Read the tensors of a pickled file, or of a sharded checkpoint, through a confined process.
 
-Input: the path of one file. Output: the table of its tensors, and the bytes of one tensor at a time. Nothing of the file is
-interpreted in this process: it receives JSON and raw bytes, and checks both.
+Input: the path of one file, or of a directory of torch.distributed.checkpoint. Output: the table of its tensors, and the bytes of one
+tensor at a time. Nothing of the file is interpreted in this process: it receives JSON and raw bytes, and checks both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import select
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +23,7 @@ from typing import Any
 from ligo_convert.checkpoints.digests import sha256_of
 from ligo_convert.checkpoints.headers import MAX_NAME
 from ligo_convert.checkpoints.tensors import DTYPE_BYTES, TensorSpec
-from ligo_convert.errors import MachineError, SourceError, printable
+from ligo_convert.errors import MachineError, SourceChanged, SourceError, printable
 from ligo_convert.importing.sandbox import support
 from ligo_convert.io.strict_json import short, strict_json
 
@@ -30,6 +33,10 @@ SILENCE_SECONDS = 900.0
 # Besides the file itself: what loading takes before the first tensor.
 _EXTRA_MEMORY = 1 << 30
 _MOST_MESSAGE = 256 << 20
+
+# The table of a sharded checkpoint, and its shards.
+TABLE = ".metadata"
+SHARD = re.compile(r".+\.distcp")
 
 # Only these variables reach the process: tokens and other secrets do not.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR")
@@ -86,11 +93,10 @@ class PickledFile:
     """An open pickled file and the process that reads it. A context manager; the process ends with it.
 
     Args:
-        path: the file.
+        path: the file, or the directory of a sharded checkpoint (torch.distributed.checkpoint), which is read into memory as a whole.
         label: its name in messages.
         confine: False reads it without the sandbox of the kernel.
-        tree: True reads the whole content as `tree`, where the place of every tensor is kept; `groups` is empty then. The path may then
-            also be the directory of a sharded checkpoint (torch.distributed.checkpoint).
+        tree: True reads the whole content as `tree`, where the place of every tensor is kept; `groups` is empty then.
 
     Attributes:
         groups: the dictionaries with tensors.
@@ -110,13 +116,15 @@ class PickledFile:
                 where=label,
                 hint="import the file on Linux, or trust it: --no-sandbox still loads it with weights_only=True in a process of its own",
             )
-        sharded = tree and path.is_dir()
+        self._sharded = path.is_dir()
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECTORY if sharded else 0))
-            parts = list(path.iterdir()) if sharded else [path]
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECTORY if self._sharded else 0))
+            parts = list(path.iterdir()) if self._sharded else [path]
             self.size = sum(part.stat().st_size for part in parts)
         except OSError as error:
             raise SourceError(f"cannot be opened: {os.strerror(error.errno or 0)}", where=label) from None
+        # The process reads shards as soon as it starts.
+        self._opened_with = self._digest_of_shards() if self._sharded else ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
         self._folder = tempfile.TemporaryDirectory(prefix="ligo-import-")
         request = {
@@ -124,7 +132,7 @@ class PickledFile:
             "path": os.path.realpath(path),
             "confine": confine,
             "tree": tree,
-            "sharded": sharded,
+            "sharded": self._sharded,
             "memory": 2 * self.size + _EXTRA_MEMORY,
             "cpu_seconds": 300 + self.size // 10_000_000,
         }
@@ -151,8 +159,40 @@ class PickledFile:
             raise
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole file, in hex. It is read again by each call."""
-        return sha256_of(self._descriptor, label=self.label)
+        """Return the SHA-256 of the whole file, in hex. It is read again by each call.
+
+        That of a sharded checkpoint is the SHA-256 of what `sha256sum .metadata *.distcp` prints in its directory.
+
+        Raises:
+            SourceChanged: a shard has other bytes than when it was opened.
+        """
+        if not self._sharded:
+            return sha256_of(self._descriptor, label=self.label)
+        found = self._digest_of_shards()
+        if found != self._opened_with:
+            raise SourceChanged(
+                "the shards changed while they were read", where=self.label, expected=self._opened_with, found=found
+            )
+        return found
+
+    def _digest_of_shards(self) -> str:
+        with os.scandir(self._descriptor) as entries:
+            names = sorted(entry.name for entry in entries if entry.name == TABLE or SHARD.fullmatch(entry.name))
+        lines = []
+        for name in names:
+            label = f"{self.label}/{short(name)}"
+            try:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            except OSError as error:
+                raise SourceError(f"cannot be opened: {os.strerror(error.errno or 0)}", where=label) from None
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise SourceError("not a regular file", where=label)
+                lines.append(f"{sha256_of(descriptor, label=label)}  {name}\n")
+            finally:
+                os.close(descriptor)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def read(self, tensor: PickledTensor) -> memoryview:
         """Return the bytes of a tensor in C order.

@@ -8,11 +8,13 @@ belongs into the confined process (`pickle_child`).
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,7 +31,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch": ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "bool", "strided"),
+    "torch": (
+        *("Size", "float64", "float32", "float16", "bfloat16"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool", "strided"),
+    ),
     "torch.serialization": ("_get_layout",),
     "collections": ("OrderedDict",),
 }
@@ -53,10 +58,30 @@ class _Reader(FileSystemReader):
         if not isinstance(found, metadata.Metadata):
             raise pickle.UnpicklingError("the table of shards is something else")
         for shard in (found.storage_data or {}).values():
-            if Path(shard.relative_path).name != shard.relative_path:
-                raise pickle.UnpicklingError("the table of shards names a file outside of its directory")
+            if Path(shard.relative_path).name != shard.relative_path or not shard.relative_path.endswith(".distcp"):
+                raise pickle.UnpicklingError("the table of shards names a file that is no shard of its directory")
+        for name, entry in found.state_dict_metadata.items():
+            if isinstance(entry, metadata.TensorStorageMetadata) and not _is_whole(entry):
+                raise pickle.UnpicklingError(f"the shards do not hold every value of {name!r:.200} once")
         found.storage_meta = metadata.StorageMeta()
         return found
+
+
+def _is_whole(entry: metadata.TensorStorageMetadata) -> bool:
+    """Return True if the chunks of a tensor fill it and do not overlap. torch leaves what no chunk fills as it finds it in memory."""
+    chunks = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(entry.size):
+        return False
+    if not entry.size or not chunks:
+        return True
+    begin = np.array([list(chunk.offsets) for chunk in chunks], dtype=np.int64)
+    end = begin + np.array([list(chunk.sizes) for chunk in chunks], dtype=np.int64)
+    if begin.min() < 0 or (end > np.array(list(entry.size))).any():
+        return False
+    met = np.ones((len(chunks), len(chunks)), dtype=bool)
+    for along in range(begin.shape[1]):
+        met &= (begin[:, None, along] < end[None, :, along]) & (begin[None, :, along] < end[:, None, along])
+    return bool(met.sum() == len(chunks))
 
 
 class _Planner(_EmptyStateDictLoadPlanner):
@@ -75,10 +100,17 @@ class _Writer(FileSystemWriter):
 
 
 def read_sharded(directory: Path) -> dict[str, Any]:
-    """Return the content of a sharded checkpoint, every tensor whole. Raises ValueError if it is damaged, or holds more than data."""
+    """Return the content of a sharded checkpoint, every tensor whole.
+
+    Raises:
+        ValueError: it is damaged, or holds more than data.
+        UnpicklingError: its table is.
+    """
     content: dict[str, Any] = {}
+    reader = _Reader(directory)
+    reader.read_metadata()  # torch tells of a table that is refused as of one that is missing
     try:
-        _load_state_dict(content, storage_reader=_Reader(directory), planner=_Planner(), no_dist=True)  # type: ignore[no-untyped-call]
+        _load_state_dict(content, storage_reader=reader, planner=_Planner(), no_dist=True)  # type: ignore[no-untyped-call]
     except CheckpointException as error:
         # It is a BaseException, and its message a traceback.
         raise ValueError("; ".join(str(failure[0]) for failure in error.failures.values())) from None

@@ -228,7 +228,7 @@ INSTEAD = [
     (("model_best.pth.tar",), "a pickled checkpoint", PICKLE),
     (("model.pt",), "a pickled checkpoint", PICKLE),
     (("zero_to_fp32.py",), "DeepSpeed", "python zero_to_fp32.py"),
-    (("__0_0.distcp", ".metadata"), "a distributed checkpoint of PyTorch", "dcp_to_torch"),
+    (("__0_0.distcp", ".metadata"), "a distributed checkpoint of PyTorch", "ligo-convert import FOLDER DIR"),
     (("model-q4.gguf",), "the GGUF format", "gguf_file='model-q4.gguf'"),
     (("weights.00.safetensors",), "MLX", "convert it again"),
     (("ViT-B_16.npz",), "NumPy's format", "save_for_hf"),

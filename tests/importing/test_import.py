@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import pickle
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import checkpoint
 
 from ligo_convert.errors import LigoError, MachineError, OutputBusy, RecipeError, SourceChanged, SourceError
 from ligo_convert.importing import import_checkpoint as module
@@ -114,6 +119,68 @@ def test_shards_with_an_index_and_small_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not hold it"):
         import_checkpoint(folder, tmp_path / "other", ImportSettings())
     assert not (tmp_path / "other").exists()
+
+
+def write_shards(folder: Path, content: dict[str, Any]) -> Path:
+    """As torch, and so accelerate, writes them."""
+    checkpoint.save(content, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_shards_of_a_training_with_fsdp(tmp_path: Path) -> None:
+    """Some seconds: the process that reads shards imports torch.distributed. The directory of accelerate's save_state."""
+    folder = tmp_path / "checkpoint-3"
+    shards = write_shards(folder / "pytorch_model_fsdp_0", {"model": weights()})
+    write_shards(folder / "optimizer_0", {"optimizer": {"state": {}}})
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    import_checkpoint(folder, tmp_path / "out", ImportSettings())
+    assert_written(tmp_path / "out", weights())
+    assert names_in(tmp_path / "out") == ["config.json", "ligo-import.json", "model.safetensors"]
+    record = json.loads((tmp_path / "out" / "ligo-import.json").read_text())
+    source = record["sources"][0]
+    assert (source["file"], source["key"], source["tensors"]) == ("pytorch_model_fsdp_0", ["model"], len(weights()))
+    printed = subprocess.run(
+        "sha256sum .metadata *.distcp", shell=True, cwd=shards, capture_output=True, check=True, timeout=30
+    )
+    assert source["sha256"] == hashlib.sha256(printed.stdout).hexdigest()
+    assert {Path(entry["path"]).parts[0] for entry in record["left_behind"]} == {"optimizer_0"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_plain_shards_and_such_as_are_refused(tmp_path: Path) -> None:
+    """Slow: five processes import torch.distributed."""
+    plain = write_shards(tmp_path / "plain", dict(weights()))
+    import_checkpoint(plain, tmp_path / "out", TIMM)
+    assert_written(tmp_path / "out", weights())
+    assert json.loads((tmp_path / "out" / "ligo-import.json").read_text())["left_behind"] == []
+
+    def refused(name: str, match: str) -> None:
+        with pytest.raises(SourceError, match=match):
+            import_checkpoint(tmp_path / name, tmp_path / "new", TIMM)
+        assert not (tmp_path / "new").exists()
+
+    # A part of a tensor that no shard holds: torch would leave there what was in memory.
+    hole = shutil.copytree(plain, tmp_path / "hole")
+    table = pickle.loads((hole / ".metadata").read_bytes())
+    chunk = table.state_dict_metadata["body.transposed"].chunks[0]
+    chunk.sizes = torch.Size([4, *chunk.sizes[1:]])
+    (hole / ".metadata").write_bytes(pickle.dumps(table))
+    refused("hole", "do not hold every value of 'body.transposed' once")
+    code = shutil.copytree(plain, tmp_path / "code")
+    (code / ".metadata").write_bytes(pickle.dumps(_Canary(tmp_path / "ran"), protocol=2))
+    refused("code", "posix.system")
+    assert not (tmp_path / "ran").exists()
+    outside = shutil.copytree(plain, tmp_path / "outside")
+    shard = next(outside.glob("*.distcp"))
+    shard.unlink()
+    refused("outside", "shards cannot be read")
+    shard.symlink_to(plain / shard.name)
+    refused("outside", "cannot be opened")
+    for number in range(2):
+        shutil.copytree(plain, tmp_path / "two" / f"pytorch_model_fsdp_{number}")
+    refused("two", "several sharded checkpoints")
 
 
 class _Canary:
