@@ -99,8 +99,9 @@ def not_derived(out: Path, name: str, source: Path, match: str) -> None:
         verify(out, source=str(source))
 
 
+@pytest.mark.slow
 def test_a_grown_state_is_derived_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some seconds: one run, and files of pickles that confined processes read. What digests cannot tell, the source does."""
+    """Slow: confined processes read pickles some dozen times. What digests cannot tell, the source does."""
     source = write_checkpoint(tmp_path / "source", tokenizer=False)
     with_state(source)
     torch.save(torch.get_rng_state(), source / "rng_state.pth")
