@@ -6,7 +6,8 @@
     python scripts/make_results.py --into docs/results --check
 
 Input: output directories of `ligo-convert compare` as KIND=DIR. A kind is `gpt2`, `bert` or `cait`, with a suffix for a further run.
-Output: results.json with the figures of every kind, and the page and the pictures, which are made from results.json alone.
+Output: results.json with the figures of every kind, and the page and the pictures, which are made from results.json alone. With
+`--advice ligo_convert/outputs/measured.json` also what model cards and plans advise.
 
 A given kind replaces the recorded one. Without arguments, the page and the pictures are written again. `--check` writes nothing and
 exits with 1 if the page is out of date. A results.json of an older format is replaced, not extended.
@@ -25,6 +26,8 @@ from typing import Any
 
 import click
 
+from ligo_convert.comparison.measured import FORMAT as ADVICE_FORMAT
+from ligo_convert.comparison.measured import measured_of
 from ligo_convert.comparison.methods import METHODS, SCRATCH
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
@@ -121,10 +124,12 @@ def figures_of(record: Data, kind: str, *, command: str | None = None) -> dict[s
     The evaluations along each run are left out: every figure of the page is read from the ends of runs.
     """
     data = record.get("data") or {}
+    settings = record.get("settings") or CompareConfig().model_dump(mode="json")
     return {
         "command": command or command_of(record, kind),
         "trained_on": _kind(kind).data if _recipe(record["recipe"]) is not None else None,
         **{key: record[key] for key in _KEPT},
+        **{key: settings[key] for key in ("rate_factors", "weight_decay")},
         # Other keys are left out, because they may hold local paths.
         "sources": [{key: source.get(key) for key in _SOURCE} for source in record["sources"]],
         "data": {unit: data[unit] for unit in ("tokens", "images") if unit in data},
@@ -468,6 +473,12 @@ def _block(text: str) -> Iterator[str]:
     yield "```"
 
 
+def advice(results: Data) -> dict[str, Any]:
+    """Return the content of `ligo_convert/outputs/measured.json`. The main comparison of a task counts, which has no suffix."""
+    main = {kind: figures for kind, figures in results["kinds"].items() if kind in KINDS}
+    return {"format": ADVICE_FORMAT, "tasks": {figures["task"]: measured_of(figures) for figures in main.values()}}
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -530,8 +541,13 @@ def _order(kind: str) -> tuple[int, str]:
 @click.option(
     "--command", "commands", multiple=True, metavar="KIND=TEXT", help="What made it, where that is not plain."
 )
+@click.option(
+    "--advice", "advised", type=click.Path(path_type=Path, dir_okay=False), help="File for what cards and plans advise."
+)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where the page is not what the figures give.")
-def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], check: bool) -> None:
+def main(
+    directories: tuple[str, ...], into: Path, commands: tuple[str, ...], advised: Path | None, check: bool
+) -> None:
     """Write results.json, results.md and the pictures into a folder."""
     given, told = _named(directories, "DIR"), _named(commands, "TEXT")
     if check and (given or told):
@@ -553,6 +569,8 @@ def main(directories: tuple[str, ...], into: Path, commands: tuple[str, ...], ch
     (into / PICTURES).mkdir(parents=True, exist_ok=True)
     (into / FIGURES).write_text(stored(results) + "\n", encoding="utf-8")
     (into / PAGE).write_text(page(results), encoding="utf-8")
+    if advised is not None:
+        advised.write_text(stored(advice(results)) + "\n", encoding="utf-8")
     for kind, figures in results["kinds"].items():
         picture = into / PICTURES / f"{kind}.png"
         # Another matplotlib version writes other bytes, so a kind that is not given keeps its picture.

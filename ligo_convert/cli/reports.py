@@ -78,6 +78,7 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
     old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
     table = make_table("", "row", "layout", "source", "target", "layers")
     from ligo_convert.cli.inspect import family_layout
+    from ligo_convert.outputs.advice import scale_of
 
     for row in family.rows_for(plan.start.target):
         layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
@@ -127,6 +128,10 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
     if data["ignored"]:
         pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"
     make_pairs(console, "", pairs)
+    if data["advice"] and training is None:
+        console.print()
+        make_pairs(console, "training on", {one["what"]: one["value"] for one in data["advice"]})
+        console.print(f"{scale_of(family)} The model card has the origin of every value.".strip())
     for warning in plan.warnings:
         Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ from ligo_convert.growth.twins import Symmetry
 from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
+from ligo_convert.outputs.advice import Advice, advise
 from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
@@ -101,6 +102,16 @@ class Plan:
         if self.fit is None:
             raise LigoError("this needs a `fit` section in the recipe", where=self.recipe.path.name)
         return self.fit
+
+    @property
+    def advice(self) -> list[Advice]:
+        """How to train the grown model, as far as it was measured."""
+        return advise(
+            self.family,
+            self.parameters["target"],
+            source_trained_here=self.pretrain is not None,
+            carries_state=self.recipe.growth.state is not None,
+        )
 
     @property
     def fits(self) -> bool:
@@ -463,6 +474,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.flops,
         "ignored": list(plan.inventory.ignored),
         "drawn_rows": list(plan.start.drawn_rows),
+        "advice": [asdict(one) for one in plan.advice],
         "warnings": list(plan.warnings),
     }
 

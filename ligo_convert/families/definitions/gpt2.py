@@ -12,7 +12,7 @@ PAPER = r"""@techreport{radford2019language,
 }"""
 
 # GPT-2's learning rates are not published; these models have the same layers.
-_GPT3 = "GPT-3, arXiv:2005.14165, table 2.1"
+_GPT3 = "GPT-3, arXiv:2005.14165, table 2.1 and appendix B"
 
 DECODERS = tuple(
     Training(

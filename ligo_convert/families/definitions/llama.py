@@ -12,7 +12,7 @@ PAPER = r"""@misc{touvron2023llama,
   url    = {https://arxiv.org/abs/2302.13971}
 }"""
 
-_LLAMA = "LLaMA, arXiv:2302.13971, table 2"
+_LLAMA = "LLaMA, arXiv:2302.13971, table 2 and the section on the optimizer"
 
 # Published rates of small models; GPT-3's layers are similar to Llama's.
 TRAININGS = (
@@ -20,7 +20,7 @@ TRAININGS = (
     Training(
         parameters=1.1e9,
         rate=4.0e-4,
-        batch="2M tokens",
+        batch="about 2M tokens",
         warmup="2,000 steps",
         decay=0.1,
         paper="TinyLlama, arXiv:2401.02385",

@@ -12,13 +12,13 @@ PAPER = r"""@misc{liu2019roberta,
   url    = {https://arxiv.org/abs/1907.11692}
 }"""
 
-_PAPER = "RoBERTa, arXiv:1907.11692, table 9"
+_PAPER = "RoBERTa, arXiv:1907.11692"
 
 TRAININGS = tuple(
     Training(
         parameters=parameters,
         rate=rate,
-        batch="8,000 sequences",
+        batch="8K sequences",
         warmup=f"{warmup} of 500,000 steps",
         decay=0.01,
         paper=_PAPER,

@@ -14,7 +14,7 @@ PAPER = r"""@inproceedings{dosovitskiy2021image,
   url       = {https://arxiv.org/abs/2010.11929}
 }"""
 
-# DeiT trains these models from scratch on ImageNet-1k with a rate of 5e-4 per 512 images of a batch.
+# A rate of 5e-4 per 512 images of a batch. CaiT is trained as DeiT, for 400 epochs (its authors' README).
 TRAININGS = (
     Training(
         parameters=86e6,

@@ -1,0 +1,100 @@
+"""Condense a comparison to what the card and the plan of a growth advise: rates, decay, optimizer, break-even, each with its scale.
+
+Input: an entry of docs/results/results.json.
+Output: plain data, as `outputs.measured` reads it from the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ligo_convert.comparison.headline import certain
+from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.families.registry import FAMILIES
+
+Data = Mapping[str, Any]
+
+FORMAT = "ligo-measured/1"
+
+
+def measured_of(figures: Data) -> dict[str, Any]:
+    """Return what a comparison measured, for the models of its task."""
+    budget, chosen = figures["budget"], figures["optimizer"]["chosen"]
+    return {
+        "family": figures["family"],
+        "model": FAMILIES[figures["family"]].model_type,
+        "parameters": figures["parameters"],
+        "seeds": len(figures["seeds"]),
+        "tokens_per_parameter": budget["tokens_per_parameter"],
+        "steps": budget["steps"],
+        "batch_size": budget["batch_size"],
+        "sequence_length": None if budget["unit"] == "images" else budget["sequence_length"],
+        "warmup_steps": figures["warmup_steps"],
+        "optimizer": chosen["name"],
+        "learning_rate": chosen["learning_rate"],
+        "decay": chosen["decay"],
+        "weight_decay": figures["weight_decay"],
+        "tried": _tried(figures),
+        "sources": [found for source in figures["sources"] if (found := _source(figures, source)) is not None],
+        "best_net": _best(figures, "net"),
+        "ahead_until": _ahead_until(figures),
+        "smaller_wins": [
+            len(figures["verdict"]["never_grown_wins"]),
+            sum(row["never_grown"] is not None for row in figures["equal_budget"]),
+        ],
+    }
+
+
+def _tried(figures: Data) -> dict[str, list[Any]]:
+    """Return what scratch tried: optimizers, decays, and the factors that all others tried."""
+    runs = figures["optimizer"]["tried"]
+    return {
+        "optimizers": sorted({run["optimizer"] for run in runs}),
+        "decays": sorted({run["decay"] for run in runs}),
+        "rate_factors": sorted(set(figures["rate_factors"])),
+    }
+
+
+def _source(figures: Data, source: Data) -> dict[str, Any] | None:
+    """Return the method that saves most from a source, with the source left out, and its learning rate; None if none is certain."""
+    found = [
+        (name, entry)
+        for name, entry in figures["methods"].items()
+        if entry["start"] and entry["source"] == source["name"] and certain(entry["headline"]["paper"])
+    ]
+    if not found:
+        return None
+    name, entry = max(found, key=lambda pair: pair[1]["headline"]["paper"]["saved"])
+    rows = [row for row in figures["break_even"] if row["method"] == name and row["targets"] is not None]
+    net = entry["headline"]["net"]
+    return {
+        "share_of_scratch": source["fraction_of_scratch"],
+        "tokens_per_parameter": source["tokens_per_parameter"],
+        "method": entry["base"],
+        "rate_factor": entry["learning_rate"] / figures["optimizer"]["chosen"]["learning_rate"],
+        "paper": entry["headline"]["paper"]["saved"],
+        "net": net["saved"] if certain(net) else None,
+        "targets": min((row["targets"] for row in rows), default=None),
+    }
+
+
+def _best(figures: Data, way: str) -> dict[str, Any] | None:
+    best = figures["verdict"]["best"][way]
+    if best is None or best["method"] == SCRATCH:
+        return None
+    return {"method": figures["methods"][best["method"]]["base"], "saved": best["saved"], "bound": best["bound"]}
+
+
+def _ahead_until(figures: Data) -> dict[str, float | None]:
+    """Return the largest cost at which the best method is below scratch, as a share of the budget; None where it never is."""
+    found: dict[str, float | None] = {}
+    for way in ("net", "paper"):
+        shares = [
+            row["share"]
+            for row in figures["equal_budget"]
+            if row[way] and row["scratch"] and None not in (row[way]["loss"], row["scratch"]["loss"])
+            and row[way]["loss"] < row["scratch"]["loss"]
+        ]  # fmt: skip
+        found[way] = max(shares, default=None)
+    return found

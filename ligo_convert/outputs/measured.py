@@ -1,0 +1,119 @@
+"""What comparisons measured, as the card and the plan of a growth advise it.
+
+`measured.json` lies beside this module. `scripts/make_results.py` writes it from the finished comparisons of docs/results/results.md, so
+that no figure of it is written by hand. A kind of model (causal language models, ...) without a finished comparison has no entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("measured.json")
+
+RESULTS = "ligo-convert's docs/results/results.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSource:
+    """What growing from a source of one strength saved, by its best method.
+
+    Attributes:
+        share: FLOPs of training the source, as a share of training the target from scratch.
+        method: the method of `compare` that saves most with the source left out.
+        rate_factor: its learning rate divided by the best one from scratch.
+        paper, net: per cent of scratch's FLOPs saved, the source left out and charged. `net` is None where there is only an upper bound.
+        targets: targets that pay the source back; None for never.
+    """
+
+    share: float
+    method: str
+    rate_factor: float
+    paper: float
+    net: float | None
+    targets: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A comparison, condensed.
+
+    Attributes:
+        model: `model_type` of the models.
+        parameters: size of the target.
+        seeds: seeds of every figure.
+        tokens_per_parameter: budget of scratch, in tokens (patches) per parameter of the target.
+        batch: sequences or images of a step, in words.
+        warmup: share of the budget in which the learning rate rises.
+        optimizer, learning_rate, decay, weight_decay: what was best for scratch.
+        tried: lists of the optimizers and decays that scratch tried, and of the rate factors that all others tried.
+        sources: one for every strength of the source, the weakest first.
+        ahead_until: `net`, `paper` -> the largest share of the budget at which the best method was ahead of scratch; None for never.
+        smaller_wins: at how many costs a smaller model that never grew was as good as every method, and how many were decided.
+    """
+
+    model: str
+    parameters: int
+    seeds: int
+    tokens_per_parameter: float
+    batch: str
+    warmup: float
+    optimizer: str
+    learning_rate: float
+    decay: float
+    weight_decay: float
+    tried: Mapping[str, list[Any]]
+    sources: tuple[MeasuredSource, ...]
+    ahead_until: Mapping[str, float | None]
+    smaller_wins: tuple[int, int]
+
+    @property
+    def scale(self) -> str:
+        """Return the scale of the comparison, in words."""
+        seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        return f"a {self.model} of {rounded(self.parameters)} parameters, {self.tokens_per_parameter:.3g} tokens per parameter, {seeds}"
+
+
+@functools.cache
+def measured_by_task() -> Mapping[str, Measured]:
+    """Return task -> the comparison of its models."""
+    found = json.loads(FILE.read_bytes())["tasks"]
+    return {task: read_measured(entry) for task, entry in found.items()}
+
+
+def read_measured(entry: Mapping[str, Any]) -> Measured:
+    """Return an entry of `measured.json`."""
+    length = entry["sequence_length"]
+    return Measured(
+        **{
+            key: entry[key] for key in ("model", "seeds", "tokens_per_parameter", "optimizer", "learning_rate", "decay")
+        },
+        **{key: entry[key] for key in ("weight_decay", "tried", "ahead_until")},
+        parameters=entry["parameters"]["target"],
+        batch=f"{entry['batch_size']:,} " + ("images" if length is None else f"sequences of {length:,} tokens"),
+        warmup=entry["warmup_steps"] / entry["steps"],
+        sources=tuple(
+            MeasuredSource(
+                share=source["share_of_scratch"],
+                **{key: source[key] for key in ("method", "rate_factor", "paper", "net", "targets")},
+            )
+            for source in entry["sources"]
+        ),
+        smaller_wins=(entry["smaller_wins"][0], entry["smaller_wins"][1]),
+    )
+
+
+def rounded(count: float) -> str:
+    """Format a number of parameters with three significant digits.
+
+    >>> rounded(554_240), rounded(125e6), rounded(1.3e9)
+    ('554K', '125M', '1.3B')
+    """
+    unit, suffix = next(
+        (unit, suffix) for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= unit
+    )
+    return f"{count / unit:.3g}{suffix}"
