@@ -3,6 +3,8 @@
     python scripts/run_results.py out/results --images DIR --minutes 50
     python scripts/run_results.py out/results --only gpt2,gpt2-seeds
 
+About an hour for each kind on two cores, and as much for its seeds.
+
 Input: a folder for the comparisons, and CIFAR-10's training images with one folder per class (without them the vision kind is skipped).
 Output: one finished comparison per kind, from which `scripts/make_results.py` makes the page.
 
@@ -22,18 +24,20 @@ import click
 RECIPES = Path(__file__).parent.parent / "recipes"
 STOPPED = 128 + signal.SIGTERM
 
-# Kind -> arguments of `ligo-convert compare`. Several seeds are run only for scratch, the best baselines and LiGO.
-FEW = "net2net,direct,lemon,ligo"
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("compare_gpt2.yaml",),
-    "bert": ("compare_bert.yaml",),
-    "cait": ("compare_cait.yaml",),
-    "gpt2-seeds": ("compare_gpt2.yaml", "--methods", FEW, "--seeds", "0,1,2"),
-    "gpt2-options": (
-        "compare_gpt2.yaml",
-        "--methods",
-        "lemon,ligo,ligo+layer-drop,ligo+token-drop,ligo+staged,lemon/stack,lemon/stack+fit",
-    ),
+# All methods of interest run with one seed; scratch, the smaller models, the best methods and LiGO with three.
+METHODS = {
+    "gpt2": "late,midas,lemon,ligo,direct,lemon/interpolate",
+    "bert": "late,midas,interpolate,ligo,direct,bert2bert-aki",
+    "cait": "late,midas,lemon,ligo,direct,interpolate",
+}
+FEW = {"gpt2": "late,lemon,ligo", "bert": "late,interpolate,ligo", "cait": "late,lemon,ligo"}
+# Kind -> arguments of `ligo-convert compare`, and the kind whose finished jobs it goes on from.
+COMMANDS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    **{kind: ((f"compare_{kind}.yaml", "--methods", names), None) for kind, names in METHODS.items()},
+    **{
+        f"{kind}-seeds": ((f"compare_{kind}.yaml", "--methods", names, "--seeds", "0,1,2"), kind)
+        for kind, names in FEW.items()
+    },
 }
 
 
@@ -50,7 +54,9 @@ def main(folder: Path, images: str | None, minutes: float | None, only: str | No
     if unknown:
         raise click.BadParameter(f"no kind {unknown[0]!r}; there are {', '.join(COMMANDS)}", param_hint="--only")
     for kind in kinds:
-        recipe, *options = COMMANDS[kind]
+        (recipe, *options), earlier = COMMANDS[kind]
+        if earlier is not None and (folder / earlier).is_dir():
+            options += ["--reuse", str(folder / earlier)]
         if kind.startswith("cait"):
             if images is None:
                 click.echo(f"{kind}: left out, there is no --images DIR", err=True)
