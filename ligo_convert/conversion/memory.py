@@ -140,6 +140,14 @@ def estimate_memory(load: ModelLoad, *, measuring: Method | None) -> int:
     return BASE_BYTES + source + 2 * target + operator + activations + 4 * wide * row
 
 
+def state_memory(load: ModelLoad) -> int:
+    """Estimate the peak resident memory of growing an optimizer's state, in bytes: it is grown after the weights, and not streamed."""
+    source = sum(spec.elements for spec in load.inventory.stored.values())
+    target = sum(spec.elements for spec in load.specs)
+    # Two moments in float32 of the source, those of the target, and the file that is made of them.
+    return BASE_BYTES + 2 * 4 * (source + 2 * target)
+
+
 def _streamed_elements(load: ModelLoad) -> int:
     """Estimate the elements in memory while streamed models are measured: states of all layers, one layer's activations, one weight."""
     family, start = load.family, load.start

@@ -25,6 +25,7 @@ from ligo_convert.conversion.memory import (
     estimate_memory,
     measuring_reads,
     physical_memory,
+    state_memory,
 )
 from ligo_convert.conversion.source_checks import refuse_other_sources
 from ligo_convert.conversion.target import family_of_target, left_out_parts, target_changes
@@ -215,6 +216,8 @@ def make_plan(
     carried = plan_carried(start, source) if source is not None else None
     warnings += carried.warnings() if carried is not None else []
     measuring, memory = _decide_measuring(recipe, load, warnings, here=here)
+    if recipe.growth.state is not None and not recipe.trains:
+        memory = max(memory, _memory_of_state(recipe, load, here=here))
     if here and check_disk:
         beside = source.model_files.nbytes if source is not None else 0
         check_room(Path(recipe.output.dir), shards.nbytes + SIDE_FILE_BYTES + beside)
@@ -326,6 +329,20 @@ def _decide_measuring(recipe: Recipe, load: ModelLoad, warnings: list[str], *, h
         "too little memory to run source and target, even one weight at a time: preservation is not measured"
     )
     return None, estimate_memory(load, measuring=None)
+
+
+def _memory_of_state(recipe: Recipe, load: ModelLoad, *, here: bool) -> int:
+    """Return the memory that growing the optimizer's state takes. Raises MachineError if it is more than this machine has."""
+    needed, installed = state_memory(load), physical_memory()
+    if here and needed > installed:
+        raise MachineError(
+            "growing the optimizer's state needs more memory than this machine has",
+            where=recipe.where("growth", "state"),
+            expected=f"{needed / 1e9:.1f} GB",
+            found=f"{installed / 1e9:.1f} GB",
+            hint="grow the weights alone, without growth.state and --with-optimizer: they are streamed",
+        )
+    return needed
 
 
 def another_start(plan: Plan, *, width: str, depth: str, tie: str | None, seed: int) -> GrowthPlan:

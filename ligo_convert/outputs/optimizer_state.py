@@ -163,7 +163,7 @@ def grown_files(
     *,
     policy: str,
     left: Callable[[str], None],
-) -> Iterator[tuple[str, bytes]]:
+) -> Iterator[tuple[str, bytes | memoryview]]:
     """Yield name and bytes of every file of the training's state for the target. The same input gives the same bytes.
 
     Args:
@@ -238,7 +238,7 @@ class _Read:
 
 def _grown_optimizer_files(
     files: TrainingFiles, family: Family, inventory: Inventory, operator: Operator, policy: str
-) -> Iterator[tuple[str, bytes]]:
+) -> Iterator[tuple[str, bytes | memoryview]]:
     """Yield name and bytes of the files of the target's optimizer state."""
     if files.optimizer != TRAINING_STATE:
         yield from _stored(_grown_optimizer(files, family, inventory, operator, policy), files)
@@ -247,7 +247,7 @@ def _grown_optimizer_files(
     from ligo_convert.training.state import optimizer_state
 
     grown = grown_moments(operator, family, source_moments(files, inventory), policy=policy)
-    yield TRAINING_STATE, b"".join(bytes(piece) for piece in optimizer_state(grown))
+    yield TRAINING_STATE, b"".join(optimizer_state(grown))
 
 
 def source_moments(files: TrainingFiles, inventory: Inventory) -> dict[str, dict[str, torch.Tensor]]:
@@ -269,14 +269,14 @@ def source_moments(files: TrainingFiles, inventory: Inventory) -> dict[str, dict
     return found
 
 
-def _stored(content: dict[str, Any], files: TrainingFiles) -> Iterator[tuple[str, bytes]]:
+def _stored(content: dict[str, Any], files: TrainingFiles) -> Iterator[tuple[str, bytes | memoryview]]:
     """Yield name and bytes of the files that hold an optimizer's state."""
     import torch
 
     if files.optimizer in files.sha256:
         out = io.BytesIO()
         torch.save(content, out)
-        yield files.optimizer, out.getvalue()
+        yield files.optimizer, out.getbuffer()
         return
     from ligo_convert.importing.sharded import write_sharded
 

@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from ligo_convert.cli.main import cli
 from ligo_convert.conversion.convert import convert
+from ligo_convert.conversion.plan import plan_recipe
 from ligo_convert.conversion.run_record import ConversionResult
-from ligo_convert.errors import LigoError, OutputBusy, RecipeError, SourceError, VerificationError
+from ligo_convert.errors import LigoError, MachineError, OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.growth.moments import grown_moments
 from ligo_convert.growth.operator_file import family_of, read_operator
 from ligo_convert.growth.state_maps import DEFAULT_POLICY
@@ -201,6 +202,23 @@ def test_other_orders_of_the_parameters_are_found(tmp_path: Path, groups: MakeGr
         torch.testing.assert_close(found["exp_avg_sq"], moments[old]["exp_avg_sq"])
     assert not any(".h.1." in name or ".h.3." in name for name in by_name)
     assert len(names) == len(moments) + 24
+
+
+def test_the_memory_for_a_state_is_asked_for_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are streamed; the state is in memory as a whole."""
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    monkeypatch.setattr("ligo_convert.conversion.plan.physical_memory", lambda: 10**8)
+    recipe = tmp_path / "recipe.yaml"
+    for state in ({}, {"state": "carry"}):
+        recipe.write_text(recipe_text(source, DEEPER["gpt2"], growth={"width": "copy", "depth": "identity", **state}))
+        if not state:
+            plan_recipe(load_recipe(recipe, out=str(tmp_path / "out")))
+            continue
+        with pytest.raises(MachineError, match="optimizer's state needs more memory") as caught:
+            plan_recipe(load_recipe(recipe, out=str(tmp_path / "out")))
+        assert "--with-optimizer" in caught.value.hint
 
 
 def test_the_option_takes_the_default_policy(tmp_path: Path) -> None:
