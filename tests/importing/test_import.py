@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.torchrun import Torchrun
 from torch.distributed import checkpoint
 
 from ligo_convert.errors import LigoError, MachineError, OutputBusy, RecipeError, SourceChanged, SourceError
@@ -145,6 +146,36 @@ def test_the_shards_of_a_training_with_fsdp(tmp_path: Path) -> None:
     )
     assert source["sha256"] == hashlib.sha256(printed.stdout).hexdigest()
     assert {Path(entry["path"]).parts[0] for entry in record["left_behind"]} == {"optimizer_0"}
+
+
+_TWO_PROCESSES = """
+import sys, torch
+from torch.distributed import checkpoint, destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+whole = torch.load(sys.argv[1], weights_only=True)
+parts = [[Replicate()], [Shard(0)], [Shard(1)]]
+model = {name: distribute_tensor(value, mesh, parts[value.ndim]) for name, value in whole.items()}
+checkpoint.save({"model": model}, checkpoint_id=sys.argv[2])
+destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_shards_of_two_processes_are_joined(tmp_path: Path) -> None:
+    """Slow: torchrun starts two processes. Sizes that the processes cannot share equally, along each dim."""
+    whole = {"a": torch.arange(35.0).view(7, 5), "b": torch.arange(3.0), "c": torch.tensor(2.0)}
+    torch.save(whole, tmp_path / "whole.pt")
+    (tmp_path / "two.py").write_text(_TWO_PROCESSES)
+    shards = tmp_path / "pytorch_model_fsdp_0"
+    with Torchrun(str(tmp_path / "whole.pt"), str(shards), count=2, folder=tmp_path, program=["two.py"]) as running:
+        code, _, err = running.wait()
+    assert code == 0, err
+    assert names_in(shards) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    import_checkpoint(shards, tmp_path / "out", TIMM)
+    assert_written(tmp_path / "out", whole)
 
 
 @pytest.mark.slow

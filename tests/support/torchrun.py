@@ -1,4 +1,4 @@
-"""The command line in several processes, as torchrun starts it. Every wait has a bound, and nothing is left running."""
+"""Several processes as torchrun starts them. Every wait has a bound, and nothing is left running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,21 +17,24 @@ LONGEST_SECONDS = 300.0
 
 
 class Torchrun:
-    """A started command line. As a context manager it kills at its end what still runs.
+    """A command line in several processes. As a context manager it kills at its end what still runs.
 
     Args:
-        arguments: of `ligo-convert`.
+        arguments: of `ligo-convert`, or of `program`.
         count: number of processes.
         folder: where it runs; its output goes to files there.
+        program: what torchrun starts.
     """
 
-    def __init__(self, *arguments: str, count: int, folder: Path) -> None:
+    def __init__(
+        self, *arguments: str, count: int, folder: Path, program: Sequence[str] = ("-m", "ligo_convert")
+    ) -> None:
         self.streams = (folder / "torchrun.out", folder / "torchrun.err")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         with self.streams[0].open("w") as out, self.streams[1].open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher, "-m", "ligo_convert", *arguments],
+                [sys.executable, *launcher, *program, *arguments],
                 env=environment,
                 cwd=folder,
                 stdout=out,
