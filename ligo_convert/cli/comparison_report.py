@@ -99,7 +99,7 @@ def print_costs(costs: Mapping[str, Any]) -> None:
     pairs: dict[str, object] = {
         "scratch": f"{scratch:.2e} FLOPs, {costs['budget']['tokens_per_parameter']:.1f} tokens per parameter",
         "total": f"{total:.2e} FLOPs, {total / scratch:.1f} times scratch: {hours}",
-        "disk": f"at most {size(costs['state_bytes'])} of training states at a time",
+        "disk": f"at most {size(costs['disk_bytes'])} of training states and tokens",
     }
     for name, reason in costs["skipped"].items():
         pairs[f"{name} skipped"] = reason

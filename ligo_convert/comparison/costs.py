@@ -15,7 +15,7 @@ from ligo_convert.comparison.scheduler import Scheduler
 def comparison_costs(experiment: Experiment) -> dict[str, Any]:
     """Return the cost of a comparison: `budget` (scratch), `entries` (runs to every budget with every seed), `total_flops`.
 
-    `state_bytes` is the disk space that training states may take.
+    `disk_bytes` is the disk space that training states and tokens may take.
     """
     expected = Scheduler.expected_by_entry(experiment)
     unit = "images" if experiment.family.reads == "images" else "tokens"
@@ -49,5 +49,5 @@ def comparison_costs(experiment: Experiment) -> dict[str, Any]:
         "skipped": dict(experiment.skipped),
         f"most_{unit}": experiment.most_examples * (1 if unit == "images" else experiment.length),
         "total_flops": sum(expected.values()),
-        "state_bytes": experiment.state_bytes,
+        "disk_bytes": experiment.disk_bytes,
     }

@@ -15,6 +15,7 @@ from ligo_convert.comparison.methods import METHODS, SCHEDULE, SCRATCH, Method, 
 from ligo_convert.comparison.strategies import STRATEGIES, Part
 from ligo_convert.conversion.growth_schedule import planned_stages
 from ligo_convert.conversion.plan import DEFAULT_KEYING, Plan, another_start
+from ligo_convert.data.token_store import id_dtype
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops
 from ligo_convert.families.notation import size_keys
@@ -347,12 +348,17 @@ class Experiment:
         )
 
     @property
-    def state_bytes(self) -> int:
-        """Return the most bytes that training states may take: weights and moments of every trunk where a run may leave it."""
+    def disk_bytes(self) -> int:
+        """Return the most bytes of disk that the work takes: tokens of a text, and weights and moments of every trunk that a run leaves."""
         one = 12 * self.plan.parameters["target"]
         leaving = len(self.scratch_fractions) * len(self.settings.decays)
         others = (len(self.budget_fractions) + 1) * len(self.settings.rate_factors) * len(self.entries)
-        return one * len(self.seeds) * (leaving + others)
+        states = one * len(self.seeds) * (leaving + others)
+        if self.family.reads == "images":
+            return states
+        vocabulary = self.family.sizes(self.plan.start.source)[self.family.vocabulary]
+        tokens = self.most_examples * self.length + 2 * self.plan.required_fit.heldout_tokens
+        return states + tokens * id_dtype(vocabulary).itemsize
 
     def fairness_warnings(self) -> list[dict[str, Any]]:
         """Return the conditions, known before training, that make the comparison unfair."""

@@ -28,19 +28,23 @@ from ligo_convert.conversion.run_record import finite
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
+from ligo_convert.data.token_store import TokenFolder
 from ligo_convert.environment import choose_device, cores, require_threads, versions
 from ligo_convert.errors import LigoError, OutputBusy, VerificationError
 from ligo_convert.families.registry import family_digests, family_files, load_family_file
-from ligo_convert.io.files import check_place, check_room, remove_any
-from ligo_convert.io.staging import Staging
+from ligo_convert.io.files import check_place, check_room, partial_path, remove_any, reporting
+from ligo_convert.io.staging import WORK, Staging
 from ligo_convert.io.strict_json import json_bytes, sha256_of, strict_json
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import Recipe
-from ligo_convert.training.state import FolderState, state_of
+from ligo_convert.training.state import STATES, FolderState, state_of
 
 if TYPE_CHECKING:
     from ligo_convert.comparison.worker import JobRunner
+
+# Folder of the tokens of a text, in the work directory of the staging directory.
+_TOKENS = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,11 @@ def carry_out(
             _stage_source_folder(plan, staging, progress)
         reader = plan.family.reads == "text"
         tokenizer = (_tokenizer(plan, source, staging)) if reader else None
-        slices = load_splits(plan, tokenizer, progress=progress, train_examples=experiment.most_examples)
+        # The staging directory belongs to one key. Workers map the tokens that this process has written.
+        folder = TokenFolder(path=staging.work / _TOKENS, owner=study.noun, warn=progress.warn)
+        slices = load_splits(
+            plan, tokenizer, progress=progress, train_examples=experiment.most_examples, token_folder=folder
+        )
         same_data(staging, slices.digest)
         ground = ground_of(experiment, recipe=recipe_digest, split=slices.digest, device=chosen)
         reused = _reused(staging, reuse, ground, progress, noun=study.noun)
@@ -204,8 +212,13 @@ def workers(plan: Plan, *, device: str) -> int:
 
 
 def _check_room(experiment: Experiment, out: Path) -> None:
-    """Require disk space for training states."""
-    check_room(out, experiment.state_bytes + 64_000_000)
+    """Require disk space for training states and tokens. What an unfinished study has written already counts."""
+    work = partial_path(out) / WORK
+    held = 0
+    for folder in (work / STATES, work / _TOKENS):
+        with reporting(folder, "read"), contextlib.suppress(FileNotFoundError):
+            held += sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(folder))
+    check_room(out, max(0, experiment.disk_bytes - held) + 64_000_000)
 
 
 def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) -> Path:
@@ -383,7 +396,7 @@ class _JobLoop:
     def _delete_states(self) -> None:
         """Delete the states that no later job needs, once the result is staged."""
         kept = self.scheduler.needed_states() | self.scheduler.running
-        for path in (self.staging.work / "states").glob("*.safetensors"):
+        for path in (self.staging.work / STATES).glob("*.safetensors"):
             # Names of fits contain dots.
             if path.name.removesuffix(".safetensors").removesuffix(".steps") not in kept:
                 remove_any(path)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ligo_convert.data.shuffle import permuted
+from ligo_convert.data.token_store import StoredBlocks
 
 Batch = Mapping[str, np.ndarray]
 
@@ -44,10 +45,31 @@ class ArrayExamples:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TokenExamples:
-    """Blocks of token ids, uint32 or uint16 [blocks, sequence]. Batches hold `input_ids`, int64."""
+class BlockExamples:
+    """Blocks of token ids. Pickled, blocks on the disk are only named: another process of this machine maps them from the same file.
+
+    Attributes:
+        blocks: token ids, uint32 or uint16 [blocks, sequence].
+        place: where the blocks lie; None for memory.
+    """
 
     blocks: np.ndarray
+    place: StoredBlocks | None = None
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "blocks" or self.place is None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        place = state["place"]
+        vars(self).update(state if place is None else {**state, "blocks": place.map()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenExamples(BlockExamples):
+    """Blocks of token ids. Batches hold `input_ids`, int64."""
 
     def __post_init__(self) -> None:
         assert self.blocks.dtype in (np.uint16, np.uint32), f"token ids are unsigned, not {self.blocks.dtype}"
@@ -57,9 +79,6 @@ class TokenExamples:
         frozen = self.blocks.view()
         frozen.flags.writeable = False
         object.__setattr__(self, "blocks", frozen)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
         return {"input_ids": self.blocks[list(rows)].astype(np.int64)}

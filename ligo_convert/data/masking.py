@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ligo_convert.data.examples import Batch
+from ligo_convert.data.examples import Batch, BlockExamples
 
 PROBABILITY = 0.15
 
@@ -48,11 +48,10 @@ class Masking:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MaskedExamples:
+class MaskedExamples(BlockExamples):
     """Blocks of token ids with masks. Batches hold `input_ids` and `labels`, both int64.
 
     Attributes:
-        blocks: token ids, [blocks, sequence].
         masking: the settings.
         name: name of the slice; slices with different names get different masks.
         mask_id: id of the mask token.
@@ -61,16 +60,12 @@ class MaskedExamples:
         frame: ids that are put before and after each block; none if the blocks hold them.
     """
 
-    blocks: np.ndarray
     masking: Masking
     name: str
     mask_id: int
     special: tuple[int, ...]
     vocabulary: int
     frame: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.blocks)
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
         found = [self._masked(row, draw) for row in rows]

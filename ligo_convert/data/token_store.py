@@ -1,7 +1,7 @@
 """Stores of tokenised documents: in memory, or on the disk for text that is too long for memory.
 
 Input: documents, one after another, as token ids.
-Output: the ids of all of them as one array.
+Output: the ids of all of them as one array, and for those on the disk where blocks of them lie, for other processes.
 
 On the disk, two files are only ever appended to: the ids, and the number of ids of each document. `index.json` states up to where both are
 synced, with their SHA-256. It is written every half minute and at the end. The next run of a run that was stopped cuts off what the index
@@ -37,6 +37,34 @@ _SMALL, _LARGE = np.dtype("<u2"), np.dtype("<u4")
 _PIECE = 1 << 20
 
 
+def id_dtype(vocabulary: int) -> np.dtype[Any]:
+    """Return the dtype of an id on the disk, where all ids are below `vocabulary`."""
+    return _SMALL if vocabulary <= 1 << 16 else _LARGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBlocks:
+    """Where blocks of token ids lie on the disk.
+
+    Attributes:
+        path: the file of the ids.
+        dtype: name of the dtype of an id.
+        first: number of the ids before the first block.
+        shape: number of blocks, and ids in a block.
+    """
+
+    path: Path
+    dtype: str
+    first: int
+    shape: tuple[int, int]
+
+    def map(self) -> np.ndarray:
+        """Return the blocks, mapped from the disk, read-only. Raises MachineError if the file cannot be read."""
+        dtype = np.dtype(self.dtype)
+        with reporting(self.path, "read"):
+            return np.asarray(np.memmap(self.path, dtype, "r", offset=self.first * dtype.itemsize, shape=self.shape))
+
+
 class TokenMemory:
     """Documents as token ids in memory. As a context manager it forgets them.
 
@@ -61,6 +89,9 @@ class TokenMemory:
 
     def ids(self) -> np.ndarray:
         return np.concatenate([np.empty(0, np.uint32), *self._documents])
+
+    def place(self, first: int, shape: tuple[int, int]) -> StoredBlocks | None:
+        return None
 
     def __enter__(self) -> TokenMemory:
         return self
@@ -99,7 +130,7 @@ class TokenFile:
             folder: where they are.
             vocabulary: all ids are below it; up to 65,536, an id takes two bytes.
         """
-        self._folder, self._dtype = folder, _SMALL if vocabulary <= 1 << 16 else _LARGE
+        self._folder, self._dtype = folder, id_dtype(vocabulary)
         self._lock: int | None = None
         self._texts = hashlib.sha256()
         make_folder(folder.path)
@@ -180,6 +211,10 @@ class TokenFile:
             return np.empty(0, self._dtype)
         with reporting(self._ids.path, "read"):
             return np.asarray(np.memmap(self._ids.path, self._dtype, "r", shape=(count,)))
+
+    def place(self, first: int, shape: tuple[int, int]) -> StoredBlocks | None:
+        """Return where blocks of saved ids lie: the first id, and the number of blocks and of ids in a block."""
+        return StoredBlocks(path=self._ids.path, dtype=self._dtype.str, first=first, shape=shape)
 
     def _hash(self, text: str) -> None:
         data = text.encode()

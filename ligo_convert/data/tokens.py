@@ -99,7 +99,7 @@ def token_splits(
         vocabulary: the number of embeddings of the model.
         masking: set for a masked language model; blocks then begin and end with the tokenizer's special tokens, and tokens are masked.
         token_folder: where the tokens are kept, so that they take no memory and a run that was stopped goes on; None for memory. The
-            splits are the same. Arrays that are mapped from the disk become copies when they are pickled.
+            splits are the same. Pickled, they name the file.
         on_progress: called with the numbers of tokens found and requested.
 
     Raises:
@@ -119,14 +119,16 @@ def token_splits(
     with TokenMemory() if token_folder is None else TokenFile(token_folder, vocabulary=vocabulary) as store:
         spans = _fill_splits(store, lambda: documents(data, base=base, seed=seed), encoded, sizes, length, on_progress)
         ids = store.ids()
+        places = {name: store.place(start, (rows, length)) for name, (start, rows) in spans.items()}
     blocks = {name: ids[start : start + rows * length].reshape(rows, length) for name, (start, rows) in spans.items()}
     splits: dict[str, Examples]
     if masking is None:
-        splits = {name: TokenExamples(blocks=array) for name, array in blocks.items()}
+        splits = {name: TokenExamples(blocks=array, place=places[name]) for name, array in blocks.items()}
     else:
         splits = {
             name: MaskedExamples(
                 blocks=array,
+                place=places[name],
                 masking=masking,
                 name=name,
                 mask_id=tokenizer.mask_token_id,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from ligo_convert.training.optimizers import Moments
 
+# Folder of the states of a comparison, in its work directory.
+STATES = "states"
+
 
 class FolderState:
     """Training state as a file at any path (a `training.loop.StateStore`).
@@ -70,7 +73,7 @@ def state_of(work: Path, name: str, *, key: str, warn: Callable[[str], None]) ->
         work: folder of the comparison.
         key: identifies the comparison and its source; states of another key are discarded.
     """
-    return FolderState(work / "states" / f"{name}.safetensors", owner=f"{key}/{name}", warn=warn)
+    return FolderState(work / STATES / f"{name}.safetensors", owner=f"{key}/{name}", warn=warn)
 
 
 class StagedState:
