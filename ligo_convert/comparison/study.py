@@ -124,6 +124,7 @@ def carry_out(
         plan = make_plan(recipe, source, check_disk=False)
         experiment = study.make(plan)
         if before is None:
+            _require_optimizers(experiment)
             check_plan(plan, source)
         digests: dict[str, str] = {}
         if source is not None:
@@ -209,6 +210,15 @@ def workers(plan: Plan, *, device: str) -> int:
     if device != "cpu":
         return 1
     return max(1, min(cores(), physical_memory() // max(1, plan.memory)))
+
+
+def _require_optimizers(experiment: Experiment) -> None:
+    """Raise MachineError if the installed torch lacks an optimizer that will be tried."""
+    from ligo_convert.training.optimizers import require_optimizer
+
+    where = experiment.plan.recipe.where("compare", "optimizers")
+    for name in experiment.settings.optimizers:
+        require_optimizer(name, where=where)
 
 
 def _check_room(experiment: Experiment, out: Path) -> None:

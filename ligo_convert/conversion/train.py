@@ -148,6 +148,9 @@ def _open(stack: contextlib.ExitStack, recipe: Recipe, progress: Progress, *, fr
     plan = make_plan(recipe, source, check_disk=fresh)
     made = make_train_plan(plan)
     if fresh:
+        from ligo_convert.training.optimizers import require_optimizer
+
+        require_optimizer(made.run.optimizer.name, where=recipe.where("train", "optimizer"))
         check_plan(plan, source)
     digests: dict[str, str] = {}
     optimizer = None
@@ -257,9 +260,6 @@ class _Trainer:
         self.plan, self.run, self.family = made.plan, made.run, made.plan.family
 
     def train(self) -> _Trained:
-        from ligo_convert.training.optimizers import require_optimizer
-
-        require_optimizer(self.run.optimizer.name)
         splits, data = self._load_data()
         self._tell_of_other_processes()
         setup = self._setup(splits)

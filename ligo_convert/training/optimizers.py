@@ -174,11 +174,15 @@ def _make(
     return torch.optim.Muon(options, momentum=settings.momentum, adjust_lr_fn=MUON_SCALE)
 
 
-def require_optimizer(name: str) -> None:
-    """Raise MachineError if the installed torch lacks an optimizer."""
+def require_optimizer(name: str, *, where: str = "") -> None:
+    """Raise MachineError if the installed torch lacks an optimizer. `where` is the key of the recipe that names it."""
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise MachineError(
-            "the installed torch has no Muon", expected="torch 2.9 or newer", found=torch.__version__, hint="use adamw"
+            "the installed torch has no Muon",
+            where=where,
+            expected="torch 2.9 or newer",
+            found=torch.__version__,
+            hint="use adamw",
         )
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.experiments import GPT2, trained_here
 from support.source_models import write_text
 
 from ligo_convert.comparison import study
+from ligo_convert.comparison.choose import choose
 from ligo_convert.comparison.compare import compare
 from ligo_convert.comparison.experiment import Choice
 from ligo_convert.comparison.scheduler import TrainingJob
 from ligo_convert.comparison.worker import JobRunner
 from ligo_convert.data.examples import TokenExamples
+from ligo_convert.errors import MachineError
 from ligo_convert.recipes.recipe import load_recipe
 
 BATCH, BUDGET, STEPS = 6, 1000, 8
@@ -86,3 +89,18 @@ def test_micro_batches_are_those_of_the_fit_without_a_key(given: Mapping[str, An
     runner, _ = trained(given, tmp_path)
     assert runner.setup.micro_batch_size == min(given["experiment"].plan.micro_batch, BATCH)
     assert not runner.setup.compiled
+
+
+@pytest.mark.parametrize("command", [compare, choose])
+def test_an_optimizer_that_torch_lacks_is_refused_at_once(
+    command: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read or trained, although scratch would try AdamW first."""
+    trained_here(tmp_path, {"n_layer": 4}, methods=["late"], optimizers=["adamw", "muon"])
+    monkeypatch.delattr(torch.optim, "Muon")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MachineError, match="no Muon") as error:
+        command(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out")
+    assert error.value.exit_code == 5
+    assert "recipe.yaml:" in error.value.where
+    assert sorted(tmp_path.iterdir()) == before

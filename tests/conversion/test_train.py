@@ -131,6 +131,16 @@ def test_another_recipe_in_its_place_is_refused(place: Path, grown: Path) -> Non
     assert base.digest(source={}, data=None) == other.digest(source={}, data=None)
 
 
+def test_an_optimizer_that_torch_lacks_is_refused_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the source is trained, and before anything is staged."""
+    monkeypatch.delattr(torch.optim, "Muon")
+    before = sorted(place.iterdir())
+    with pytest.raises(MachineError, match="no Muon") as error:
+        train_model(loaded(place, place / "muon", **{"train.optimizer": "muon"}), device="cpu")
+    assert error.value.exit_code == 5
+    assert sorted(place.iterdir()) == before
+
+
 def test_a_trained_model_is_not_derived_again(grown: Path, place: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be derived"):
         verify(grown, source=str(place / "source"))
