@@ -19,8 +19,8 @@ from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from ligo_convert.errors import LigoError, SourceError, VerificationError
 from ligo_convert.families.inventory import Inventory
-from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
+from ligo_convert.growth.operator_file import family_of
 from ligo_convert.growth.state_maps import POLICIES
 from ligo_convert.importing.pickle_reader import PickledFile, PickledTensor
 from ligo_convert.io.strict_json import short
@@ -38,7 +38,6 @@ def check_training_files(
     digests: Mapping[str, str],
     statement: Mapping[str, Any],
     source: CheckpointReader,
-    family: Family,
     inventory: Inventory,
     operator: Operator,
     *,
@@ -67,28 +66,24 @@ def check_training_files(
         return 0
     policy, expected = _parsed(recorded)
     files = _source_files(source, expected)
-    derived = set()
-    with (
-        progress.task("growing the optimizer's state again"),
-        tempfile.TemporaryDirectory(prefix="ligo-optimizer-") as folder,
-    ):
-        again, different = Path(folder), list[str]()
-        for name, data in grown_files(files, family, inventory, operator, policy=policy, left=progress.say):
-            derived.add(name)
-            if digests.get(name) != hashlib.sha256(data).hexdigest():
-                different.append(name)
-            (again / name).parent.mkdir(parents=True, exist_ok=True)
-            (again / name).write_bytes(data)
-        other = sorted(names ^ derived)
-        if other:
-            raise VerificationError(
-                "the source gives this file, and the output lacks it"
-                if other[0] in derived
-                else "the source does not give this file",
-                where=root / other[0],
-            )
-        if different:
-            _check_content(root, again, different, close=close)
+    with progress.task("growing the optimizer's state again"):
+        grown = grown_files(files, family_of(operator), inventory, operator, policy=policy, left=progress.say)
+        derived = dict(grown)
+    other = sorted(names ^ set(derived))
+    if other:
+        raise VerificationError(
+            "the source gives this file, and the output lacks it"
+            if other[0] in derived
+            else "the source does not give this file",
+            where=root / other[0],
+        )
+    different = [name for name, data in derived.items() if digests.get(name) != hashlib.sha256(data).hexdigest()]
+    if different:
+        with tempfile.TemporaryDirectory(prefix="ligo-optimizer-") as folder:
+            for name, data in derived.items():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).write_bytes(data)
+            _check_content(root, Path(folder), different, close=close)
     files.recheck()
     return len(derived)
 

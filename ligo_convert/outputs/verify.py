@@ -237,7 +237,6 @@ def _derive_again(
             written,
             statement,
             old,
-            family,
             inventory,
             operator,
             close=None if _written_on(statement) == processor() else _equal_to_rounding,
