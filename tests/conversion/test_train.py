@@ -208,11 +208,11 @@ def test_a_model_that_was_grown_with_its_optimizer_trains_on(place: Path, grown:
 
 @pytest.mark.skipif(no_sandbox() is not None, reason=str(no_sandbox()))
 def test_the_optimizer_of_another_program_is_taken_along(place: Path, tmp_path: Path) -> None:
-    """Some seconds: two trainings, and two confined processes that read pickles."""
+    """Some seconds: a training, and a confined process that reads a pickle."""
     (place / "plain.yaml").write_text(text_of("./source"))
     source = shutil.copytree(place / "source", tmp_path / "source")
-    changes = {"source.model": str(source), "target": {"config": {}}, "train.steps": 2}
     moments = with_state(source, steps=3)
+    changes = {"source.model": str(source), "target": {"config": {}}, "train.steps": 2}
     recipe = loaded(place, tmp_path / "out", "plain.yaml", **changes)
     train_model(recipe, device="cpu")
     state = read_optimizer_state(tmp_path / "out" / "ligo/training_state.safetensors")
@@ -222,12 +222,20 @@ def test_the_optimizer_of_another_program_is_taken_along(place: Path, tmp_path: 
     with_state(source, steps=4)
     with pytest.raises(OutputBusy, match=r"optimizer\.pt"):
         train_model(recipe, device="cpu")
-    # One that is not understood stays behind, and it is said.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(no_sandbox() is not None, reason=str(no_sandbox()))
+def test_an_optimizer_that_is_not_understood_stays_behind(place: Path, tmp_path: Path) -> None:
+    """Slow: as the test before it."""
+    (place / "plain.yaml").write_text(text_of("./source"))
+    source = shutil.copytree(place / "source", tmp_path / "source")
     torch.save({"quantised": torch.zeros(3)}, source / "optimizer.pt")
     progress = RecordedProgress()
-    train_model(loaded(place, tmp_path / "fresh", "plain.yaml", **changes), device="cpu", progress=progress)
+    changes = {"source.model": str(source), "target": {"config": {}}, "train.steps": 2}
+    train_model(loaded(place, tmp_path / "out", "plain.yaml", **changes), device="cpu", progress=progress)
     assert any("optimizer.pt is not taken along" in line for line in progress.warned)
-    state = read_optimizer_state(tmp_path / "fresh" / "ligo/training_state.safetensors")
+    state = read_optimizer_state(tmp_path / "out" / "ligo/training_state.safetensors")
     assert {float(parts["step"]) for parts in state.values()} == {2.0}
 
 
