@@ -443,6 +443,16 @@ def test_a_mistake_in_a_recipe_is_told_as_one_by_all_processes(place: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_another_number_of_processes_is_told(place: Path, grown: Path, tmp_path: Path) -> None:
+    recipe = loaded(place, tmp_path / "out")
+    with pytest.raises(ValueError, match="process group"):  # there is no other process
+        train_model(recipe, device="cpu", processes=Processes(rank=0, size=2))
+    progress = RecordedProgress()
+    train_model(recipe, device="cpu", progress=progress)
+    assert [line for line in progress.warned if "begun in 2 process(es) and goes on in 1" in line]
+    same(tmp_path / "out", grown)
+
+
 def test_a_batch_is_shared_equally(place: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="a multiple of 3") as caught:
         train_model(loaded(place, tmp_path / "out"), device="cpu", processes=Processes(rank=0, size=3))
