@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ligo_convert.cli.format import amount, make_pairs, make_table, size, text_of
+from ligo_convert.comparison.naming import entry_text
 from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources
 from ligo_convert.errors import printable
 
@@ -42,7 +43,7 @@ def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None 
         pairs[f"{printable(name)} skipped"] = reason
     make_pairs(console, "", pairs)
     for warning in record["fairness_warnings"]:
-        about = f" ({', '.join(warning['methods'])})" if warning["methods"] else ""
+        about = f" ({', '.join(map(entry_text, warning['methods']))})" if warning["methods"] else ""
         Console(stderr=True).print(Text(f"fairness: {printable(warning['text'])}{printable(about)}", style="yellow"))
 
 
@@ -86,7 +87,7 @@ def print_costs(costs: Mapping[str, Any]) -> None:
     )
     for name, entry in costs["entries"].items():
         table.add_row(
-            text_of(name),
+            text_of(entry_text(name)),
             amount(entry["parameters"]),
             f"{entry['steps'][-1]:,}",
             amount(entry[unit]),

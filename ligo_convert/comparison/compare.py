@@ -1,7 +1,7 @@
 """Run a comparison: train the target with several methods under equal conditions, and report what each method saves.
 
 Input: a recipe, method names, a budget.
-Output: a directory with `compare.json`, a plot of loss against FLOPs and a report.
+Output: a directory with `compare.json`, a plot of loss against FLOPs, one of savings against the source's cost, and a report.
 Order of the work: scratch's tuning runs, scratch at its whole budget, the tuning runs of the others, the sources, then all runs to all
 budgets.
 """
@@ -27,6 +27,8 @@ from ligo_convert.recipes.recipe import Recipe
 RECORD = "compare.json"
 
 PICTURE = "compare.png"
+
+SOURCES_PICTURE = "sources.png"
 
 REPORT = "report.html"
 
@@ -107,7 +109,10 @@ def _cost_message(experiment: Experiment) -> str:
 
 def _write(record: Mapping[str, Any], staging: Staging) -> None:
     from ligo_convert.comparison.page import comparison_html
-    from ligo_convert.comparison.picture import comparison_png
+    from ligo_convert.comparison.picture import comparison_png, sources_png
 
     staging.write_bytes(PICTURE, comparison_png(record))
+    savings = sources_png(record)
+    if savings is not None:
+        staging.write_bytes(SOURCES_PICTURE, savings)
     staging.write_bytes(REPORT, comparison_html(record).encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.comparison.frontier import finite
+from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_svg, passing, sources_svg
 from ligo_convert.comparison.tables import comparison_tables
 from ligo_convert.errors import printable
@@ -69,7 +70,7 @@ def _warning(warning: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rule": warning["rule"],
         "text": warning["text"].removesuffix("."),
-        "methods": _names(warning.get("methods") or ()),
+        "methods": _names([entry_text(name) for name in warning.get("methods") or ()]),
     }
 
 
@@ -97,7 +98,7 @@ def _setup(data: Mapping[str, Any]) -> str:
 def _entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts about one entry that the page shows: summary, paper, cost, stages, tuning runs."""
     facts = [str(entry["paper"])] if entry.get("paper") not in (None, "", "-") else []
-    facts += [f"source: {entry['source']}"] if entry["needs_source"] else []
+    facts += [f"source: {source_text(entry['source'])}"] if entry["needs_source"] else []
     facts += (
         [f"keeps the source's function: {entry['preserving']}"] if entry["needs_source"] and entry["preserving"] else []
     )
@@ -116,7 +117,13 @@ def _entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     stages = [", ".join(f"{key} {value}" for key, value in stage.items()) for stage in entry["stages"]]
-    return {"name": name, "summary": entry["summary"], "facts": "; ".join(facts), "tried": runs, "stages": stages}
+    return {
+        "name": entry_text(name),
+        "summary": entry["summary"],
+        "facts": "; ".join(facts),
+        "tried": runs,
+        "stages": stages,
+    }
 
 
 def _settings(data: Mapping[str, Any]) -> list[tuple[str, object]]:

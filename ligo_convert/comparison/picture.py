@@ -18,6 +18,7 @@ from typing import Any
 
 from ligo_convert.comparison.frontier import finite
 from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.naming import entry_text
 from ligo_convert.errors import printable
 from ligo_convert.outputs.plotting import (
     DARK,
@@ -165,7 +166,7 @@ def sources_svg(data: Mapping[str, Any]) -> str | None:
 
 def comparison_text(data: Mapping[str, Any]) -> str:
     """Return a description of the first figure for readers who do not see it; the values are in the tables."""
-    names = ", ".join(printable(name) for name in (*data["methods"], *data["controls"]))
+    names = ", ".join(printable(entry_text(name)) for name in (*data["methods"], *data["controls"]))
     level = scratch_loss(data)
     end = "" if level is None else f" Scratch ends at {level:.3f}."
     return f"Held-out loss against FLOPs of finished runs, with the source left out and charged, for {names}.{end}"
@@ -412,7 +413,7 @@ def _names(figure: Any, renderer: Any, names: Mapping[str, str]) -> tuple[float,
 
 def _name(line: _Line, *, beyond: bool) -> str:
     note = " (no loss)" if not line.mean else " \u2191" if beyond else ""
-    return f"{plain_text(line.name, _LONGEST)}{note}"
+    return f"{plain_text(entry_text(line.name), _LONGEST)}{note}"
 
 
 def _weight(name: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.comparison.experiment import Experiment
 from ligo_convert.comparison.finished_jobs import JOBS, Ground, finished_jobs, ground_of, read_finished
+from ligo_convert.comparison.naming import entry_text
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
 from ligo_convert.conversion.identity import compute_digests
 from ligo_convert.conversion.library_check import check_plan
@@ -421,11 +422,13 @@ class _JobLoop:
         loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
         cost = result["flops"] / self.experiment.scratch_flops
         how = f"seed {job.seed}, {job.run.optimizer.name} {job.run.learning_rate:g}, decay {job.run.decay / job.run.steps:.0%}"
-        self.progress.say(f"{job.entry} ({how}): {job.run.steps} steps, {cost:.1%} of scratch's FLOPs, loss {loss}")
+        self.progress.say(
+            f"{entry_text(job.entry)} ({how}): {job.run.steps} steps, {cost:.1%} of scratch's FLOPs, loss {loss}"
+        )
 
     def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
         if self._bar is None:
             return
         self._parts[job.name] = part * job.flops
         self._bar.reach(min(self._expected, self._spent + sum(self._parts.values())))
-        self._bar.note(f"{job.entry} {note}".strip())
+        self._bar.note(f"{entry_text(job.entry)} {note}".strip())

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ligo_convert.comparison.frontier import finite
 from ligo_convert.comparison.headline import certain
 from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.verdict import amount_saved
 
 Data = Mapping[str, Any]
@@ -22,6 +23,8 @@ Data = Mapping[str, Any]
 ColumnKind = Literal["name", "text", "figure"]
 
 NO_FIGURE = "-"
+
+_STRENGTHS = " 4x: trained four times as long as the recipe says."
 
 _ACCURACY: tuple[tuple[str, ColumnKind], ...] = (("Accuracy", "figure"),)
 
@@ -139,8 +142,8 @@ def _savings_cells(data: Data, name: str, entry: Data, headline: Data, accuracy:
     end = min(finished, key=lambda one: (one["loss"], one["flops"]), default=None)
     at = headline["paper"] or headline["net"]
     return (
-        name,
-        entry["source"] or NO_FIGURE,
+        entry_text(name),
+        NO_FIGURE if entry["source"] is None else source_text(entry["source"]),
         start_text(entry),
         NO_FIGURE if entry["learning_rate"] is None else f"{entry['learning_rate']:g}",
         "not finite" if end is None else loss_text(end["loss"], end["std"]),
@@ -230,7 +233,7 @@ def _reading(found: Data | None) -> str:
 
 
 def _reading_of(found: Data | None) -> str:
-    return NO_FIGURE if found is None or found["loss"] is None else str(found["name"])
+    return NO_FIGURE if found is None or found["loss"] is None else entry_text(found["name"])
 
 
 def break_even(data: Data) -> Table:
@@ -242,8 +245,8 @@ def break_even(data: Data) -> Table:
         rows.append(
             Row(
                 cells=(
-                    row["method"],
-                    str(row["source"]),
+                    entry_text(row["method"]),
+                    source_text(row["source"]),
                     "not known" if row["source_flops"] is None else _share(data, row["source_flops"]),
                     amount_saved(row["saved_paper"], row["bound"]),
                     "not known" if row["saved_net"] is None else amount_saved(row["saved_net"], row["bound"]),
@@ -291,7 +294,7 @@ def sources(data: Data) -> Table:
         rows.append(
             Row(
                 cells=(
-                    str(source["name"]),
+                    source_text(source["name"]),
                     NO_FIGURE if source.get("steps") is None else f"{source['steps']:,}",
                     "not known" if flops is None else _share(data, flops),
                     NO_FIGURE if per is None else f"{per:.3g}",
@@ -304,7 +307,8 @@ def sources(data: Data) -> Table:
     return Table(
         name="sources",
         title="Sources",
-        note="A source is also a model that never grows: its loss at its own cost. Saved: by the best method that uses it.",
+        note="A source is also a model that never grows: its loss at its own cost. Saved: by the best method that uses it."
+        f"{_STRENGTHS if any(source_text(source['name']) != source['name'] for source in data['sources']) else ''}",
         columns=(
             ("Source", "name"),
             ("Steps", "figure"),
@@ -377,7 +381,7 @@ def ends(data: Data) -> Table:
             rows.append(
                 Row(
                     cells=(
-                        name,
+                        entry_text(name),
                         f"{end['step']:,}",
                         _share(data, end["flops"]),
                         "not known" if end["net_flops"] is None else _share(data, end["net_flops"]),

@@ -18,6 +18,7 @@ from ligo_convert.comparison.equal_budget import equal_budget, source_controls
 from ligo_convert.comparison.frontier import OPPOSITE, finite
 from ligo_convert.comparison.headline import best_method, lead, ranked
 from ligo_convert.comparison.methods import SCRATCH
+from ligo_convert.comparison.naming import entry_text, source_subject
 
 Data = Mapping[str, Any]
 
@@ -120,24 +121,24 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         )
         yield f"{name}: no saving is known, because {cause}."
         return
-    figure = amount_saved(best["saved"], best["bound"], best["std"])
+    winner, figure = entry_text(best["method"]), amount_saved(best["saved"], best["bound"], best["std"])
     if best["saved"] > 0:
-        yield f"{name}: `{best['method']}` saves most, {figure} of scratch's FLOPs {_where(best)}."
+        yield f"{name}: `{winner}` saves most, {figure} of scratch's FLOPs {_where(best)}."
     else:
         more = amount_saved(-best["saved"], OPPOSITE[best["bound"]], best["std"])
-        yield f"{name}: growing does not pay. The best method, `{best['method']}`, takes {more} more FLOPs than scratch {_where(best)}."
+        yield f"{name}: growing does not pay. The best method, `{winner}`, takes {more} more FLOPs than scratch {_where(best)}."
     if best["at"] != "scratch's final loss":
         same = [key for key in ranked(methods, way) if methods[key]["headline"][way]["at"] == "scratch's final loss"]
         if same:
             there = methods[same[0]]["headline"][way]
             yield (
-                f"{name}: of the methods that reach scratch's final loss of {there['loss']:.3f}, `{same[0]}` saves most,"
+                f"{name}: of the methods that reach scratch's final loss of {there['loss']:.3f}, `{entry_text(same[0])}` saves most,"
                 f" {amount_saved(there['saved'], there['bound'], there['std'])}."
             )
         else:
             yield f"{name}: no method reaches scratch's final loss, so savings are read at each method's own lowest loss."
     bounded = [
-        f"`{key}` ({amount_saved(found['saved'], found['bound'])})"
+        f"`{entry_text(key)}` ({amount_saved(found['saved'], found['bound'])})"
         for key in ranked(methods, way)[1:]
         if (found := methods[key]["headline"][way])["bound"] == "at least"
     ]
@@ -147,8 +148,8 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         order = "ahead of" if ahead["difference"] >= 0 else "behind"
         word = "more" if ahead["beyond_spread"] else "no more"
         yield (
-            f"{name}: at a loss of {ahead['loss']:.3f}, `{best['method']}` is {abs(ahead['difference']):.1f} points {order} the next"
-            f" method, `{ahead['next']}`: {word} than the deviations of both over the seeds."
+            f"{name}: at a loss of {ahead['loss']:.3f}, `{winner}` is {abs(ahead['difference']):.1f} points {order} the next"
+            f" method, `{entry_text(ahead['next'])}`: {word} than the deviations of both over the seeds."
         )
 
 
@@ -190,8 +191,9 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
     yield (
         f"A smaller model wins at {len(wins)} of {_costs_counted(len(known))}"
         f" ({_shares([win['share'] for win in wins])} of scratch's FLOPs): a model that never grows has a loss at or below that of"
-        f" every method with its source charged. At {100 * last['share']:.0f} %, `{last['control']}` has {last['control_loss']:.3f}"
-        f" and `{last['best_method']}` {bound}{last['best_loss']:.3f}.{sure}{rest}"
+        f" every method with its source charged. At {100 * last['share']:.0f} %,"
+        f" `{entry_text(last['control'])}` has {last['control_loss']:.3f}"
+        f" and `{entry_text(last['best_method'])}` {bound}{last['best_loss']:.3f}.{sure}{rest}"
     )
 
 
@@ -241,14 +243,16 @@ def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:
     for source, row in best.items():
         cost = "" if row["source_fraction"] is None else f" ({100 * row['source_fraction']:.0f} % of scratch's FLOPs)"
         bound = f"{row['targets_bound']} " if row["targets_bound"] else ""
+        subject, method = source_subject(record, source), entry_text(row["method"])
         if row["targets"] == 1:
-            yield f"The source `{source}`{cost} pays for itself with one target, by `{row['method']}`."
+            yield f"{subject}{cost} pays for itself with one target, by `{method}`."
         else:
-            yield f"The source `{source}`{cost} pays for itself once {bound}{row['targets']} targets grow from it, by `{row['method']}`."
+            yield f"{subject}{cost} pays for itself once {bound}{row['targets']} targets grow from it, by `{method}`."
     for source in record["sources"]:
         rows = [row for row in even if row["source"] == source["name"]]
         if rows and source["name"] not in best and any(row["source_flops"] is not None for row in rows):
-            yield f"The source `{source['name']}` never pays for itself: no method that uses it saves FLOPs even with the source left out."
+            subject = source_subject(record, source["name"])
+            yield f"{subject} never pays for itself: no method that uses it saves FLOPs even with the source left out."
 
 
 def _optimizer_sentences(record: Data) -> Iterator[str]:
