@@ -21,17 +21,17 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 
 from ligo_convert import api
 from ligo_convert.comparison.choose import choose
-from ligo_convert.comparison.experiment import Choice, Experiment, ExperimentEntry
+from ligo_convert.comparison.experiment import Choice, Experiment
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.scheduler import WantedRun
 from ligo_convert.comparison.study import Study, carry_out
@@ -39,18 +39,21 @@ from ligo_convert.comparison.trials import Trials, TrialScheduler, make_trials
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress
+from ligo_convert.recipes.recipe import Recipe
 
 WITHIN: Final = 2.0  # points from the best that count as right
 
-FACTORS: Final = (0.15, 0.4, 1.0)  # learning rates of a full training, as multiples of scratch's
+RATES: Final = (5e-3, 1e-2, 2e-2, 4e-2)  # learning rates of scratch in a full training, with Muon
 
-RATES: Final = (0.5, 1.0, 2.0)  # the same for scratch, as multiples of the rate that `choose` found
+FACTORS: Final = (0.15, 0.4, 1.0)  # the same for all others, as multiples of the best of scratch's
 
 CURVE: Final = (0.35, 0.5, 0.7, 1.4, 2.0)  # more budgets of scratch: its cost at the losses of others
 
-CONTENDERS: Final = 3  # candidates that are trained with all seeds, beside the choice
+CONTENDERS: Final = 4  # candidates that are trained with all seeds, beside the choice
 
-FULL: Final = "full.json"
+RECORD: Final = "full.json"
+
+FORMAT: Final = "ligo-full-training/1"
 
 Config = Mapping[str, Any]
 
@@ -124,9 +127,9 @@ class Triple:
 
 
 TRIPLES: Final = (
-    Triple(name="gpt2-drawn", model=GPT2, source=gpt2(24, 2), target=gpt2(24, 6), budget=15),
-    Triple(name="llama-long", model=LLAMA, source=llama(24, 1), target=llama(36, 3), budget=10, trained=80),
-    Triple(name="gpt2-deeper", model=GPT2, source=gpt2(24, 2), target=gpt2(24, 6), budget=15, trained=20),
+    Triple(name="gpt2-drawn", model=GPT2, source=gpt2(24, 2), target=gpt2(24, 6), budget=6),
+    Triple(name="llama-long", model=LLAMA, source=llama(24, 1), target=llama(36, 3), budget=6, trained=80),
+    Triple(name="gpt2-deeper", model=GPT2, source=gpt2(24, 2), target=gpt2(24, 6), budget=6, trained=20),
     Triple(name="gpt2-long", held=True, model=GPT2, source=gpt2(24, 2), target=gpt2(36, 3), budget=12, trained=100),
     Triple(name="gpt2-short", held=True, model=GPT2, source=gpt2(36, 1), target=gpt2(36, 4), budget=8, trained=10),
     Triple(name="llama-drawn", held=True, model=LLAMA, source=llama(24, 2), target=llama(36, 3), budget=15),
@@ -151,27 +154,17 @@ TRIPLES: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class FullTraining(Trials):
-    """An experiment that trains the candidates of a choice to the whole budget.
+    """An experiment that trains candidates to the whole budget.
 
     Attributes:
-        base: the settings that `choose` found for scratch.
-        chosen: the candidate that was chosen.
-        advised: the settings that were advised for it.
-        shares_of_decay: decays that every candidate is trained with.
+        asked: candidate -> settings that it is trained with, or learning rates as multiples of the best that scratch has.
+        curve: whether scratch is trained to other budgets, too.
+        contenders: number of candidates that are trained with all seeds; 0 for all.
     """
 
-    base: Choice
-    chosen: str
-    advised: Choice
-    shares_of_decay: tuple[float, ...]
-
-    def settings_of(self, entry: ExperimentEntry) -> list[Choice]:
-        """Return the settings that an entry is trained with."""
-        rates = [self.base.learning_rate * factor for factor in (RATES if entry.kind == "scratch" else FACTORS)]
-        found = [
-            replace(self.base, learning_rate=rate, decay=decay) for rate in rates for decay in self.shares_of_decay
-        ]
-        return [*found, self.advised] if entry.name == self.chosen and self.advised not in found else found
+    asked: Mapping[str, tuple[Choice, ...] | tuple[float, ...]]
+    curve: bool = False
+    contenders: int = 0
 
 
 class FullScheduler(TrialScheduler):
@@ -181,53 +174,62 @@ class FullScheduler(TrialScheduler):
 
     def wanted(self) -> list[WantedRun]:
         experiment, first = self.experiment, self.experiment.seeds[0]
-        found = [
-            self.full_run(entry, choice, first)
-            for entry in experiment.entries.values()
-            for choice in experiment.settings_of(entry)
-        ]
+        found = [self.full_run(name, choice, first) for name in experiment.asked for choice in self.settings_of(name)]
         best = self.best_settings()
-        if not best:
+        if len(best) < len(experiment.asked):
             return found
-        found += [self.scratch_run(best[SCRATCH], share) for share in CURVE]
-        for seed in experiment.seeds[1:]:
-            found += [self.full_run(experiment.entries[name], best[name], seed) for name in self.contenders()]
-            found.append(self.full_run(experiment.entries[experiment.chosen], experiment.advised, seed))
+        if experiment.curve:
+            found += [self.scratch_run(best[SCRATCH], share) for share in CURVE]
+        return found + [
+            self.full_run(name, choice, seed)
+            for seed in experiment.seeds[1:]
+            for name in self.contenders()
+            for choice in ([best[name]] if experiment.contenders else self.settings_of(name))
+        ]
+
+    def settings_of(self, name: str) -> list[Choice]:
+        """Return the settings of a candidate; none until it is known of what the learning rates are multiples."""
+        found: list[Choice] = []
+        for one in self.experiment.asked[name]:
+            if isinstance(one, Choice):
+                found.append(one)
+            elif (base := self.best_of(SCRATCH)) is not None:
+                found.append(replace(base, learning_rate=base.learning_rate * one))
         return found
 
-    def full_run(self, entry: ExperimentEntry, choice: Choice, seed: int) -> WantedRun:
+    def full_run(self, name: str, choice: Choice, seed: int) -> WantedRun:
+        entry = self.experiment.entries[name]
         start = self._start(entry, seed)
         assert start is not None, "no candidate starts from a source that is trained for it"
         return self._want(entry, seed, choice, self.experiment.steps_of_round(entry, 0), start=start)
 
     def scratch_run(self, choice: Choice, share: float) -> WantedRun:
-        return self._want(
-            self.experiment.baseline, self.experiment.seeds[0], choice, round(share * self.experiment.steps)
-        )
+        steps = round(share * self.experiment.steps)
+        return self._want(self.experiment.baseline, self.experiment.seeds[0], choice, steps)
+
+    def best_of(self, name: str) -> Choice | None:
+        """Return the best settings of a candidate, by the first seed's validation loss; None until its runs are done."""
+        settings = self.settings_of(name)
+        ends = [self.end_of(self.full_run(name, one, self.experiment.seeds[0]).run) for one in settings]
+        if not ends or any(end is None for end in ends):
+            return None
+        return min(zip(ends, settings, strict=True), key=lambda pair: _finite(pair[0], "validation_loss"))[1]
 
     def best_settings(self) -> dict[str, Choice]:
-        """Return the best settings of every candidate, by the first seed's validation loss; empty until all are done."""
-        experiment, first = self.experiment, self.experiment.seeds[0]
-        found = {}
-        for name, entry in experiment.entries.items():
-            ends = [(self.end_of(self.full_run(entry, one, first).run), one) for one in experiment.settings_of(entry)]
-            if any(end is None for end, _ in ends):
-                return {}
-            found[name] = min(ends, key=lambda pair: _finite(pair[0], "validation_loss"))[1]
-        return found
+        return {name: best for name in self.experiment.asked if (best := self.best_of(name)) is not None}
 
     def contenders(self) -> list[str]:
-        """Return the candidates that are ahead with the first seed, and the choice."""
-        best, first = self.best_settings(), self.experiment.seeds[0]
-        ranked = sorted(best, key=lambda name: self.loss_of(name, best[name], (first,)))
-        return list(dict.fromkeys([*ranked[:CONTENDERS], self.experiment.chosen]))
+        """Return the candidates that are ahead with the first seed, scratch among them."""
+        best, first = self.best_settings(), self.experiment.seeds[:1]
+        ranked = sorted(best, key=lambda name: self.loss_of(name, best[name], first))
+        return ranked[: self.experiment.contenders or None]
 
     def loss_of(self, name: str, choice: Choice, seeds: Sequence[int]) -> float:
-        entry = self.experiment.entries[name]
-        return statistics.fmean(_finite(self.end_of(self.full_run(entry, choice, seed).run), "loss") for seed in seeds)
+        ends = [self.end_of(self.full_run(name, choice, seed).run) for seed in seeds]
+        return statistics.fmean(_finite(end, "loss") for end in ends)
 
     def _is_open(self) -> bool:
-        return not self.best_settings()
+        return len(self.best_settings()) < len(self.experiment.asked)
 
 
 def _finite(end: Mapping[str, Any] | None, key: str) -> float:
@@ -235,61 +237,64 @@ def _finite(end: Mapping[str, Any] | None, key: str) -> float:
     return math.inf if end[key] is None else float(end[key])
 
 
-def full_training(plan: Plan, record: Mapping[str, Any], seeds: Sequence[int], decays: Sequence[float]) -> FullTraining:
-    """Return the candidates of a choice, at the whole budget."""
-    made = make_trials(plan, candidates=None, steps=record["budget"]["steps"], seeds=seeds)
-    chosen = record["choice"]
-    base = Choice(**record["optimizer"])
-    return FullTraining(
-        **{
-            one.name: getattr(made, one.name)
-            for one in fields(made)
-            if one.name not in ("settings", "rounds", "_known")
-        },
-        settings=made.settings.model_copy(update={"tuning_fraction": 1.0}),
-        rounds=(1.0,),
-        base=base,
-        chosen=chosen["name"],
-        advised=replace(base, learning_rate=chosen["learning_rate"], decay=chosen["decay"]),
-        shares_of_decay=tuple(decays) or (base.decay,),
+def full_training(plan: Plan, *, steps: int, seeds: Sequence[int], **more: Any) -> FullTraining:
+    """Return the candidates that `choose` would try, at the whole budget."""
+    made = make_trials(plan, candidates=None, steps=steps, seeds=seeds)
+    kept = {
+        one.name: getattr(made, one.name) for one in fields(made) if one.name not in ("settings", "rounds", "_known")
+    }
+    settings = made.settings.model_copy(update={"tuning_fraction": 1.0})
+    return FullTraining(**kept, settings=settings, rounds=(1.0,), **more)
+
+
+def whole_list(plan: Plan, *, steps: int, seeds: Sequence[int], decays: Sequence[float]) -> FullTraining:
+    """Return the training of all candidates with several settings, which does not depend on what was chosen."""
+    names = make_trials(plan, candidates=None, steps=steps, seeds=seeds).entries
+    scratch = tuple(Choice(optimizer="muon", learning_rate=rate, decay=decay) for rate in RATES for decay in decays)
+    asked = {name: scratch if name == SCRATCH else FACTORS for name in names}
+    return full_training(plan, steps=steps, seeds=seeds, asked=asked, curve=True, contenders=CONTENDERS)
+
+
+def picked_alone(
+    plan: Plan, *, steps: int, seeds: Sequence[int], choice: Mapping[str, Any], best: Mapping[str, Any]
+) -> FullTraining:
+    """Return the training of the choice with all seeds: as it was advised, and with the settings that are best for it in full."""
+    advised, own = (
+        Choice(optimizer=one["optimizer"], learning_rate=one["learning_rate"], decay=one["decay"])
+        for one in (choice, best)
     )
+    return full_training(plan, steps=steps, seeds=seeds, asked={choice["name"]: (advised, own)})
 
 
 def conclude(scheduler: FullScheduler, **more: Any) -> dict[str, Any]:
-    """Return the record of a full training: losses of all candidates, and how far the choice is from the best."""
-    experiment, best = scheduler.experiment, scheduler.best_settings()
+    """Return the record of a full training: the losses of all candidates."""
+    experiment, best, contenders = scheduler.experiment, scheduler.best_settings(), scheduler.contenders()
     seeds, first = experiment.seeds, experiment.seeds[:1]
-    contenders = scheduler.contenders()
     rows = [
         {
             "name": name,
-            "kind": experiment.kinds[name],
-            "loss": scheduler.loss_of(name, best[name], seeds if name in contenders else first),
+            "loss": scheduler.loss_of(name, choice, seeds if name in contenders else first),
             "seeds": len(seeds) if name in contenders else 1,
-            "learning_rate": best[name].learning_rate,
-            "decay": best[name].decay,
+            **asdict(choice),
             "tried": [
-                {
-                    "learning_rate": one.learning_rate,
-                    "decay": one.decay,
-                    "loss": scheduler.loss_of(name, one, first),
-                }
-                for one in experiment.settings_of(entry)
+                {**asdict(one), "loss": scheduler.loss_of(name, one, first if experiment.contenders else seeds)}
+                for one in scheduler.settings_of(name)
             ],
         }
-        for name, entry in experiment.entries.items()
+        for name, choice in best.items()
     ]
-    scratch = [
-        (share, _finite(scheduler.end_of(scheduler.scratch_run(best[SCRATCH], share).run), "loss")) for share in CURVE
-    ]
-    scratch.append((1.0, scheduler.loss_of(SCRATCH, best[SCRATCH], first)))
+    curve = []
+    if experiment.curve:
+        curve = [
+            (one, _finite(scheduler.end_of(scheduler.scratch_run(best[SCRATCH], one).run), "loss")) for one in CURVE
+        ]
+        curve.append((1.0, scheduler.loss_of(SCRATCH, best[SCRATCH], first)))
     return {
-        "format": "choose-triples/1",
+        "format": FORMAT,
         "key": more["key"],
         "scratch_flops": experiment.scratch_flops,
-        "scratch": sorted(scratch),
-        "advised": scheduler.loss_of(experiment.chosen, experiment.advised, seeds),
-        "candidates": sorted(rows, key=lambda row: (row["seeds"] == 1, row["loss"])),
+        "scratch": sorted(curve),
+        "candidates": sorted(rows, key=lambda row: row["loss"]),
     }
 
 
@@ -360,6 +365,7 @@ class Bench:
                 "data": data,
                 **triple.fit,
             },
+            "compare": {"eval_points": 1},
             "output": {"dir": str((folder / "grown").resolve())},
         }
         file = folder / ("source.yaml" if made is None else "recipe.yaml")
@@ -387,33 +393,49 @@ class Bench:
         return self.recipe(triple, made=made)
 
     def run(self, triple: Triple) -> Iterator[str]:
-        """Carry out the parts of a triple, one at a time, and yield what comes next."""
+        """Carry out the parts of a triple, one at a time, and yield what comes next. The full training does not look at the choice."""
         yield "the source"
-        file, folder = self.source(triple), self.out / triple.name
-        yield "the choice"
+        file, folder, steps = self.source(triple), self.out / triple.name, self.steps(triple)
         recipe = api.load_recipe(file)
-        record = choose(recipe, folder / "choice", steps=self.steps(triple), jobs=self.jobs, progress=Told()).record
         yield "the full training"
+        full = self.train(
+            recipe,
+            folder / "full",
+            lambda plan: whole_list(plan, steps=steps, seeds=self.seeds, decays=self.decays),
+            {"decays": self.decays, "rates": RATES, "factors": FACTORS},
+        )
+        yield "the choice"
+        choice = choose(recipe, folder / "choice", steps=steps, jobs=self.jobs, progress=Told()).record["choice"]
+        yield "the training of the choice"
+        best = next(row for row in full["candidates"] if row["name"] == choice["name"])
+        self.train(
+            recipe,
+            folder / "picked",
+            lambda plan: picked_alone(plan, steps=steps, seeds=self.seeds, choice=choice, best=best),
+            {"choice": dict(choice)},
+        )
+
+    def train(
+        self, recipe: Recipe, out: Path, make: Callable[[Plan], FullTraining], settings: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Train candidates in full, and return the record."""
         study = Study(
             noun="full training",
-            record=FULL,
-            format="choose-triples/1",
-            make=lambda plan: full_training(plan, record, self.seeds, self.decays),
+            record=RECORD,
+            format=FORMAT,
+            make=make,
             scheduler=FullScheduler,
-            settings=lambda experiment: {
-                "advised": repr(cast(FullTraining, experiment).advised),
-                "decays": self.decays,
-            },
+            settings=lambda experiment: settings,
             announce=announce,
             conclude=conclude,
             write=lambda record, staging: None,
         )
-        carry_out(study, recipe, folder / "full", jobs=self.jobs, progress=Told())
+        return carry_out(study, recipe, out, jobs=self.jobs, progress=Told()).record
 
 
 SEQUENCE: Final = 64
 
-HELDOUT: Final = {"heldout_tokens": 65536, "heldout_images": 2048}
+HELDOUT: Final = {"heldout_tokens": 32768, "heldout_images": 1024}
 
 
 def announce(experiment: Experiment, progress: Progress) -> None:
@@ -421,28 +443,28 @@ def announce(experiment: Experiment, progress: Progress) -> None:
     progress.say(f"{len(experiment.entries)} candidates in full: about {times:.0f} times scratch, and the seeds")
 
 
-def reading(choice: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how far a choice is from the best."""
-    picked = choice["choice"]["name"]
-    sure = [row for row in full["candidates"] if row["seeds"] > 1] or full["candidates"]
-    best = min(sure, key=lambda row: row["loss"])
-    own = next(row for row in full["candidates"] if row["name"] == picked)
-    losses = sorted(row["loss"] for row in full["candidates"])
+def reading(choice: Mapping[str, Any], full: Mapping[str, Any], picked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how far a choice is from the best: records of the choice, of all candidates in full, and of the choice in full."""
+    name, rows = choice["choice"]["name"], full["candidates"]
+    best = min((row for row in rows if row["seeds"] > 1 or row is rows[0]), key=lambda row: row["loss"])
+    tried = picked["candidates"][0]["tried"]
+    own, advised = min(one["loss"] for one in tried), tried[0]["loss"]
     curve = [tuple(point) for point in full["scratch"]]
-    projected = choice["candidates"][0]["projection"] or {}
+    row = next(row for row in choice["candidates"] if row["name"] == name)
+    projected = row["projection"] or {"loss": math.nan, "low": math.nan, "high": math.nan}
     return {
-        "picked": picked,
+        "picked": name,
         "best": best["name"],
-        "points": points_between(curve, own["loss"], best["loss"]),
-        "nats": own["loss"] - best["loss"],
-        "points_advised": points_between(curve, full["advised"], best["loss"]),
-        "nats_advised": full["advised"] - best["loss"],
-        "rank": losses.index(own["loss"]) + 1,
-        "of": len(losses),
+        "points": points_between(curve, own, best["loss"]),
+        "nats": own - best["loss"],
+        "points_advised": points_between(curve, advised, best["loss"]),
+        "nats_advised": advised - best["loss"],
+        "rank": next(number for number, row in enumerate(rows, 1) if row["name"] == name),
+        "of": len(rows),
         "cost": 100 * (choice["cost"]["share"] + choice["cost"]["source_share"]),
         "confidence": choice["choice"]["confidence"],
-        "projected_off": projected.get("loss", math.nan) - own["loss"],
-        "in_range": projected.get("low", math.nan) <= own["loss"] <= projected.get("high", math.nan),
+        "projected_off": projected["loss"] - own,
+        "in_range": projected["low"] <= own <= projected["high"],
     }
 
 
@@ -471,7 +493,13 @@ def read(path: Path) -> dict[str, Any]:
 @click.option("--jobs", default=1, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Seeds of the best few and of the choice.")
 @click.option(
-    "--decay", "decays", multiple=True, type=float, help="Decays of the full training. Default: the choice's."
+    "--decay",
+    "decays",
+    multiple=True,
+    type=float,
+    default=(1.0,),
+    show_default=True,
+    help="Decays of the full training, as shares of the steps.",
 )
 @click.option("--list", "listed", is_flag=True, help="Print the triples and what scratch costs, and train nothing.")
 def main(
@@ -504,7 +532,8 @@ def main(
             click.echo(f"  {triple.name}: {part}", err=True)
         else:
             folder = out / triple.name
-            found.append(reading(read(folder / "choice" / "choose.json"), read(folder / "full" / FULL)))
+            files = ("choice/choose.json", f"full/{RECORD}", f"picked/{RECORD}")
+            found.append(reading(*(read(folder / file) for file in files)))
             click.echo(line(triple, found[-1]))
     if found:
         right = sum(one["points"] <= WITHIN for one in found)

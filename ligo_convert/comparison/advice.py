@@ -54,8 +54,7 @@ def advice(
     projections = at_budgets.get(1.0, {})
     spent, budget = scheduler.spent(), trials.scratch_flops
     rows = [_row(scheduler, name, ends[name], projections.get(name)) for name in trials.entries]
-    choice = scheduler.choice()
-    assert choice is not None
+    choice = scheduler.advised(trials.baseline)
     record: dict[str, Any] = {
         "format": FORMAT,
         "key": key,
@@ -96,8 +95,7 @@ def _row(
 ) -> dict[str, Any]:
     trials = scheduler.experiment
     entry = trials.entries[name]
-    choice, method = scheduler.choice_of(entry), entry.method
-    assert choice is not None
+    choice, method = scheduler.advised(entry), entry.method
     # A strategy that draws its first model grows several times, and is known by its name alone.
     growth = entry.planned[0].stage.growth if method is None else (None if method.random_init else method)
     return {
@@ -114,6 +112,7 @@ def _row(
         "source_loss": scheduler.source_loss(entry),
         "fit_flops": trials.fit_flops(entry),
         "learning_rate": choice.learning_rate,
+        "decay": choice.decay,
         "trials": [dict(end) for end in ends],
         "projection": None
         if projection is None
@@ -168,7 +167,7 @@ def _choice(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any]:
         "config": chosen["config"],
         "learning_rate": chosen["learning_rate"],
         "optimizer": record["optimizer"]["optimizer"],
-        "decay": record["optimizer"]["decay"],
+        "decay": chosen["decay"],
         "confidence": "unknown" if leads is None else ("clear" if leads >= CLEAR else "open"),
         "leads": leads,
         "ahead_now": first["name"],

@@ -50,12 +50,17 @@ def choose(
         format=FORMAT,
         make=lambda plan: make_trials(plan, candidates=candidates, steps=steps, seeds=seeds),
         scheduler=TrialScheduler,
-        settings=lambda experiment: {"rounds": cast(Trials, experiment).rounds},
+        settings=_settings,
         announce=_announce,
         conclude=advice,
         write=_write,
     )
     return carry_out(study, recipe, out, jobs=jobs, device=device, progress=progress)
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    trials = cast(Trials, experiment)
+    return {"rounds": trials.rounds, "source_factors": trials.source_factors}
 
 
 def _announce(experiment: Experiment, progress: Progress) -> None:

@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Any, Final, Literal
 
 from ligo_convert.comparison.experiment import (
@@ -41,8 +42,19 @@ Kind = Literal["scratch", "smaller", "trained on", "part way", "grown at once", 
 
 TRAINED_ON: Final = "source, trained on"
 
+# Kinds whose candidates share a learning rate: the same model begins differently.
+TUNED_TOGETHER: Final = ("part way", "grown at once", "grown later", "grown on the way")
+
 # Kinds that are never halved: they show how the loss falls with the budget.
 KEPT: Final = ("scratch", "smaller", "trained on")
+
+HALF_WAY: Final = "half-way"
+
+PARTS: Final = (Fraction(1, 2), Fraction(1, 3), Fraction(2, 3))  # of the growth, for a size between; the first that gives whole sizes
+
+LONGEST: Final = 0.04  # share of the budget for the longest trial of scratch; at most twice as much
+
+ENOUGH: Final = 300  # steps of scratch's longest trial that call for no more
 
 LATER: Final = (0.25, 0.5)  # shares of the steps after which a source at hand grows
 
@@ -56,10 +68,12 @@ class Trials(Experiment):
     Attributes:
         rounds: costs of the trials, as shares of the budget, ascending.
         kinds: kind of every entry.
+        source_factors: learning rates that starts from a source try, as multiples of scratch's.
     """
 
     rounds: tuple[float, ...] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    source_factors: tuple[float, ...] = (1.0,)
 
     @property
     def scratch_fractions(self) -> tuple[float, ...]:
@@ -128,7 +142,7 @@ def make_trials(
         raise RecipeError(
             "the target is as large as the source, so there is nothing to choose", where=recipe.where("target")
         )
-    rounds = tuple(sorted(set(settings.shares)))
+    rounds = tuple(sorted(set(settings.shares or default_rounds(budget))))
     compare = compare.model_copy(
         update={"tuning_fraction": rounds[0], "source_strengths": compare.source_strengths[:1], "steps": budget}
     )
@@ -149,7 +163,14 @@ def make_trials(
         entries=entries,
         rounds=rounds,
         kinds=kinds,
+        source_factors=tuple(sorted(set(settings.source_rate_factors))),
     )
+
+
+def default_rounds(steps: int) -> tuple[float, ...]:
+    """Return the shares of the trials for a budget: the longest trial has enough steps, as far as its cost allows."""
+    longest = min(max(LONGEST, ENOUGH / steps), 2 * LONGEST)
+    return (longest / 4, longest / 2, longest)
 
 
 def default_candidates(plan: Plan) -> list[str]:
@@ -197,7 +218,39 @@ def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
     wide = {key: value for key, value in plan.asked.items() if key not in keys}
     if wider and deeper:
         return {"only deeper": deep, "only wider": wide}
-    return {}
+    half = _half_way(plan)
+    return {HALF_WAY: half} if half is not None else {}
+
+
+def _half_way(plan: Plan) -> dict[str, Any] | None:
+    """Return the keys of the target with every size between the source's and the target's; None if no share of the growth gives whole sizes."""
+    old = plan.family.complete(plan.start.source)
+    for part in PARTS:
+        found = {key: _between(old.get(key), value, part) for key, value in plan.asked.items()}
+        if all(value is not None for value in found.values()) and _grows(plan, found):
+            return found
+    return None
+
+
+def _between(old: Any, new: Any, part: Fraction) -> Any:
+    """Return the size that lies a part of the way between two; None if it is not whole. What is no size, or does not change, is the target's."""
+    if old == new or isinstance(new, bool | str) or new is None:
+        return new
+    if not (isinstance(old, int) and isinstance(new, int)):
+        return None
+    found = old + part * (new - old)
+    return int(found) if found.denominator == 1 else None
+
+
+def _grows(plan: Plan, asked: Mapping[str, Any]) -> bool:
+    """Return whether the source grows into these sizes by the nearest start, and into others than its own and the target's."""
+    family = plan.family
+    try:
+        entry = grown_part_way(plan, HALF_WAY, dict(asked), "")
+    except RecipeError:
+        return False
+    sizes = family.sizes(entry.planned[0].stage.config)
+    return sizes not in (family.sizes(plan.start.source), family.sizes(plan.start.target))
 
 
 def _kind(entry: ExperimentEntry) -> Kind:
@@ -224,6 +277,7 @@ class TrialScheduler(Scheduler):
         # What is known of finished rounds does not change.
         self._known_trials: dict[tuple[str, int], dict[str, Any]] = {}
         self._known_survivors: dict[int, list[str]] = {}
+        self._known_choices: dict[tuple[str, int], Choice] = {}
 
     def wanted(self) -> list[WantedRun]:
         experiment = self.experiment
@@ -234,20 +288,23 @@ class TrialScheduler(Scheduler):
                 break
             for name in names:
                 entry = experiment.entries[name]
-                if number == 0:
-                    found += self._tuning_runs(entry)
+                found += self._tuning_runs(entry) if number == 0 else self._rivals(entry, number)
                 for seed in self.seeds_of(number):
                     found += [*self._sources(entry, seed), *self._trials(entry, seed, number)]
-        return found
+        return [*found, *(run for _, run in self._decay_trials())]
 
     def forget(self, name: str) -> None:
         super().forget(name)
         self._known_trials.clear()
         self._known_survivors.clear()
+        self._known_choices.clear()
 
     def _is_open(self) -> bool:
         """Return whether more runs may be wanted: until it is known who takes part in the last round."""
-        return super()._is_open() or self.survivors(len(self.experiment.rounds) - 1) is None
+        last = len(self.experiment.rounds) - 1
+        if super()._is_open() or (names := self.survivors(last)) is None:
+            return True
+        return any(self.choice_at(self.experiment.entries[name], last) is None for name in names)
 
     def choice(self) -> Choice | None:
         """Return the settings of scratch, chosen in the first round; None until they are known."""
@@ -265,6 +322,115 @@ class TrialScheduler(Scheduler):
                 hint="set lower learning rates",
             )
         return choice
+
+    # Settings.
+
+    def _choices(self, entry: ExperimentEntry) -> list[Choice]:
+        """Return the settings that an entry tries in the first round. A source's rate has decayed, and a rising one undoes what it learned."""
+        base = self.choice()
+        if base is None or entry.begins == "drawn":
+            return super()._choices(entry)
+        return [replace(base, learning_rate=base.learning_rate * factor) for factor in self.experiment.source_factors]
+
+    def _tuned_as(self, entry: ExperimentEntry) -> ExperimentEntry:
+        """Return the entry that tries learning rates for an entry: the first of its kind, where the kind shares them."""
+        return self._first_of(entry, self.experiment.entries)
+
+    def _first_of(self, entry: ExperimentEntry, names: Iterable[str]) -> ExperimentEntry:
+        kinds = self.experiment.kinds
+        if kinds[entry.name] not in TUNED_TOGETHER:
+            return entry
+        return self.experiment.entries[next(name for name in names if kinds[name] == kinds[entry.name])]
+
+    def choice_at(self, entry: ExperimentEntry, number: int) -> Choice | None:
+        """Return the settings of an entry in a round; None until they are known.
+
+        Longer trials favour lower rates for drawn weights, and higher ones for what a source has learned. So in every later round scratch
+        tries its next lower rate, which all others from drawn weights follow, and every kind from a source its next higher one.
+        """
+        if number == 0 or self._assumed is not None:
+            return self.choice_of(entry)
+        key = (entry.name, number)
+        if key not in self._known_choices:
+            found = self._choose_again(entry, number)
+            if found is None:
+                return None
+            self._known_choices[key] = found
+        return self._known_choices[key]
+
+    def _choose_again(self, entry: ExperimentEntry, number: int) -> Choice | None:
+        before = self.choice_at(entry, number - 1)
+        if before is None:
+            return None
+        if entry.begins == "drawn" and entry.kind != "scratch":
+            old, new = (self.choice_at(self.experiment.baseline, one) for one in (number - 1, number))
+            if old is None or new is None:
+                return None
+            return replace(before, learning_rate=before.learning_rate * new.learning_rate / old.learning_rate)
+        tried = self._rivals_of(entry, number)
+        if not tried:
+            return before
+        best = self._best([(one.choice, one) for one in tried])
+        return None if best is None else best[0]
+
+    def _rivals(self, entry: ExperimentEntry, number: int) -> list[WantedRun]:
+        """Return the trials that decide the settings of an entry in a later round, if it tries them itself."""
+        first = self._first_of(entry, self.survivors(number) or ())
+        return self._rivals_of(entry, number) if first is entry else []
+
+    def _rivals_of(self, entry: ExperimentEntry, number: int) -> list[WantedRun]:
+        """Return the trials, with the settings before and with others, that decide an entry's settings in a later round; none without others."""
+        if entry.begins == "drawn" and entry.kind != "scratch":
+            return []
+        first, seed = self._first_of(entry, self.survivors(number) or ()), self.experiment.seeds[0]
+        before, start = self.choice_at(first, number - 1), self._start(first, seed)
+        if before is None or start is None:
+            return []
+        rival = self._next_rate(first, before)
+        if rival is None:
+            return []
+        steps = self.experiment.steps_of_round(first, number)
+        return [
+            self._want(first, seed, replace(before, learning_rate=rate), steps, start=start)
+            for rate in (before.learning_rate, rival)
+        ]
+
+    def _next_rate(self, entry: ExperimentEntry, choice: Choice) -> float | None:
+        """Return the rate that longer training may favour: scratch's next lower one, the next higher one from a source; None beyond the lists."""
+        if entry.kind == "scratch":
+            lower = [rate for rate in self.rates_of(choice.optimizer) if rate < choice.learning_rate * (1 - 1e-6)]
+            return max(lower, default=None)
+        higher = [one.learning_rate for one in self._choices(entry)]
+        return min((rate for rate in higher if rate > choice.learning_rate * (1 + 1e-6)), default=None)
+
+    def _decay_trials(self) -> list[tuple[float, WantedRun]]:
+        """Return scratch's trials with each of the decays, at the length of the last round; none until its rate there is known."""
+        last = len(self.experiment.rounds) - 1
+        decays = sorted(set(self.experiment.settings.decays), reverse=True)
+        if len(decays) < 2 or self.choice() is None or self.survivors(last) is None:
+            return []
+        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
+        choice = self.choice_at(entry, last)
+        if choice is None:
+            return []
+        steps = self.experiment.steps_of_round(entry, last)
+        return [(decay, self._want(entry, seed, replace(choice, decay=decay), steps)) for decay in decays]
+
+    def advised(self, entry: ExperimentEntry) -> Choice:
+        """Return the settings that an entry is advised to be trained with, once every trial is done.
+
+        Drawn weights take the decay that was best for scratch in the last round. Starts from a source keep that of their trials.
+        """
+        choice = self.choice_at(entry, max(0, len(self.ends_of(entry.name)) - 1))
+        assert choice is not None, "every trial is done"
+        tried = self._decay_trials()
+        if entry.begins != "drawn" or not tried:
+            return choice
+        best = self._best([(replace(choice, decay=decay), run) for decay, run in tried])
+        assert best is not None, "every trial is done"
+        return best[0]
+
+    # Rounds.
 
     def seeds_of(self, number: int) -> tuple[int, ...]:
         """Return the seeds of a round: all in the last one, else the first."""
@@ -300,7 +466,7 @@ class TrialScheduler(Scheduler):
         return None if found is None else found["loss"]
 
     def _trials(self, entry: ExperimentEntry, seed: int, number: int) -> list[WantedRun]:
-        choice, start = self.choice_of(entry), self._start(entry, seed)
+        choice, start = self.choice_at(entry, number), self._start(entry, seed)
         if choice is None or start is None:
             return []
         steps = self.experiment.steps_of_round(entry, number)

@@ -30,7 +30,7 @@ Loss = Callable[[Any, str, float], float | None]  # (experiment, entry, share of
 
 
 def plan_of(folder: Path, target: Mapping[str, object] = TARGET, *, at_hand: bool = True, **choose: object) -> Plan:
-    sections = {"fit": fit_section(data={"stdlib": True}), "compare": COMPARE, "choose": {"steps": 10_000, **choose}}
+    sections = {"fit": fit_section(data={"stdlib": True}), "compare": COMPARE, "choose": {"steps": 10_000, "source_rate_factors": [1.0], **choose}}
     recipe = json.loads(recipe_text("org/small", target, **sections))
     recipe["source"] = {"model": "org/small", "config": GPT2}
     if not at_hand:
