@@ -30,7 +30,9 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
     console.print(Text(printable(title), style="bold"))
     console.print()
     for sentence in record["text"]:
-        console.print(Text(f"- {printable(sentence)}"))
+        # A command is copied, so that no line break may stand in it.
+        command = record["longer"] is not None and sentence.endswith(record["longer"]["command"])
+        console.print(Text(f"- {printable(sentence)}"), soft_wrap=command)
     console.print()
     rounds = [f"at {share:.1%}" for share in record["rounds"]]
     table = make_table(

@@ -9,18 +9,31 @@ The trials measure; the projection is a calculation. The sentences keep the two 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from ligo_convert.comparison.methods import SCRATCH
-from ligo_convert.comparison.projection import NOISE, Candidate, Projection, project_at
+from ligo_convert.comparison.projection import (
+    NOISE,
+    PLATEAU,
+    Candidate,
+    Projection,
+    falls_faster,
+    on_plateau,
+    project_at,
+)
 from ligo_convert.comparison.trials import Kind, Trials, TrialScheduler, noise_of
 from ligo_convert.families.flops import CONVENTION
 
 FORMAT: Final = "ligo-choice/1"
 
 CLEAR: Final = 0.9  # share of the votes from which a choice is called clear
+
+LONGER_TIMES: Final = 2  # how much longer the trials are that may decide an open choice
+
+EARLY_TIMES: Final = 4  # the same where the trials ended too early to be projected
 
 BUDGETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # budgets at which the leader is read, in budgets
 
@@ -49,8 +62,9 @@ def advice(
     trials = scheduler.experiment
     ends = {name: scheduler.ends_of(name) for name in trials.entries}
     measured = noise_of(end for found in ends.values() for end in found)
-    candidates = scheduler.candidates()
-    at_budgets = project_at(candidates, BUDGETS, noise=measured or NOISE)
+    candidates, noise = scheduler.candidates(), measured or NOISE
+    early = _early(candidates, scheduler.frequency_loss(), noise=noise)
+    at_budgets = project_at(candidates, BUDGETS, noise=noise, plateau=early["too_early"])
     projections = at_budgets.get(1.0, {})
     spent, budget = scheduler.spent(), trials.scratch_flops
     rows = [_row(scheduler, name, ends[name], projections.get(name)) for name in trials.entries]
@@ -77,7 +91,8 @@ def advice(
             "source_flops": spent["source"],
             "source_share": round(spent["source"] / budget, 4),
         },
-        "noise": {"nats": round(measured or NOISE, 6), "measured": measured is not None},
+        "noise": {"nats": round(noise, 6), "measured": measured is not None},
+        "early": early,
         "candidates": _ranked(rows),
         "by_budget": _leaders(candidates, at_budgets),
         "skipped": dict(trials.skipped),
@@ -86,8 +101,41 @@ def advice(
         "versions": dict(versions),
     }
     record["choice"] = _choice(trials, record)
+    record["longer"] = _longer(trials, record)
     record["text"] = sentences(record)
     return record
+
+
+def _early(candidates: Mapping[str, Candidate], frequencies: float | None, *, noise: float) -> dict[str, Any]:
+    """Return whether models from drawn weights, on which the projection rests, ended too early to be projected, and which ones."""
+    drawn = {name: one for name, one in candidates.items() if one.is_drawn and one.ends}
+    plateau = [name for name, one in drawn.items() if on_plateau(one.ends[-1].loss, frequencies)]
+    faster = [name for name, one in drawn.items() if falls_faster(one, noise=noise)]
+    return {
+        "too_early": bool(plateau or faster),
+        "frequency_loss": frequencies,
+        "on_plateau": plateau,
+        "falls_faster": faster,
+    }
+
+
+def _longer(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the longer trials that may decide between the choice and the next candidate, as a command; None for a clear choice.
+
+    Scratch and the models that never grow take part in any case.
+    """
+    choice = record["choice"]
+    if choice["confidence"] == "clear" or choice["next"] is None:
+        return None
+    pair = [choice["name"], choice["next"]]
+    named = [name for name in pair if trials.entries[name].kind == "method"] or [SCRATCH]
+    last = trials.rounds[-1] * (EARLY_TIMES if record["early"]["too_early"] else LONGER_TIMES)
+    shares = [min(last, 1.0) / 2, min(last, 1.0)]
+    words = ["ligo-convert", "choose", record["recipe"], "--candidates", ",".join(named), "--steps", str(trials.steps)]
+    words += ["--seeds", ",".join(map(str, trials.seeds))] if len(trials.seeds) > 1 else []
+    words += ["--set", f"choose.shares=[{shares[0]:.4g},{shares[1]:.4g}]"]
+    words += ["--out", f"{trials.plan.recipe.output.dir}-choose-longer"]
+    return {"candidates": pair, "shares": shares, "command": shlex.join(words)}
 
 
 def _row(
@@ -168,7 +216,9 @@ def _choice(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any]:
         "learning_rate": chosen["learning_rate"],
         "optimizer": record["optimizer"]["optimizer"],
         "decay": chosen["decay"],
-        "confidence": "unknown" if leads is None else ("clear" if leads >= CLEAR else "open"),
+        "confidence": "unknown"
+        if leads is None
+        else ("clear" if leads >= CLEAR and not record["early"]["too_early"] else "open"),
         "leads": leads,
         "ahead_now": first["name"],
         "next": others[0]["name"] if others else None,
@@ -208,8 +258,9 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if chosen["source_loss"] is not None and _last(chosen) > chosen["source_loss"]:
         found.append(
             f"Its trials end above the source's own loss of {chosen['source_loss']:.4f}, because the rising rate costs at first. Longer"
-            " trials (choose.shares) or lower rates (compare.rate_factors) say more."
+            " trials (choose.shares) or lower rates (choose.source_rate_factors) say more."
         )
+    found += _early_sentences(record)
     found += _projected_sentences(record, chosen)
     found += _change_sentences(record)
     noise = record["noise"]
@@ -224,12 +275,15 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         f"The trials cost {cost['flops']:.3g} FLOPs, {cost['share']:.1%} of the budget"
         + (f"; training the source for them cost another {cost['source_share']:.1%}." if cost["source_flops"] else ".")
     )
-    return found
+    return found + _longer_sentences(record)
 
 
 def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     kind, how = chosen["kind"], _how(chosen)
-    rate = f"peak learning rate {chosen['learning_rate']:g} with {record['optimizer']['optimizer']}"
+    rate = (
+        f"peak learning rate {chosen['learning_rate']:g} with {record['optimizer']['optimizer']}, falling to zero over the last"
+        f" {chosen['decay']:.0%} of the steps"
+    )
     text = {
         "scratch": "Do not grow: train the target from drawn weights",
         "smaller": f"Do not grow: train the smaller model ({_keys(chosen)}) from drawn weights",
@@ -268,10 +322,39 @@ def _projected_sentences(record: Mapping[str, Any], chosen: Mapping[str, Any]) -
         if choice["confidence"] == "clear":
             found.append(f"{share}; {end}.")
         else:
-            found.append(
-                f"{share}; {end}: the trials do not decide between them. Longer trials (choose.shares) or more seeds may."
-            )
+            why = "ended too early to decide" if record["early"]["too_early"] else "do not decide"
+            found.append(f"{share}; {end}: the trials {why} between them.")
     return found
+
+
+def _early_sentences(record: Mapping[str, Any]) -> list[str]:
+    """Say that trials ended too early to be projected, and why."""
+    early, last, found = record["early"], record["rounds"][-1], []
+    hint = f"Read the projection as a rough ranking, and give longer trials (choose.shares above {last:g})."
+    rows = {row["name"]: row for row in record["candidates"]}
+    if early["on_plateau"]:
+        ends = ", ".join(f"{name} at {_last(rows[name]):.3f}" for name in early["on_plateau"])
+        found.append(
+            f"Trials from drawn weights ended on the plateau that training begins with ({ends}; above {PLATEAU:.0%} of the"
+            f" {early['frequency_loss']:.3f} nats of knowing only how frequent each answer is). {hint}"
+        )
+    elif early["falls_faster"]:
+        names = ", ".join(early["falls_faster"])
+        found.append(
+            f"From trial to trial the loss falls faster ({names}), which no law of training does for long. {hint}"
+        )
+    return found
+
+
+def _longer_sentences(record: Mapping[str, Any]) -> list[str]:
+    longer = record["longer"]
+    if longer is None:
+        return []
+    first, second = longer["shares"]
+    return [
+        f"To decide, try {' and '.join(longer['candidates'])} for longer, at {first:.3g} and {second:.3g} of the budget, with the options"
+        f" of this command: {longer['command']}"
+    ]
 
 
 def _change_sentences(record: Mapping[str, Any]) -> list[str]:

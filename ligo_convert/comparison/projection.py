@@ -36,6 +36,18 @@ DRAWS: Final = 200  # votes
 TOKEN_POWERS: Final = (0.15, 0.2, 0.28, 0.35, 0.45, 0.55, 0.7, 0.85, 1.0)
 LOSS_POWERS: Final = (1.5, 2.0, 3.0, 5.0, 7.0, 10.5, 15.0)
 
+# How wrong a projection may be about how much further the loss falls, as standard deviations of the logarithm of that drop, where the
+# budget is `FAR` times the trial: for all candidates together, and for one against the others. Trials on a plateau were wrong by factors of
+# 3.1 to 6.5, all to the same side (docs/development/log.md, one check of `choose`).
+DOUBT: Final = (0.3, 0.05)
+DOUBT_ON_PLATEAU: Final = (1.3, 0.3)
+
+FAR: Final = 25.0
+
+PLATEAU: Final = (
+    0.8  # a loss above this share of what knowing mere frequencies costs lies on the plateau that training begins with
+)
+
 MOST: Final = 1e3  # tokens that count as unlimited, in budgets of the target
 
 # Factors on the tokens that growth hands over: from nothing to more than there was.
@@ -161,23 +173,55 @@ class _Law:
         return loss
 
 
-def project(candidates: Mapping[str, Candidate], *, noise: float = NOISE, draws: int = DRAWS) -> dict[str, Projection]:
+def on_plateau(loss: float, frequencies: float | None) -> bool:
+    """Return whether a trial ended before its model has learned much more than frequencies.
+
+    Args:
+        loss: loss of the trial.
+        frequencies: loss of knowing no more than how frequent each token or class is; None if unknown.
+    """
+    return frequencies is not None and loss > PLATEAU * frequencies
+
+
+def falls_faster(candidate: Candidate, *, noise: float = NOISE) -> bool:
+    """Return whether the loss falls faster from trial to trial, as it does when a plateau ends. No law that is fitted here does so.
+
+    Rates are per factor on the tokens. A difference within two standard deviations of the noise does not count.
+    """
+    if len(candidate.ends) < 3:
+        return False
+    first, middle, last = candidate.ends[-3:]
+    before, after = math.log(middle.tokens / first.tokens), math.log(last.tokens / middle.tokens)
+    more = (middle.loss - last.loss) / after - (first.loss - middle.loss) / before
+    spread = math.hypot(1 / before / math.sqrt(first.seeds), (1 / before + 1 / after) / math.sqrt(middle.seeds))
+    return more > 2 * noise * math.hypot(spread, 1 / after / math.sqrt(last.seeds))
+
+
+def project(
+    candidates: Mapping[str, Candidate], *, noise: float = NOISE, draws: int = DRAWS, plateau: bool = False
+) -> dict[str, Projection]:
     """Return the projections to the budget, as `project_at` makes them."""
-    return project_at(candidates, (1.0,), noise=noise, draws=draws).get(1.0, {})
+    return project_at(candidates, (1.0,), noise=noise, draws=draws, plateau=plateau).get(1.0, {})
 
 
 def project_at(
-    candidates: Mapping[str, Candidate], times: Sequence[float], *, noise: float = NOISE, draws: int = DRAWS
+    candidates: Mapping[str, Candidate],
+    times: Sequence[float],
+    *,
+    noise: float = NOISE,
+    draws: int = DRAWS,
+    plateau: bool = False,
 ) -> dict[float, dict[str, Projection]]:
     """Return the projections of all candidates that have trials to multiples of the budget; empty where no drawn model has two trials.
 
-    Every vote adds noise to the trials, draws one of the laws by how well it fits, and projects all candidates under it.
+    Every vote adds noise to the trials, draws one of the laws by how well it fits, projects all candidates under it, and doubts the result.
 
     Args:
         candidates: name -> candidate.
         times: multiples of the budget.
         noise: standard deviation of one trial's loss over seeds, in nats.
         draws: number of votes.
+        plateau: whether trials ended on the plateau that training begins with, so that projections deserve more doubt.
     """
     tried = {name: candidate for name, candidate in candidates.items() if candidate.ends}
     anchors = [candidate for candidate in tried.values() if candidate.is_drawn]
@@ -187,24 +231,47 @@ def project_at(
     errors = np.array([_fit(anchors, p, q)[1] for p, q in powers])
     weights = np.exp(-(errors - errors.min()) / (2 * noise**2))
     random = np.random.default_rng(0)
-    votes = []
+    votes, doubted = list[list[list[float]]](), list[Values]()
     for _ in range(draws):
         shaken = [_shaken(candidate, noise, random) for candidate in tried.values()]
         p, q = powers[random.choice(len(powers), p=weights / weights.sum())]
         law, _ = _fit([candidate for candidate in shaken if candidate.is_drawn], p, q)
-        votes.append([_projected(law, candidate, times) for candidate in shaken])
-    losses = np.array(votes)  # [votes, candidates, times]
-    return {factor: _counted(losses[:, :, place], list(tried)) for place, factor in enumerate(times)}
+        projected = [_projected(law, candidate, times) for candidate in shaken]
+        votes.append(projected)
+        doubted.append(_doubted(projected, list(tried.values()), times, DOUBT_ON_PLATEAU if plateau else DOUBT, random))
+    losses, ranges = np.array(votes), np.array(doubted)  # [votes, candidates, times]
+    return {
+        factor: _counted(losses[:, :, place], ranges[:, :, place], list(tried)) for place, factor in enumerate(times)
+    }
 
 
-def _counted(losses: Values, names: Sequence[str]) -> dict[str, Projection]:
-    """Return the projections at one budget from the votes: losses [votes, candidates]."""
-    best = losses.argmin(axis=1)
+def _doubted(
+    projected: Sequence[Sequence[float]],
+    candidates: Sequence[Candidate],
+    times: Sequence[float],
+    doubt: tuple[float, float],
+    random: np.random.Generator,
+) -> Values:
+    """Return projected losses [candidates, times], with the drops since the last trials made larger or smaller by chance."""
+    losses, last = np.array(projected), np.array([[candidate.ends[-1].loss] for candidate in candidates])
+    tokens = np.array([[candidate.tokens / candidate.ends[-1].tokens] for candidate in candidates]) * np.array(times)
+    common, own = doubt
+    far = np.clip(np.log(np.maximum(tokens, 1.0)) / math.log(FAR), 0.0, 1.5)  # [candidates, times]
+    drops = np.maximum(last - losses, 0.0)
+    # What is wrong about the law moves all ends alike, and what is wrong about a candidate its own.
+    together = np.median(drops, axis=0) * (np.exp(common * random.standard_normal() * np.median(far, axis=0)) - 1)
+    alone = drops * (np.exp(own * random.standard_normal((len(candidates), 1)) * far) - 1)
+    return np.asarray(losses - together - alone, dtype=np.float64)
+
+
+def _counted(losses: Values, doubted: Values, names: Sequence[str]) -> dict[str, Projection]:
+    """Return the projections at one budget from the votes: losses [votes, candidates], and the same with doubt."""
+    best = doubted.argmin(axis=1)
     return {
         name: Projection(
             loss=float(np.median(losses[:, number])),
-            low=float(np.quantile(losses[:, number], 0.05)),
-            high=float(np.quantile(losses[:, number], 0.95)),
+            low=float(np.quantile(doubted[:, number], 0.05)),
+            high=float(np.quantile(doubted[:, number], 0.95)),
             leads=float((best == number).mean()),
         )
         for number, name in enumerate(names)
@@ -254,11 +321,15 @@ def _non_negative(columns: Values, values: Values) -> tuple[list[float], float]:
 
 def _projected(law: _Law, candidate: Candidate, times: Sequence[float]) -> list[float]:
     """Return the projected losses of a candidate; its trials determine what growth hands over."""
-    factor = np.ones(1)
+    factor, behind = np.ones(1), 0.0
     if not candidate.is_drawn:
         errors = np.zeros_like(FACTORS)
         for end in candidate.ends:
             # Late trials say more about the end than early ones.
             errors += end.tokens * (law.end(candidate, end.tokens, FACTORS) - end.loss) ** 2
         factor = FACTORS[[int(errors.argmin())]]
-    return [float(law.end(candidate, candidate.tokens * one, factor)[0]) for one in times]
+        if factor[0] == 0:
+            # Where a candidate is behind a model that begins anew, nothing says that it comes up.
+            last = candidate.ends[-1]
+            behind = max(0.0, last.loss - float(law.end(candidate, last.tokens, factor)[0]))
+    return [float(law.end(candidate, candidate.tokens * one, factor)[0]) + behind for one in times]

@@ -50,7 +50,11 @@ KEPT: Final = ("scratch", "smaller", "trained on")
 
 HALF_WAY: Final = "half-way"
 
-PARTS: Final = (Fraction(1, 2), Fraction(1, 3), Fraction(2, 3))  # of the growth, for a size between; the first that gives whole sizes
+PARTS: Final = (
+    Fraction(1, 2),
+    Fraction(1, 3),
+    Fraction(2, 3),
+)  # of the growth, for a size between; the first that gives whole sizes
 
 LONGEST: Final = 0.04  # share of the budget for the longest trial of scratch; at most twice as much
 
@@ -223,7 +227,7 @@ def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _half_way(plan: Plan) -> dict[str, Any] | None:
-    """Return the keys of the target with every size between the source's and the target's; None if no share of the growth gives whole sizes."""
+    """Return the target's keys with every size between the source's and the target's; None if no share of the growth gives whole ones."""
     old = plan.family.complete(plan.start.source)
     for part in PARTS:
         found = {key: _between(old.get(key), value, part) for key, value in plan.asked.items()}
@@ -233,7 +237,7 @@ def _half_way(plan: Plan) -> dict[str, Any] | None:
 
 
 def _between(old: Any, new: Any, part: Fraction) -> Any:
-    """Return the size that lies a part of the way between two; None if it is not whole. What is no size, or does not change, is the target's."""
+    """Return the size a part of the way between two; None if it is not whole. What is no size, or does not change, is the target's."""
     if old == new or isinstance(new, bool | str) or new is None:
         return new
     if not (isinstance(old, int) and isinstance(new, int)):
@@ -326,7 +330,7 @@ class TrialScheduler(Scheduler):
     # Settings.
 
     def _choices(self, entry: ExperimentEntry) -> list[Choice]:
-        """Return the settings that an entry tries in the first round. A source's rate has decayed, and a rising one undoes what it learned."""
+        """Return the settings that an entry tries first. A source's rate has decayed, and a rising one undoes what it learned."""
         base = self.choice()
         if base is None or entry.begins == "drawn":
             return super()._choices(entry)
@@ -379,7 +383,7 @@ class TrialScheduler(Scheduler):
         return self._rivals_of(entry, number) if first is entry else []
 
     def _rivals_of(self, entry: ExperimentEntry, number: int) -> list[WantedRun]:
-        """Return the trials, with the settings before and with others, that decide an entry's settings in a later round; none without others."""
+        """Return the trials, with the settings before and with a rival, that decide an entry's settings in a later round."""
         if entry.begins == "drawn" and entry.kind != "scratch":
             return []
         first, seed = self._first_of(entry, self.survivors(number) or ()), self.experiment.seeds[0]
@@ -396,7 +400,7 @@ class TrialScheduler(Scheduler):
         ]
 
     def _next_rate(self, entry: ExperimentEntry, choice: Choice) -> float | None:
-        """Return the rate that longer training may favour: scratch's next lower one, the next higher one from a source; None beyond the lists."""
+        """Return the rate that longer training may favour: scratch's next lower one, a source's next higher one; None beyond the lists."""
         if entry.kind == "scratch":
             lower = [rate for rate in self.rates_of(choice.optimizer) if rate < choice.learning_rate * (1 - 1e-6)]
             return max(lower, default=None)
@@ -536,6 +540,11 @@ class TrialScheduler(Scheduler):
         state = self._source_state(entry, self.experiment.seeds[0])
         loss: float | None = self.results[state]["loss"] if state is not None else None
         return loss
+
+    def frequency_loss(self) -> float | None:
+        """Return the loss of knowing no more than how frequent each answer is; None until it is known."""
+        found: float | None = self.results.get("probe", {}).get("frequency_loss")
+        return found
 
     def spent(self) -> dict[str, float]:
         """Return the FLOPs of all trials, tuning and fits included, and those of sources that were trained: what is shared counts once."""

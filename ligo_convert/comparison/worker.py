@@ -45,7 +45,7 @@ from ligo_convert.training.run_trainer import (
 from ligo_convert.training.runs import DRAWN, Run
 from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.state import FolderState, state_of
-from ligo_convert.training.tasks import on_device
+from ligo_convert.training.tasks import frequency_loss, on_device
 
 PROBE_STEPS = 3
 
@@ -155,7 +155,7 @@ ReportProgress = Callable[[float, str], None]
 
 
 def _probe(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[str, Any]:
-    """Measure FLOPs per second of training the target, over a few steps."""
+    """Measure FLOPs per second of training the target, over a few steps, and the loss of knowing no more than frequencies."""
     experiment, family = runner.experiment, runner.family
     config = experiment.baseline.planned[0].stage.config
     model = LibraryModel(family, config, device=runner.device)
@@ -181,7 +181,9 @@ def _probe(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[
         report((step + 1) / PROBE_STEPS, "")
     _try_dropping(runner, model, parameters)
     flops = step_flops(family, config, tokens=experiment.tokens, sequence_length=experiment.length)
-    return {"flops_a_second": flops / min(seconds)}
+    frequencies = frequency_loss(model.task, runner.slices.test)
+    assert frequencies is not None, "a comparison has a loss"
+    return {"flops_a_second": flops / min(seconds), "frequency_loss": round(frequencies, 6)}
 
 
 def _try_dropping(runner: JobRunner, model: LibraryModel, parameters: Mapping[str, torch.Tensor]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ligo_convert.data.examples import random_token_ids
+from ligo_convert.data.examples import Batch, Examples, random_token_ids
 from ligo_convert.families.configs import image_sides
 from ligo_convert.families.schema import CAUSAL, Family
 
@@ -39,6 +39,7 @@ class TaskFunctions:
         loss: (output, batch) -> scalar mean loss; None for a task without a loss.
         accuracy: (output, batch) -> fraction of correct answers; None for a task without one.
         states: the model's return value -> last hidden states; None where `output` returns them or they are not used.
+        answers: batch of arrays -> the tokens or classes that the loss asks for, in one dimension; None for a task without a loss.
     """
 
     inputs: Callable[[Tensors], dict[str, Any]]
@@ -46,6 +47,7 @@ class TaskFunctions:
     loss: Callable[[torch.Tensor, Tensors], torch.Tensor] | None
     accuracy: Callable[[torch.Tensor, Tensors], torch.Tensor] | None = None
     states: Callable[[Any], torch.Tensor] | None = None
+    answers: Callable[[Batch], np.ndarray] | None = None
 
 
 def _tokens(batch: Tensors) -> dict[str, Any]:
@@ -100,8 +102,19 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 TASKS: dict[str, TaskFunctions] = {
-    "causal-lm": TaskFunctions(inputs=_causal, output=_logits, loss=_next_token_loss),
-    "masked-lm": TaskFunctions(inputs=_tokens, output=_masked_logits, loss=_masked_loss, accuracy=_masked_accuracy),
+    "causal-lm": TaskFunctions(
+        inputs=_causal,
+        output=_logits,
+        loss=_next_token_loss,
+        answers=lambda batch: batch["input_ids"][:, 1:].ravel(),
+    ),
+    "masked-lm": TaskFunctions(
+        inputs=_tokens,
+        output=_masked_logits,
+        loss=_masked_loss,
+        accuracy=_masked_accuracy,
+        answers=lambda batch: batch["labels"][batch["labels"] != IGNORED],
+    ),
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda returned: returned.last_hidden_state, loss=None),
     "decoder": TaskFunctions(inputs=_causal, output=lambda returned: returned.last_hidden_state, loss=None),
     "sequence-classification": TaskFunctions(
@@ -115,8 +128,26 @@ TASKS: dict[str, TaskFunctions] = {
         output=lambda returned: returned,
         loss=_class_loss,
         accuracy=_class_accuracy,
+        answers=lambda batch: batch["labels"],
     ),
 }
+
+
+def frequency_loss(task: TaskFunctions, examples: Examples, *, batch_size: int = 256) -> float | None:
+    """Return the loss, in nats, of knowing no more than how frequent each answer is in these examples: the entropy of the answers.
+
+    None for a task without a loss. No predictor that ignores its input has a lower loss on these examples.
+    """
+    if task.answers is None:
+        return None
+    counts = np.zeros(0, dtype=np.int64)
+    for first in range(0, len(examples), batch_size):
+        rows = range(first, min(first + batch_size, len(examples)))
+        found = np.bincount(task.answers(examples.take(rows)), minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def weight(batch: Tensors) -> float:

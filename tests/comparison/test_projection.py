@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ligo_convert.comparison.projection import Candidate, Leg, TrialEnd, project
+from ligo_convert.comparison.projection import PLATEAU, Candidate, Leg, TrialEnd, falls_faster, on_plateau, project
 
 SHARES = (0.01, 0.02, 0.04)  # of the budget
 FLOORS = {1.0: 3.0, 0.5: 3.1, 0.25: 3.3}  # size -> loss that no training goes below
@@ -82,13 +82,22 @@ def test_a_head_start_lasts_as_long_as_it_is_worth_tokens() -> None:
     assert found["strong"].loss < found["scratch"].loss - 0.01
     assert found["strong"].loss == pytest.approx(law(1.0, 1.3), abs=0.05)
     assert found["scratch"].loss - found["weak"].loss < 0.01
-    assert found["strong"].leads > 0.9
+    assert found["strong"].leads > max(one.leads for name, one in found.items() if name != "strong")
+    worth_all = project({**SIZES, "strong": grown(law(1.0, 1.0))}, noise=0.003)
+    assert worth_all["strong"].leads > 0.9
 
 
 def test_of_two_starts_the_one_that_hands_over_more_is_ahead() -> None:
     start = law(1.0, 0.3)
     found = project({**SIZES, "whole": grown(start), "half of it": grown(start, handed=0.5)}, noise=0.003)
     assert found["whole"].loss < found["half of it"].loss < found["scratch"].loss
+
+
+def test_a_start_that_is_worse_than_beginning_anew_stays_behind() -> None:
+    lost = grown(law(1.0, 0.001))
+    lost = replace(lost, ends=tuple(replace(end, loss=end.loss + 0.2) for end in lost.ends))
+    found = project({**SIZES, "lost": lost}, noise=0.003)
+    assert found["lost"].loss > found["scratch"].loss + 0.1
 
 
 def test_a_small_model_hands_over_no_more_than_it_can_learn() -> None:
@@ -125,3 +134,47 @@ def test_projections_repeat_and_need_two_trials() -> None:
     assert project({**SIZES, "untried": replace(grown(3.3), ends=())}).keys() == SIZES.keys()
     shares = sum(one.leads for one in project(SIZES).values())
     assert shares == pytest.approx(1.0)
+
+
+# --- trials that end too early ----------------------------------------------------------------------------------------
+
+
+def late(size: float, *, begins: float = 0.03) -> Candidate:
+    """A drawn model that stays on a plateau at first: the loss falls slowly until a share of the budget, and then by its law."""
+
+    def end(share: float) -> float:
+        return min(4.4 - 0.03 * (share / 0.01), law(size, max(share / size - begins, 1e-3)))
+
+    ends = tuple(TrialEnd(tokens=share / size, loss=end(share)) for share in SHARES)
+    return Candidate(legs=(Leg(size=size, share=1.0),), start=None, ends=ends, tokens=1 / size)
+
+
+def test_more_doubt_on_a_plateau_covers_where_training_ends() -> None:
+    sizes = {"scratch": late(1.0, begins=0.06), "half": late(0.5, begins=0.06)}
+    sure, doubtful = (project(sizes, noise=0.003, plateau=plateau) for plateau in (False, True))
+    for name, size in (("scratch", 1.0), ("half", 0.5)):
+        true = law(size, 1 / size)
+        assert sure[name].loss > true + 0.3, "the law of the plateau is not that of what comes after"
+        assert sure[name].low > true
+        assert doubtful[name].low < true < doubtful[name].high
+
+
+def test_doubt_about_the_law_does_not_change_who_leads() -> None:
+    """What is wrong about the law is wrong for all: the range is wide, and a candidate that is far ahead stays so."""
+    found = project({**SIZES, "strong": grown(law(1.0, 2.0))}, noise=0.003)
+    assert found["scratch"].high - found["scratch"].low > 0.2
+    assert found["strong"].leads > 0.9
+
+
+def test_a_plateau_is_told_from_frequencies_and_from_a_loss_that_falls_faster() -> None:
+    assert on_plateau(4.9, 5.0)
+    assert on_plateau(PLATEAU * 5.0 + 0.01, 5.0)
+    assert not on_plateau(PLATEAU * 5.0 - 0.01, 5.0)
+    assert not on_plateau(4.9, None)
+    assert not any(falls_faster(candidate, noise=0.003) for candidate in SIZES.values())
+    assert not falls_faster(grown(3.3), noise=0.003)
+    leaves = drawn(1.0)
+    leaves = replace(leaves, ends=(*leaves.ends[:2], replace(leaves.ends[2], loss=leaves.ends[1].loss - 0.5)))
+    assert falls_faster(leaves, noise=0.003)
+    assert not falls_faster(leaves, noise=0.5), "noise may do so"
+    assert not falls_faster(replace(leaves, ends=leaves.ends[:2]), noise=0.003)

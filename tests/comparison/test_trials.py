@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,14 @@ from ligo_convert.comparison.advice import advice, sentences
 from ligo_convert.comparison.experiment import Experiment, make_experiment
 from ligo_convert.comparison.outcome import outcome
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
-from ligo_convert.comparison.trials import TRAINED_ON, Trials, TrialScheduler, make_trials
+from ligo_convert.comparison.trials import (
+    HALF_WAY,
+    TRAINED_ON,
+    Trials,
+    TrialScheduler,
+    default_rounds,
+    make_trials,
+)
 from ligo_convert.conversion.plan import Plan, make_plan
 from ligo_convert.errors import RecipeError
 from ligo_convert.recipes.recipe import load_recipe
@@ -25,12 +34,17 @@ TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
 DEEPER = {"n_layer": 4}
 COMPARE = {"learning_rates": [0.01], "optimizers": ["adamw"], "decays": [0.4], "rate_factors": [1.0]}
 SOURCE_LOSS = 3.35
+FREQUENCY_LOSS = 6.0  # of knowing only how frequent each token is; no trial here comes near it
 
 Loss = Callable[[Any, str, float], float | None]  # (experiment, entry, share of the budget) -> loss
 
 
 def plan_of(folder: Path, target: Mapping[str, object] = TARGET, *, at_hand: bool = True, **choose: object) -> Plan:
-    sections = {"fit": fit_section(data={"stdlib": True}), "compare": COMPARE, "choose": {"steps": 10_000, "source_rate_factors": [1.0], **choose}}
+    sections = {
+        "fit": fit_section(data={"stdlib": True}),
+        "compare": COMPARE,
+        "choose": {"steps": 10_000, "source_rate_factors": [1.0], **choose},
+    }
     recipe = json.loads(recipe_text("org/small", target, **sections))
     recipe["source"] = {"model": "org/small", "config": GPT2}
     if not at_hand:
@@ -44,17 +58,20 @@ def trials_of(plan: Plan, **more: Any) -> Trials:
     return make_trials(plan, **{"candidates": None, "steps": None, "seeds": None, **more})
 
 
-def tried(trials: Trials, loss: Loss) -> TrialScheduler:
-    """A scheduler whose jobs are done, with the losses of a law."""
+def tried(trials: Trials, loss: Loss, worse: Callable[[TrainingJob], float] = lambda job: 0.0) -> TrialScheduler:
+    """A scheduler whose jobs are done, with the losses of a law. `worse` says by how much the settings of a run miss it."""
     scheduler, flops = TrialScheduler(trials, {}), dict[str, float]()
     while (job := scheduler.next_job()) is not None:
-        scheduler.done(job, result_of(trials, job, loss, flops))
+        found = result_of(trials, job, loss, flops)
+        if found.get("loss") is not None and job.run is not None:
+            found |= {key: found[key] + worse(job) for key in ("loss", "validation_loss")}
+        scheduler.done(job, found)
     return scheduler
 
 
 def result_of(trials: Experiment, job: TrainingJob, loss: Loss, flops: dict[str, float]) -> dict[str, Any]:
     if job.kind == "probe":
-        return {"flops_a_second": 1e9}
+        return {"flops_a_second": 1e9, "frequency_loss": FREQUENCY_LOSS}
     if job.kind == "source":
         return {"loss": SOURCE_LOSS, "accuracy": None}
     flops[job.name] = flops.get(job.parent, 0.0) + job.flops
@@ -117,6 +134,29 @@ def test_where_only_depth_grows_widths_are_not_tried(tmp_path: Path) -> None:
     assert {"mean-preserving/copy", "sparkling/copy", "net2net/copy"} <= set(only_wider.entries)
 
 
+@pytest.mark.parametrize(
+    ("target", "between"),
+    [
+        ({"n_layer": 4}, {"n_layer": 3}),
+        ({"n_layer": 5}, {"n_layer": 3}),
+        ({"n_embd": 32, "n_head": 4}, {"n_embd": 24, "n_head": 3}),
+        ({"n_layer": 3}, None),
+        ({"n_embd": 24, "n_head": 3}, None),
+    ],
+)
+def test_where_one_of_width_and_depth_grows_a_size_between_is_tried(
+    tmp_path: Path, target: dict[str, object], between: dict[str, int] | None
+) -> None:
+    trials = trials_of(plan_of(tmp_path, target))
+    found = [entry for name, entry in trials.entries.items() if trials.kinds[name] == "part way"]
+    assert len(found) == (between is not None)
+    for entry in found:
+        assert entry.name == HALF_WAY
+        config = entry.planned[0].stage.config
+        assert between is not None
+        assert {key: config[key] for key in between} == between
+
+
 def test_without_a_source_it_grows_on_the_way(tmp_path: Path) -> None:
     trials = trials_of(plan_of(tmp_path, at_hand=False))
     assert set(trials.kinds.values()) == {"scratch", "smaller", "grown on the way"}
@@ -146,6 +186,12 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=told) as error:
             trials_of(plan, **more)
         assert error.value.exit_code == 2
+
+
+def test_small_budgets_get_longer_trials() -> None:
+    assert default_rounds(100_000) == (0.01, 0.02, 0.04)
+    assert default_rounds(5_000) == pytest.approx((0.015, 0.03, 0.06))
+    assert default_rounds(1_000) == (0.02, 0.04, 0.08), "trials may not cost any share of the budget"
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
@@ -225,6 +271,62 @@ def test_all_seeds_run_the_longest_trials_alone(tmp_path: Path) -> None:
     assert "measured over 3 seeds" in " ".join(record["text"])
 
 
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+FACTORS = [0.15, 0.4, 1.0]
+
+
+def test_starts_from_a_source_try_low_rates_together(tmp_path: Path) -> None:
+    """One start of a kind tries the rates for all of its kind."""
+    trials = trials_of(plan_of(tmp_path, DEEPER, source_rate_factors=FACTORS, shares=[0.01, 0.02]))
+
+    def low(job: TrainingJob) -> float:
+        assert job.run is not None
+        return job.run.learning_rate if job.entry not in FLOORS else 0.0
+
+    found = tried(trials, known, low)
+    for name, entry in trials.entries.items():
+        expected = 0.01 if entry.begins == "drawn" else 0.0015
+        assert found.choice_at(entry, 0).learning_rate == pytest.approx(expected), name  # type: ignore[union-attr]
+        runs = {
+            one.choice
+            for one in found.wanted()
+            if one.entry is entry and one.run.steps == trials.steps_of_round(entry, 0)
+        }
+        several = name in (TRAINED_ON, HALF_WAY, "copy/identity", "copy/identity@0.25+source")
+        assert len(runs) == (3 if several else 1), name
+
+
+def test_longer_trials_try_the_rate_that_they_favour(tmp_path: Path) -> None:
+    """Higher ones from a source, lower ones for scratch, which all drawn models follow. The advice takes the last."""
+    plan = plan_of(tmp_path, DEEPER, source_rate_factors=FACTORS)
+    assert plan.recipe.compare is not None
+    settings = plan.recipe.compare.model_copy(update={"learning_rates": [0.005, 0.01, 0.02], "decays": [0.4, 0.7]})
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"compare": settings}))
+    trials = trials_of(plan)
+
+    def worse(job: TrainingJob) -> float:
+        """The best rates in the three rounds: 0.02, 0.01 and 0.005 for drawn weights; 0.15, 0.4 and 1 times that from a source."""
+        assert job.run is not None
+        entry = trials.entries[job.entry]
+        number = min(range(3), key=lambda one: abs(trials.steps_of_round(entry, one) - job.run.steps))  # type: ignore[union-attr]
+        best = (0.02, 0.01, 0.005)[number] if entry.begins == "drawn" else 0.02 * FACTORS[number]
+        return 0.05 * abs(math.log(job.run.learning_rate / best)) + 0.1 * abs(job.run.decay / job.run.steps - 0.7)
+
+    found = tried(trials, known, worse)
+    for name in found.survivors(2) or ():
+        entry = trials.entries[name]
+        rates = [found.choice_at(entry, number).learning_rate for number in range(3)]  # type: ignore[union-attr]
+        expected = [0.02, 0.01, 0.005] if entry.begins == "drawn" else [0.003, 0.008, 0.02]
+        assert rates == pytest.approx(expected), name
+        assert found.advised(entry).decay == 0.7
+    record = record_of(found)
+    assert record["optimizer"] == {"optimizer": "adamw", "learning_rate": pytest.approx(0.005), "decay": 0.7}
+    assert record["choice"]["learning_rate"] == pytest.approx(0.02 if record["choice"]["grows"] else 0.005)
+    assert "falling to zero over the last 70% of the steps" in record["text"][0]
+    assert record["cost"]["flops"] == pytest.approx(TrialScheduler.expected_flops(trials), rel=0.5)
+
+
 # --- advice -----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +378,50 @@ def test_a_reversal_is_told_with_the_budgets_at_which_the_answer_changes(tmp_pat
     assert "Do not grow: train the target from drawn weights" in text
     assert "The projection to the whole budget reverses this" in text
     assert {row["name"] for row in record["by_budget"] if row["times"] >= 1} == {"scratch"}
+
+
+def test_trials_on_a_plateau_are_never_a_clear_choice(tmp_path: Path) -> None:
+    """The same losses as in a clear choice, of tokens whose mere frequencies are worth nearly as much."""
+
+    def small_wins(trials: Trials, name: str, share: float) -> float:
+        floor = {"scratch": 3.2, "source-size": 3.0}.get(name, 3.3)
+        return float(floor + 0.2 * (speed(trials, name) * share) ** -0.4)
+
+    trials = trials_of(plan_of(tmp_path, DEEPER))
+    found = tried(trials, small_wins)
+    clear = record_of(found)
+    assert (clear["choice"]["confidence"], clear["early"]["too_early"], clear["longer"]) == ("clear", False, None)
+    found.results["probe"]["frequency_loss"] = 4.2
+    record = record_of(found)
+    assert record["choice"]["name"] == clear["choice"]["name"]
+    assert record["choice"]["confidence"] == "open"
+    assert set(record["early"]["on_plateau"]) == {"scratch", "source-size"}
+    spread, before = (one["candidates"][0]["projection"] for one in (record, clear))
+    assert spread["high"] - spread["low"] > 2 * (before["high"] - before["low"])
+    text = " ".join(record["text"])
+    assert "ended on the plateau that training begins with" in text
+    assert "choose.shares above 0.04" in text
+    assert record["text"][-1].endswith(record["longer"]["command"])
+    assert record["longer"]["shares"] == pytest.approx([0.08, 0.16])
+
+
+def test_an_open_choice_says_which_command_decides(tmp_path: Path) -> None:
+    """Two starts that are worth the same. The command names both, and is accepted."""
+    trials = trials_of(plan_of(tmp_path, DEEPER, seeds=[0, 1]))
+    record = record_of(
+        tried(trials, lambda trials, name, share: known(trials, "scratch" if "/" in name else name, share))
+    )
+    assert record["choice"]["confidence"] == "open"
+    longer = record["longer"]
+    words = shlex.split(longer["command"])
+    assert words[:3] == ["ligo-convert", "choose", "recipe.yaml"]
+    named = words[words.index("--candidates") + 1].split(",")
+    assert set(named) == {name for name in longer["candidates"] if "/" in name} or named == ["scratch"]
+    assert words[words.index("--set") + 1] == "choose.shares=[0.04,0.08]"
+    assert words[words.index("--seeds") + 1] == "0,1"
+    again = trials_of(plan_of(tmp_path, DEEPER, shares=longer["shares"]), candidates=named)
+    assert set(longer["candidates"]) <= set(again.entries)
+    assert again.rounds == pytest.approx((0.04, 0.08))
 
 
 def test_candidates_that_come_to_nothing_fall_out(tmp_path: Path) -> None:
