@@ -16,7 +16,12 @@ from support.warm_cli import Ended, WarmCli
 from ligo_convert.recipes.recipe import load_recipe
 
 COMPARE = {"learning_rates": [5e-3], "optimizers": ["adamw"], "decays": [0.4], "rate_factors": [1.0]}
-CHOOSE = {"steps": 80, "shares": [0.1, 0.2], "candidates": ["copy/identity", "copy/stack", "copy/identity@0.3+source"]}
+CHOOSE = {
+    "steps": 80,
+    "shares": [0.1, 0.2],
+    "source_rate_factors": [1.0],
+    "candidates": ["copy/identity", "copy/stack", "copy/identity@0.3+source"],
+}
 COMMAND = ("choose", "recipe.yaml", "--out", "out", "--json", "--jobs", "1")
 PATIENCE = 90.0  # seconds that a run may take to come to a point; a busy machine is slow
 
@@ -69,7 +74,7 @@ def test_a_choice_is_whole_and_can_be_asked_again(whole: tuple[Path, Ended], war
     assert json.loads(done.out) == {"out": "out", "changed": True, **record}
     assert record["format"] == "ligo-choice/1"
     rows = {row["name"]: row for row in record["candidates"]}
-    assert set(rows) == {"scratch", "source-size", "source, trained on", *CHOOSE["candidates"]}  # type: ignore[misc]
+    assert set(rows) == {"scratch", "source-size", "source, trained on", "half-way", *CHOOSE["candidates"]}  # type: ignore[misc]
     assert record["choice"]["name"] in rows
     assert [len(rows[name]["trials"]) for name in ("scratch", "source-size", "source, trained on")] == [2, 2, 2]
     assert sorted(len(rows[name]["trials"]) for name in ("copy/identity", "copy/stack")) == [1, 2]
@@ -80,12 +85,16 @@ def test_a_choice_is_whole_and_can_be_asked_again(whole: tuple[Path, Ended], war
     # The source is drawn, and knows nothing of its 300 tokens.
     assert 5.5 < rows["copy/identity"]["source_loss"] == rows["source, trained on"]["source_loss"] < 7
     assert 0 < record["cost"]["share"] < 3
+    # At most the logarithm of the vocabulary, which the few held-out tokens do not exhaust.
+    assert 3 < record["early"]["frequency_loss"] < 6
+    assert (record["longer"] is None) == (record["choice"]["confidence"] == "clear")
     assert "all trials: about" in done.err
     again = warm.run(*COMMAND, cwd=folder)
     assert json.loads(again.out) == {**json.loads(done.out), "changed": False}
     told = warm.run(*(word for word in COMMAND if word != "--json"), cwd=folder)
     assert record["text"][0].split(";")[0] in " ".join(told.out.split())
     assert "at 20.0%" in " ".join(told.out.split())
+    assert record["longer"] is None or record["longer"]["command"] in told.out, "a command is printed on one line"
 
 
 def test_the_choice_is_written_as_a_recipe(whole: tuple[Path, Ended]) -> None:
