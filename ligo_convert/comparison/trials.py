@@ -336,9 +336,12 @@ class TrialScheduler(Scheduler):
             return super()._choices(entry)
         return [replace(base, learning_rate=base.learning_rate * factor) for factor in self.experiment.source_factors]
 
-    def _tuned_as(self, entry: ExperimentEntry) -> ExperimentEntry:
-        """Return the entry that tries learning rates for an entry: the first of its kind, where the kind shares them."""
-        return self._first_of(entry, self.experiment.entries)
+    def _tuning_runs(self, entry: ExperimentEntry) -> list[WantedRun]:
+        """Return the runs that choose settings in the first round: of the first entry of a kind, where the kind shares them."""
+        return super()._tuning_runs(entry) if self._first_of(entry, self.experiment.entries) is entry else []
+
+    def choice_of(self, entry: ExperimentEntry) -> Choice | None:
+        return super().choice_of(self._first_of(entry, self.experiment.entries))
 
     def _first_of(self, entry: ExperimentEntry, names: Iterable[str]) -> ExperimentEntry:
         kinds = self.experiment.kinds
