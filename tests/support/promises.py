@@ -366,6 +366,13 @@ PROMISES: tuple[Promise, ...] = (
                 tests=("tests/conversion/test_convert.py::test_deriving_again_finds_what_digests_cannot",),
             ),
             Guard(
+                keeps="a grown optimizer state has the content that source and operator give",
+                file="outputs/derived_state.py",
+                text="            if one != two and (close is None or not close(one, two, spec)):\n",
+                broken="            if False:\n",
+                tests=("tests/conversion/test_optimizer_state.py::test_a_grown_state_is_derived_again",),
+            ),
+            Guard(
                 keeps="the source is the one that was recorded",
                 file="outputs/verify.py",
                 text="            if digests.get(name) != expected:\n",
@@ -508,6 +515,13 @@ PROMISES: tuple[Promise, ...] = (
         others="safetensors 0.8 opens a 99.9 MB header in 1.4 GB of memory, takes the last of two tensors of one name, and names no file. "
         "mergekit and transformers accept NaN, extra tensors and missing ones.",
         guards=(
+            Guard(
+                keeps="no value of a sharded checkpoint is left as it was found in memory",
+                file="importing/sharded.py",
+                text="            if isinstance(entry, metadata.TensorStorageMetadata) and not _is_whole(entry):\n",
+                broken="            if False:\n",
+                tests=("tests/importing/test_import.py::test_plain_shards_and_such_as_are_refused",),
+            ),
             Guard(
                 keeps="the cap on a header",
                 file="checkpoints/headers.py",
