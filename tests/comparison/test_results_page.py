@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from support.comparisons import GROWN, Control, Grown, measured
+from support.scripts import ROOT, load_script
 
 from ligo_convert.comparison.frontier import End
 from ligo_convert.comparison.methods import METHODS
 from ligo_convert.comparison.record import SeedRuns
 from ligo_convert.recipes.recipe import load_recipe
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "results"
 HOSTILE = "a|b`c](javascript:alert(1))<script>x</script>![i](http://x.y)\n# h\x1b[2J\u202e"
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "scripts" / "make_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    return found
-
-
-script = _script()
+script = load_script("make_results")
 
 
 def make(into: Path, *arguments: str) -> Result:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from support.comparisons import measured
 from support.measured_comparisons import MEASURED
+from support.scripts import ROOT, load_script
 
 from ligo_convert.comparison.verdict import conclusions
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.outputs import advice
 from ligo_convert.outputs.measured import FILE, measured_by_task, read_measured
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -73,12 +69,7 @@ def test_a_paper_about_models_of_another_size_is_not_named(monkeypatch: pytest.M
 
 def test_the_file_is_what_the_recorded_comparisons_give() -> None:
     """`scripts/make_results.py` writes both."""
-    spec = importlib.util.spec_from_file_location("make_results_again", ROOT / "scripts" / "make_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
+    script = load_script("make_results")
     results = json.loads((ROOT / "docs" / "results" / "results.json").read_bytes())
     if results["format"] in script.OLDER:
         results["kinds"] = {}  # figures of another definition, which are not advised
