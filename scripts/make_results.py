@@ -29,6 +29,7 @@ import click
 from ligo_convert.comparison.measured import FORMAT as ADVICE_FORMAT
 from ligo_convert.comparison.measured import measured_of
 from ligo_convert.comparison.methods import METHODS, SCRATCH
+from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
 from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings, targets_text
@@ -282,7 +283,7 @@ def _summary(kinds: Data) -> Iterator[str]:
 
 
 def _cells(figures: Data) -> dict[str, dict[str, str]]:
-    """Return the savings table as name -> heading -> text."""
+    """Return the savings table as name -> heading -> text. Names are those that readers see."""
     found = savings(figures)
     headings = [heading for heading, _ in found.columns]
     return {row.cells[0]: dict(zip(headings, row.cells, strict=True)) for row in found.rows}
@@ -292,8 +293,9 @@ def _best(figures: Data, way: str) -> str:
     best = figures["verdict"]["best"][way]
     if best is None:
         return "not known"
-    cells = _cells(figures)[best["method"]]
-    return f"{code(best['method'])} {cells[f'Saved, {way}']} at {_loss_cell(cells)}"
+    name = entry_text(best["method"])
+    cells = _cells(figures)[name]
+    return f"{code(name)} {cells[f'Saved, {way}']} at {_loss_cell(cells)}"
 
 
 def _loss_cell(cells: Mapping[str, str]) -> str:
@@ -306,8 +308,8 @@ def _ligo(figures: Data) -> str:
     found = []
     for name, entry in figures["methods"].items():
         if entry["base"] == "ligo":
-            cells = _cells(figures)[name]
-            found.append(f"from {code(str(entry['source']))}: {cells['Saved, net']} ({cells['Saved, paper']})")
+            cells = _cells(figures)[entry_text(name)]
+            found.append(f"from {code(source_text(entry['source']))}: {cells['Saved, net']} ({cells['Saved, paper']})")
     return "; ".join(found) or NO_FIGURE
 
 
@@ -335,7 +337,7 @@ def _wins(figures: Data, wins: Sequence[Data]) -> str:
 def _pays_from(figures: Data) -> str:
     best: dict[str, str] = {}
     for row in sorted(figures["break_even"], key=lambda found: (found["targets"] is None, found["targets"] or 0)):
-        best.setdefault(str(row["source"]), targets_text(row))
+        best.setdefault(source_text(row["source"]), targets_text(row))
     return "; ".join(f"from {code(source)}: {text}" for source, text in best.items()) or NO_FIGURE
 
 
@@ -379,6 +381,7 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
 def _sentence(sentence: str, figures: Data) -> str:
     """Return a sentence of the verdict as Markdown. Its names stand in code spans, which only a backtick ends."""
     names = [*figures["methods"], *figures["controls"], *(source["name"] for source in figures["sources"])]
+    names += [text for name in names if (text := entry_text(name)) != name]
     names += [run["optimizer"] for run in figures["optimizer"]["tried"]] + [figures["optimizer"]["chosen"]["name"]]
     text = printable(sentence)
     return code(text) if any("`" in str(name) or not str(name).strip() for name in names) else text

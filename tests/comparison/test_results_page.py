@@ -70,6 +70,25 @@ def pictures_in(page: str) -> list[str]:
     return re.findall(r"^!\[[^\]]*\]\(([^)]+)\)$", page, re.MULTILINE)
 
 
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_strengths_of_sources_are_words(tmp_path: Path) -> None:
+    """In the record a source is called `4`; on the page it reads `4x`."""
+    grown = {
+        "ligo": Grown(paper=30.0, source="1", base="ligo"),
+        "ligo from 4": Grown(paper=60.0, source="4", base="ligo"),
+    }
+    data = measured(grown, sources={"1": (0.2, 3.9), "4": (0.7, 3.6)})
+    page = made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'out', data)}")
+    (row,) = tables_of(page)["In short"]
+    assert row["most saved, paper"].startswith("`ligo (source 4x)` 60.0 %")
+    assert row["`ligo`, net (paper)"].startswith("from `1x`: 10.0 % (30.0 %); from `4x`:")
+    assert row["break-even"].startswith("from `1x`: 1 target; from `4x`: 2 targets")
+    assert row_of(page, "Savings at equal loss", "ligo (source 4x)")["Source"] == "`4x`"
+    assert "ligo from 4" not in page
+
+
 # --- the page in the repository -----------------------------------------------------------------------------------------
 
 
