@@ -35,12 +35,14 @@ class End:
         flops: training FLOPs from the entry's own beginning: with stages before growth and the fit, without the source's training.
         loss: loss on the test split, in nats; None if it is not finite.
         accuracy: fraction of correct predictions on the test split; None if it is not measured.
+        learning_rate: peak learning rate of the run.
     """
 
     steps: int
     flops: float
     loss: float | None
     accuracy: float | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.flops) and self.flops > 0):

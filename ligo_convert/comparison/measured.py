@@ -65,6 +65,7 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
     ]
     if not found:
         return None
+    best = figures["optimizer"]["chosen"]["learning_rate"]
     name, entry = max(found, key=lambda pair: pair[1]["headline"]["paper"]["saved"])
     rows = [row for row in figures["break_even"] if row["method"] == name and row["targets"] is not None]
     net = entry["headline"]["net"]
@@ -72,7 +73,11 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
         "share_of_scratch": source["fraction_of_scratch"],
         "tokens_per_parameter": source["tokens_per_parameter"],
         "method": entry["base"],
-        "rate_factor": entry["learning_rate"] / figures["optimizer"]["chosen"]["learning_rate"],
+        "rate_factors": [
+            [round(end["flops"] / figures["budget"]["flops"], 2), round(end["learning_rate"] / best, 4)]
+            for end in entry["ends"]
+            if end["learning_rate"] is not None
+        ],
         "paper": entry["headline"]["paper"]["saved"],
         "net": net["saved"] if certain(net) else None,
         "targets": min((row["targets"] for row in rows), default=None),

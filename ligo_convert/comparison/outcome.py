@@ -34,7 +34,7 @@ def outcome(
         name: {
             seed: SeedRuns(
                 ends=[
-                    End(steps=end["steps"], flops=end["flops"], loss=end["loss"], accuracy=end["accuracy"])
+                    End(**{key: end[key] for key in ("steps", "flops", "loss", "accuracy", "learning_rate")})
                     for end in found["ends"]
                 ],
                 curve=found["curve"],
@@ -124,7 +124,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _entry(scheduler: Scheduler, entry: ExperimentEntry) -> Entry:
     experiment, method = scheduler.experiment, entry.method
-    choice = scheduler.choice_of(entry)
+    choice = scheduler.choice_at_end(entry)
     assert choice is not None
     steps = experiment.ends(entry)[-1]
     run = experiment.make_run(entry, choice, seed=experiment.seeds[0], steps=steps)

@@ -61,7 +61,7 @@ class Entry:
         start: width and depth method; None for random weights.
         strategy: name of the training strategy.
         options: names of the options.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate of the longest run.
         optimizer: name of the optimizer.
         decay: fraction of the steps in which the learning rate decays.
         fit_flops: FLOPs of learning the operator, and of trials of starts that the run does not continue; included in every end.
@@ -318,6 +318,7 @@ def _mean_end(reads: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     spreads = {way: spread([NOTHING if read is None else read["saved"][way] for read in reads]) for way in WAYS}
     return {
         "step": ends[0].steps,
+        "learning_rate": ends[0].learning_rate,
         "flops": _known_mean([end.flops for end in ends]),
         "net_flops": _mean([read["net_flops"] for read in there]),
         "loss": _rounded(mean(losses).value, 6),

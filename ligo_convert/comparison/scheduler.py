@@ -99,6 +99,7 @@ class Scheduler:
         self._assumed: Choice | None = None
         # What follows from the results, until they change. A choice stays.
         self._choices_made: dict[str, Choice] = {}
+        self._end_choices_made: dict[str, Choice] = {}
         self._plan: list[tuple[WantedRun, list[TrainingJob]]] | None = None
 
     @classmethod
@@ -136,6 +137,7 @@ class Scheduler:
         del self.results[name]
         self._plan = None
         self._choices_made.clear()
+        self._end_choices_made.clear()
 
     def next_job(self) -> TrainingJob | None:
         """Return the next job that can start; None if no job is left or all wait for running jobs."""
@@ -261,6 +263,7 @@ class Scheduler:
             for entry in experiment.entries.values():
                 found += self._sources(entry, seed)
                 found += self._start_trials(entry, seed)
+                found += self._finalists_of(entry) if seed == first else []
                 found += self._end_runs(entry, seed)
         return found
 
@@ -305,11 +308,30 @@ class Scheduler:
         return [*sources, *(self._want(entry, seed, choice, steps, start=start) for choice in self._choices(entry))]
 
     def _end_runs(self, entry: ExperimentEntry, seed: int) -> list[WantedRun]:
-        """Return the runs of an entry to all of its budgets; none until its settings and its source are known."""
+        """Return the runs of an entry to all of its budgets, as far as their settings and the source are known."""
         choice, start, own = self.choice_of(entry), self._start(entry, seed), self.start_chosen(entry, seed)
         if choice is None or start is None or own is None:
             return []
-        return [self._want(own, seed, choice, steps, start=start) for steps in self.experiment.ends(entry)]
+        *shorter, whole = self.experiment.ends(entry)
+        runs = [self._want(own, seed, choice, steps, start=start) for steps in shorter]
+        last = self.choice_at_end(entry)
+        return runs if last is None else [*runs, self._want(own, seed, last, whole, start=start)]
+
+    def _finalists_of(self, entry: ExperimentEntry) -> list[WantedRun]:
+        """Return the runs that choose an entry's learning rate over the whole budget, with the first seed; none until they are known.
+
+        Short runs favour low learning rates for trained weights, so runs from trained weights also try the next higher one. Drawn weights
+        take factors of a rate that scratch has chosen over the whole budget.
+        """
+        seed = self.experiment.seeds[0]
+        choice, start, own = self.choice_of(entry), self._start(entry, seed), self.start_chosen(entry, seed)
+        if choice is None or start is None or own is None:
+            return []
+        rates = [one.learning_rate for one in self._choices(entry)]
+        beyond = [rate for rate in rates if rate > choice.learning_rate and entry.begins != "drawn"]
+        steps = self.experiment.ends(entry)[-1]
+        chosen = [choice, *(replace(choice, learning_rate=rate) for rate in beyond[:1])]
+        return [self._want(own, seed, one, steps, start=start) for one in chosen]
 
     # Choices between starts.
 
@@ -480,6 +502,7 @@ class Scheduler:
             return known
         choices = self._choices(entry)
         if len(choices) < 2 or self._assumed is not None:
+            # Where costs are estimated, the choice for which most runs follow.
             return choices[0] if choices else None
         tried = [
             (found.choice, found) for found in self._tuning_runs(entry) if found.entry is entry and not found.keeps
@@ -488,6 +511,20 @@ class Scheduler:
         if best is None:
             return None
         self._choices_made[entry.name] = best[0]
+        return best[0]
+
+    def choice_at_end(self, entry: ExperimentEntry) -> Choice | None:
+        """Return the settings of an entry's longest runs, chosen over the whole budget; None until they are known."""
+        if self._assumed is not None:
+            return self.choice_of(entry)
+        known = self._end_choices_made.get(entry.name)
+        if known is not None:
+            return known
+        tried = self._finalists_of(entry)
+        best = self._best([(found.choice, found) for found in tried]) if tried else None
+        if best is None:
+            return None
+        self._end_choices_made[entry.name] = best[0]
         return best[0]
 
     def rates_of(self, optimizer: str) -> list[float]:
@@ -522,7 +559,8 @@ class Scheduler:
                 for one in runs:
                     end = self.end_of(one.run)
                     assert end is not None, "every run is done"
-                    ends.append({**end, "steps": one.run.steps, "flops": end["flops"] + fitted})
+                    learned = {"steps": one.run.steps, "flops": end["flops"] + fitted}
+                    ends.append({**end, **learned, "learning_rate": one.choice.learning_rate})
                 points = self._curve_of(runs[-1].run, pieces[id(runs[-1].run)])
                 curve = [{**point, "flops": point["flops"] + fitted} for point in points]
                 found.setdefault(entry.name, {})[seed] = {"ends": ends, "curve": curve}
@@ -573,11 +611,12 @@ class Scheduler:
         return found
 
     def tried_by(self, entry: ExperimentEntry) -> list[dict[str, Any]]:
-        """Return the tuning runs of an entry other than scratch: settings, steps and losses."""
+        """Return the tuning runs of an entry other than scratch, short ones and whole ones: settings, steps and losses."""
         found = []
-        for one in self._tuning_runs(entry):
+        whole = self._finalists_of(entry)
+        for one in (*self._tuning_runs(entry), *(whole if len(whole) > 1 else ())):
             end = self.end_of(one.run)
-            if one.entry is entry and not one.keeps and end is not None:
+            if not one.keeps and end is not None:
                 found.append(
                     {
                         "learning_rate": one.choice.learning_rate,

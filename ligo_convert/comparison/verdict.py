@@ -235,11 +235,13 @@ def _scratch_sentences(rows: Sequence[Data]) -> Iterator[str]:
 
 
 def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:
-    """Say from how many targets on the source pays for itself, for the best method of every source."""
+    """Say from how many targets on the source pays for itself, for the best method of every source: of equal ones that which saves more."""
     best: dict[str, Data] = {}
-    for row in even:
-        if row["targets"] is not None and row["targets"] < best.get(row["source"], {"targets": math.inf})["targets"]:
-            best[row["source"]] = row
+    for row in sorted(even, key=lambda row: (row["targets"] or math.inf, -row["saved_paper"])):
+        if row["targets"] is not None:
+            best.setdefault(row["source"], row)
+    order = list(dict.fromkeys(row["source"] for row in even))
+    best = {source: best[source] for source in order if source in best}
     for source, row in best.items():
         cost = "" if row["source_fraction"] is None else f" ({100 * row['source_fraction']:.0f} % of scratch's FLOPs)"
         bound = f"{row['targets_bound']} " if row["targets_bound"] else ""

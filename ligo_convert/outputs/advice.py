@@ -81,17 +81,26 @@ def _source(measured: Measured, trained_here: bool) -> MeasuredSource | None:
 
 
 def _rate(family: Family, size: int, measured: Measured, source: MeasuredSource | None) -> Iterator[Advice]:
-    if source is None:
+    if source is None or not source.rate_factors:
         yield from _published(family, size, factor=None, why="no grown model was measured")
         return
     factors = ", ".join(f"{factor:g}" for factor in measured.tried["rate_factors"])
     why = f"measured: best of {factors} for a source that cost {source.share:.0%} of training from scratch"
     yield Advice(
         what="peak learning rate",
-        value=f"{source.rate_factor:g} times the best rate from scratch",
+        value=f"{_factors(source)} the best rate from scratch",
         origin=why,
     )
-    yield from _published(family, size, factor=source.rate_factor, why="")
+    yield from _published(family, size, factor=source.rate_factors[-1][1], why="")
+
+
+def _factors(source: MeasuredSource) -> str:
+    """Return the factors in words, the longest run first; lengths with the same factor are named once."""
+    longest = source.rate_factors[-1][1]
+    others = [(share, factor) for share, factor in source.rate_factors if factor != longest]
+    shorter = [f"{factor:g} times for {share:.0%} of that cost" for share, factor in others]
+    whole = f"{longest:g} times"
+    return f"{whole} (for a training that costs as much as scratch; {', '.join(shorter)})" if shorter else whole
 
 
 def _published(family: Family, size: int, *, factor: float | None, why: str) -> Iterator[Advice]:

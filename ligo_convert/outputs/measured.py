@@ -25,14 +25,14 @@ class MeasuredSource:
     Attributes:
         share: FLOPs of training the source, as a share of training the target from scratch.
         method: the method of `compare` that saves most with the source left out.
-        rate_factor: its learning rate divided by the best one from scratch.
+        rate_factors: (FLOPs of a run as a share of training from scratch, its learning rate divided by the best one from scratch).
         paper, net: per cent of scratch's FLOPs saved, the source left out and charged. `net` is None where there is only an upper bound.
         targets: targets that pay the source back; None for never.
     """
 
     share: float
     method: str
-    rate_factor: float
+    rate_factors: tuple[tuple[float, float], ...]
     paper: float
     net: float | None
     targets: int | None
@@ -99,7 +99,8 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
         sources=tuple(
             MeasuredSource(
                 share=source["share_of_scratch"],
-                **{key: source[key] for key in ("method", "rate_factor", "paper", "net", "targets")},
+                rate_factors=tuple((share, factor) for share, factor in source["rate_factors"]),
+                **{key: source[key] for key in ("method", "paper", "net", "targets")},
             )
             for source in entry["sources"]
         ),

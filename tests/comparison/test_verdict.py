@@ -41,6 +41,14 @@ def test_the_best_is_named_for_both_ways_with_its_spread() -> None:
     assert "One seed" not in text_of(record)
 
 
+def test_a_source_is_paid_back_by_the_method_that_saves_most() -> None:
+    """Of two methods that need as many targets, whatever their order."""
+    grown = {"aki": Grown(paper=20.0), "net2net": Grown(paper=40.0), "zero": Grown(paper=30.0)}
+    for names in (list(grown), list(reversed(grown))):
+        record = measured({name: grown[name] for name in names}, sources={"small": (0.15, 3.9)})
+        assert "pays for itself with one target, by `net2net`" in text_of(record)
+
+
 def test_a_lead_within_the_spread_is_said_to_be_one() -> None:
     close = {"ligo": Grown(paper=40.0, spread=1.0), "lemon": Grown(paper=39.0, spread=1.0)}
     record = measured(close, seeds=(0, 1, 2))

@@ -41,7 +41,9 @@ def test_every_value_has_its_scale(rows: dict[str, advice.Advice]) -> None:
 
 def test_values_are_those_of_the_comparison(rows: dict[str, advice.Advice]) -> None:
     """A source at hand counts as the strongest one."""
-    assert rows["peak learning rate"].value == "0.4 times the best rate from scratch"
+    assert rows["peak learning rate"].value == (
+        "0.4 times (for a training that costs as much as scratch; 0.15 times for 35% of that cost) the best rate from scratch"
+    )
     assert "cost 75% of training from scratch" in rows["peak learning rate"].origin
     assert rows["schedule"].value == "2% of the steps of warmup, linear decay to zero in the last 60%"
     assert rows["optimizer"].value.startswith("Muon for the matrices inside the layers")

@@ -66,7 +66,12 @@ CONTROLS: Mapping[str, Control] = {"4 layers": Control(quarter=3.62, whole=3.5)}
 
 def _runs(ends: Sequence[tuple[float, float | None]], *, step: float, seed: int) -> SeedRuns:
     found = [
-        End(steps=round(flops / step), flops=flops, loss=None if loss is None else loss + 0.006 * seed)
+        End(
+            steps=round(flops / step),
+            flops=flops,
+            loss=None if loss is None else loss + 0.006 * seed,
+            learning_rate=2e-2,
+        )
         for flops, loss in ends
     ]
     last = found[-1]

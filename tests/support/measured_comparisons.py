@@ -17,8 +17,12 @@ MEASURED = Measured(
     weight_decay=0.1,
     tried={"optimizers": ["adamw", "muon"], "decays": [0.6, 1.0], "rate_factors": [0.15, 0.4, 1.0]},
     sources=(
-        MeasuredSource(share=0.2, method="direct", rate_factor=1.0, paper=35.0, net=15.0, targets=1),
-        MeasuredSource(share=0.75, method="lemon", rate_factor=0.4, paper=62.0, net=-13.0, targets=2),
+        MeasuredSource(
+            share=0.2, method="direct", rate_factors=((0.35, 1.0), (1.0, 1.0)), paper=35.0, net=15.0, targets=1
+        ),
+        MeasuredSource(
+            share=0.75, method="lemon", rate_factors=((0.35, 0.15), (1.0, 0.4)), paper=62.0, net=-13.0, targets=2
+        ),
     ),
     ahead_until={"paper": 1.0, "net": 0.5},
     smaller_wins=(6, 7),
