@@ -73,10 +73,11 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
         "share_of_scratch": source["fraction_of_scratch"],
         "tokens_per_parameter": source["tokens_per_parameter"],
         "method": entry["base"],
+        # Records from before ends had rates of their own: all ends have the entry's.
         "rate_factors": [
-            [round(end["flops"] / figures["budget"]["flops"], 2), round(end["learning_rate"] / best, 4)]
+            [round(end["flops"] / figures["budget"]["flops"], 2), round(rate / best, 4)]
             for end in entry["ends"]
-            if end["learning_rate"] is not None
+            if (rate := end.get("learning_rate", entry["learning_rate"])) is not None
         ],
         "paper": entry["headline"]["paper"]["saved"],
         "net": net["saved"] if certain(net) else None,

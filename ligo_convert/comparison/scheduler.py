@@ -132,6 +132,11 @@ class Scheduler:
         """Take back a job that `next_job` returned and that was not started."""
         self._running.discard(job.name)
 
+    def done_flops(self) -> float:
+        """Return about the FLOPs of the finished jobs that the runs wanted so far consist of. What runs share counts once."""
+        done = {job.name: job.flops for _, jobs in self._planned() for job in jobs if job.name in self.results}
+        return sum(done.values())
+
     def forget(self, name: str) -> None:
         """Remove a result, so that its job is done again."""
         del self.results[name]

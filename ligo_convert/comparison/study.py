@@ -353,6 +353,7 @@ class _JobLoop:
         from ligo_convert.workers import WorkerPool
 
         self._drop_lost()
+        self._spent = self.scheduler.done_flops()
         if "probe" in self.scheduler.results:
             self._announce_time()
         with (
@@ -414,8 +415,8 @@ class _JobLoop:
 
     def _announce_time(self) -> None:
         speed = self.scheduler.results["probe"]["flops_a_second"]
-        hours = self._expected / speed / self.jobs / 3600
-        self.progress.say(f"about {hours:.1f} h in total: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each")
+        hours = max(0.0, self._expected - self._spent) / speed / self.jobs / 3600
+        self.progress.say(f"about {hours:.1f} h to go: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each")
 
     def _announce_end(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
         assert job.run is not None

@@ -207,6 +207,9 @@ def test_the_cost_is_known_before(whole: Executor, experiment: Experiment) -> No
     spent = sum(job.flops for job in whole.jobs)
     # Where it is open whether a second rate is tried over the whole budget, it counts.
     assert 0.95 * spent < Scheduler.expected_flops(experiment) < 1.2 * spent
+    # What a resumed comparison has behind it.
+    assert whole.scheduler.done_flops() == pytest.approx(sum(job.flops for job in whole.jobs if job.kind == "train"))
+    assert Scheduler(experiment, {}).done_flops() == 0
     told = sum(
         experiment.run_flops(experiment.entries[job.entry], run.steps, done=job.last)
         - experiment.run_flops(experiment.entries[job.entry], run.steps, done=job.first)
