@@ -93,14 +93,17 @@ def _best(figures: Data, way: str) -> dict[str, Any] | None:
 
 
 def _ahead_until(figures: Data) -> dict[str, float | None]:
-    """Return the largest cost at which the best method is below scratch, as a share of the budget; None where it never is."""
+    """Return the largest cost at which the best method is certainly below scratch, as a share of the budget; None where it never is."""
     found: dict[str, float | None] = {}
     for way in ("net", "paper"):
-        shares = [
-            row["share"]
-            for row in figures["equal_budget"]
-            if row[way] and row["scratch"] and None not in (row[way]["loss"], row["scratch"]["loss"])
-            and row[way]["loss"] < row["scratch"]["loss"]
-        ]  # fmt: skip
+        shares = [row["share"] for row in figures["equal_budget"] if _is_below(row[way], row["scratch"])]
         found[way] = max(shares, default=None)
     return found
+
+
+def _is_below(method: Data | None, scratch: Data | None) -> bool:
+    """Return whether a reading of a method is certainly below one of scratch. A reading may be a bound."""
+    if method is None or scratch is None or method["loss"] is None or scratch["loss"] is None:
+        return False
+    certain = method["bound"] in (None, "at most") and scratch["bound"] in (None, "at least")
+    return certain and bool(method["loss"] < scratch["loss"])
