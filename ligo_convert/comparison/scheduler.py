@@ -325,8 +325,8 @@ class Scheduler:
     def _finalists_of(self, entry: ExperimentEntry) -> list[WantedRun]:
         """Return the runs that choose an entry's learning rate over the whole budget, with the first seed; none until they are known.
 
-        Short runs favour low learning rates for trained weights, so runs from trained weights also try the next higher one. Drawn weights
-        take factors of a rate that scratch has chosen over the whole budget.
+        Short runs favour low learning rates for trained weights, so runs from trained weights also try the next higher one, as long as it
+        is better. Drawn weights take factors of a rate that scratch has chosen over the whole budget.
         """
         seed = self.experiment.seeds[0]
         choice, start, own = self.choice_of(entry), self._start(entry, seed), self.start_chosen(entry, seed)
@@ -335,8 +335,13 @@ class Scheduler:
         rates = [one.learning_rate for one in self._choices(entry)]
         beyond = [rate for rate in rates if rate > choice.learning_rate and entry.begins != "drawn"]
         steps = self.experiment.ends(entry)[-1]
-        chosen = [choice, *(replace(choice, learning_rate=rate) for rate in beyond[:1])]
-        return [self._want(own, seed, one, steps, start=start) for one in chosen]
+        tried = [self._want(own, seed, choice, steps, start=start)]
+        for rate in beyond:
+            tried.append(self._want(own, seed, replace(choice, learning_rate=rate), steps, start=start))
+            best = self._best([(found.choice, found) for found in tried])
+            if best is None or best[0].learning_rate != rate:
+                break
+        return tried
 
     # Choices between starts.
 
@@ -671,7 +676,8 @@ class Scheduler:
 
     def _is_open(self) -> bool:
         """Return whether more runs may be wanted than are wanted now: as long as the settings of an entry are not chosen."""
-        return any(self.choice_of(entry) is None for entry in self.experiment.entries.values())
+        entries = self.experiment.entries.values()
+        return any(self.choice_of(entry) is None or self.choice_at_end(entry) is None for entry in entries)
 
 
 def operator_name(method: Method) -> str:

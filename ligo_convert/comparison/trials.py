@@ -310,6 +310,10 @@ class TrialScheduler(Scheduler):
             return True
         return any(self.choice_at(self.experiment.entries[name], last) is None for name in names)
 
+    def choice_at_end(self, entry: ExperimentEntry) -> Choice | None:
+        """Return the settings of an entry from its tuning runs: trials are not trained over the whole budget, and choose again by round."""
+        return self.choice_of(entry)
+
     def choice(self) -> Choice | None:
         """Return the settings of scratch, chosen in the first round; None until they are known."""
         if self._assumed is not None:

@@ -301,6 +301,28 @@ def test_the_longest_runs_take_a_rate_that_is_tried_at_their_length(experiment: 
         assert whole == ([] if planned.begins == "drawn" else [5e-3, 1e-2]), name
 
 
+def test_higher_rates_are_tried_as_long_as_they_are_better(tmp_path: Path) -> None:
+    """Short runs from a source ask for the lowest rate, long ones for the highest of four, or for the second."""
+    settings = {**SETTINGS, "rate_factors": [0.125, 0.25, 0.5, 1.0]}
+    found = experiment_of(tmp_path, methods=["lemon"], **settings)
+    entry = found.entries["lemon"]
+    longest = found.ends(entry)[-1]
+    for best, tried in ((1.0, 4), (0.25, 3)):
+
+        def loss(run: Run, best: float = best) -> float:
+            if run.start == DRAWN:
+                return loss_of(run)
+            return loss_of(run) + 5 * abs(
+                math.log(run.learning_rate / (1e-2 * (best if run.steps == longest else 0.125)))
+            )
+
+        scheduler = Executor(found, loss=loss).run().scheduler
+        choice = scheduler.choice_at_end(entry)
+        assert choice is not None
+        assert choice.learning_rate == pytest.approx(1e-2 * best)
+        assert [run["steps"] for run in scheduler.tried_by(entry)].count(longest) == tried
+
+
 def test_a_checkpoint_is_read_once_and_stays(tmp_path: Path) -> None:
     """Where a learned operator and a teacher are all that uses it."""
     found = experiment_of(tmp_path, methods=["ligo", "ki"], **SETTINGS)
