@@ -3,7 +3,7 @@
     python scripts/run_results.py out/results --images DIR --minutes 50
     python scripts/run_results.py out/results --only gpt2,gpt2-seeds
 
-About an hour for each kind on two cores, and as much for its seeds.
+`ligo-convert compare recipes/compare_gpt2.yaml --costs` says what a kind costs.
 
 Input: a folder for the comparisons, and CIFAR-10's training images with one folder per class (without them the vision kind is skipped).
 Output: one finished comparison per kind, from which `scripts/make_results.py` makes the page.
