@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ligo_convert.comparison.headline import certain
-from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.families.registry import FAMILIES
 
 Data = Mapping[str, Any]
@@ -22,7 +21,6 @@ def measured_of(figures: Data) -> dict[str, Any]:
     """Return what a comparison measured, for the models of its task."""
     budget, chosen = figures["budget"], figures["optimizer"]["chosen"]
     return {
-        "family": figures["family"],
         "model": FAMILIES[figures["family"]].model_type,
         "parameters": figures["parameters"],
         "seeds": len(figures["seeds"]),
@@ -32,12 +30,10 @@ def measured_of(figures: Data) -> dict[str, Any]:
         "sequence_length": None if budget["unit"] == "images" else budget["sequence_length"],
         "warmup_steps": figures["warmup_steps"],
         "optimizer": chosen["name"],
-        "learning_rate": chosen["learning_rate"],
         "decay": chosen["decay"],
         "weight_decay": figures["weight_decay"],
         "tried": _tried(figures),
         "sources": [found for source in figures["sources"] if (found := _source(figures, source)) is not None],
-        "best_net": _best(figures, "net"),
         "ahead_until": _ahead_until(figures),
         "smaller_wins": [
             len(figures["verdict"]["never_grown_wins"]),
@@ -71,7 +67,6 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
     net = entry["headline"]["net"]
     return {
         "share_of_scratch": source["fraction_of_scratch"],
-        "tokens_per_parameter": source["tokens_per_parameter"],
         "method": entry["base"],
         # Records from before ends had rates of their own: all ends have the entry's.
         "rate_factors": [
@@ -83,13 +78,6 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
         "net": net["saved"] if certain(net) else None,
         "targets": min((row["targets"] for row in rows), default=None),
     }
-
-
-def _best(figures: Data, way: str) -> dict[str, Any] | None:
-    best = figures["verdict"]["best"][way]
-    if best is None or best["method"] == SCRATCH:
-        return None
-    return {"method": figures["methods"][best["method"]]["base"], "saved": best["saved"], "bound": best["bound"]}
 
 
 def _ahead_until(figures: Data) -> dict[str, float | None]:

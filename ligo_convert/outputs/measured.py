@@ -49,7 +49,7 @@ class Measured:
         tokens_per_parameter: budget of scratch, in tokens (patches) per parameter of the target.
         batch: sequences or images of a step, in words.
         warmup: share of the budget in which the learning rate rises.
-        optimizer, learning_rate, decay, weight_decay: what was best for scratch.
+        optimizer, decay, weight_decay: what was best for scratch, or set for it.
         tried: lists of the optimizers and decays that scratch tried, and of the rate factors that all others tried.
         sources: one for every strength of the source, the weakest first.
         ahead_until: `net`, `paper` -> the largest share of the budget at which the best method was ahead of scratch; None for never.
@@ -63,7 +63,6 @@ class Measured:
     batch: str
     warmup: float
     optimizer: str
-    learning_rate: float
     decay: float
     weight_decay: float
     tried: Mapping[str, list[Any]]
@@ -89,9 +88,7 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
     """Return an entry of `measured.json`."""
     length = entry["sequence_length"]
     return Measured(
-        **{
-            key: entry[key] for key in ("model", "seeds", "tokens_per_parameter", "optimizer", "learning_rate", "decay")
-        },
+        **{key: entry[key] for key in ("model", "seeds", "tokens_per_parameter", "optimizer", "decay")},
         **{key: entry[key] for key in ("weight_decay", "tried", "ahead_until")},
         parameters=entry["parameters"]["target"],
         batch=f"{entry['batch_size']:,} " + ("images" if length is None else f"sequences of {length:,} tokens"),

@@ -369,7 +369,7 @@ def test_two_processes_train_the_same_model_with_the_same_bits_each_time(
     def train(out: str) -> dict[str, Any]:
         arguments = ("train", str(place / "grow.yaml"), "--out", str(tmp_path / out), "--device", "cpu", "--json")
         with Torchrun(*arguments, count=2, folder=tmp_path) as running:
-            code, printed, err = running.wait()
+            code, printed, err = running.wait(within=300)
         assert code == 0, err
         found = json.loads(printed)
         assert isinstance(found, dict)
@@ -396,7 +396,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(place: Path, tmp
         return Torchrun(*arguments, count=2, folder=tmp_path)
 
     with start("wanted") as running:
-        code, _, err = running.wait()
+        code, _, err = running.wait(within=300)
     assert code == 0, err
     staged = tmp_path / ".out.ligo-partial"
     for stage, how in enumerate(("terminate", "one dies", "all die")):
@@ -410,7 +410,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(place: Path, tmp
                 os.kill(ranks[1], signal.SIGKILL)
             else:
                 running.kill()
-            code, _, err = running.wait()
+            code, _, err = running.wait(within=300)
         assert code != 0
         assert not (tmp_path / "out").exists()
         assert "a bug in" not in err
@@ -418,7 +418,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(place: Path, tmp
             assert "another process of this training has ended" in err
     shutil.copytree(staged, tmp_path / ".alone.ligo-partial")
     with start("out") as running:
-        code, printed, err = running.wait()
+        code, printed, err = running.wait(within=300)
     assert code == 0, err
     same(tmp_path / "out", tmp_path / "wanted")
 
@@ -436,7 +436,7 @@ def test_a_mistake_in_a_recipe_is_told_as_one_by_all_processes(place: Path, tmp_
     """Slow: torchrun starts two processes."""
     arguments = ("train", str(place / "grow.yaml"), "--set", "train.batch_size=5", "--out", str(tmp_path / "out"))
     with Torchrun(*arguments, "--device", "cpu", count=2, folder=tmp_path) as running:
-        code, _, err = running.wait()
+        code, _, err = running.wait(within=300)
     assert code != 0
     assert "train.batch_size: the processes cannot share a batch equally" in err
     assert "a bug in" not in err

@@ -171,7 +171,7 @@ def test_the_shards_of_two_processes_are_joined(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(_TWO_PROCESSES)
     shards = tmp_path / "pytorch_model_fsdp_0"
     with Torchrun(str(tmp_path / "whole.pt"), str(shards), count=2, folder=tmp_path, program=["two.py"]) as running:
-        code, _, err = running.wait()
+        code, _, err = running.wait(within=300)
     assert code == 0, err
     assert names_in(shards) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
     import_checkpoint(shards, tmp_path / "out", TIMM)

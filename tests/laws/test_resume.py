@@ -194,7 +194,7 @@ def test_a_signal_during_training_stops_within_seconds(
     again = warm.start("run", f"{recipe}.yaml", "--json", cwd=place)
     until(lambda: "resuming from the staged files of an earlier run" in again.err, "it did not go on")
     again.send(number)
-    stopped(again.wait(), number)
+    stopped(again.wait(within=300), number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -235,7 +235,7 @@ def test_the_second_of_two_runs_is_turned_away(warm: WarmCli, place: Path) -> No
     assert second.code == 6
     assert "another run is writing here" in second.err
     first.send(signal.SIGTERM)
-    assert first.wait().code == 128 + signal.SIGTERM
+    assert first.wait(within=300).code == 128 + signal.SIGTERM
 
 
 def test_a_limit_on_the_size_of_files(warm: WarmCli, place: Path, whole: dict[str, Path]) -> None:

@@ -73,8 +73,6 @@ def test_the_file_is_what_the_recorded_comparisons_give() -> None:
     """`scripts/make_results.py` writes both."""
     script = load_script("make_results")
     results = json.loads((ROOT / "docs" / "results" / "results.json").read_bytes())
-    if results["format"] in script.OLDER:
-        results["kinds"] = {}  # figures of another definition, which are not advised
     assert json.loads(FILE.read_bytes()) == script.advice(results)
     assert set(measured_by_task()) == {figures["task"] for figures in results["kinds"].values()}
     # And a comparison is condensed to what is read.

@@ -12,7 +12,6 @@ MEASURED = Measured(
     batch="32 sequences of 64 tokens",
     warmup=0.02,
     optimizer="muon",
-    learning_rate=0.02,
     decay=0.6,
     weight_decay=0.1,
     tried={"optimizers": ["adamw", "muon"], "decays": [0.6, 1.0], "rate_factors": [0.15, 0.4, 1.0]},

@@ -79,7 +79,7 @@ class Torchrun:
             assert time.monotonic() < end, "a killed process does not end"
             time.sleep(0.02)
 
-    def wait(self) -> tuple[int, str, str]:
-        """Return exit code, stdout and stderr."""
-        code = self.process.wait(timeout=LONGEST_SECONDS)
+    def wait(self, *, within: float) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr. Raises `subprocess.TimeoutExpired` after `within` seconds; the context's exit then kills."""
+        code = self.process.wait(timeout=within)
         return (code, *(stream.read_text() for stream in self.streams))

@@ -47,7 +47,7 @@ class Running:
     def send(self, number: int) -> None:
         os.killpg(self.pid, number)
 
-    def wait(self, *, within: float = LONGEST_SECONDS) -> Ended:
+    def wait(self, *, within: float) -> Ended:
         """Wait for the end, at most `within` seconds; then its group is killed, and the code is that of the kill."""
         began = time.monotonic()
         code = self.server.ask({"wait": self.pid, "within": within})["code"]
@@ -117,7 +117,7 @@ class WarmCli:
         return Running(self, answer["pid"], streams)
 
     def run(self, *arguments: str, cwd: Path, **options: Any) -> Ended:
-        return self.start(*arguments, cwd=cwd, **options).wait()
+        return self.start(*arguments, cwd=cwd, **options).wait(within=LONGEST_SECONDS)
 
     def close(self) -> None:
         assert self.process.stdin is not None
