@@ -459,3 +459,18 @@ def test_a_batch_is_shared_equally(place: Path, tmp_path: Path) -> None:
     assert "batch_size" in str(caught.value)
     shares = [Processes(rank=rank, size=3).rows(12) for rank in range(3)]
     assert [row for share in shares for row in share] == list(range(12))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_models_train_alike(place: Path, grown: Path, tmp_path: Path) -> None:
+    """Slow: compiling takes half a minute. Each of three sizes is compiled to train and to measure, and never again."""
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    train_model(loaded(place, tmp_path / "compiled", **{"train.compile": True}), device="cpu")
+    assert counters["stats"]["unique_graphs"] == 6
+    assert not counters["recompiles"]
+    for eager, compiled in zip(log_of(grown), log_of(tmp_path / "compiled"), strict=True):
+        for name in ("loss", "validation_loss"):
+            assert compiled.get(name) == pytest.approx(eager.get(name), abs=1e-4)
