@@ -437,7 +437,8 @@ class Scheduler:
         """Return the settings that scratch tries over the whole budget; none until the tuning runs are done.
 
         Short runs favour high learning rates. So each optimizer tries its best rate, the best of them also its next lower one, and every
-        decay: branches of the same trunk.
+        decay: branches of the same trunk. Where the best of these runs has the lowest rate that its optimizer has tried over the whole
+        budget, its next lower one is tried, too.
         """
         if self._assumed is not None:
             assumed = [replace(self._assumed, optimizer=name) for name in self._optimizers]  # type: ignore[arg-type]
@@ -455,13 +456,32 @@ class Scheduler:
                 hint="set lower learning rates",
             )
         winner = ranked[0][0]
-        rates = self.rates_of(winner.optimizer)
-        lower = [rate for rate in rates if rate < winner.learning_rate]
         chosen = [choice for choice, _ in ranked]
-        if lower:
-            chosen.insert(1, replace(winner, learning_rate=max(lower)))
+        chosen[1:1] = self._lower(winner)
         decays = sorted(set(self.experiment.settings.decays), reverse=True)
-        return [replace(choice, decay=decay) for choice in chosen for decay in decays]
+        finalists = [replace(choice, decay=decay) for choice in chosen for decay in decays]
+        for _ in range(MOST_MORE_RATES):
+            best_at_end = self._best(self._whole(finalists))
+            if best_at_end is None or best_at_end[1] is None:
+                break
+            now = best_at_end[0]
+            if now.learning_rate > min(one.learning_rate for one in finalists if one.optimizer == now.optimizer):
+                break
+            finalists += self._lower(now)
+        return finalists
+
+    def _lower(self, choice: Choice) -> list[Choice]:
+        """Return the settings with the next lower learning rate: of the rates tried, else half of the rate; none where one rate is set."""
+        rates = self.rates_of(choice.optimizer)
+        lower = [rate for rate in rates if rate < choice.learning_rate]
+        if len(rates) == 1:
+            return []
+        return [replace(choice, learning_rate=max(lower) if lower else choice.learning_rate / 2)]
+
+    def _whole(self, choices: Iterable[Choice]) -> list[tuple[Choice, WantedRun]]:
+        """Return the runs of scratch over the whole budget with some settings."""
+        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
+        return [(choice, self._want(entry, seed, choice, self.experiment.steps)) for choice in choices]
 
     def _best(self, tried: list[tuple[Choice, WantedRun]]) -> tuple[Choice, float | None] | None:
         """Return the settings with the lowest validation loss, and the loss; None until all runs are done."""
@@ -483,8 +503,7 @@ class Scheduler:
         finalists = self._finalists()
         if not finalists:
             return None
-        entry, seed = self.experiment.baseline, self.experiment.seeds[0]
-        best = self._best([(choice, self._want(entry, seed, choice, self.experiment.steps)) for choice in finalists])
+        best = self._best(self._whole(finalists))
         if best is not None and best[1] is None:
             raise RecipeError(
                 f"training from scratch ends with a non-finite loss at a learning rate of {best[0].learning_rate:g}",

@@ -252,6 +252,22 @@ def test_a_rate_that_is_only_best_in_short_runs_is_not_taken(experiment: Experim
     assert (choice.learning_rate, choice.decay) == (5e-3, 0.2)
 
 
+def test_scratch_goes_on_to_lower_rates_in_its_longest_runs(experiment: Experiment) -> None:
+    """As long as they are better: first to those of its short runs, then to half of the lowest. A single rate stays."""
+
+    def loss(run: Run) -> float:
+        best = 1e-2 if run.steps < experiment.steps else 1e-3
+        return loss_of(run) + 5 * abs(math.log(run.learning_rate / best)) + (run.decay / run.steps > 0.3)
+
+    scheduler = Executor(experiment, loss=loss).run(limit=80).scheduler
+    choice = scheduler.choice()
+    assert choice is not None
+    assert (choice.learning_rate, choice.decay) == (1e-3, 0.2)
+    whole = [run for run in scheduler.tried() if run["steps"] == experiment.steps and run["optimizer"] == "muon"]
+    tried = [(run["learning_rate"], run["decay"]) for run in whole]
+    assert sorted(tried) == [(5e-4, 0.2), (1e-3, 0.2), (2e-3, 0.2), (5e-3, 0.2), (5e-3, 0.4), (1e-2, 0.2), (1e-2, 0.4)]
+
+
 def test_a_rate_without_a_finite_loss_is_the_worst(experiment: Experiment) -> None:
     def loss(run: Run) -> float | None:
         return loss_of(run) if run.optimizer.name == "adamw" and run.learning_rate == 5e-3 else None
