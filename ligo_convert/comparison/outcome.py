@@ -156,10 +156,10 @@ def _entry(scheduler: Scheduler, entry: ExperimentEntry) -> Entry:
 
 
 def _edge_warnings(scheduler: Scheduler) -> list[dict[str, Any]]:
-    """Return a warning if scratch's best learning rate is at the edge of the grid: a better one may lie outside."""
+    """Return a warning if scratch's best learning rate is the highest or the lowest that was tried: a better one may lie beyond."""
     choice = scheduler.choice()
     assert choice is not None
-    rates = scheduler.rates_of(choice.optimizer)
+    rates = sorted({run["learning_rate"] for run in scheduler.tried() if run["optimizer"] == choice.optimizer})
     found = []
     for text, rate in (("highest", rates[-1]), ("lowest", rates[0])):
         if len(rates) > 1 and choice.learning_rate == rate:
