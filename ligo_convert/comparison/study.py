@@ -173,7 +173,7 @@ def carry_out(
         }
         scheduler = study.scheduler(experiment, {**reused, **staged_results(staging).get("jobs", {})})
         count = jobs or workers(plan, device=chosen)
-        work = _JobLoop(scheduler, staging, progress, key=states, jobs=count, reused=reused)
+        work = JobLoop(scheduler, staging, progress, key=states, jobs=count, reused=reused)
         work.carry_out(arguments)
         if source is None:
             _stage_weakest_source(scheduler, staging, key=states)
@@ -326,7 +326,7 @@ def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> J
     return JobRunner(**arguments)
 
 
-class _JobLoop:
+class JobLoop:
     """Runs all jobs on a worker pool; stages and reports every result as it arrives."""
 
     def __init__(
@@ -352,7 +352,7 @@ class _JobLoop:
         """Run every job without a result. `arguments` are passed to `open_job_runner`."""
         from ligo_convert.workers import WorkerPool
 
-        self._drop_lost()
+        self.drop_lost()
         self._spent = self.scheduler.done_flops()
         if "probe" in self.scheduler.results:
             self._announce_time()
@@ -360,12 +360,12 @@ class _JobLoop:
             self.progress.task("training", self._expected, unit="FLOPs") as self._bar,
             WorkerPool[TrainingJob](open_job_runner, arguments, count=self.jobs) as pool,
         ):
-            pool.run(self._next_job, on_result=self._done, on_progress=self._report_progress)
+            pool.run(self.next_job, on_result=self.done, on_progress=self._report_progress)
 
     def _state(self, name: str) -> FolderState:
         return training_state(self.staging, name, key=self.key, progress=self.progress)
 
-    def _drop_lost(self) -> None:
+    def drop_lost(self) -> None:
         """Forget the results whose state is needed and is missing or damaged, so that the jobs are done again.
 
         A job that is done again needs the state before it, which may be deleted by now.
@@ -377,13 +377,13 @@ class _JobLoop:
                 if self._state(name).load() is None:
                     self.scheduler.forget(name)
 
-    def _next_job(self) -> TrainingJob | None:
+    def next_job(self) -> TrainingJob | None:
         """Return the next job that can start, with the states that it starts from present."""
         while True:
             job = self.scheduler.next_job()
             # Without a job, the weights of the source are still to be written.
             needed = {self.scheduler.weakest_source() or ""} if job is None else job.needs
-            lost = [name for name in needed & self._reused if self._state(name).load() is None]
+            lost = [name for name in needed & set(self.scheduler.results) if not self._is_there(name)]
             if not lost:
                 return job
             if job is not None:
@@ -392,7 +392,16 @@ class _JobLoop:
                 self.scheduler.forget(name)
                 self._reused.discard(name)
 
-    def _done(self, job: TrainingJob, result: dict[str, Any]) -> None:
+    def _is_there(self, name: str) -> bool:
+        """Return whether a state that a job starts from is present.
+
+        A state may be deleted while no run that is wanted needs it, and be needed again once another choice is open and made.
+        """
+        state = self._state(name)
+        return state.load() is not None if name in self._reused else os.path.lexists(state.path)
+
+    def done(self, job: TrainingJob, result: dict[str, Any]) -> None:
+        """Stage and report a result, and delete the states that no later job needs."""
         for text in result.pop("warnings", ()):
             self.progress.warn(text)
         self.scheduler.done(job, result)

@@ -8,14 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.experiments import experiment_of, trained_here
 
 from ligo_convert.comparison.experiment import SOURCE_SIZE, Experiment
 from ligo_convert.comparison.outcome import outcome
 from ligo_convert.comparison.scheduler import CHECKPOINT, Scheduler, TrainingJob
+from ligo_convert.comparison.study import JobLoop, training_state
 from ligo_convert.errors import RecipeError
+from ligo_convert.io.staging import Staging
+from ligo_convert.progress import Progress
 from ligo_convert.training.runs import DRAWN, Run
+from ligo_convert.training.state import STATES
 
 METHODS = ["late", "lemon", "lemon/identity@0.6", "ki", "ligo", "ligo-paper", "lemon+cosine", "freeze+fit"]
 SETTINGS: Mapping[str, Any] = {
@@ -200,6 +205,36 @@ def test_a_result_that_is_forgotten_is_done_again_with_all_that_it_needs(
                 again.scheduler.forget(name)
         again.run()
         assert again.scheduler.results == whole.scheduler.results
+
+
+def test_a_state_that_was_deleted_is_made_again_when_it_is_needed_after_all(
+    whole: Executor, experiment: Experiment, tmp_path: Path
+) -> None:
+    """A choice of scratch that is open again takes back the runs that follow it, and their states are deleted meanwhile."""
+    # Stopped between two pieces of a method's run.
+    count, left = next(
+        (number, job) for number, job in enumerate(whole.jobs, 1) if job.entry == "late" and not job.ends
+    )
+    stopped = Executor(experiment).run(limit=count)
+    results = dict(stopped.scheduler.results)
+    # The runs of scratch that choose its settings. While the first of them is done again, none of a method is wanted.
+    for job in stopped.jobs:
+        if job.entry == "scratch" and job.ends and job.last == experiment.steps:
+            del results[job.name]
+    with Staging.open(tmp_path / "out", key="a" * 64) as staging:
+        loop = JobLoop(Scheduler(experiment, results), staging, Progress(), key="b" * 64, jobs=1)
+
+        def save(name: str) -> None:
+            training_state(staging, name, key="b" * 64, progress=Progress()).save({"a": np.zeros(1)}, "{}")
+
+        for name in stopped.states & set(results):
+            save(name)
+        loop.drop_lost()
+        while (job := loop.next_job()) is not None and left.name not in job.needs:
+            save(job.name)
+            loop.done(job, stopped.result(job))
+        assert job is not None
+        assert (staging.work / STATES / f"{left.name}.safetensors").is_file()
 
 
 def test_the_cost_is_known_before(whole: Executor, experiment: Experiment) -> None:

@@ -44,7 +44,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         raise Begun
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study._JobLoop, "carry_out", begin)
+        patch.setattr(study.JobLoop, "carry_out", begin)
         with pytest.raises(Begun):
             compare(load_recipe(place / "recipe.yaml"), place / "out", methods=["late"])
     return found
