@@ -26,17 +26,18 @@ from typing import Any
 
 import click
 
+from ligo_convert.comparison.headline import ranked
 from ligo_convert.comparison.measured import FORMAT as ADVICE_FORMAT
 from ligo_convert.comparison.measured import measured_of
 from ligo_convert.comparison.methods import METHODS, SCRATCH
 from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
-from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings, targets_text
-from ligo_convert.comparison.verdict import conclusions
+from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings, start_text, targets_text
+from ligo_convert.comparison.verdict import best_at, conclusions
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
-from ligo_convert.outputs.markdown import code, prose, table
+from ligo_convert.outputs.markdown import code, linked, prose, table
 from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.recipes.schema import CompareConfig
 
@@ -76,23 +77,39 @@ SUFFIXES = {"seeds": "several seeds"}
 _NAME = re.compile(rf"({'|'.join(KINDS)})(-[a-z0-9]+)*")
 
 INTRODUCTION = """\
-This page shows what growing a small model into a larger one saves, for whom, and when it does not. All figures come from
-`ligo-convert compare`; the command for each table is printed with it. [comparing.md](../guide/comparing.md) explains how a comparison is
-run and read, how FLOPs are counted, and how each method is defined.
+This page shows what growing a small model into a larger one saves, from which source, and when it does not pay. All figures come from
+`ligo-convert compare`. The command stands above each section's figures.
+"""
 
-**How to read the figures**
+TERMS = """\
+## Terms
 
-- *Scratch* is the baseline: the target trained from random weights. It is a curve: runs that end at several budgets, each with its
-  learning rate decayed. Its optimizer, learning rate and decay are tuned.
-- *Saved* compares at equal loss: the FLOPs of a method, and the FLOPs that scratch needs for the same loss. The figure of a method is read
-  at scratch's final loss. With a star, the method does not reach that loss, and the figure is read at its own lowest one.
-- `net` charges the source's training to every method that uses the source. `paper` leaves it out, as
-  [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does. Both count the fit of an operator, and stages before growth.
-- *Never grown* are the controls: models of the source's size or between, trained alone. Where such a model has a loss at or below that of
-  every method of the same cost, a smaller model wins: train that one, or keep the source.
+- *Scratch* is the baseline: the target trained from random weights. Its optimizer, learning rate and decay are tuned. It is trained to
+  several budgets, each with its own learning rate decay.
+- *Saved* is how many FLOPs fewer than scratch a method needs for the same loss, in per cent of scratch's FLOPs. A negative figure means
+  more FLOPs. A method is read at scratch's final loss. With a star, the method does not reach that loss, and is read at its own lowest one.
+- *Paper* leaves the source's training out, as [arXiv:2303.00980](https://arxiv.org/abs/2303.00980) does. It is the figure for those who
+  have a trained source. *Net* charges the source's training to the method. It is the figure for those who train the source for one target.
+  Both charge the fit of an operator and every stage before growth.
+- *Source* `4x` was trained four times as long as the recipe says.
+- *Pays from* is the number of targets that must be grown from one source until the source's training is paid back.
+- *Never grown* are the controls: smaller models, trained alone from random weights, without growth.
 - *At least* and *at most* are bounds. Nothing is extrapolated.
-- *Break-even* counts the targets that must be grown from one source until the source's training is paid back.
-- The search for learning rates is not counted, for scratch as for methods.
+- *+-* is the standard deviation over the seeds.
+
+[comparing.md](../guide/comparing.md) explains how a comparison is run and read, how FLOPs are counted, and how each method is defined.
+"""
+
+NEXT = """\
+## What to type next
+
+- **First:** `ligo-convert choose recipe.yaml` trains short trials with your own models and data, and says whether to grow, how, and when
+  ([choosing.md](../guide/choosing.md)). With a trained source, it also tries to train the source on without growth.
+- **You have a trained source:** set `growth.width` and `growth.depth` in the recipe. `ligo-convert run recipe.yaml` grows the model;
+  `ligo-convert train recipe.yaml` grows and trains it.
+- **You have no source:** `ligo-convert train recipe.yaml` with `growth.schedule` grows the model during training
+  ([training.md](../guide/training.md)).
+- **Before you spend a large budget:** `ligo-convert compare recipe.yaml --costs` says what a comparison like these costs.
 """
 
 
@@ -197,7 +214,7 @@ def page(results: Data) -> str:
     if not kinds:
         lines += ["No comparison is recorded here yet.", ""]
     else:
-        lines += [*_limitations(kinds), "", *_summary(kinds), ""]
+        lines += [*_scale_of_all(kinds), "", *_summary(kinds), "", NEXT, *_limitations(kinds), "", TERMS]
     for kind, figures in kinds.items():
         lines += [*_section(kind, figures), ""]
     conventions = dict.fromkeys(figures["flops_convention"] for figures in kinds.values())
@@ -226,25 +243,29 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
-def _limitations(kinds: Data) -> Iterator[str]:
-    """Yield what the figures do not show, with the scale of the comparisons."""
+def _scale_of_all(kinds: Data) -> Iterator[str]:
+    """Yield the scale of the comparisons."""
     sizes = [figures["parameters"]["target"] for figures in kinds.values()]
-    steps = [figures["budget"]["steps"] for figures in kinds.values()]
     per = [figures["budget"]["tokens_per_parameter"] for figures in kinds.values()]
-    yield "**Limitations**"
-    yield ""
     scale = (
-        f"- Scale: {_span([_amount(size) for size in (min(sizes), max(sizes))])} parameters,"
-        f" {_span([f'{number:,}' for number in (min(steps), max(steps))])} training steps,"
-        f" {_span([f'{number:.3g}' for number in (min(per), max(per))])} tokens (or patches) per parameter. The order of the methods may"
-        " differ at another scale."
+        f"**All models here are small:** {_span([_amount(size) for size in (min(sizes), max(sizes))])} parameters, trained on"
+        f" {_span([f'{number:.3g}' for number in (min(per), max(per))])} tokens (or image patches) per parameter. No larger model was"
+        " measured. The order of the methods may differ at another scale."
     )
-    yield from textwrap.wrap(scale, WIDTH, subsequent_indent="  ")
+    yield from textwrap.wrap(scale, WIDTH)
+
+
+def _limitations(kinds: Data) -> Iterator[str]:
+    """Yield what the figures do not show."""
+    yield "## Limitations"
+    yield ""
     one = [title_of(kind) for kind, figures in kinds.items() if len(figures["seeds"]) == 1]
     if one:
-        yield f"- One seed: {'; '.join(one)}. The spread over seeds is unknown there, so small differences decide nothing."
+        text = f"- One seed: {'; '.join(one)}. The spread over seeds is unknown there, so small differences decide nothing."
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
     yield "- The best of many methods is partly the luckiest."
     yield "- *Saved* compares losses. It measures neither time nor memory, and no other task."
+    yield "- The search for learning rates is not counted, for scratch as for methods."
 
 
 def _span(values: Sequence[str]) -> str:
@@ -256,30 +277,47 @@ def _amount(number: int) -> str:
     return f"{number / 1e6:.3g} million"
 
 
+_SAVED_NOTE = """\
+Each row shows the method that saves most, and its FLOPs fewer than training from scratch for the same loss, in per cent. *Source*:
+the small model; `none` means that the model starts from random weights and grows during training. *Its cost*: the FLOPs of training
+the source, in per cent of scratch's. *Source left out (paper)*: the figure if you have the source already. *Source charged (net)*: the
+figure if you train the source for one target; a negative figure means that growing costs more than it saves. *Pays from*: the number
+of targets grown from one source that pay its training back. *`ligo`*: the figure of a learned operator. The section of each
+comparison explains the names."""
+
+_BUDGET_NOTE = """\
+Budgets are in per cent of scratch's FLOPs, with the source charged. *Do not grow*: the model in brackets never grows, and has a loss at or
+below that of every method of the same cost. *Not decided*: a run of that cost is missing."""
+
+
 def _summary(kinds: Data) -> Iterator[str]:
-    yield "## In short"
+    yield "## What growing saves"
     yield ""
-    head = ("what", "scratch's loss", "most saved, net", "most saved, paper", "`ligo`, net (paper)", "never grown, most saved",
-            "a smaller model wins", "break-even")  # fmt: skip
-    rows = []
-    for kind, figures in kinds.items():
-        loss, verdict = scratch_loss(figures), figures["verdict"]
-        rows.append(
-            (
-                f"[{title_of(kind)}](#{_anchor(title_of(kind))})",
-                NO_FIGURE if loss is None else f"{loss:.3f}",
-                *(_best(figures, way) for way in ("net", "paper")),
-                _ligo(figures),
-                _never_grown(figures),
-                _wins(figures, verdict["never_grown_wins"]),
-                _pays_from(figures),
-            )
-        )
-    yield from table(head, rows)
+    head = (
+        "comparison",
+        "source",
+        "its cost",
+        "saved, source left out (paper)",
+        "method",
+        "saved, source charged (net)",
+        "pays from",
+        "`ligo` (paper)",
+    )
+    rows = [row for kind, figures in kinds.items() for row in _source_rows(kind, figures)]
+    yield from table(head, rows, text=(0, 1, 4)) if rows else ["No method was compared."]
     yield ""
-    yield "*Never grown*: the control that saves most at equal loss. *A smaller model wins*: at how many of the costs compared a control"
-    yield "has a loss at or below that of every method with its source charged. *Break-even*: targets that pay a source back, by its best"
-    yield "method."
+    yield from textwrap.wrap(_SAVED_NOTE, WIDTH)
+    yield ""
+    yield "## When not to grow"
+    yield ""
+    head = ("comparison", "do not grow at", "growing is ahead at", "not decided at")
+    yield from table(head, [_budget_row(kind, figures) for kind, figures in kinds.items()], text=range(4))
+    yield ""
+    yield from textwrap.wrap(_BUDGET_NOTE, WIDTH)
+
+
+def _link(kind: str) -> str:
+    return f"[{title_of(kind)}](#{_anchor(title_of(kind))})"
 
 
 def _cells(figures: Data) -> dict[str, dict[str, str]]:
@@ -289,56 +327,71 @@ def _cells(figures: Data) -> dict[str, dict[str, str]]:
     return {row.cells[0]: dict(zip(headings, row.cells, strict=True)) for row in found.rows}
 
 
-def _best(figures: Data, way: str) -> str:
-    best = figures["verdict"]["best"][way]
-    if best is None:
-        return "not known"
-    name = entry_text(best["method"])
-    cells = _cells(figures)[name]
-    return f"{code(name)} {cells[f'Saved, {way}']} at {_loss_cell(cells)}"
+def _source_rows(kind: str, figures: Data) -> Iterator[tuple[str, ...]]:
+    """Yield what growing saves without a source, then with each source. The comparison is named in the first row."""
+    cells, methods, total = _cells(figures), figures["methods"], figures["budget"]["flops"]
+    costs = {source["name"]: source["flops"] for source in figures["sources"]}
+    even = {row["method"]: targets_text(row) for row in figures["break_even"]}
+    title = _link(kind)
+    for source in (None, *costs):
+        using = {name: entry for name, entry in methods.items() if entry["source"] == source and name != SCRATCH}
+        if not using:
+            continue
+        best = next(iter(ranked(using, "paper")), None)
+        learned = [cells[entry_text(name)] for name, entry in using.items() if entry["base"] == "ligo"]
+        cost = (
+            "not known" if source is not None and costs[source] is None else _per_cent((costs.get(source) or 0) / total)
+        )
+        yield (
+            title,
+            "none" if source is None else code(source_text(source)),
+            "-" if source is None else cost,
+            *(
+                ("not known", NO_FIGURE, "not known", NO_FIGURE)
+                if best is None
+                else (
+                    _saved(cells[entry_text(best)], "paper"),
+                    code(methods[best]["base"]),
+                    _saved(cells[entry_text(best)], "net"),
+                    even.get(best, NO_FIGURE),
+                )
+            ),
+            _saved(learned[0], "paper") if learned else NO_FIGURE,
+        )
+        title = ""
 
 
-def _loss_cell(cells: Mapping[str, str]) -> str:
-    """Return the loss at which a figure is read. A star is no emphasis here."""
-    return cells["Read at loss"].replace(" *", "\\*")
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
-def _ligo(figures: Data) -> str:
-    """Return the figures of `ligo` with each source."""
-    found = []
-    for name, entry in figures["methods"].items():
-        if entry["base"] == "ligo":
-            cells = _cells(figures)[entry_text(name)]
-            found.append(f"from {code(source_text(entry['source']))}: {cells['Saved, net']} ({cells['Saved, paper']})")
-    return "; ".join(found) or NO_FIGURE
+def _saved(cells: Mapping[str, str], way: str) -> str:
+    """Return a saving, with a star where it is not read at scratch's final loss."""
+    return cells[f"Saved, {way}"] + (r" \*" if cells["Read at loss"].endswith("*") else "")
 
 
-def _never_grown(figures: Data) -> str:
-    cells = _cells(figures)
-    best, most = None, None
-    for name, entry in figures["controls"].items():
-        certain = [
-            end["saved"]["net"]
-            for end in entry["ends"]
-            if end["bound"] in (None, "at least") and end["saved"]["net"] is not None
-        ]
-        if certain and (most is None or max(certain) > most):
-            best, most = name, max(certain)
-    if best is None:
-        return "not known" if figures["controls"] else "none trained"
-    return f"{code(best)} {cells[best]['Saved, net']} at {_loss_cell(cells[best])}"
+def _budget_row(kind: str, figures: Data) -> tuple[str, ...]:
+    """Return at which budgets a model that never grows is best, and at which growing is, with the source charged."""
+    without: dict[str, list[float]] = {}
+    places: dict[str, list[float]] = {"growing": [], "not decided": []}
+    for row in figures["equal_budget"]:
+        if row["net"] is None:
+            continue
+        ahead = best_at(row)
+        if ahead in places:
+            places[ahead].append(row["share"])
+        else:
+            without.setdefault(entry_text(ahead), []).append(row["share"])
+    instead = "; ".join(f"{_shares(shares)} ({code(name)})" for name, shares in without.items())
+    return (
+        _link(kind),
+        instead or NO_FIGURE,
+        *(_shares(shares) if shares else NO_FIGURE for shares in places.values()),
+    )
 
 
-def _wins(figures: Data, wins: Sequence[Data]) -> str:
-    known = [row for row in figures["equal_budget"] if row["never_grown"] is not None]
-    return f"at {len(wins)} of {len(known)} costs" if known else "not known"
-
-
-def _pays_from(figures: Data) -> str:
-    best: dict[str, str] = {}
-    for row in sorted(figures["break_even"], key=lambda found: (found["targets"] is None, found["targets"] or 0)):
-        best.setdefault(source_text(row["source"]), targets_text(row))
-    return "; ".join(f"from {code(source)}: {text}" for source, text in best.items()) or NO_FIGURE
+def _shares(shares: Sequence[float]) -> str:
+    return f"{', '.join(f'{100 * share:.0f}' for share in shares)} %"
 
 
 def _section(kind: str, figures: Data) -> Iterator[str]:
@@ -352,6 +405,10 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
     yield fence
     yield ""
     yield from (f"- {_sentence(sentence, figures)}" for sentence in figures["verdict"]["text"])
+    yield ""
+    yield "### Methods"
+    yield ""
+    yield from table(("name", "what it is", "paper"), _named_methods(figures), text=(0, 1, 2))
     yield ""
     yield f"![{_alternative(figures)}]({PICTURES}/{kind}.png)"
     yield ""
@@ -378,6 +435,21 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
         yield f"- {code(warning['rule'])}: {prose(warning['text'])}{about}"
 
 
+def _named_methods(figures: Data) -> Iterator[tuple[str, str, str]]:
+    """Yield what the names of methods and controls mean, each without its source."""
+    bases = {entry["base"]: entry for entry in figures["methods"].values()}
+    for name, entry in (*bases.items(), *figures["controls"].items()):
+        # The sentences follow the code that is here.
+        summary = METHODS[name].summary if name in METHODS else entry["summary"]
+        if entry["kind"] == "control":
+            summary = start_text(entry)
+        yield (
+            code(name),
+            prose(summary),
+            linked(prose(entry["paper"])) if entry["paper"] not in (None, "-") else NO_FIGURE,
+        )
+
+
 def _sentence(sentence: str, figures: Data) -> str:
     """Return a sentence of the verdict as Markdown. Its names stand in code spans, which only a backtick ends."""
     names = [*figures["methods"], *figures["controls"], *(source["name"] for source in figures["sources"])]
@@ -399,7 +471,8 @@ def _table(found: Table) -> Iterator[str]:
     folded = found.name in ("ends", "optimizers")
     yield f"<details><summary>{found.title}</summary>" if folded else f"### {found.title}"
     yield ""
-    yield from table(tuple(heading for heading, _ in found.columns), rows)
+    text = [number for number, (_, kind) in enumerate(found.columns) if kind != "figure"]
+    yield from table(tuple(heading for heading, _ in found.columns), rows, text=text)
     yield ""
     yield from textwrap.wrap(found.note.replace("*", "\\*"), WIDTH)
     yield ""
@@ -413,6 +486,14 @@ def _plain(cell: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9 .,:()%+/*-]*", cell):
         return cell.replace("*", "\\*")
     return prose(cell)
+
+
+_SETTINGS = {
+    "name": "optimizer",
+    "learning_rate": "peak learning rate",
+    "decay": "share of the steps with decay",
+    "weight_decay": "weight decay",
+}
 
 
 def _scale(figures: Data) -> Iterator[str]:
@@ -435,7 +516,8 @@ def _scale(figures: Data) -> Iterator[str]:
     )
     held = [f", on {slices['test']:,} held-out {unit}" for unit, slices in figures["data"].items()]
     yield f"Losses are {LOSS_UNITS.get(figures['task'], 'nats')}{''.join(held)}."
-    yield f"Scratch's optimizer: {', '.join(f'{prose(key)} {code(value)}' for key, value in chosen.items())}."
+    settings = (f"{prose(_SETTINGS.get(key, key))} {code(value)}" for key, value in chosen.items())
+    yield f"Settings of scratch: {', '.join(settings)}."
     yield f"Versions: {', '.join(f'{name} {prose(version)}' for name, version in figures['versions'].items())}."
 
 

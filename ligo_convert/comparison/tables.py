@@ -180,7 +180,7 @@ def start_text(entry: Data) -> str:
         return f"never grown{': ' + config if config else ''}"
     start = entry["start"]
     parts = [str(start[axis]) for axis in ("width", "depth") if start.get(axis)] if start else []
-    text = "drawn" if not parts or set(parts) <= {"random"} else "/".join(parts)
+    text = "random weights" if not parts or set(parts) <= {"random"} else "/".join(parts)
     grows_at = finite(start.get("grows_at")) if start else None
     extra = [] if grows_at is None else [f"grown at {100 * grows_at:g} %"]
     extra += [] if entry["strategy"] == "plain" else [entry["strategy"]]

@@ -210,28 +210,49 @@ def _shares(shares: Sequence[float]) -> str:
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
+def scratch_is_lower(row: Data) -> bool | None:
+    """Return whether scratch has a loss at or below that of every method with its source charged, at the cost of a row of `equal_budget`.
+
+    None if that is not known.
+    """
+    scratch, method = row["scratch"], row["net"]
+    if method is None or scratch["loss"] is None or method["loss"] is None:
+        return None
+    if scratch["bound"] != "at least" and method["bound"] != "at most" and scratch["loss"] <= method["loss"]:
+        return True
+    if scratch["bound"] != "at most" and method["bound"] != "at least" and scratch["loss"] > method["loss"]:
+        return False
+    return None
+
+
+def best_at(row: Data) -> str:
+    """Return who is best at the cost of a row of `equal_budget`, with the source charged.
+
+    Returns:
+        the name of scratch or of a control that is at or below every method; `growing` where a method is below both; else `not decided`.
+    """
+    scratch, control, lower = row["scratch"], row["control"], scratch_is_lower(row)
+    if row["never_grown"]:
+        beaten = lower and scratch["bound"] is None and control["bound"] is None and scratch["loss"] < control["loss"]
+        return SCRATCH if beaten else str(control["name"])
+    if lower:
+        return SCRATCH
+    return "growing" if lower is False and row["never_grown"] is False else "not decided"
+
+
 def _scratch_sentences(rows: Sequence[Data]) -> Iterator[str]:
     """Say where scratch has a loss at or below that of every method with its source charged."""
-    wins = []
-    compared = 0
-    for row in rows:
-        scratch, method = row["scratch"], row["net"]
-        if method is None or scratch["loss"] is None or method["loss"] is None:
-            continue
-        lower = scratch["bound"] != "at least" and method["bound"] != "at most" and scratch["loss"] <= method["loss"]
-        higher = scratch["bound"] != "at most" and method["bound"] != "at least" and scratch["loss"] > method["loss"]
-        if lower or higher:
-            compared += 1
-            wins += [row["share"]] if lower else []
-    if not compared:
+    known = [(row["share"], lower) for row in rows if (lower := scratch_is_lower(row)) is not None]
+    if not known:
         return
+    wins = [share for share, lower in known if lower]
     if wins:
         yield (
             f"Scratch itself has a loss at or below that of every method with its source charged at {len(wins)} of"
-            f" {_costs_counted(compared)} ({_shares(wins)} of its FLOPs)."
+            f" {_costs_counted(len(known))} ({_shares(wins)} of its FLOPs)."
         )
     else:
-        yield f"Scratch never wins: at {_costs_counted(compared)}, the best method with its source charged has a lower loss."
+        yield f"Scratch never wins: at {_costs_counted(len(known))}, the best method with its source charged has a lower loss."
 
 
 def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ligo_convert.errors import printable
 
@@ -53,10 +53,14 @@ def prose(value: object) -> str:
     return re.sub(r"([_*])", r"\\\1", text)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table: text in the first column, right-aligned figures in the others. Cells must be Markdown."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[int] = (0,)) -> Iterator[str]:
+    """Yield the lines of a table. Cells must be Markdown.
+
+    Args:
+        text: numbers of the columns that are text, aligned to the left. The others are figures, aligned to the right.
+    """
     yield "| " + " | ".join(head) + " |"
-    yield "|" + "|".join([" --- ", *[" ---: "] * (len(head) - 1)]) + "|"
+    yield "|" + "|".join(" --- " if number in text else " ---: " for number in range(len(head))) + "|"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.comparisons import GROWN, Control, Grown, measured
+from support.comparisons import CONTROLS, GROWN, Control, Grown, measured
 from support.scripts import ROOT, load_script
 
 from ligo_convert.comparison.frontier import End
@@ -81,10 +81,9 @@ def test_strengths_of_sources_are_words(tmp_path: Path) -> None:
     }
     data = measured(grown, sources={"1": (0.2, 3.9), "4": (0.7, 3.6)})
     page = made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'out', data)}")
-    (row,) = tables_of(page)["In short"]
-    assert row["most saved, paper"].startswith("`ligo (source 4x)` 60.0 %")
-    assert row["`ligo`, net (paper)"].startswith("from `1x`: 10.0 % (30.0 %); from `4x`:")
-    assert row["break-even"].startswith("from `1x`: 1 target; from `4x`: 2 targets")
+    once, longer = tables_of(page)["What growing saves"]
+    assert once["source"] == "`1x`"
+    assert longer["source"] == "`4x`"
     assert row_of(page, "Savings at equal loss", "ligo (source 4x)")["Source"] == "`4x`"
     assert "ligo from 4" not in page
 
@@ -112,7 +111,9 @@ def test_every_entry_and_figure_is_on_the_page(tmp_path: Path) -> None:
     found = tables_of(page)
     assert list(found) == [
         *(
-            "In short",
+            "What growing saves",
+            "When not to grow",
+            "Methods",
             "Savings at equal loss",
             "Losses at equal budget",
             "Break-even",
@@ -129,6 +130,9 @@ def test_every_entry_and_figure_is_on_the_page(tmp_path: Path) -> None:
             row = row_of(page, "Savings at equal loss", name)
             assert row["Saved, net"] == f"{method['savings']['net']:.1f} % +- {method['std']['net']:.1f}"
             assert row["Saved, paper"] == f"{method['savings']['paper']:.1f} % +- {method['std']['paper']:.1f}"
+    assert {row["name"] for row in found["Methods"]} == {f"`{name}`" for name in ("scratch", *MANY, *CONTROLS)} - {
+        "`ligo@zoo`"
+    }
     for sentence in data["verdict"]["text"]:
         assert f"- {sentence}" in page.splitlines()
     assert "## Text decoder: GPT-2, several seeds" in page
@@ -140,29 +144,45 @@ def test_every_entry_and_figure_is_on_the_page(tmp_path: Path) -> None:
     assert all((tmp_path / "docs" / picture).exists() for picture in pictures)
 
 
-def test_the_summary_tells_best_control_and_break_even(tmp_path: Path) -> None:
+def test_the_summary_tells_what_each_source_saves_and_when_not_to_grow(tmp_path: Path) -> None:
     page = made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', many())}")
-    (row,) = tables_of(page)["In short"]
+    assert [list(row.values()) for row in tables_of(page)["What growing saves"]] == [
+        ["[Text decoder: GPT-2](#text-decoder-gpt-2)", "none", "-", "12.0 %", "`g_stack`", "12.0 %", "-", "-"],
+        ["", "`small`", "15 %", "40.0 %", "`ligo`", "25.0 %", "1 target", "40.0 %"],
+        ["", "`zoo`", "70 %", "60.0 %", "`ligo`", "-10.0 %", "2 targets", "60.0 %"],
+    ]
+    (row,) = tables_of(page)["When not to grow"]
     assert list(row.values()) == [
         "[Text decoder: GPT-2](#text-decoder-gpt-2)",
-        "3.300",
-        "`ligo` 25.0 % at 3.300",
-        "`ligo@zoo` 60.0 % at 3.300",
-        "from `small`: 25.0 % (40.0 %); from `zoo`: -10.0 % (60.0 %)",
-        "`4 layers` 24.2 % at 3.620",
-        "at 1 of 6 costs",
-        "from `small`: 1 target; from `zoo`: 2 targets",
+        "25 % (`4 layers`)",
+        "40, 55, 63, 78, 100 %",
+        "115, 170 %",
     ]
     assert "- One seed: Text decoder: GPT-2." in page
-    assert "- Scale: 0.77 million parameters, 4,000 training steps, 10.6 tokens" in page
+    scale = "**All models here are small:** 0.77 million parameters, trained on 10.6 tokens (or image patches) per parameter."
+    assert scale in " ".join(page.split())
     alone = made(tmp_path / "alone", f"gpt2={finished(tmp_path / 'other', measured({}, {}, sources={}))}")
-    (row,) = tables_of(alone)["In short"]
-    assert list(row.values())[2:] == ["not known", "not known", "-", "none trained", "not known", "-"]
+    assert "What growing saves" not in tables_of(alone)
+    assert list(tables_of(alone)["When not to grow"][0].values())[1:] == ["-", "-", "-"]
+
+
+def test_a_figure_that_is_not_read_at_scratchs_loss_has_a_star(tmp_path: Path) -> None:
+    data = measured({"ligo": Grown(paper=40.0, shares=(0.25, 0.48))})
+    (row,) = tables_of(made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', data)}"))["What growing saves"]
+    assert row["saved, source left out (paper)"] == "40.0 % \\*"
+
+
+def test_scratch_is_named_where_it_is_best(tmp_path: Path) -> None:
+    data = measured({"ligo": Grown(paper=-30.0, source=None)}, {"small": Control(quarter=9.0, whole=8.0)}, sources={})
+    (row,) = tables_of(made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', data)}"))["When not to grow"]
+    assert row["do not grow at"] == "25, 40, 63, 100 % (`scratch`)"
+    assert row["growing is ahead at"] == "-"
 
 
 def test_bounds_stay_bounds(tmp_path: Path) -> None:
     page = made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', measured({'ligo': Grown(paper=80.0)}))}")
-    assert tables_of(page)["In short"][0]["most saved, net"] == "`ligo` at least 60.0 % at 3.300"
+    (row,) = tables_of(page)["What growing saves"]
+    assert (row["saved, source charged (net)"], row["pays from"]) == ("at least 60.0 %", "1 target")
     assert row_of(page, "Savings at equal loss", "ligo")["Saved, paper"] == "at least 75.0 %"
 
 
@@ -244,7 +264,12 @@ def test_what_is_not_known_is_said(tmp_path: Path, data: dict[str, Any]) -> None
     assert "nan" not in page.casefold().split()
     if data["sources"] and data["sources"][0]["flops"] is None:
         assert row_of(page, "Savings at equal loss", "ligo")["Saved, net"] == "source cost unknown"
-        assert tables_of(page)["In short"][0]["break-even"] == "from `small`: not known"
+        row = tables_of(page)["What growing saves"][-1]
+        assert (row["its cost"], row["saved, source charged (net)"], row["pays from"]) == (
+            "not known",
+            "source cost unknown",
+            "not known",
+        )
     assert make(docs, "--check").exit_code == 0
 
 
