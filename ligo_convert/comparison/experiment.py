@@ -41,7 +41,7 @@ from ligo_convert.training.step_costs import run_flops, with_layers
 
 SOURCE_SHARE = 0.2  # largest share of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
 
-LEAST_STEPS = 8  # minimum for any run, because a strategy has up to five stages
+LEAST_STEPS = 8  # minimum for any run, because a strategy has up to five stages; a schedule with more stages takes more
 
 TOKENS_PER_PARAMETER = 20.0  # minimum for scratch without a warning, arXiv:2203.15556
 
@@ -255,7 +255,8 @@ class Experiment:
 
     def _find_steps(self, entry: ExperimentEntry, share: float) -> int:
         left = share * self.scratch_flops - self.extra_flops(entry)
-        low, high = LEAST_STEPS, max(LEAST_STEPS, self.steps)
+        low = max(LEAST_STEPS, len(entry.planned))
+        high = max(low, self.steps)
         while self.run_flops(entry, high) <= left:
             high *= 2
         while high - low > 1:

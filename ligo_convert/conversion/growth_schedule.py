@@ -21,7 +21,7 @@ def planned_stages(plan: Plan, *, steps: int | None = None) -> tuple[PlannedStag
         steps: steps of the run; None if they are not known yet, and stages that begin after its end are found later.
 
     Raises:
-        RecipeError: the stages are out of order, do not grow the model, or do not end at the recipe's target.
+        RecipeError: the stages are out of order, do not grow the model, do not end at the recipe's target, or are more than the steps.
     """
     schedule = plan.recipe.growth.schedule
     if schedule is None:
@@ -51,6 +51,14 @@ def planned_stages(plan: Plan, *, steps: int | None = None) -> tuple[PlannedStag
             expected=", ".join(f"{axis} {wanted[axis]}" for axis in axes),
             found=", ".join(f"{axis} {reached[axis]}" for axis in axes),
             hint="leave `target` out of the last stage: the recipe's target stands in for it",
+        )
+    if steps is not None and len(planned) > steps:
+        raise RecipeError(
+            "growth.schedule: there are more stages than steps",
+            where=_where(plan, 0, "at"),
+            expected=f"at least {len(planned)} steps, one for each model; the first one begins at step 0",
+            found=steps,
+            hint="train for more steps, or remove stages",
         )
     return tuple(planned)
 

@@ -21,10 +21,17 @@ SCHEDULE = [{"at": 0.25, "target": {"n_layer": 3}, "depth": "stack", "warmup_ste
 CHOICE = Choice(optimizer="adamw", learning_rate=1e-3, decay=0.2)
 
 
-def experiment_of(folder: Path, source: dict[str, Any], *, schedule: Any = SCHEDULE, methods: Any = None) -> Experiment:
+def experiment_of(
+    folder: Path,
+    source: dict[str, Any],
+    *,
+    schedule: Any = SCHEDULE,
+    methods: Any = None,
+    target: dict[str, Any] = GROWN["gpt2"],
+) -> Experiment:
     (folder / "corpus").mkdir(exist_ok=True)
     write_text(folder / "corpus" / "a.txt", lines=20)
-    recipe = json.loads(recipe_text("", GROWN["gpt2"], fit=fit_section(), compare={"steps": 40}))
+    recipe = json.loads(recipe_text("", target, fit=fit_section(), compare={"steps": 40}))
     recipe["source"] = source
     if schedule is not None:
         recipe["growth"]["schedule"] = schedule
@@ -60,3 +67,15 @@ def test_what_a_schedule_needs(tmp_path: Path) -> None:
     assert method_named("schedule+token-drop").drops_tokens
     with pytest.raises(ValueError, match=r"stages of growth\.schedule"):
         method_named("schedule+staged")
+
+
+def test_a_schedule_of_many_stages_fits_into_the_shortest_run(tmp_path: Path) -> None:
+    deeper = {**GROWN["gpt2"], "n_layer": 12}
+    stages = [{"at": 0.05 * number, "target": {"n_layer": 2 + number}} for number in range(1, 10)]
+    schedule = [*stages, {"at": 0.5, "target": {**deeper}}]
+    source = {"pretrain": {"config": GPT2, "steps": 9, "sequence_length": 16}}
+    found = experiment_of(tmp_path, source, target=deeper, schedule=schedule, methods=["schedule"])
+    entry = found.entries["schedule"]
+    assert len(entry.planned) == 11
+    shortest = found.steps_for(entry, 0.01)
+    assert [stage.begin for stage in found.make_run(entry, CHOICE, seed=0, steps=shortest).stages] == list(range(11))

@@ -342,6 +342,7 @@ def test_what_a_training_needs(place: Path, tmp_path: Path) -> None:
         ({"train": None}, "no `train` section"),
         ({"train.data": None}, "no data to train on"),
         ({"train.warmup_steps": 12}, "leaves no step"),
+        ({"source": DRAWN, "train.steps": 1, "growth.schedule": [{"at": 0.4}]}, "more stages than steps"),
         ({"source": DRAWN}, "how many steps the source is trained"),
         ({"train.sequence_length": 100}, "longer than the positions"),
     ):
