@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import amount, make_pairs, make_table, text_of
+from ligo_convert.cli.format import amount, make_pairs, print_table
 from ligo_convert.errors import printable
 
 
@@ -34,30 +34,51 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
         command = record["longer"] is not None and sentence.endswith(record["longer"]["command"])
         console.print(Text(f"- {printable(sentence)}"), soft_wrap=command)
     console.print()
-    rounds = [f"at {share:.1%}" for share in record["rounds"]]
-    table = make_table(
+    columns = ["candidate", "kind", *(f"at {share:.1%}" for share in record["rounds"]), "projected", "leads"]
+    rounds, rows = len(record["rounds"]), record["candidates"]
+    print_table(
+        console,
         "Loss of the trials, by their share of the budget, and projected to all of it",
-        *("candidate", "kind", *rounds, "projected", "leads"),
-        right=range(2, len(rounds) + 4),
+        columns,
+        [_cells(row, rounds) for row in rows],
+        right=range(2, len(columns)),
+        spare=range(2, rounds + 1),
+        styles=["green" if row["name"] == record["choice"]["name"] else None for row in rows],
     )
-    for row in record["candidates"]:
-        losses = [_number(trial["loss"]) for trial in row["trials"]]
-        projected = row["projection"] or {}
-        table.add_row(
-            text_of(row["name"]),
-            text_of(row["kind"]),
-            *losses,
-            *["-"] * (len(rounds) - len(losses)),
-            _number(projected.get("loss")),
-            f"{projected['leads']:.0%}" if projected else "-",
-            style="green" if row["name"] == record["choice"]["name"] else None,
-        )
-    console.print(table)
     console.print()
     pairs: dict[str, object] = {"output": out}
+    following = _next(record)
+    if following is not None:
+        pairs["next"] = following
     for name, reason in record["skipped"].items():
         pairs[f"{printable(name)} skipped"] = reason
     make_pairs(console, "", pairs)
+
+
+def _cells(row: Mapping[str, Any], rounds: int) -> list[str]:
+    losses = [_number(trial["loss"]) for trial in row["trials"]]
+    projected = row["projection"] or {}
+    return [
+        row["name"],
+        row["kind"],
+        *losses,
+        *["-"] * (rounds - len(losses)),
+        _number(projected.get("loss")),
+        f"{projected['leads']:.0%}" if projected else "-",
+    ]
+
+
+def _next(record: Mapping[str, Any]) -> str | None:
+    """Return what to type to follow the choice; None for a model that never grows and for a growth that no recipe names."""
+    choice = record["choice"]
+    if choice["kind"] == "trained on":
+        return "`ligo-convert train` with `target: {config: {}}` in the recipe trains the source on"
+    if choice["width"] is None:
+        return None
+    return printable(
+        f"`ligo-convert choose {record['recipe']} --write chosen.yaml`, with the options of this command, writes the choice into a recipe;"
+        " then `ligo-convert train chosen.yaml`"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -9,15 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import amount, make_pairs, make_table, size, text_of
+from ligo_convert.cli.format import amount, make_pairs, make_table, print_table, size, text_of
 from ligo_convert.comparison.naming import entry_text
-from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources
+from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources, start_text
 from ligo_convert.errors import printable
 
 _STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
 
-# Columns that a terminal has no room for, by table: start and learning rate, the methods with their source left out. report.html has them.
-_LEFT_OUT: Mapping[str, tuple[int, ...]] = {"savings": (2, 3), "budget": (6, 7)}
+# Columns that a terminal does not show, by table: start and learning rate; the methods with their source left out; the cost that one
+# target pays back. report.html has them.
+_LEFT_OUT: Mapping[str, tuple[int, ...]] = {"savings": (2, 3), "budget": (6, 7), "break-even": (6,)}
+
+# Columns to leave out where the terminal is narrow, by heading.
+_SPARE = ("FLOPs", "Source's FLOPs", "Lowest loss")
 
 
 def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None = None) -> None:
@@ -33,12 +37,17 @@ def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None 
     console.print()
     for sentence in record["verdict"]["text"]:
         console.print(Text(f"- {printable(sentence)}"))
+    console.print()
+    make_pairs(console, "Methods", _names(record))
     for table in (savings(record), equal_budget(record), sources(record), break_even(record)):
         if table.rows:
             console.print()
             _print_table(console, table)
     console.print()
     pairs: dict[str, object] = {"output": out, "report": f"{out}/report.html"}
+    following = _next(record)
+    if following is not None:
+        pairs["next"] = following
     for name, reason in record["skipped"].items():
         pairs[f"{printable(name)} skipped"] = reason
     make_pairs(console, "", pairs)
@@ -59,11 +68,43 @@ def _title(record: Mapping[str, Any]) -> str:
 
 def _print_table(console: Console, table: Table) -> None:
     shown = [number for number in range(len(table.columns)) if number not in _LEFT_OUT.get(table.name, ())]
-    right = [place for place, number in enumerate(shown) if table.columns[number][1] == "figure"]
-    made = make_table(table.title, *(table.columns[number][0] for number in shown), right=right)
-    for row in table.rows:
-        made.add_row(*(text_of(row.cells[number]) for number in shown), style=_STYLES.get(row.kind))
-    console.print(made)
+    headings = [table.columns[number][0] for number in shown]
+    sourced = headings[:2] == ["Method", "Source"]
+    rows = [[row.cells[number] for number in shown] for row in table.rows]
+    print_table(
+        console,
+        table.title,
+        headings,
+        # The source has a column of its own.
+        [[row[0].removesuffix(f" (source {row[1]})"), *row[1:]] for row in rows] if sourced else rows,
+        right=[place for place, number in enumerate(shown) if table.columns[number][1] == "figure"],
+        spare=[headings.index(heading) for heading in _SPARE if heading in headings[1:]],
+        styles=[_STYLES.get(row.kind) for row in table.rows],
+    )
+
+
+def _names(record: Mapping[str, Any]) -> dict[str, object]:
+    """Return what the names of methods and controls mean, each without its source."""
+    found = {printable(entry["base"]): entry["summary"] for entry in record["methods"].values()}
+    return found | {printable(name): start_text(entry) for name, entry in record["controls"].items()}
+
+
+def _next(record: Mapping[str, Any]) -> str | None:
+    """Return what to type to grow a source at hand by the best method; None if that is no plain growth."""
+    best = record["verdict"]["best"]["paper"]
+    if best is None:
+        return None
+    if best["saved"] <= 0:
+        return "train the target from random weights, or a smaller model: no method saves FLOPs"
+    entry = record["methods"][best["method"]]
+    start = entry["start"] or {}
+    plain = entry["strategy"] == "plain" and not entry["options"] and not entry["flops"]["fit"]
+    if not entry["needs_source"] or not plain or not (start.get("width") and start.get("depth")):
+        return None
+    return printable(
+        f"to grow a source that you have, set `growth: {{width: {start['width']}, depth: {start['depth']}}}` in the recipe, then"
+        f" `ligo-convert run {record['recipe']}`"
+    )
 
 
 # FLOPs per second for which hours are given: a core, a workstation's GPU, a server's GPU, at the share of their peak that training reaches.

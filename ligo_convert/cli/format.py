@@ -5,6 +5,7 @@ Everything foreign (names, labels, reasons) passes `printable` and becomes `Text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -37,6 +38,95 @@ def make_table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in right else "left", overflow="fold")
     return table
+
+
+_GAP = 2  # spaces between two columns
+
+
+def print_table(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    spare: Sequence[int] = (),
+    styles: Sequence[str | None] = (),
+) -> None:
+    """Print a table in the width of the console. No word is broken unless it is wider than what is left for its column.
+
+    Args:
+        columns: headings.
+        rows: cells of every row, as plain text.
+        right: numbers of the columns that are aligned to the right.
+        spare: numbers of columns to leave out, in this order, while the others have no room. A line below the table names them.
+        styles: one style per row.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = _widths(columns, cells, console.width, spare)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, _GAP, 0, 0)
+    )
+    for number, width in widths.items():
+        table.add_column(columns[number], width=width, justify="right" if number in right else "left", overflow="fold")
+    for at, row in enumerate(cells):
+        shown = (Text(_broken(row[number], width)) for number, width in widths.items())
+        table.add_row(*shown, style=styles[at] if styles else None)
+    console.print(table)
+    left_out = [heading for number, heading in enumerate(columns) if number not in widths]
+    if left_out:
+        console.print(Text(f"Not shown in {console.width} columns: {', '.join(left_out)}", style="dim"))
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, spare: Sequence[int]) -> dict[int, int]:
+    """Return the width of every column that is shown, by its number."""
+
+    def widest(number: int, pattern: str) -> int:
+        texts = [row[number] for row in rows]
+        parts = [part for text in texts for part in re.split(pattern, text)]
+        return max(map(len, [*parts, *columns[number].split()]), default=1) or 1
+
+    shown = list(range(len(columns)))
+    least = {number: widest(number, _BREAKS if _is_figure(rows, number) else " ") for number in shown}
+
+    def free() -> int:
+        return width - sum(least[number] for number in shown) - _GAP * (len(shown) - 1)
+
+    for number in spare:
+        if free() >= 0:
+            break
+        shown.remove(number)
+    found = {number: least[number] for number in shown}
+    left = free()
+    while left < 0:
+        number = max(found, key=lambda one: found[one])
+        if found[number] == 1:
+            break
+        found[number] -= 1
+        left += 1
+    # What is left goes to the cells first, so that they stand on one line, then to the headings.
+    for wanted in (
+        {number: widest(number, "$") for number in shown},
+        {number: len(columns[number]) for number in shown},
+    ):
+        for number in sorted(shown, key=lambda one: wanted[one] - found[one]):
+            more = max(0, min(left, wanted[number] - found[number]))
+            found[number] += more
+            left -= more
+    return found
+
+
+# Where a figure may be broken: before its deviation, after the words of a bound.
+_BREAKS = r" (?=\+-)|(?<=at least) |(?<=at most) "
+
+
+def _is_figure(rows: Sequence[Sequence[str]], number: int) -> bool:
+    return any(re.match(r"(at (least|most) )?[+-]?\d", row[number]) for row in rows)
+
+
+def _broken(cell: str, width: int) -> str:
+    """Break a figure that is wider than its column where it may be broken."""
+    return cell if len(cell) <= width else re.sub(_BREAKS, "\n", cell)
 
 
 def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> None:

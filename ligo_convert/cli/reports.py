@@ -14,6 +14,7 @@ from ligo_convert.cli.format import (
     make_pairs,
     make_table,
     percent,
+    print_table,
     size,
     text_of,
 )
@@ -76,15 +77,16 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
 
     console, data, family = _out(), plan_json(plan), plan.family
     old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
-    table = make_table("", "row", "layout", "source", "target", "layers")
     from ligo_convert.cli.inspect import family_layout
     from ligo_convert.outputs.advice import scale_of
 
+    rows = []
     for row in family.rows_for(plan.start.target):
         layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
         shapes = ["x".join(map(str, family.shape(row, sizes))) for sizes in (old, new)]
-        table.add_row(text_of(row.pattern), text_of(family_layout(family, row.pattern)), *shapes, layers)
-    console.print(table)
+        rows.append([row.pattern, family_layout(family, row.pattern), *shapes, layers])
+    # `describe` prints the layouts, too.
+    print_table(console, "", ("row", "layout", "source", "target", "layers"), rows, spare=(1,))
     console.print()
     growth, preservation = data["growth"], data["preservation"]
     parameters = data["parameters"]
@@ -142,7 +144,7 @@ def _training_pairs(training: TrainPlan) -> dict[str, object]:
     rate = f"{found['optimizer']}, peak rate {found['learning_rate']:g}, {found['warmup_steps']} steps of warmup"
     shape = "cosine" if found["decay_steps"] is None else f"decay in the last {found['decay_steps']} steps"
     pairs: dict[str, object] = {
-        "train": f"from {'drawn weights' if training.draws else 'the source'}: {found['steps']:,} steps, "
+        "train": f"from {'random weights' if training.draws else 'the source'}: {found['steps']:,} steps, "
         f"{amount(found['tokens'])} tokens, {amount(found['flops'])}FLOP",
         "optimizer": f"{rate}, {shape}",
     }

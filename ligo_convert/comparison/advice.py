@@ -285,13 +285,13 @@ def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
         f" {chosen['decay']:.0%} of the steps"
     )
     text = {
-        "scratch": "Do not grow: train the target from drawn weights",
-        "smaller": f"Do not grow: train the smaller model ({_keys(chosen)}) from drawn weights",
+        "scratch": "Do not grow: train the target from random weights",
+        "smaller": f"Do not grow: train the smaller model ({_keys(chosen)}) from random weights",
         "trained on": "Do not grow: train the source on",
         "part way": f"Grow part of the way ({_keys(chosen)}) at once",
         "grown at once": f"Grow the source at once, {how}",
         "grown later": f"Train the source on for {chosen['at'] or 0:.0%} of the steps, then grow it, {how}",
-        "grown on the way": f"Train from drawn weights and grow on the way: {how or chosen['name']}"
+        "grown on the way": f"Train from random weights and grow during training: {how or chosen['name']}"
         + (f", after {chosen['at']:.0%} of the steps" if chosen["at"] else ""),
     }[kind]
     return f"{text}; {rate}."
@@ -309,7 +309,7 @@ def _projected_sentences(record: Mapping[str, Any], chosen: Mapping[str, Any]) -
     choice, projected = record["choice"], chosen["projection"]
     if projected is None:
         return [
-            "No projection is made: too few trials from drawn weights have a finite loss. The choice is who is ahead now, which favours"
+            "No projection is made: too few trials from random weights have a finite loss. The choice is who is ahead now, which favours"
             " small models and trained starts."
         ]
     found = [
@@ -317,7 +317,7 @@ def _projected_sentences(record: Mapping[str, Any], chosen: Mapping[str, Any]) -
         + (f", {choice['gain_over_scratch']:.3f} below scratch's." if chosen["name"] != SCRATCH else ".")
     ]
     if choice["next"] is not None and choice["gain_over_next"] is not None:
-        share = f"It leads in {projected['leads']:.0%} of the projections that agree with the trials"
+        share = f"It has the lowest loss in {projected['leads']:.0%} of the projections"
         end = f"the next is {choice['next']}, {choice['gain_over_next']:.3f} nats behind"
         if choice["confidence"] == "clear":
             found.append(f"{share}; {end}.")
@@ -335,14 +335,12 @@ def _early_sentences(record: Mapping[str, Any]) -> list[str]:
     if early["on_plateau"]:
         ends = ", ".join(f"{name} at {_last(rows[name]):.3f}" for name in early["on_plateau"])
         found.append(
-            f"Trials from drawn weights ended on the plateau that training begins with ({ends}; above {PLATEAU:.0%} of the"
-            f" {early['frequency_loss']:.3f} nats of knowing only how frequent each answer is). {hint}"
+            f"Trials from random weights ended on the plateau that training begins with ({ends}; above {PLATEAU:.0%} of the"
+            f" {early['frequency_loss']:.3f} nats that a model has which knows only how frequent each answer is). {hint}"
         )
     elif early["falls_faster"]:
         names = ", ".join(early["falls_faster"])
-        found.append(
-            f"From trial to trial the loss falls faster ({names}), which no law of training does for long. {hint}"
-        )
+        found.append(f"From trial to trial the loss falls faster ({names}), which does not last. {hint}")
     return found
 
 

@@ -55,7 +55,7 @@ def _opening(record: Record) -> Iterator[str]:
     drawn = metrics["start"] == "drawn weights"
     yield "# A model grown in training" if record.source["pretrained_here"] else f"# {prose(name)}, trained further"
     yield ""
-    start = "drawn weights" if drawn else described_source(record)
+    start = "random weights" if drawn else described_source(record)
     parameters = metrics["parameters"]
     yield (
         f"A {FAMILIES[record.family].model_type} model with {parameters['target']:,} parameters, trained for {metrics['steps']:,} steps "

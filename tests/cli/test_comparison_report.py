@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from support.comparisons import CONTROLS, GROWN, Grown, measured
 
 from ligo_convert.cli.comparison_report import print_comparison
+from ligo_convert.comparison.tables import break_even, savings
 
 HOSTILE = "[bold]x[/bold]\x1b[2J\u202e"
 
@@ -37,6 +39,45 @@ def test_the_verdict_comes_first_and_every_entry_follows(capsys: pytest.CaptureF
     assert "aki skipped" in out
     assert "fairness: too few rates (ligo)" in err
     assert "None" not in out
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_in_80_columns_no_word_is_broken(seeds: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """With sources of several strengths and bounds: every line fits, and every word of a table's cells stands in one piece."""
+    grown = {
+        "lemon/interpolate": Grown(paper=20.0, source="1", base="lemon/interpolate"),
+        "lemon/interpolate from 16": Grown(paper=95.0, source="16", base="lemon/interpolate", spread=0.5),
+        "mean-preserving/stack": Grown(paper=-30.0, source="1", base="mean-preserving/stack", spread=2.0),
+    }
+    data = measured(grown, sources={"1": (0.2, 3.9), "16": (3.2, 3.2)}, seeds=seeds)
+    out, _ = printed(capsys, data, width=80)
+    assert max(map(len, out.splitlines())) <= 80
+    words = set(out.split())
+    for name in ("lemon/interpolate", "mean-preserving/stack", "1x", "16x", "scratch", "at", "least", "source"):
+        assert name in words, name
+    (row,) = [line for line in out.splitlines() if line.startswith("lemon/interpolate") and " 16x " in line][:1]
+    assert "(source" not in row
+    for table in (savings(data), break_even(data)):
+        for cells in table.rows:
+            assert set(re.findall(r"[-+]?\d+\.\d", cells.cells[-2])) <= set(re.findall(r"[-+]?\d+\.\d", out))
+
+
+def test_columns_that_have_no_room_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    data = measured(seeds=(0, 1, 2))
+    assert "Not shown in 52 columns: FLOPs" in printed(capsys, data, width=52)[0]
+    assert "Not shown" not in printed(capsys, data, width=120)[0]
+
+
+def test_names_are_explained_and_the_next_command_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    grown = {"lemon": Grown(paper=30.0), "stackbert": Grown(paper=10.0, source=None)}
+    text = " ".join(printed(capsys, measured(grown))[0].split())
+    assert "lemon what lemon does, in a line" in text
+    assert "4 layers never grown: n_layer 4" in text
+    assert "set `growth: {width: net2net, depth: stack}` in the recipe, then `ligo-convert run gpt2.yaml`" in text
+    # An operator that is learned, a method without a source, and one that saves nothing are no such growth.
+    assert "ligo-convert run" not in printed(capsys, measured({"ligo": Grown(paper=30.0)}))[0]
+    assert "ligo-convert run" not in printed(capsys, measured({"stackbert": Grown(paper=30.0, source=None)}))[0]
+    assert "no method saves FLOPs" in printed(capsys, measured({"lemon": Grown(paper=-30.0)}))[0]
 
 
 def test_what_others_wrote_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -375,7 +375,7 @@ def test_a_reversal_is_told_with_the_budgets_at_which_the_answer_changes(tmp_pat
     assert record["choice"]["name"] == "scratch"
     assert record["choice"]["ahead_now"] != "scratch"
     text = " ".join(record["text"])
-    assert "Do not grow: train the target from drawn weights" in text
+    assert "Do not grow: train the target from random weights" in text
     assert "The projection to the whole budget reverses this" in text
     assert {row["name"] for row in record["by_budget"] if row["times"] >= 1} == {"scratch"}
 
