@@ -33,7 +33,7 @@ from ligo_convert.comparison.methods import METHODS, SCRATCH
 from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
-from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, savings, start_text, targets_text
+from ligo_convert.comparison.tables import NO_FIGURE, Table, comparison_tables, names_of, savings, targets_text
 from ligo_convert.comparison.verdict import best_at, conclusions
 from ligo_convert.conversion.run_record import finite as without_nan
 from ligo_convert.errors import printable
@@ -437,17 +437,12 @@ def _section(kind: str, figures: Data) -> Iterator[str]:
 
 def _named_methods(figures: Data) -> Iterator[tuple[str, str, str]]:
     """Yield what the names of methods and controls mean, each without its source."""
-    bases = {entry["base"]: entry for entry in figures["methods"].values()}
-    for name, entry in (*bases.items(), *figures["controls"].items()):
+    papers = {entry["base"]: entry["paper"] for entry in figures["methods"].values()}
+    for name, text in names_of(figures).items():
         # The sentences follow the code that is here.
-        summary = METHODS[name].summary if name in METHODS else entry["summary"]
-        if entry["kind"] == "control":
-            summary = start_text(entry)
-        yield (
-            code(name),
-            prose(summary),
-            linked(prose(entry["paper"])) if entry["paper"] not in (None, "-") else NO_FIGURE,
-        )
+        summary = METHODS[name].summary if name in METHODS else text
+        paper = papers.get(name) or NO_FIGURE
+        yield code(name), prose(summary), paper if paper == NO_FIGURE else linked(prose(paper))
 
 
 def _sentence(sentence: str, figures: Data) -> str:
@@ -501,11 +496,12 @@ def _scale(figures: Data) -> Iterator[str]:
     budget, sizes, chosen = figures["budget"], figures["parameters"], figures["optimizer"]["chosen"]
     images = budget["unit"] == "images"
     where = f", on {figures['trained_on']}" if figures["trained_on"] else ""
-    methods = [name for name in figures["methods"] if name != SCRATCH]
+    methods = sorted({entry["base"] for name, entry in figures["methods"].items() if name != SCRATCH})
     controls = len(figures["controls"])
     yield (
         f"A {prose(figures['architecture'])} of {sizes['source']:,} parameters grown to {sizes['target']:,}{where};"
-        f" {_count(methods, 'method')}, {controls} smaller {'model that never grows' if controls == 1 else 'models that never grow'},"
+        f" {_count(methods, 'method')}, {_count(figures['sources'], 'source')},"
+        f" {controls} smaller {'model that never grows' if controls == 1 else 'models that never grow'},"
         f" {_count(figures['seeds'], 'seed')}."
     )
     batch = "images" if images else f"x {budget['sequence_length']:,} tokens"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ligo_convert.cli.format import amount, make_pairs, make_table, print_table, size, text_of
 from ligo_convert.comparison.naming import entry_text
-from ligo_convert.comparison.tables import Table, break_even, equal_budget, savings, sources, start_text
+from ligo_convert.comparison.tables import Table, break_even, equal_budget, names_of, savings, sources
 from ligo_convert.errors import printable
 
 _STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
@@ -38,7 +38,7 @@ def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None 
     for sentence in record["verdict"]["text"]:
         console.print(Text(f"- {printable(sentence)}"))
     console.print()
-    make_pairs(console, "Methods", _names(record))
+    make_pairs(console, "Methods", {printable(name): what for name, what in names_of(record).items()})
     for table in (savings(record), equal_budget(record), sources(record), break_even(record)):
         if table.rows:
             console.print()
@@ -81,12 +81,6 @@ def _print_table(console: Console, table: Table) -> None:
         spare=[headings.index(heading) for heading in _SPARE if heading in headings[1:]],
         styles=[_STYLES.get(row.kind) for row in table.rows],
     )
-
-
-def _names(record: Mapping[str, Any]) -> dict[str, object]:
-    """Return what the names of methods and controls mean, each without its source."""
-    found = {printable(entry["base"]): entry["summary"] for entry in record["methods"].values()}
-    return found | {printable(name): start_text(entry) for name, entry in record["controls"].items()}
 
 
 def _next(record: Mapping[str, Any]) -> str | None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ligo_convert.comparison.frontier import finite
+from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_svg, passing, sources_svg
-from ligo_convert.comparison.tables import comparison_tables
+from ligo_convert.comparison.tables import comparison_tables, names_of
 from ligo_convert.errors import printable
 
 # The browser loads nothing and runs nothing, whatever the record contains.
@@ -52,7 +53,9 @@ def comparison_html(data: Mapping[str, Any]) -> str:
         policy=POLICY,
         title=f"{data['architecture']}: what growing saves",
         setup=_setup(data),
-        verdict=data["verdict"]["text"],
+        # Names stand between backticks.
+        verdict=[sentence.split("`") for sentence in data["verdict"]["text"]],
+        names=list(names_of(data).items()),
         # Made by matplotlib; foreign text in them is drawn as outlines or escaped.
         picture=Markup(comparison_svg(data)),
         sources_picture=None if second is None else Markup(second),
@@ -77,7 +80,8 @@ def _warning(warning: Mapping[str, Any]) -> dict[str, Any]:
 def _setup(data: Mapping[str, Any]) -> str:
     """Describe what was compared, at which scale."""
     budget, parameters = data["budget"], data["parameters"]
-    others, controls, seeds = len(data["methods"]) - 1, len(data["controls"]), len(data["seeds"])
+    controls, seeds = len(data["controls"]), len(data["seeds"])
+    others = len({entry["base"] for name, entry in data["methods"].items() if name != SCRATCH})
     per = finite(budget.get("tokens_per_parameter"))
     scale = [f"{budget['steps']:,} steps on {_count(budget['examples'])} {budget['unit']}"]
     scale += [f"{per:.3g} {passing(budget)} per parameter"] if per is not None else []

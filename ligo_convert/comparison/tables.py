@@ -16,13 +16,16 @@ from ligo_convert.comparison.frontier import finite
 from ligo_convert.comparison.headline import certain
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.naming import entry_text, source_text
-from ligo_convert.comparison.verdict import amount_saved
+from ligo_convert.comparison.verdict import amount_saved, best_at
 
 Data = Mapping[str, Any]
 
 ColumnKind = Literal["name", "text", "figure"]
 
 NO_FIGURE = "-"
+
+# Who is best at a cost (`verdict.best_at`), in words; any other name is that of a model that never grows.
+_LOWEST = {SCRATCH: SCRATCH, "growing": "method", "not decided": "not decided"}
 
 _STRENGTHS = " 4x: trained four times as long as the recipe says."
 
@@ -187,28 +190,37 @@ def start_text(entry: Data) -> str:
     return ", ".join([text, *extra, *(f"+{option}" for option in entry["options"])])
 
 
+def names_of(data: Data) -> dict[str, str]:
+    """Return what the names of methods and controls mean, each without its source."""
+    found: dict[str, str] = {}
+    for entry in data["methods"].values():
+        found.setdefault(str(entry["base"]), str(entry["summary"]))
+    return found | {name: start_text(entry) for name, entry in data["controls"].items()}
+
+
 def equal_budget(data: Data) -> Table:
     """Return what scratch, the best model that never grows and the best method have at the same cost."""
-    words = {True: "never grown", False: "method", None: "not decided"}
     rows = [
         Row(
             cells=(
                 f"{100 * row['share']:.0f} %",
                 _reading(row["scratch"]),
                 *(cell for key in ("control", "net", "paper") for cell in (_reading(row[key]), _reading_of(row[key]))),
-                NO_FIGURE if row["control"] is None or row["net"] is None else words[row["never_grown"]],
+                NO_FIGURE if row["net"] is None else lowest,
             ),
-            kind="control" if row["never_grown"] else "",
+            kind={"never grown": "control", SCRATCH: SCRATCH}.get(lowest, ""),
         )
         for row in data["equal_budget"]
+        for lowest in [_LOWEST.get(best_at(row), "never grown")]
     ]
     return Table(
         name="budget",
         title="Losses at equal budget",
         note=(
             "Between two finished runs, losses are interpolated in the logarithm of the FLOPs; outside them they are bounds. Which:"
-            " the best model that never grows, and the best method with its source charged (net) or left out (paper). Lower: whether"
-            " that model or the best method with its source charged has the lower loss."
+            " the best model that never grows, and the best method with its source charged (net) or left out (paper). Lowest: which of"
+            " scratch, that model and the best method with its source charged has the lowest loss. Not decided: a run of that cost is"
+            " missing."
         ),
         columns=(
             ("FLOPs", "figure"),
@@ -219,7 +231,7 @@ def equal_budget(data: Data) -> Table:
             ("Which", "name"),
             ("Method, paper", "figure"),
             ("Which", "name"),
-            ("Lower", "text"),
+            ("Lowest", "text"),
         ),
         rows=tuple(rows),
     )

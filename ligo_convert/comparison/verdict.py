@@ -188,6 +188,9 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
     margins = [win["margin"] for win in wins if win["margin"] is not None and win["margin"]["std"] is not None]
     beyond = sum(margin["mean"] > margin["std"] for margin in margins)
     sure = f" At {beyond} of them, by more than the deviation over the seeds." if margins else ""
+    lower_still = sum(best_at(row) == SCRATCH for row in rows if row["never_grown"])
+    if lower_still:
+        sure += f" At {lower_still} of them, scratch has a lower loss still."
     yield (
         f"A smaller model wins at {len(wins)} of {_costs_counted(len(known))}"
         f" ({_shares([win['share'] for win in wins])} of scratch's FLOPs): a model that never grows has a loss at or below that of"
@@ -300,9 +303,10 @@ def _seed_sentences(record: Data) -> Iterator[str]:
 def amount_saved(value: float | None, bound: str | None = None, std: float | None = None) -> str:
     """Return a saving in words, with its bound and its deviation over seeds.
 
-    >>> amount_saved(42.04, "at least"), amount_saved(-3.0, None, 1.25), amount_saved(None)
-    ('at least 42.0 %', '-3.0 % +- 1.2', 'none')
+    >>> amount_saved(42.04, "at least"), amount_saved(-3.0, None, 1.25), amount_saved(-0.04), amount_saved(None)
+    ('at least 42.0 %', '-3.0 % +- 1.2', '0.0 %', 'none')
     """
     if value is None:
         return "none"
-    return f"{bound + ' ' if bound else ''}{value:.1f} %{'' if std is None else f' +- {std:.1f}'}"
+    plain = round(value, 1) + 0.0  # no minus sign before zero
+    return f"{bound + ' ' if bound else ''}{plain:.1f} %{'' if std is None else f' +- {std:.1f}'}"
