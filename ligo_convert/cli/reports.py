@@ -132,7 +132,7 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
     make_pairs(console, "", pairs)
     if data["advice"] and training is None:
         console.print()
-        make_pairs(console, "training on", {one["what"]: one["value"] for one in data["advice"]})
+        make_pairs(console, "training the output", {one["what"]: one["value"] for one in data["advice"]})
         console.print(f"{scale_of(family)} The model card has the origin of every value.".strip())
     for warning in plan.warnings:
         Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))

@@ -62,7 +62,7 @@ def advise(family: Family, size: int, *, source_trained_here: bool, carries_stat
         Advice(
             what="batch",
             value=measured.batch,
-            origin="measured with no other one",
+            origin="measured with this batch only",
         ),
         *_payoff(size, measured, source),
     ]
@@ -88,19 +88,19 @@ def _rate(family: Family, size: int, measured: Measured, source: MeasuredSource 
     why = f"measured: best of {factors} for a source that cost {source.share:.0%} of training from scratch"
     yield Advice(
         what="peak learning rate",
-        value=f"{_factors(source)} the best rate from scratch",
+        value=_rate_in_words(source),
         origin=why,
     )
     yield from _published(family, size, factor=source.rate_factors[-1][1], why="")
 
 
-def _factors(source: MeasuredSource) -> str:
-    """Return the factors in words, the longest run first; lengths with the same factor are named once."""
+def _rate_in_words(source: MeasuredSource) -> str:
+    """Return the rate by that from scratch, that of the longest run first; lengths with the same factor are named once."""
     longest = source.rate_factors[-1][1]
     others = [(share, factor) for share, factor in source.rate_factors if factor != longest]
-    shorter = [f"{factor:g} times for {share:.0%} of that cost" for share, factor in others]
-    whole = f"{longest:g} times"
-    return f"{whole} (for a training that costs as much as scratch; {', '.join(shorter)})" if shorter else whole
+    whole = "the best rate from scratch" if longest == 1 else f"{longest:g} times the best rate from scratch"
+    shorter = ", ".join(f"{factor:g} times for {share:.0%} of that cost" for share, factor in others)
+    return f"{whole}, for a training that costs as much as scratch; {shorter}" if others else whole
 
 
 def _published(family: Family, size: int, *, factor: float | None, why: str) -> Iterator[Advice]:
@@ -130,7 +130,8 @@ def _schedule(measured: Measured) -> Advice:
     decays = ", ".join(f"{decay:.0%}" for decay in measured.tried["decays"])
     return Advice(
         what="schedule",
-        value=f"{measured.warmup:.0%} of the steps of warmup, linear decay to zero in the last {measured.decay:.0%}",
+        value=f"{measured.warmup:.0%} of the steps of warmup, then linear decay to zero"
+        + ("" if measured.decay == 1 else f" in the last {measured.decay:.0%}"),
         origin=f"measured: best decay of {decays} from scratch; the warmup was not varied",
     )
 
@@ -142,7 +143,7 @@ def _optimizer(measured: Measured) -> Advice:
         value=f"{OPTIMIZERS[measured.optimizer]}; weight decay {measured.weight_decay:g}",
         origin=f"measured: best of {tried} from scratch"
         if len(measured.tried["optimizers"]) > 1
-        else "measured with no other one",
+        else "measured with this optimizer only",
     )
 
 
@@ -167,7 +168,8 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
     for way, name in (("paper", "source left out"), ("net", "source charged")):
         share = until[way]
         parts.append(
-            f"{name}: " + ("never" if share is None else f"up to {share * tokens:.2g} tokens of training from scratch")
+            f"{name}: "
+            + ("at no budget" if share is None else f"at budgets up to {share * tokens:.2g} tokens from scratch")
         )
     yield Advice(
         what="ahead of scratch",
@@ -176,15 +178,16 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
         " not measured, and the lead shrinks with it",
     )
     if source is not None:
+        one = source.targets == 1
         targets = (
-            "never"
+            "no number of targets pays the source back"
             if source.targets is None
-            else f"from {source.targets} target{'' if source.targets == 1 else 's'} on"
+            else f"{source.targets} target{'' if one else 's'} grown from the source {'pays' if one else 'pay'} its training back"
         )
         net = "not known" if source.net is None else f"{source.net:.0f} %"
         yield Advice(
             what="break-even",
-            value=f"the source is paid back {targets}",
+            value=targets,
             origin=f"measured: `{source.method}` saves {source.paper:.0f} % of scratch's cost with the source left out and {net} with it"
             f" charged, for a source of {source.share:.0%} of that cost",
         )
@@ -192,6 +195,6 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
     if decided:
         yield Advice(
             what="a smaller model",
-            value=f"was as good as every method at {wins} of {decided} costs",
+            value=f"never grown, it was at least as good as every grown one at {wins} of {decided} budgets",
             origin="measured: models of the source's size and between, never grown, against methods with the source charged",
         )

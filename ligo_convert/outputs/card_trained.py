@@ -70,13 +70,19 @@ def _training(record: Record) -> Iterator[str]:
     shape = (
         "cosine" if settings["schedule"] == "cosine" else f"constant, linear decay in the last {settings['decay']:.0%}"
     )
+    warmup = settings["warmup_steps"]
+    examples = (
+        "images"
+        if family_of_record(record).reads == "images"
+        else f"sequences of {settings['sequence_length']:,} tokens"
+    )
     rows = [
         ("optimizer", code(settings["optimizer"])),
         ("peak learning rate", number(settings["learning_rate"])),
-        ("schedule", f"{shape}; {settings['warmup_steps']:,} steps of warmup"),
+        ("schedule", f"{shape}; {warmup:,} step{'' if warmup == 1 else 's'} of warmup"),
         ("weight decay of matrices", number(settings["weight_decay"])),
         ("steps", f"{metrics['steps']:,}"),
-        ("batch", f"{settings['batch_size']:,}"),
+        ("batch", f"{settings['batch_size']:,} {examples}"),
         ("seed", f"{settings['seed']}"),
         ("precision", code(metrics["precision"])),
         ("processes", f"{metrics['processes']}"),
@@ -101,7 +107,8 @@ def _growths(record: Record) -> Iterator[str]:
         )
         for growth in growths
     ]
-    yield from table(("step", "sizes", "width, depth, optimizer's state", "loss before", "loss after"), rows)
+    head = ("step", "sizes", "width, depth, optimizer's state", "loss before", "loss after")
+    yield from table(head, rows, text=(1, 2))
     yield ""
     yield "Losses are those of the validation split, in the step before and after the growth."
 

@@ -53,7 +53,7 @@ def training_advice(record: Record, files: Collection[str]) -> Iterator[str]:
             ("for comparison", _LIGO_PAPER[family.name], "the LiGO paper's training settings; its code differs in part")
         )
     if lines:
-        yield from plain_table(("", "start with", "origin"), lines)
+        yield from plain_table(("", "value", "origin"), lines)
         yield ""
     if NEW_PARAMETERS in files:
         yield f"- {code(NEW_PARAMETERS)} lists new and old parameters, for different learning rates or to freeze the old ones."

@@ -42,23 +42,23 @@ def test_every_value_has_its_scale(rows: dict[str, advice.Advice]) -> None:
 def test_values_are_those_of_the_comparison(rows: dict[str, advice.Advice]) -> None:
     """A source at hand counts as the strongest one."""
     assert rows["peak learning rate"].value == (
-        "0.4 times (for a training that costs as much as scratch; 0.15 times for 35% of that cost) the best rate from scratch"
+        "0.4 times the best rate from scratch, for a training that costs as much as scratch; 0.15 times for 35% of that cost"
     )
     assert "cost 75% of training from scratch" in rows["peak learning rate"].origin
-    assert rows["schedule"].value == "2% of the steps of warmup, linear decay to zero in the last 60%"
+    assert rows["schedule"].value == "2% of the steps of warmup, then linear decay to zero in the last 60%"
     assert rows["optimizer"].value.startswith("Muon for the matrices inside the layers")
     assert rows["ahead of scratch"].value == (
-        "source left out: up to 7.1e+09 tokens of training from scratch; source charged: up to 3.6e+09 tokens of training from scratch"
+        "source left out: at budgets up to 7.1e+09 tokens from scratch; source charged: at budgets up to 3.6e+09 tokens from scratch"
     )
-    assert rows["break-even"].value == "the source is paid back from 2 targets on"
+    assert rows["break-even"].value == "2 targets grown from the source pay its training back"
     assert "62 % of scratch's cost with the source left out and -13 % with it charged" in rows["break-even"].origin
-    assert rows["a smaller model"].value == "was as good as every method at 6 of 7 costs"
+    assert rows["a smaller model"].value == "never grown, it was at least as good as every grown one at 6 of 7 budgets"
 
 
 @pytest.mark.parametrize("rows", [{"source_trained_here": True, "carries_state": True}], indirect=True)
 def test_a_source_that_the_recipe_trained_is_the_weakest(rows: dict[str, advice.Advice]) -> None:
-    assert rows["peak learning rate"].value == "1 times the best rate from scratch"
-    assert rows["break-even"].value == "the source is paid back from 1 target on"
+    assert rows["peak learning rate"].value == "the best rate from scratch"
+    assert rows["break-even"].value == "1 target grown from the source pays its training back"
     assert rows["optimizer's state"].value == "the grown one, which is in this directory"
 
 
