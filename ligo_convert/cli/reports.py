@@ -247,6 +247,7 @@ def run_report(outcome: ConversionResult) -> None:
     if seconds:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
         pairs["peak memory"] = size(metrics["peak_rss_bytes"])
+    pairs["next"] = f"train it: {outcome.out}/README.md has settings to start from"
     make_pairs(console, "", pairs)
 
 
@@ -312,12 +313,15 @@ def train_report(outcome: ConversionResult) -> None:
     console, metrics = _out(), outcome.metrics
     what, unit = LOSSES[metrics["task"]]
     if metrics["growths"]:
-        table = make_table("growth", "step", "sizes", "loss before", "loss after", right=(0, 2, 3))
-        for growth in metrics["growths"]:
-            sizes = ", ".join(f"{axis} {growth['from'][axis]} -> {size}" for axis, size in growth["to"].items())
-            losses = (f"{growth[key]:.4f}" for key in ("loss_before", "loss_after"))
-            table.add_row(str(growth["step"]), text_of(sizes), *losses)
-        console.print(table)
+        rows = [
+            [
+                f"{growth['step']:,}",
+                ", ".join(f"{axis} {growth['from'][axis]} -> {size}" for axis, size in growth["to"].items()),
+                *(f"{growth[key]:.4f}" for key in ("loss_before", "loss_after")),
+            ]
+            for growth in metrics["growths"]
+        ]
+        print_table(console, "growth", ("step", "sizes", "loss before", "loss after"), rows, right=(0, 2, 3))
         console.print()
     loss, parameters = metrics["loss"], metrics["parameters"]
     pairs: dict[str, object] = {
@@ -329,6 +333,7 @@ def train_report(outcome: ConversionResult) -> None:
         "  test": f"{loss['test']:.4f}",
         "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in metrics["seconds"].items()),
         "output": str(outcome.out) if outcome.changed else f"{outcome.out} (complete before)",
+        "next": f"ligo-convert verify {outcome.out} --load",
     }
     make_pairs(console, "", pairs)
 
