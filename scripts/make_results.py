@@ -351,7 +351,7 @@ def _source_rows(kind: str, figures: Data) -> Iterator[tuple[str, ...]]:
                 if best is None
                 else (
                     _saved(cells[entry_text(best)], "paper"),
-                    code(methods[best]["base"]),
+                    ", ".join(code(base) for base in _level(using, best)),
                     _saved(cells[entry_text(best)], "net"),
                     even.get(best, NO_FIGURE),
                 )
@@ -359,6 +359,13 @@ def _source_rows(kind: str, figures: Data) -> Iterator[tuple[str, ...]]:
             _saved(learned[0], "paper") if learned else NO_FIGURE,
         )
         title = ""
+
+
+def _level(using: Mapping[str, Data], best: str) -> list[str]:
+    """Return the best method of a source, and those with the same bound, of which none is known to be better."""
+    found = using[best]["headline"]["paper"]
+    same = [name for name in ranked(using, "paper") if using[name]["headline"]["paper"]["saved"] == found["saved"]]
+    return list(dict.fromkeys(using[name]["base"] for name in (same if found["bound"] else [best])))
 
 
 def _per_cent(share: float) -> str:

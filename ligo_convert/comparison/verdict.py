@@ -141,6 +141,7 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         f"`{entry_text(key)}` ({amount_saved(found['saved'], found['bound'])})"
         for key in ranked(methods, way)[1:]
         if (found := methods[key]["headline"][way])["bound"] == "at least"
+        and _most(methods[key], found, way) > best["saved"]
     ]
     if bounded:
         yield f"{name}: these methods may save more than the best, because only a bound is known: {', '.join(bounded)}."
@@ -151,6 +152,13 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
             f"{name}: at a loss of {ahead['loss']:.3f}, `{winner}` is {abs(ahead['difference']):.1f} points {order} the next"
             f" method, `{entry_text(ahead['next'])}`: {word} than the deviations of both over the seeds."
         )
+
+
+def _most(entry: Data, found: Data, way: str) -> float:
+    """Return the largest saving, in per cent, that an entry with a bound may have: the source's training is spent in any case."""
+    if way == "paper" or found["at"] != "scratch's final loss":
+        return math.inf
+    return float(100 * (1 - entry["source_flops"] / found["scratch_flops"]))
 
 
 def _where(found: Data) -> str:

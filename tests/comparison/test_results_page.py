@@ -166,6 +166,12 @@ def test_the_summary_tells_what_each_source_saves_and_when_not_to_grow(tmp_path:
     assert list(tables_of(alone)["When not to grow"][0].values())[1:] == ["-", "-", "-"]
 
 
+def test_methods_with_one_bound_stand_together(tmp_path: Path) -> None:
+    data = measured({"ligo": Grown(paper=80.0), "lemon": Grown(paper=82.0), "direct": Grown(paper=10.0)})
+    (row,) = tables_of(made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', data)}"))["What growing saves"]
+    assert (row["saved, source left out (paper)"], row["method"]) == ("at least 75.0 %", "`lemon`, `ligo`")
+
+
 def test_a_figure_that_is_not_read_at_scratchs_loss_has_a_star(tmp_path: Path) -> None:
     data = measured({"ligo": Grown(paper=40.0, shares=(0.25, 0.48))})
     (row,) = tables_of(made(tmp_path / "docs", f"gpt2={finished(tmp_path / 'run', data)}"))["What growing saves"]

@@ -113,6 +113,11 @@ def test_a_method_with_a_bound_below_the_best_may_be_better() -> None:
         in record["verdict"]["text"]
     )
     assert "may save more" not in text_of(measured())
+    # A source that costs more than scratch is spent in any case: the bound leaves no room.
+    dear = grown | {"dear": Grown(paper=90.0, source="zoo")}
+    text = text_of(measured(dear, sources={"small": (0.15, 3.9), "zoo": (2.9, 3.2)}))
+    assert "Source left out (paper): `dear` saves most" in text
+    assert "Source charged (net): these methods may save more" not in text
 
 
 def test_a_smaller_model_that_wins_is_named_with_both_losses() -> None:
