@@ -161,9 +161,17 @@ class Experiment:
 
     @property
     def warmup(self) -> int:
-        """Return the warmup steps, the same for every run: at most a fifth of the shortest run."""
-        shortest = self.steps_of(min(self.settings.tuning_fraction, self.scratch_fractions[0]))
-        return max(1, min(round(self.settings.warmup_fraction * self.steps), shortest // 5))
+        """Return the warmup steps, the same for every run of methods without a warmup of their own: at most `longest_warmup`."""
+        return max(1, min(round(self.settings.warmup_fraction * self.steps), self.longest_warmup))
+
+    @property
+    def longest_warmup(self) -> int:
+        """Return a fifth of the steps of scratch's shortest run."""
+        return self.steps_of(min(self.settings.tuning_fraction, self.scratch_fractions[0])) // 5
+
+    def warmup_of(self, method: Method | None) -> int:
+        """Return the warmup steps of the runs of a method; of a control, if None."""
+        return self.warmup if method is None or method.warmup is None else max(1, round(method.warmup * self.steps))
 
     @property
     def evaluate_every(self) -> int:
@@ -215,7 +223,7 @@ class Experiment:
             start=start,
             stages=stages_of(planned, steps),
             steps=steps,
-            warmup=self.warmup,
+            warmup=self.warmup_of(method),
             # An end without decay would be a point of every longer run, and no end.
             decay=max(1, round(choice.decay * steps)),
             shape=method.shape if method is not None else "stable",
@@ -275,7 +283,8 @@ class Experiment:
         The run continues the trial of its own start, except for the decay at its end.
         """
         trials = [self.run_flops(start, self.trial_steps(start)) for start in entry.starts]
-        continued = (1 - max(self.settings.decays)) * min(trials) if trials else 0.0
+        decay = (entry.method.decay if entry.method is not None else None) or max(self.settings.decays)
+        continued = (1 - decay) * min(trials) if trials else 0.0
         return self.fit_flops(entry) + sum(trials) - continued
 
     def trial_steps(self, start: ExperimentEntry) -> int:
@@ -408,7 +417,7 @@ def make_experiment(
 
     Raises:
         RecipeError: the recipe has no `fit` section or no number of steps; a method is unknown, or named but cannot apply; the model has
-            no training loss; the losses of source and target are not comparable.
+            no training loss; the losses of source and target are not comparable; an optimizer or a warmup of a method's own cannot be.
     """
     recipe = plan.recipe
     settings = recipe.compare or CompareConfig()
@@ -445,7 +454,7 @@ def make_experiment(
                     raise
                 skipped[name] = error.what
     controls = _controls(plan, settings)
-    return Experiment(
+    made = Experiment(
         plan=plan,
         settings=settings,
         entries={SCRATCH: entries.pop(SCRATCH), **controls, **entries},
@@ -456,6 +465,30 @@ def make_experiment(
         seeds=tuple(dict.fromkeys(seeds or settings.seeds)),
         sources=sources,
     )
+    for name, method in found.items():
+        _require_own_settings(made, name, method, where="--methods" if methods else where)
+    return made
+
+
+def _require_own_settings(experiment: Experiment, name: str, method: Method, *, where: str) -> None:
+    """Require that the comparison can train a method with the settings of its own. Raises RecipeError."""
+    tried = tuple(dict.fromkeys(experiment.settings.optimizers))
+    if method.optimizer not in (None, *tried):
+        raise RecipeError(
+            f"{name}: scratch does not try {method.optimizer}, so no learning rate is known for it",
+            where=where,
+            expected=f"one of {', '.join(tried)}",
+            hint=f"add {method.optimizer} to compare.optimizers",
+        )
+    longest = max(1, experiment.longest_warmup)
+    if method.warmup is not None and experiment.warmup_of(method) > longest:
+        raise RecipeError(
+            f"{name}: the warmup is longer than a fifth of the shortest run",
+            where=where,
+            expected=f"at most {longest} steps, {longest / experiment.steps:.3g} of the budget",
+            found=f"{experiment.warmup_of(method)} steps",
+            hint="give a smaller share, or larger compare.tuning_fraction and compare.scratch_fractions",
+        )
 
 
 def _require_comparable(plan: Plan) -> None:

@@ -8,7 +8,7 @@ Output: a `Method`. The initialisations are defined in `growth.width_methods` an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,8 @@ from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 
 SCRATCH = "scratch"
+
+_MANY = 100  # layers of a target that every strategy can take apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class Method:
         chooses: number of starts that are tried for a short while, of which the one ahead is trained on; 0 for the one start.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule.
+        optimizer: optimizer; None for the one that is best for scratch.
+        decay: share of a run in which the learning rate falls to zero; None for the one that is best for scratch.
+        warmup: share of the budget in which the learning rate rises; None for `compare.warmup_fraction`.
     """
 
     name: str
@@ -76,6 +81,19 @@ class Method:
     state: str | None = None
     warms: bool = False
     shape: Literal["stable", "cosine"] = "stable"
+    optimizer: Literal["adamw", "muon"] | None = None
+    decay: float | None = None
+    warmup: float | None = None
+
+    @property
+    def own_settings(self) -> tuple[str, ...]:
+        """Return the settings that this method has of its own, where all others share those that are best for scratch."""
+        return tuple(name for name in ("optimizer", "decay", "warmup") if getattr(self, name) is not None)
+
+    @property
+    def grows_on_the_way(self) -> bool:
+        """Return whether the model grows after the first step."""
+        return self.grows_at is not None or len({part.layers for part in STRATEGIES[self.strategy].parts(_MANY)}) > 1
 
     @property
     def random_init(self) -> bool:
@@ -304,24 +322,7 @@ def method_named(name: str) -> Method:
     base, *options = name.split("+")
     found = SCHEDULE if base == SCHEDULE.name else METHODS.get(base) or _pair(base)
     for option in options:
-        if option not in OPTIONS:
-            raise ValueError(f"no option {option!r}: {', '.join(OPTIONS)}")
-        chosen = OPTIONS[option]
-        if chosen.strategy is not None and found.strategy != "plain":
-            raise ValueError(f"{name}: +{option} is a strategy of its own, and {base} has one: {found.strategy}")
-        if found.follows_schedule and (chosen.strategy or chosen.state or chosen.warms):
-            raise ValueError(f"{name}: +{option} does not apply; set it in the stages of growth.schedule")
-        found = replace(
-            found,
-            strategy=chosen.strategy or found.strategy,
-            learns_operator=found.learns_operator or chosen.learns_operator,
-            drops_layers=found.drops_layers or chosen.drops_layers,
-            drops_tokens=found.drops_tokens or chosen.drops_tokens,
-            from_source=found.from_source or chosen.from_source,
-            state=chosen.state or found.state,
-            warms=found.warms or chosen.warms,
-            shape=chosen.shape or found.shape,
-        )
+        found = _with_option(found, name, option)
     if found.from_source and found.grows_at is None:
         raise ValueError(f"{name}: +source is for methods that grow on the way, such as lemon/identity@0.4")
     if found.chooses and (found.learns_operator or found.shape != "stable"):
@@ -330,8 +331,71 @@ def method_named(name: str) -> Method:
         raise ValueError(f"{name}: drawn weights have no operator to learn")
     if found.learns_operator and found.grows_at is not None:
         raise ValueError(f"{name}: an operator is learned only where the source grows at once")
+    _require_effect(found, name, options)
     assert found.strategy in STRATEGIES
     return replace(found, name=name, options=tuple(options))
+
+
+def _with_option(found: Method, name: str, option: str) -> Method:
+    """Return a method with one more option, such as `fit` or `decay@0.4`. Raises ValueError."""
+    key, at, text = option.partition("@")
+    if key not in OPTIONS:
+        raise ValueError(f"no option {key!r}: {', '.join(OPTIONS)}")
+    chosen = OPTIONS[key]
+    if at and chosen.share_of is None:
+        raise ValueError(f"{name}: +{key} takes no share after @")
+    if chosen.strategy is not None and found.strategy != "plain":
+        raise ValueError(f"{name}: +{key} is a strategy of its own, and {found.name} has one: {found.strategy}")
+    if found.follows_schedule and (chosen.strategy or chosen.state or chosen.warms):
+        raise ValueError(f"{name}: +{key} does not apply; set it in the stages of growth.schedule")
+    shares = {} if chosen.share_of is None else {chosen.share_of: _share(name, key, text)}
+    return replace(
+        found,
+        strategy=chosen.strategy or found.strategy,
+        learns_operator=found.learns_operator or chosen.learns_operator,
+        drops_layers=found.drops_layers or chosen.drops_layers,
+        drops_tokens=found.drops_tokens or chosen.drops_tokens,
+        from_source=found.from_source or chosen.from_source,
+        state=chosen.state or found.state,
+        warms=found.warms or chosen.warms,
+        shape=chosen.shape or found.shape,
+        optimizer=chosen.optimizer or found.optimizer,
+        decay=shares.get("decay", found.decay),
+        warmup=shares.get("warmup", found.warmup),
+    )
+
+
+def _share(name: str, key: str, text: str) -> float:
+    """Return the share after `@`: above 0, and for a decay at most 1, for a warmup less. Raises ValueError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not (0 < share < 1 or (key == "decay" and share == 1)):
+        raise ValueError(f"{name}: the share after +{key}@ is a number above 0 and at most 1, such as +{key}@0.2")
+    return share
+
+
+def _require_effect(found: Method, name: str, options: Sequence[str]) -> None:
+    """Require that every option changes something, and that no two say different things. Raises ValueError."""
+    keys = [option.partition("@")[0] for option in options]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{name}: +{twice} is given twice")
+    for what, group in (
+        ("the optimizer's state", [key for key in keys if OPTIONS[key].state]),
+        ("the optimizer", [key for key in keys if OPTIONS[key].optimizer]),
+    ):
+        if len(group) > 1:
+            raise ValueError(f"{name}: +{group[0]} and +{group[1]} both say what becomes of {what}; give one of them")
+    grows_at_once = found.starts_from_source and found.grows_at is None and not found.learns_operator
+    if any(OPTIONS[key].state for key in keys) and not (grows_at_once or found.grows_on_the_way):
+        why = "its operator is learned, and its optimizer starts afresh" if found.learns_operator else "it never grows"
+        raise ValueError(f"{name}: an option for the optimizer's state has no effect: {why}")
+    if "warm" in keys and not found.grows_on_the_way:
+        raise ValueError(f"{name}: +warm is for methods that grow on the way, such as lemon/identity@0.4")
+    if found.decay is not None and found.shape == "cosine":
+        raise ValueError(f"{name}: +decay does not apply under +cosine, where the rate falls from the warmup on")
 
 
 def _pair(name: str) -> Method:

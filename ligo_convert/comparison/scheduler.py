@@ -521,8 +521,19 @@ class Scheduler:
             return []
         if entry.kind == "scratch":
             return [base]
+        if entry.method is not None:
+            base = self._with_own_settings(base, entry.method)
         factors = sorted(set(self.experiment.settings.rate_factors))
         return [replace(base, learning_rate=base.learning_rate * factor) for factor in factors]
+
+    def _with_own_settings(self, base: Choice, method: Method) -> Choice:
+        """Return scratch's settings with those that a method has of its own. Its optimizer comes with scratch's best rate for it."""
+        if method.optimizer not in (None, base.optimizer):
+            finalists = [found for found in self._finalists() if found.optimizer == method.optimizer]
+            # Scratch has chosen, so all of them are done. Where costs are estimated, none is.
+            best = None if self._assumed is not None else self._best(self._whole(finalists))
+            base = best[0] if best is not None else replace(finalists[0], decay=base.decay)
+        return base if method.decay is None else replace(base, decay=method.decay)
 
     def choice_of(self, entry: ExperimentEntry) -> Choice | None:
         """Return the settings of an entry; None until they are known."""

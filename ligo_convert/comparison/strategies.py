@@ -263,6 +263,8 @@ class Option:
         state: what becomes of the optimizer's state at every growth; None to keep the method's policy.
         warms: whether the learning rate rises again from zero at every growth on the way.
         shape: learning rate schedule; None for warmup-stable-decay.
+        optimizer: optimizer, with the learning rates that scratch has found for it; None for the one that is best for scratch.
+        share_of: setting that the share after `@` replaces, as in `lemon+decay@0.4`: `decay` or `warmup`; None for an option without one.
     """
 
     paper: str
@@ -276,6 +278,8 @@ class Option:
     state: str | None = None
     warms: bool = False
     shape: Literal["cosine"] | None = None
+    optimizer: Literal["adamw", "muon"] | None = None
+    share_of: Literal["decay", "warmup"] | None = None
 
 
 OPTIONS: dict[str, Option] = {
@@ -329,5 +333,29 @@ OPTIONS: dict[str, Option] = {
         summary="the learning rate falls by a cosine from the end of the warmup, so that runs of different length share no steps",
         cost="nothing",
         shape="cosine",
+    ),
+    "adamw": Option(
+        paper="arXiv:1711.05101",
+        summary="trained with AdamW, whatever is best for scratch",
+        cost="nothing",
+        optimizer="adamw",
+    ),
+    "muon": Option(
+        paper="Jordan et al., 2024; arXiv:2502.16982",
+        summary="trained with Muon, whatever is best for scratch",
+        cost="nothing",
+        optimizer="muon",
+    ),
+    "decay": Option(
+        paper="arXiv:2405.18392",
+        summary="+decay@SHARE: the learning rate falls to zero over this share of the run, whatever is best for scratch",
+        cost="nothing",
+        share_of="decay",
+    ),
+    "warmup": Option(
+        paper="-",
+        summary="+warmup@SHARE: the learning rate rises over this share of the budget instead of compare.warmup_fraction",
+        cost="nothing",
+        share_of="warmup",
     ),
 }

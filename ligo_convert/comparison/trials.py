@@ -115,6 +115,9 @@ class Trials(Experiment):
         return step_flops(self.family, config, tokens=self.tokens, sequence_length=self.length) / self.tokens
 
 
+# Setting -> key of `compare` that holds it for all trials.
+_SHARED: Final = {"optimizer": "optimizers", "decay": "decays", "warmup": "warmup_fraction"}
+
 _ANY = Choice(optimizer="adamw", learning_rate=0.0, decay=0.0)
 
 
@@ -157,6 +160,13 @@ def make_trials(
         plan, methods=named or _applicable(plan, budget), steps=budget, seeds=seeds or settings.seeds
     )
     for name, entry in made.entries.items():
+        own = entry.method.own_settings if entry.method is not None else ()
+        if own:
+            raise RecipeError(
+                f"choose.candidates: {name}: the {own[0]} of all trials is the one that scratch finds",
+                where="--candidates" if candidates else recipe.where("choose"),
+                hint=f"remove the option here, and set compare.{_SHARED[own[0]]}; `compare` takes the option",
+            )
         if entry.starts:
             raise RecipeError(
                 f"{name} makes a choice of its own; name its starts instead", where=recipe.where("choose")

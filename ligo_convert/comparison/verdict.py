@@ -291,12 +291,15 @@ def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:
 
 def _optimizer_sentences(record: Data) -> Iterator[str]:
     optimizer = record["optimizer"]
+    # An option such as `+adamw` gives an entry an optimizer of its own.
+    used = {entry.get("optimizer") for entry in record["methods"].values()} - {None}
+    entry = "Every entry" if used <= {optimizer["chosen"]["name"]} else "Every entry without an optimizer of its own"
     for name, found in optimizer["gain"].items():
         difference = found["loss"] - found["against"]
         yield (
             f"The optimizer's own gain: scratch has {found['against']:.3f} with `{optimizer['chosen']['name']}` and {found['loss']:.3f}"
             f" with `{name}` after {found['steps']:,} steps, {abs(difference):.3f} nats {'lower' if difference >= 0 else 'higher'}."
-            " Every entry has that gain, so it is no saving of growth."
+            f" {entry} has that gain, so it is no saving of growth."
         )
 
 

@@ -29,6 +29,7 @@ from ligo_convert.hub.resolve import open_source
 from ligo_convert.training.drop_hooks import DRAWS, token_drop
 from ligo_convert.training.fit import FitSettings, autocast_pays, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, Objective, backward_in_parts, mean_loss
+from ligo_convert.training.optimizers import matching_moments
 from ligo_convert.training.pretrain import drawn_model
 from ligo_convert.training.ring_fit import fit_ring
 from ligo_convert.training.run_trainer import (
@@ -316,6 +317,8 @@ def _train(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict[
         if job.first == 0:
             # The training of a source is charged on its own.
             state = replace(state, flops=0.0)
+            # A method may have an optimizer of its own. What another one has left in the source is of no use to it.
+            state = replace(state, moments=matching_moments(state.moments, family, state.config, run.optimizer))
     if stage.begin == job.first:
         state = begin_stage(family, state, stage, device=runner.device)
     span = range(job.first, job.last)

@@ -283,6 +283,22 @@ def test_options_are_settings_of_the_run(tmp_path: Path) -> None:
     ]
 
 
+def test_a_method_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    names = ["scratch+adamw", "late+decay@0.25", "lemon+warmup@0.01", "lemon"]
+    more = {"optimizers": ["muon", "adamw"], "tuning_fraction": 0.2, "scratch_fractions": [0.5]}
+    found = experiment_of(tmp_path, methods=names, **more)
+    runs = {name: found.make_run(found.entries[name], CHOICE, seed=0, steps=500) for name in names}
+    assert runs["lemon"].warmup == found.warmup != runs["lemon+warmup@0.01"].warmup == 10
+    assert found.entries["scratch+adamw"].kind == "method"
+    for wrong, told in (
+        ("lemon+warmup@0.5", "fifth of the shortest run"),
+        ("lemon+adamw", "scratch does not try adamw"),
+    ):
+        with pytest.raises(RecipeError, match=told) as caught:
+            experiment_of(tmp_path, methods=[wrong], **{**more, "optimizers": ["muon"]})
+        assert caught.value.exit_code == 2
+
+
 # --- costs ------------------------------------------------------------------------------------------------------------
 
 

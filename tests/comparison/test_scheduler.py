@@ -328,6 +328,28 @@ def test_the_others_tune_their_rate_and_nothing_else(whole: Executor, experiment
         assert short == ([5e-3, 1e-2] if entry.kind != "scratch" else []), name
 
 
+def test_a_method_with_settings_of_its_own_is_trained_with_them(tmp_path: Path) -> None:
+    """Its optimizer comes with the rate that scratch has found for it, which is another one than that of the best optimizer."""
+    names = ["late", "late+adamw", "late+decay@0.1", "late+muon"]
+    executor = Executor(trained_here(tmp_path, methods=names, **SETTINGS)).run()
+    entries, scheduler = executor.experiment.entries, executor.scheduler
+    found = {name: scheduler.choice_at_end(entries[name]) for name in names}
+    best = scheduler.choice()
+    assert best is not None
+    assert best.optimizer == "muon"
+    assert found["late"] == found["late+muon"]
+    other, brief = found["late+adamw"], found["late+decay@0.1"]
+    assert other is not None
+    assert brief is not None
+    assert (other.optimizer, other.learning_rate, other.decay) == ("adamw", BEST["adamw"], best.decay)
+    assert (brief.optimizer, brief.decay) == ("muon", 0.1)
+    runs = {job.entry: run for job, run in trainings(executor) if job.ends and run.steps > 100}
+    assert runs["late+adamw"].optimizer.name == "adamw"
+    assert runs["late+decay@0.1"].decay == round(0.1 * runs["late+decay@0.1"].steps)
+    # Costs are estimated with the first optimizer, which is not Muon.
+    assert Scheduler.expected_by_entry(executor.experiment)["late+muon"] > 0
+
+
 def test_the_longest_runs_take_a_rate_that_is_tried_at_their_length(experiment: Experiment) -> None:
     """Trained weights also try the next higher rate; shorter runs keep that of the tuning runs."""
 

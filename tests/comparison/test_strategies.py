@@ -169,27 +169,65 @@ def test_any_two_starts_are_a_method() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not method_named(name).random_init])
 def test_options_combine(name: str) -> None:
-    """In any order; of two policies for the optimizer's state the later one counts."""
+    """In any order, as long as each of them changes something and no two contradict each other."""
     base = method_named(name)
+    learned = base.learns_operator
     for count in range(3):
-        for chosen in itertools.permutations(OPTIONS, count):
+        for keys in itertools.permutations(OPTIONS, count):
+            chosen = tuple(f"{key}@0.4" if OPTIONS[key].share_of else key for key in keys)
             whole = "+".join((name, *chosen))
-            if ("staged" in chosen and base.strategy != "plain") or "source" in chosen:
-                with pytest.raises(ValueError, match=r"a strategy of its own|for methods that grow on the way"):
+            policies = [key for key in keys if key in POLICIES]
+            useless = (
+                ("staged" in keys and base.strategy != "plain")
+                or ("source" in keys and base.grows_at is None)
+                or ("warm" in keys and base.grows_at is None)
+                or (policies and (learned or "fit" in keys))
+                or len(policies) > 1
+                or {"adamw", "muon"} == {*keys}
+                or {"decay", "cosine"} == {*keys}
+            )
+            if useless:
+                with pytest.raises(ValueError, match=name):
                     method_named(whole)
                 continue
             found = method_named(whole)
             assert (found.name, found.options) == (whole, chosen)
-            assert found.drops_layers == ("layer-drop" in chosen)
-            assert found.drops_tokens == ("token-drop" in chosen)
-            assert found.learns_operator == (base.learns_operator or "fit" in chosen)
-            assert found.strategy == ("two-stage" if "staged" in chosen else base.strategy)
-            assert found.warms == ("warm" in chosen)
-            assert found.shape == ("cosine" if "cosine" in chosen else "stable")
-            policies = [option for option in chosen if option in POLICIES]
-            assert found.state == (policies[-1] if policies else None)
+            assert found.drops_layers == ("layer-drop" in keys)
+            assert found.drops_tokens == ("token-drop" in keys)
+            assert found.learns_operator == (learned or "fit" in keys)
+            assert found.strategy == ("two-stage" if "staged" in keys else base.strategy)
+            assert found.warms == ("warm" in keys)
+            assert found.shape == ("cosine" if "cosine" in keys else "stable")
+            assert found.state == (policies[0] if policies else None)
+            assert found.optimizer == next((key for key in keys if key in ("adamw", "muon")), None)
+            assert [found.decay, found.warmup] == [0.4 if key in keys else None for key in ("decay", "warmup")]
             kept = ("width", "depth", "tie", "fit_rates", "paper", "summary")
             assert all(getattr(found, field) == getattr(base, field) for field in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lemon+fit+fit", "+fit is given twice"),
+        ("lemon+reset+carry", "+reset and +carry both say what becomes of the optimizer's state"),
+        ("late+adamw+muon", "+adamw and +muon both"),
+        ("lemon+warm", "+warm is for methods that grow on the way"),
+        ("scratch+carry", "it never grows"),
+        ("ki+reset", "it never grows"),
+        ("ligo+carry", "its operator is learned"),
+        ("lemon+decay", "the share after +decay@"),
+        ("lemon+decay@0", "the share after +decay@"),
+        ("lemon+decay@nan", "the share after +decay@"),
+        ("lemon+warmup@1", "the share after +warmup@"),
+        ("lemon+warmup@1e", "the share after +warmup@"),
+        ("lemon+fit@0.2", "+fit takes no share"),
+        ("lemon+cosine+decay@0.2", "+decay does not apply under +cosine"),
+    ],
+)
+def test_an_option_without_effect_or_sense_is_refused(name: str, told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        method_named(name)
+    assert told in str(error.value)
 
 
 def test_two_starts_may_grow_on_the_way() -> None:

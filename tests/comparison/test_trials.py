@@ -181,6 +181,11 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
         (plan_of(tmp_path), "no method 'lemom'", {"candidates": ["lemom"]}),
         (plan_of(tmp_path), r"\+source is for methods that grow on the way", {"candidates": ["lemon+source"]}),
         (plan_of(tmp_path), "makes a choice of its own", {"candidates": ["chosen"]}),
+        (
+            plan_of(tmp_path),
+            "the decay of all trials is the one that scratch finds",
+            {"candidates": ["late+decay@0.2"]},
+        ),
         (plan_of(tmp_path, steps=None), "budget that the choice is for is not set", {}),
     ):
         with pytest.raises(RecipeError, match=told) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ligo_convert.comparison.worker import JobRunner
 from ligo_convert.data.examples import TokenExamples
 from ligo_convert.errors import MachineError
 from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.training.runs import DRAWN
 
 BATCH, BUDGET, STEPS = 6, 1000, 8
 
@@ -89,6 +91,19 @@ def test_micro_batches_are_those_of_the_fit_without_a_key(given: Mapping[str, An
     runner, _ = trained(given, tmp_path)
     assert runner.setup.micro_batch_size == min(given["experiment"].plan.micro_batch, BATCH)
     assert not runner.setup.compiled
+
+
+def test_a_source_of_another_optimizer_leaves_no_state_that_the_methods_own_cannot_read(
+    given: Mapping[str, Any], tmp_path: Path
+) -> None:
+    runner, _ = trained(given, tmp_path)
+    entry, parent, before = runner.experiment.entries["source-size"], DRAWN, math.inf
+    for optimizer in ("muon", "adamw"):
+        choice = Choice(optimizer=optimizer, learning_rate=1e-2, decay=0.4)  # type: ignore[arg-type]
+        run = runner.experiment.make_run(entry, choice, seed=0, steps=STEPS, start=parent)
+        found = runner.run(TrainingJob(name=optimizer, kind="train", run=run, last=STEPS, parent=parent))
+        assert found["loss"] < before, optimizer
+        parent, before = optimizer, found["loss"]
 
 
 @pytest.mark.parametrize("command", [compare, choose])
