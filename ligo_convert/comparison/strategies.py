@@ -320,6 +320,8 @@ OPTIONS: dict[str, Option] = {
             ("carry", "SPARKLING, arXiv:2602.02472", "old entries keep their optimizer state, new ones start fresh"),
             ("copy", "Staged Training, arXiv:2203.06211", "the optimizer's state grows by the maps of the weights"),
             ("scale", "Staged Training, arXiv:2203.06211", "the optimizer's state grows by the maps of gradients"),
+            ("copy-new", "-", "old entries keep their optimizer state, new ones get it by the maps of the weights"),
+            ("scale-new", "-", "old entries keep their optimizer state, new ones get it by the maps of gradients"),
         )
     },
     "warm": Option(

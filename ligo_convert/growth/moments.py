@@ -1,8 +1,8 @@
 """Grow the state of an optimizer with the weights: Adam's moments and step counts, and the momentum of Muon or SGD.
 
 Input: an operator, a family, the state of every tensor of the source. Output: the state of the tensors of the target. A tensor without an
-entry has no state: the optimizer gives it a fresh one, with its own step count and so its own bias correction. New layers have none under
-every policy but `copy`, where those that copy a layer copy its state, too.
+entry has no state: the optimizer gives it a fresh one, with its own step count and so its own bias correction. New layers that copy a layer
+copy its state, too, under the policies that map state; under the others they have none.
 
 Adam counts steps for each tensor, so entries that are new in an old tensor cannot have a bias correction of their own. With both moments at
 zero their first step would be (1 - b1) / sqrt(1 - b2) of the learning rate, 3.2 times for the usual betas. Their second moment is therefore
@@ -82,11 +82,12 @@ def grow_moments(
     if policy not in POLICIES:
         raise RecipeError(f"state: there is no policy {policy!r}", where="growth.state", expected=", ".join(POLICIES))
     _check_states(operator, family, moments)
-    maps = POLICIES[policy].maps
+    maps, new_alone = POLICIES[policy].maps, POLICIES[policy].new_alone
     if maps == "none":
         return
+    carried = _Carried(operator, family, moments, device=device, dtype=dtype)
     if maps == "old":
-        yield from _carried(operator, family, moments, device=device, dtype=dtype)
+        yield from ((name, carried.state(name)) for name in carried.names)
         return
     chosen = gradient_operator(operator, family) if maps == "gradients" else operator
     mapped = _Mapped(chosen, family, device=device, dtype=dtype)
@@ -96,6 +97,8 @@ def grow_moments(
         for layer in family.layers(row, operator.target):
             with compute_threads(1):
                 state = mapped.state(row, layer, moments)
+            if new_alone:
+                state = carried.over(state, row.name(layer))
             if state:
                 yield row.name(layer), state
 
@@ -221,30 +224,56 @@ def _filled(second: torch.Tensor, reached: Sequence[torch.Tensor]) -> torch.Tens
     return torch.where(inside, second, estimate)
 
 
-def _carried(
-    operator: Operator, family: Family, moments: States, *, device: str, dtype: torch.dtype
-) -> Iterator[tuple[str, State]]:
-    """Yield the state of tensors that continue a source tensor: unchanged in old entries, fresh in new ones."""
-    sources = continued(family, operator)
-    for name, part in added_parts(family, operator).items():
-        source = sources.get(name)
-        if source is None or not part.old_elements:
-            continue
-        state = _state_of(family, moments, *source)
+class _Carried:
+    """State of tensors that continue a source tensor: unchanged in old entries, fresh in new ones."""
+
+    def __init__(self, operator: Operator, family: Family, moments: States, *, device: str, dtype: torch.dtype) -> None:
+        self.family, self.moments, self.device, self.dtype = family, moments, device, dtype
+        self.sources, self.parts = continued(family, operator), added_parts(family, operator)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the tensors that have a state, in the order of the family's table."""
+        return [name for name in self.parts if self._source_state(name)]
+
+    def state(self, name: str) -> State:
+        """Return the state of a target tensor; empty if it has none."""
+        state, part = self._source_state(name), self.parts[name]
         if not state:
-            continue
-        index = [np.concatenate([np.arange(begin, end) for begin, end in ranges]) for ranges in part.old]
-        places = tuple(torch.tensor(along, device=device) for along in np.ix_(*index))
-        result = _steps([state])
+            return {}
+        index, result = self._index(name), _steps([state])
         for kind in state:
             if kind == STEP:
                 continue
-            grown = torch.zeros(part.shape, dtype=dtype, device=device)
-            grown[places] = state[kind].to(device=device, dtype=dtype)
+            grown = torch.zeros(part.shape, dtype=self.dtype, device=self.device)
+            grown[self._places(name)] = state[kind].to(device=self.device, dtype=self.dtype)
             if KINDS[kind] == 2:
-                reached = [torch.zeros(size, dtype=torch.bool, device=device) for size in part.shape]
+                reached = [torch.zeros(size, dtype=torch.bool, device=self.device) for size in part.shape]
                 for along, chosen in zip(reached, index, strict=True):
-                    along[torch.tensor(chosen, device=device)] = True
+                    along[torch.tensor(chosen, device=self.device)] = True
                 grown = _filled(grown, reached)
             result[kind] = grown
-        yield name, result
+        return result
+
+    def over(self, mapped: State, name: str) -> State:
+        """Return a mapped state of a target tensor with the old entries as they were."""
+        own = self.state(name)
+        for kind in own.keys() & mapped.keys() - {STEP}:
+            places = self._places(name)
+            whole = mapped[kind].clone()
+            whole[places] = own[kind][places]
+            own[kind] = whole
+        return {**mapped, **own}
+
+    def _source_state(self, name: str) -> Mapping[str, torch.Tensor]:
+        source = self.sources.get(name)
+        if source is None or not self.parts[name].old_elements:
+            return {}
+        return _state_of(self.family, self.moments, *source)
+
+    def _index(self, name: str) -> list[np.ndarray]:
+        """Return the old entries along every dim."""
+        return [np.concatenate([np.arange(begin, end) for begin, end in ranges]) for ranges in self.parts[name].old]
+
+    def _places(self, name: str) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.tensor(along, device=self.device) for along in np.ix_(*self._index(name)))

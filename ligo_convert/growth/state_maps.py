@@ -36,11 +36,13 @@ class Policy:
 
     Attributes:
         maps: `none`: no state. `old`: old entries keep theirs. `weights`: the maps of the weights. `gradients`: those of the gradients.
+        new_alone: whether the maps decide new entries and new layers alone, and old entries keep their state.
         summary: one line for the command line and the docs.
     """
 
     maps: Literal["none", "old", "weights", "gradients"]
     summary: str
+    new_alone: bool = False
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -49,6 +51,16 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "carry": Policy(maps="old", summary="old entries keep their state; new entries and new layers start afresh"),
         "copy": Policy(maps="weights", summary="by the maps of the weights, squared for second moments"),
         "scale": Policy(maps="gradients", summary="by the maps that gradients follow, squared for second moments"),
+        "copy-new": Policy(
+            maps="weights",
+            new_alone=True,
+            summary="old entries keep their state; new entries and new layers as by copy",
+        ),
+        "scale-new": Policy(
+            maps="gradients",
+            new_alone=True,
+            summary="old entries keep their state; new entries and new layers as by scale",
+        ),
     }
 )
 

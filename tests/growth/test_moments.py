@@ -16,6 +16,7 @@ from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthPlan
 from ligo_convert.growth.initialize import initial_operator, learnable, random_operator
 from ligo_convert.growth.moments import grown_moments
+from ligo_convert.growth.new_parameters import added_parts
 from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.state_maps import POLICIES
 from ligo_convert.growth.width_methods import WIDTHS
@@ -158,6 +159,30 @@ def test_gradients_of_silent_layers_and_of_free_reads() -> None:
     assert float(lifted[gain][added].abs().max()) == 0
     ratio = lifted[shift][added].norm() / pair.new[shift][added].norm()
     assert 0.5 < float(ratio) < 2
+
+
+@pytest.mark.parametrize("maps", ["copy", "scale"])
+def test_a_policy_for_new_parts_alone_leaves_the_old_ones_as_they_are(maps: str) -> None:
+    """Reads that are divided would change old entries; layers that are copied get the state of their copy."""
+    start = start_of("gpt2", config_of("gpt2"), TARGETS["gpt2"]["both"], width="net2net", depth="stack")
+    operator, family = initial_operator(start), start.family
+    moments = states(family, operator)
+    all_parts, old_parts, both = (
+        grown_moments(operator, family, moments, policy=policy) for policy in (maps, "carry", f"{maps}-new")
+    )
+    assert set(both) == set(all_parts) | set(old_parts)
+    assert list(both) == [name for name in all_parts if name in both], "in the order of the family's table"
+    changed = 0
+    for name, part in added_parts(family, operator).items():
+        for kind, value in both.get(name, {}).items():
+            if kind == "step":
+                continue
+            old = torch.from_numpy(~part.mask())
+            if name in old_parts:
+                assert torch.equal(value[old], old_parts[name][kind][old]), name
+                changed += not torch.equal(value[old], all_parts[name][kind][old])
+            assert torch.equal(value[~old], all_parts[name][kind][~old]), name
+    assert changed > 5
 
 
 # --- every family, every start, every policy --------------------------------------------------------------------------
