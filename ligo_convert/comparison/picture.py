@@ -93,7 +93,7 @@ _TICKS = (
     10000,
 )  # per cent of scratch
 
-_TICK_GAP = 0.07  # minimal distance of two ticks, as a fraction of the panel's width
+_TICK_GAP = 0.09  # minimal distance of two ticks, as a fraction of the panel's width
 
 # A run that ends above the highest end of scratch by more than this fraction of scratch's range is cut off: its name gets an arrow.
 _SQUASH = 0.5
@@ -464,7 +464,7 @@ def _sources_figure(data: Mapping[str, Any]) -> tuple[Any, Any] | None:
     renderer = canvas.get_renderer()
     names = [plain_text(found["base"], _LONGEST) for found in tried]
     size, room = _names(figure, renderer, dict.fromkeys(names, "normal"))
-    axes = figure.add_axes((0.65 / 8.0, 0.12, (8.0 - 0.65 - 0.75 - room) / 8.0, 0.72))
+    axes = figure.add_axes((0.8 / 8.0, 0.12, (8.0 - 0.8 - 0.75 - room) / 8.0, 0.72))
     axes.axhline(0.0, color="black", linewidth=1.0, zorder=2)
     ends = []
     for number, found in enumerate(tried):
@@ -502,7 +502,8 @@ def _sources_figure(data: Mapping[str, Any]) -> tuple[Any, Any] | None:
     axes.set_ylabel("FLOPs saved, %", fontsize=9.5)
     style_axes(axes)
     note = "Solid: source charged (net). Dashed: source left out (paper). \u2265, \u2264: bounds."
-    note += " Bars on the zero line: break-even for one target."
+    if any(found["crossings"] for found in tried):
+        note += " Bars on the zero line: break-even for one target."
     for text, up, font, colour in ((_title(data), 0.94, 12.0, DARK), (note, 0.885, 8.5, GREY)):
         drawn = figure.text(0.012, up, text, fontsize=font, color=colour, ha="left", va="baseline", parse_math=False)
         shrink_to_fit(drawn, renderer, 0.976 * 8.0 * _DPI)
