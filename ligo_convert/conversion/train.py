@@ -28,7 +28,7 @@ from ligo_convert.conversion.run_record import ConversionResult, family_source_j
 from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
-from ligo_convert.conversion.train_plan import TrainPlan, make_train_plan
+from ligo_convert.conversion.train_plan import TrainPlan, make_train_plan, naming_train
 from ligo_convert.conversion.write import Clock, now
 from ligo_convert.data.token_store import TokenFolder
 from ligo_convert.data.tokenizers import known_files
@@ -92,9 +92,9 @@ def train_model(
     Raises:
         LigoError: its class names the cause; the output directory is then absent or unchanged.
     """
-    recipe = recipe.for_training()
+    written, recipe = recipe, recipe.for_training()
     progress, clock, out = progress or Progress(), Clock(), Path(recipe.output.dir)
-    with contextlib.ExitStack() as stack:
+    with naming_train(written), contextlib.ExitStack() as stack:
         with clock.running("plan"):
             finished = finished_statement(out)
             opened = _open(stack, recipe, progress, fresh=finished is None)

@@ -6,7 +6,9 @@ Output: a `TrainPlan` of plain values: the run with its stages, its cost, its me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +17,7 @@ from ligo_convert.conversion.growth_schedule import planned_stages
 from ligo_convert.conversion.memory import activation_bytes, physical_memory
 from ligo_convert.conversion.plan import Plan, plan_recipe
 from ligo_convert.environment import BASE_BYTES
-from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.errors import LigoError, MachineError, RecipeError
 from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import TrainConfig
@@ -107,7 +109,25 @@ def _growth_json(family: Family, before: Mapping[str, Any], stage: Stage) -> dic
 
 def plan_training(recipe: Recipe) -> TrainPlan:
     """Plan the training of a recipe from headers alone."""
-    return make_train_plan(plan_recipe(recipe.for_training()))
+    with naming_train(recipe):
+        return make_train_plan(plan_recipe(recipe.for_training()))
+
+
+@contextlib.contextmanager
+def naming_train(recipe: Recipe) -> Iterator[None]:
+    """Name the keys of `train` in errors of what a training shares with a fit, such as the tokenizer of its data.
+
+    Args:
+        recipe: as it is written; where it has no `train.data`, `fit.data` keeps its name.
+    """
+    try:
+        yield
+    except LigoError as error:
+        inherits = recipe.train is not None and recipe.train.data is None
+        shared = [name for name in TrainConfig.model_fields if not (name == "data" and inherits)]
+        key = re.compile(rf"\bfit\.(?=(?:{'|'.join(shared)})\b)")
+        error.what, error.hint = key.sub("train.", error.what), key.sub("train.", error.hint)
+        raise
 
 
 def plan_with_training(recipe: Recipe) -> tuple[Plan, TrainPlan | None]:

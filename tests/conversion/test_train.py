@@ -344,7 +344,7 @@ def test_what_a_training_needs(place: Path, tmp_path: Path) -> None:
         ({"train.warmup_steps": 12}, "leaves no step"),
         ({"source": DRAWN, "train.steps": 1, "growth.schedule": [{"at": 0.4}]}, "more stages than steps"),
         ({"source": DRAWN}, "how many steps the source is trained"),
-        ({"train.sequence_length": 100}, "longer than the positions"),
+        ({"train.sequence_length": 100}, r"train\.sequence_length: longer than the positions"),
     ):
         with pytest.raises(RecipeError, match=what) as caught:
             plan_training(loaded(place, tmp_path / "out", "plain.yaml", **changes))
