@@ -103,18 +103,23 @@ def grow_moments(
                 yield row.name(layer), state
 
 
+def require_rule(kind: object, *, where: str) -> None:
+    """Raise SourceError for a part of a state that has no rule of growth, such as Adafactor's rows and columns."""
+    if kind != STEP and kind not in KINDS:
+        raise SourceError(
+            f"the optimizer keeps {str(kind)!r}, which has no rule of growth",
+            where=where,
+            expected=", ".join((*KINDS, STEP)),
+            hint="grow the weights without the optimizer's state",
+        )
+
+
 def _check_states(operator: Operator, family: Family, moments: States) -> None:
     """Raise SourceError for a state that cannot belong to its tensor."""
     known = {spec.name: spec for _, _, spec in family.tensors_of(family.rows, operator.source, dtype="F32")}
     for name, state in moments.items():
         for kind, value in state.items():
-            if kind != STEP and kind not in KINDS:
-                raise SourceError(
-                    f"the optimizer keeps {kind!r}, which has no rule of growth",
-                    where=name,
-                    expected=", ".join((*KINDS, STEP)),
-                    hint="grow the weights without the optimizer's state",
-                )
+            require_rule(kind, where=name)
             if kind != STEP and name in known and tuple(value.shape) != known[name].shape:
                 raise SourceError(
                     f"the optimizer's {kind} has another shape than its tensor",

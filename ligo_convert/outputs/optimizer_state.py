@@ -371,6 +371,8 @@ def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[
 
 def _read_optimizer(files: TrainingFiles, inventory: Inventory) -> _Read:
     """Read the optimizer's state of the source, by canonical names."""
+    from ligo_convert.growth.moments import require_rule
+
     label = f"{files.label}/{files.optimizer}"
     with PickledFile(files.root / files.optimizer, label=label, tree=True) as opened:
         tree = opened.tree
@@ -383,6 +385,11 @@ def _read_optimizer(files: TrainingFiles, inventory: Inventory) -> _Read:
         states, groups = tree.pop("state"), tree.pop("param_groups")
         _check_plain({"param_groups": groups, **tree}, label)
         keys = _keys(states, groups, label)
+        # Before the names: parts of another shape than their parameter would not show which parameter is whose.
+        for kind in dict.fromkeys(
+            kind for state in states.values() for kind, value in state.items() if value is not None
+        ):
+            require_rule(kind, where=label)
         names = _names(keys, states, groups, inventory, label)
         flat = {
             key: name for found, named in zip(keys, names, strict=True) for key, name in zip(found, named, strict=True)

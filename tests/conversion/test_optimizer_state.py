@@ -235,6 +235,21 @@ def test_the_option_takes_the_default_policy(tmp_path: Path) -> None:
     assert "trainingState" not in (tmp_path / "plain" / PROVENANCE).read_text()
 
 
+def test_an_optimizer_without_a_rule_of_growth_is_named_as_the_reason(tmp_path: Path) -> None:
+    """Adafactor keeps rows and columns, whose shapes fit no parameter: other names for the parameters would not help."""
+    source = write_checkpoint(tmp_path / "source", tokenizer=False)
+    model = transformers.GPT2LMHeadModel.from_pretrained(source)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), source / "optimizer.pt")
+    with pytest.raises(SourceError, match="which has no rule of growth") as caught:
+        grown(tmp_path, DEEPER["gpt2"], state="scale", depth="identity", width="copy")
+    assert "optimizer.pt" in caught.value.where
+    assert "without the optimizer's state" in caught.value.hint
+
+
 @pytest.mark.slow
 def test_a_state_that_is_not_there_or_not_understood_is_refused(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", tokenizer=False)
