@@ -502,7 +502,7 @@ class CompareConfig(Section):
         default=False,
         description="compile the models with torch.compile, except where layers or tokens are dropped: faster on a GPU, other last bits",
     )
-    learning_rates: list[Rate] = Field(
+    learning_rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default=[5e-3, 1e-2, 2e-2],
         min_length=1,
         max_length=MAX_LIST,

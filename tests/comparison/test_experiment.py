@@ -109,6 +109,11 @@ def test_an_unknown_method_is_refused_with_a_near_one(tmp_path: Path) -> None:
     refused(plan_of(tmp_path), "no option 'fast'", methods=["ligo+fast"])
 
 
+def test_a_rate_of_zero_trains_nothing_and_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"compare\.learning_rates\[1\].*greater than 0"):
+        plan_of(tmp_path, compare={"learning_rates": [1e-3, 0]})
+
+
 def test_a_comparison_needs_data(tmp_path: Path) -> None:
     refused(plan_of(tmp_path, fit=None), "the recipe has no `fit` section")
 
