@@ -29,7 +29,7 @@ import click
 from ligo_convert.comparison.headline import ranked
 from ligo_convert.comparison.measured import FORMAT as ADVICE_FORMAT
 from ligo_convert.comparison.measured import measured_of
-from ligo_convert.comparison.methods import METHODS, SCRATCH
+from ligo_convert.comparison.methods import METHODS, SCRATCH, method_named
 from ligo_convert.comparison.naming import entry_text, source_text
 from ligo_convert.comparison.picture import LOSS_UNITS, comparison_png, scratch_loss, sources_png
 from ligo_convert.comparison.record import FORMAT as READS
@@ -447,7 +447,10 @@ def _named_methods(figures: Data) -> Iterator[tuple[str, str, str]]:
     papers = {entry["base"]: entry["paper"] for entry in figures["methods"].values()}
     for name, text in names_of(figures).items():
         # The sentences follow the code that is here.
-        summary = METHODS[name].summary if name in METHODS else text
+        try:
+            summary = method_named(name).summary
+        except ValueError:
+            summary = text
         paper = papers.get(name) or NO_FIGURE
         yield code(name), prose(summary), paper if paper == NO_FIGURE else linked(prose(paper))
 

@@ -333,7 +333,8 @@ def method_named(name: str) -> Method:
         raise ValueError(f"{name}: an operator is learned only where the source grows at once")
     _require_effect(found, name, options)
     assert found.strategy in STRATEGIES
-    return replace(found, name=name, options=tuple(options))
+    added = (OPTIONS[option.partition("@")[0]].summary for option in options)
+    return replace(found, name=name, options=tuple(options), summary="; ".join((found.summary, *added)))
 
 
 def _with_option(found: Method, name: str, option: str) -> Method:

@@ -201,8 +201,9 @@ def test_options_combine(name: str) -> None:
             assert found.state == (policies[0] if policies else None)
             assert found.optimizer == next((key for key in keys if key in ("adamw", "muon")), None)
             assert [found.decay, found.warmup] == [0.4 if key in keys else None for key in ("decay", "warmup")]
-            kept = ("width", "depth", "tie", "fit_rates", "paper", "summary")
+            kept = ("width", "depth", "tie", "fit_rates", "paper")
             assert all(getattr(found, field) == getattr(base, field) for field in kept)
+            assert found.summary == "; ".join((base.summary, *(OPTIONS[key].summary for key in keys)))
 
 
 @pytest.mark.parametrize(
