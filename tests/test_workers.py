@@ -238,7 +238,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(),
+    reason="without /proc the test cannot tell whether a process that it did not start still runs",
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
     """Neither a busy worker nor an idle one."""

@@ -30,17 +30,17 @@ def text_of(value: object) -> Text:
     return Text(printable("-" if value is None else value))
 
 
+_GAP = 2  # spaces between two columns
+
+
 def make_table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
     """Return a table without rules. `right`: numbers of the columns that are aligned to the right."""
     table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, _GAP, 0, 0)
     )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in right else "left", overflow="fold")
     return table
-
-
-_GAP = 2  # spaces between two columns
 
 
 def print_table(
@@ -64,9 +64,7 @@ def print_table(
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = _widths(columns, cells, console.width, spare)
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, _GAP, 0, 0)
-    )
+    table = make_table(title)
     for number, width in widths.items():
         table.add_column(columns[number], width=width, justify="right" if number in right else "left", overflow="fold")
     for at, row in enumerate(cells):

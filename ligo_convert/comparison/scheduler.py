@@ -473,9 +473,9 @@ class Scheduler:
     def _lower(self, choice: Choice) -> list[Choice]:
         """Return the settings with the next lower learning rate: of the rates tried, else half of the rate; none where one rate is set."""
         rates = self.rates_of(choice.optimizer)
-        lower = [rate for rate in rates if rate < choice.learning_rate]
         if len(rates) == 1:
             return []
+        lower = [rate for rate in rates if rate < choice.learning_rate]
         return [replace(choice, learning_rate=max(lower) if lower else choice.learning_rate / 2)]
 
     def _whole(self, choices: Iterable[Choice]) -> list[tuple[Choice, WantedRun]]:

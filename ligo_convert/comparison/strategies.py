@@ -282,6 +282,11 @@ class Option:
     share_of: Literal["decay", "warmup"] | None = None
 
 
+_OWN_OPTIMIZERS: tuple[tuple[Literal["adamw", "muon"], str, str], ...] = (
+    ("adamw", "AdamW", "arXiv:1711.05101"),
+    ("muon", "Muon", "Jordan et al., 2024; arXiv:2502.16982"),
+)
+
 OPTIONS: dict[str, Option] = {
     "fit": Option(
         paper="LiGO, arXiv:2303.00980",
@@ -336,27 +341,24 @@ OPTIONS: dict[str, Option] = {
         cost="nothing",
         shape="cosine",
     ),
-    "adamw": Option(
-        paper="arXiv:1711.05101",
-        summary="trained with AdamW, whatever is best for scratch",
-        cost="nothing",
-        optimizer="adamw",
-    ),
-    "muon": Option(
-        paper="Jordan et al., 2024; arXiv:2502.16982",
-        summary="trained with Muon, whatever is best for scratch",
-        cost="nothing",
-        optimizer="muon",
-    ),
+    **{
+        optimizer: Option(
+            paper=paper,
+            summary=f"trained with {title}, whatever is best for scratch",
+            cost="nothing",
+            optimizer=optimizer,
+        )
+        for optimizer, title, paper in _OWN_OPTIMIZERS
+    },
     "decay": Option(
         paper="arXiv:2405.18392",
-        summary="+decay@SHARE: the learning rate falls to zero over this share of the run, whatever is best for scratch",
+        summary="the learning rate falls to zero over the share of the run after `@`, whatever is best for scratch",
         cost="nothing",
         share_of="decay",
     ),
     "warmup": Option(
         paper="-",
-        summary="+warmup@SHARE: the learning rate rises over this share of the budget instead of compare.warmup_fraction",
+        summary="the learning rate rises over the share of the budget after `@` instead of compare.warmup_fraction",
         cost="nothing",
         share_of="warmup",
     ),

@@ -85,9 +85,11 @@ def grow_moments(
     maps, new_alone = POLICIES[policy].maps, POLICIES[policy].new_alone
     if maps == "none":
         return
-    carried = _Carried(operator, family, moments, device=device, dtype=dtype)
-    if maps == "old":
-        yield from ((name, carried.state(name)) for name in carried.names)
+    carried = None
+    if maps == "old" or new_alone:
+        carried = _Carried(operator, family, moments, device=device, dtype=dtype)
+    if carried is not None and maps == "old":
+        yield from ((name, state) for name in carried.parts if (state := carried.state(name)))
         return
     chosen = gradient_operator(operator, family) if maps == "gradients" else operator
     mapped = _Mapped(chosen, family, device=device, dtype=dtype)
@@ -97,7 +99,7 @@ def grow_moments(
         for layer in family.layers(row, operator.target):
             with compute_threads(1):
                 state = mapped.state(row, layer, moments)
-            if new_alone:
+            if carried is not None:
                 state = carried.over(state, row.name(layer))
             if state:
                 yield row.name(layer), state
@@ -235,11 +237,6 @@ class _Carried:
     def __init__(self, operator: Operator, family: Family, moments: States, *, device: str, dtype: torch.dtype) -> None:
         self.family, self.moments, self.device, self.dtype = family, moments, device, dtype
         self.sources, self.parts = continued(family, operator), added_parts(family, operator)
-
-    @property
-    def names(self) -> list[str]:
-        """Return the tensors that have a state, in the order of the family's table."""
-        return [name for name in self.parts if self._source_state(name)]
 
     def state(self, name: str) -> State:
         """Return the state of a target tensor; empty if it has none."""

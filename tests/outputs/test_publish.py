@@ -898,7 +898,7 @@ def test_the_bars_of_the_library_are_off_for_a_request_alone() -> None:
     from ligo_convert.progress import Progress
 
     if HF_HUB_DISABLE_PROGRESS_BARS is True:
-        pytest.skip("the environment turns the bars off")
+        pytest.skip("HF_HUB_DISABLE_PROGRESS_BARS is set, and the library then refuses to turn its bars on")
     repository = HubRepo("org/name", Progress(), retry=False)
     for choose, off in ((enable_progress_bars, False), (disable_progress_bars, True)):
         choose()
