@@ -73,10 +73,7 @@ def _strategies_list() -> list[dict[str, str]]:
         _method("strategy", name, "-", found.summary, found.paper, found.cost) for name, found in STRATEGIES.items()
     ]
     options = [
-        _method(
-            "option", f"+{name}" + ("@SHARE" if found.share_of else ""), "-", found.summary, found.paper, found.cost
-        )
-        for name, found in OPTIONS.items()
+        _method("option", f"+{name}", "-", found.summary, found.paper, found.cost) for name, found in OPTIONS.items()
     ]
     return strategies + options
 
