@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.outputs import hidden, same
+from support.slow import rest_slow
 from support.source_models import GROWN, fit_section, recipe_text, write_checkpoint, write_text
 from support.warm_cli import Ended, WarmCli
 
@@ -197,8 +199,14 @@ def test_a_signal_during_training_stops_within_seconds(
     stopped(again.wait(within=300), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize(
+    ("after", "number"),
+    rest_slow(
+        itertools.product([0.0, 0.2, 0.5], [signal.SIGINT, signal.SIGTERM]),
+        lambda pair: pair in ((0.0, signal.SIGTERM), (0.5, signal.SIGINT)),
+        pairs=True,
+    ),
+)
 def test_a_signal_at_any_moment_is_answered_and_the_run_goes_on(
     number: signal.Signals, after: float, warm: WarmCli, place: Path, whole: dict[str, Path]
 ) -> None:
