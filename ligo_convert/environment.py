@@ -16,6 +16,9 @@ PACKAGES = ("ligo-convert", "huggingface-hub", "numpy", "safetensors", "tokenize
 # Resident memory of a process with torch and a model library after its imports, before it holds a tensor.
 BASE_BYTES = 850_000_000
 
+# Options of glibc's mallopt: M_MMAP_THRESHOLD at its greatest value, M_TRIM_THRESHOLD and M_TOP_PAD.
+_MALLOC_LIMITS = {-3: 32 << 20, -1: 256 << 20, -2: 64 << 20}
+
 
 def versions() -> dict[str, str]:
     """Return package name -> installed version, Python included."""
@@ -162,6 +165,21 @@ def compute_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory of up to 256 MB for the next allocation, instead of giving it back to the system.
+
+    A step of a small model frees and takes again the same blocks of megabytes. Given back, each costs page faults: a fifth of the
+    step (`benchmarks/small_step.py`). Does nothing where the C library is not glibc, or the environment sets these limits.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or platform.libc_ver()[0] != "glibc":
+        return
+    import ctypes
+
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _MALLOC_LIMITS.items():
+        mallopt(option, value)
 
 
 def require_threads(count: int) -> None:

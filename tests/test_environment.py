@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,36 @@ def test_a_new_job_of_a_process_begins_a_new_peak() -> None:
 
 def test_without_a_process_table_the_peak_comes_from_the_system_call(tmp_path: Path) -> None:
     assert 5_000_000 < peak_rss_bytes(tmp_path) < 10**12
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries than glibc have no mallopt")
+def test_freed_memory_is_kept() -> None:
+    """The second to last rounds take the same blocks as the first: without page faults where they are kept."""
+    program = """
+import resource, sys
+import numpy as np
+from ligo_convert.environment import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for turn in range(5):
+    if turn == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [np.ones(1 << 19) for _ in range(4)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(kind: str, **variables: str) -> int:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        command = [sys.executable, "-c", program, kind]
+        done = subprocess.run(
+            command, env={**environment, **variables}, check=True, capture_output=True, text=True, timeout=120
+        )
+        return int(done.stdout)
+
+    # 4 blocks of 4 MB, 4 rounds: 16,384 pages of 4 KB.
+    assert faults("give back") > 3_000
+    assert faults("keep") < 500
+    # A limit of the user stays as it is.
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 3_000

@@ -30,7 +30,7 @@ from ligo_convert.conversion.source_checks import scan_source
 from ligo_convert.conversion.splits import load_splits, tokenizer_directory
 from ligo_convert.conversion.step_results import keep_result, same_data, staged_results
 from ligo_convert.data.token_store import TokenFolder
-from ligo_convert.environment import choose_device, cores, require_threads, versions
+from ligo_convert.environment import choose_device, cores, keep_freed_memory, require_threads, versions
 from ligo_convert.errors import LigoError, OutputBusy, VerificationError
 from ligo_convert.families.registry import family_digests, family_files, load_family_file
 from ligo_convert.io.files import check_place, check_room, partial_path, remove_any, reporting
@@ -321,6 +321,7 @@ def open_job_runner(*, family_files: Sequence[Path] = (), **arguments: Any) -> J
     """Create the job runner of a worker process, which knows the same families. Heavy modules are imported here, in the worker."""
     from ligo_convert.comparison.worker import JobRunner
 
+    keep_freed_memory()
     for file in family_files:
         load_family_file(file)
     return JobRunner(**arguments)

@@ -25,8 +25,6 @@ Moments = dict[str, dict[str, torch.Tensor]]
 # Name of a state in a stored file -> the optimizer's own name for it.
 STORED = {"first": "exp_avg", "second": "exp_avg_sq", "momentum": "momentum_buffer"}
 
-MUON_SCALE = "match_rms_adamw"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -171,7 +169,9 @@ def _make(
     if rule == "adamw":
         return torch.optim.AdamW(options, betas=settings.betas, fused=fused)
     require_optimizer(rule)
-    return torch.optim.Muon(options, momentum=settings.momentum, adjust_lr_fn=MUON_SCALE)
+    from ligo_convert.training.muon import BatchedMuon  # a torch without Muon cannot import it
+
+    return BatchedMuon(options, momentum=settings.momentum)
 
 
 def require_optimizer(name: str, *, where: str = "") -> None:
