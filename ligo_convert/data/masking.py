@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -68,28 +69,54 @@ class MaskedExamples(BlockExamples):
     frame: tuple[int, ...] = ()
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
-        found = [self._masked(row, draw) for row in rows]
-        return {"input_ids": np.stack([ids for ids, _ in found]), "labels": np.stack([labels for _, labels in found])}
-
-    def _masked(self, row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = framed(self.blocks[row], self.frame).astype(np.int64)
-        rng = self._generator(row, draw)
+        ids = np.stack([framed(self.blocks[row], self.frame) for row in rows]).astype(np.int64)
         ordinary = ~np.isin(ids, self.special)
-        asked = ordinary & (rng.random(len(ids)) < self.masking.probability)
+        drawn = _Drawn(*ids.shape)
+        for place, row in enumerate(rows):
+            self._draw(drawn, place, ordinary[place], row, draw)
+        asked = drawn.asked
+        labels = np.where(asked, ids, IGNORED)
+        masked = np.where(asked & (drawn.fate < MASKED), self.mask_id, ids)
+        replaced = asked & (drawn.fate >= MASKED) & (drawn.fate < MASKED + RANDOM)
+        return {"input_ids": np.where(replaced, self._known[drawn.strange], masked), "labels": labels}
+
+    def _draw(self, drawn: _Drawn, place: int, ordinary: np.ndarray, row: int, draw: int) -> None:
+        """Draw for one row, at `place` of a batch. The numbers depend on the row and the draw alone, not on the batch."""
+        count = ordinary.size
+        digest = hashlib.sha256(f"masks/{self.masking.seed}/{self.name}/{draw}/{row}".encode()).digest()
+        rng = drawn.generator(int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
+        asked = ordinary & (rng.random(count) < self.masking.probability)
         if not asked.any() and ordinary.any():
             # Without any label, the block would have no loss.
             asked[rng.choice(np.flatnonzero(ordinary))] = True
-        labels = np.where(asked, ids, IGNORED)
-        fate = rng.random(len(ids))
-        ids = np.where(asked & (fate < MASKED), self.mask_id, ids)
-        strange = rng.choice(self._known, size=len(ids))
-        return np.where(asked & (fate >= MASKED) & (fate < MASKED + RANDOM), strange, ids), labels
+        drawn.asked[place], drawn.fate[place] = asked, rng.random(count)
+        drawn.strange[place] = rng.integers(self._known.size, size=count)
 
     @cached_property
     def _known(self) -> np.ndarray:
         """Return the ids that may replace a token at random."""
         return np.setdiff1d(np.arange(self.vocabulary), self.special)
 
-    def _generator(self, row: int, draw: int) -> np.random.Generator:
-        digest = hashlib.sha256(f"masks/{self.masking.seed}/{self.name}/{draw}/{row}".encode()).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+class _Drawn:
+    """What is drawn at random for a batch.
+
+    Attributes:
+        asked: whether a token is to be predicted, [rows, tokens].
+        fate: number in [0, 1) that decides what a token to predict becomes, [rows, tokens].
+        strange: index of the id that may replace a token, [rows, tokens].
+    """
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        self.asked = np.zeros((rows, tokens), dtype=bool)
+        self.fate = np.zeros((rows, tokens))
+        self.strange = np.zeros((rows, tokens), dtype=np.int64)
+        self._bits = np.random.Philox(key=0)
+        self._start: dict[str, Any] = dict(self._bits.state)
+        self._generator = np.random.Generator(self._bits)
+
+    def generator(self, low: int, high: int) -> np.random.Generator:
+        """Return a generator as `np.random.Philox` of this key begins it. The one that exists is reset: it takes long to make one."""
+        key = np.array([low, high], dtype=np.uint64)
+        self._bits.state = {**self._start, "state": {"counter": np.zeros(4, dtype=np.uint64), "key": key}}
+        return self._generator
