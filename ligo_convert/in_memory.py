@@ -231,7 +231,7 @@ def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]
         return nullcontext(progress)
     if progress is False:
         return nullcontext(Progress())
-    return shown_progress(announce=progress is True)
+    return shown_progress(stages=progress is True)
 
 
 @contextmanager

@@ -158,3 +158,15 @@ def size(nbytes: float) -> str:
 def percent(share: float) -> str:
     """Return a share as a percentage: 0.314 -> 31.4%."""
     return f"{share:.1%}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units: 45 -> 45 s, 5000 -> 1 h 23 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, smaller, label in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit} {name} {rest} {label}" if rest else f"{whole // unit} {name}"
+    return f"{whole} s"

@@ -12,13 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from ligo_convert.cli.log_lines import DEFAULT_LOG, Level, LogSettings, LogWriter
 from ligo_convert.cli.streams import Streams
-from ligo_convert.errors import Interrupted, LigoError, MachineError, brief, printable
+from ligo_convert.errors import Interrupted, LigoError, MachineError, RecipeError, brief, printable
 from ligo_convert.signals import Stopped, answered
 
 if TYPE_CHECKING:
@@ -36,41 +39,83 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
+class _Log:
+    """What is shown on stderr. Errors are shown after the command has ended, so this outlives its context."""
+
+    settings = DEFAULT_LOG
+
+    @classmethod
+    def set_level(cls, context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+        if not asked or context.resilient_parsing:
+            return
+        level: Level = "quiet" if parameter.name == "quiet" else "verbose"
+        if cls.settings.level not in ("normal", level):
+            raise click.UsageError("--quiet and --verbose exclude each other.", context)
+        cls.settings = replace(cls.settings, level=level)
+
+    @classmethod
+    def set_form(cls, context: click.Context, parameter: click.Parameter, form: Literal["text", "json"] | None) -> None:
+        if form is not None and not context.resilient_parsing:
+            cls.settings = replace(cls.settings, form=form)
+
+
+def _common_options() -> list[click.Parameter]:
+    """Return the options that stand before or after the name of every command."""
+    return [
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_Log.set_level,
+            envvar="LIGO_CONVERT_QUIET",
+            help="Show only warnings and errors on stderr.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_Log.set_level,
+            envvar="LIGO_CONVERT_VERBOSE",
+            help="Write a line about the work every 5 seconds, not every 30, and also on a terminal.",
+        ),
+        click.Option(
+            ["--log-format"],
+            type=click.Choice(["text", "json"]),
+            expose_value=False,
+            callback=_Log.set_form,
+            envvar="LIGO_CONVERT_LOG_FORMAT",
+            help="Form of the lines on stderr. json: one object a line, errors included.",
+        ),
+        click.Option(
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+        ),
+        # `main` reads it from the arguments before they are parsed.
+        click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
+    ]
+
+
 class _Command(click.Command):
-    """A command that accepts `--version` and `--debug` after its name as well."""
+    """A command that accepts the common options after its name as well."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.params += [
-            click.Option(
-                ["--version"],
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=_version,
-                help="Print the version.",
-            ),
-            # `main` reads it from the arguments before they are parsed.
-            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
-        ]
+        self.params += _common_options()
 
 
 class _Group(click.Group):
     command_class = _Command
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params += _common_options()
+
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
-)
-@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+def cli() -> None:
     """Grow a small pretrained transformer into a larger one.
 
     Write a recipe, check it with `plan`, and carry it out with `run`.
     """
-    context.obj = debug
 
 
 def _recipe_options(command: Command) -> Command:
@@ -484,7 +529,7 @@ def batch(
     loaded = load_manifest(manifest)
     from ligo_convert.batch.scheduler import run_batch, shard_entries
 
-    with shown_batch(shard_entries(loaded, share)) as watcher:
+    with shown_batch(shard_entries(loaded, share), _Log.settings) as watcher:
         done = run_batch(loaded, engine=engine, jobs=jobs, shard=share, address=address, device=device, watcher=watcher)
     _print(done.json(), as_json, lambda: batch_report(done))
     if done.exit_code:
@@ -677,10 +722,10 @@ def _print(data: dict[str, Any], as_json: bool, report: Callable[[], None]) -> N
 
 @contextmanager
 def _showing() -> Iterator[Progress]:
-    """Show progress on stderr: bars on a terminal, messages always."""
+    """Show progress on stderr: bars on a terminal, lines elsewhere."""
     from ligo_convert.cli.progress_bars import shown_progress
 
-    with shown_progress() as progress:
+    with shown_progress(_Log.settings) as progress:
         yield progress
 
 
@@ -696,6 +741,7 @@ def main() -> None:
     # transformers reads this when it is imported: it must not fetch kernels from the Hub and run them.
     os.environ["USE_HUB_KERNELS"] = "0"
     debug = "--debug" in sys.argv[1:]
+    _Log.settings = _log_before_parsing(sys.argv[1:])
     streams = Streams()
     code = _run(debug)
     if code == 0:
@@ -707,6 +753,13 @@ def main() -> None:
     sys.exit(code)
 
 
+def _log_before_parsing(arguments: list[str]) -> LogSettings:
+    """Return the form that the arguments ask for, for errors in the arguments themselves."""
+    options = [f"{one}={other}" for one, other in pairwise([*arguments, ""])] + arguments
+    form = "json" if "--log-format=json" in options else os.environ.get("LIGO_CONVERT_LOG_FORMAT", "").lower()
+    return replace(DEFAULT_LOG, form="json" if form == "json" else "text")
+
+
 def _run(debug: bool) -> int:
     """Carry out the command line and return its exit code."""
     try:
@@ -715,6 +768,9 @@ def _run(debug: bool) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
+        if _Log.settings.form == "json":
+            LogWriter(sys.stderr, _Log.settings).error(RecipeError(error.format_message()))
+            return 2
         told = io.StringIO()
         error.show(file=told)
         for line in told.getvalue().splitlines():
@@ -743,6 +799,5 @@ def _fail(error: LigoError, debug: bool) -> int:
 
         for line in "".join(traceback.format_exception(error)).splitlines():
             click.echo(printable(line), err=True)
-    for line in f"error: {error}".splitlines():
-        click.echo(printable(line), err=True)
+    LogWriter(sys.stderr, _Log.settings).error(error)
     return error.exit_code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ligo_convert.cli.format import STATE_STYLES, make_table, text_of
+from ligo_convert.cli.log_lines import DEFAULT_LOG, EntryLines, LoggedProgress, LogSettings, LogWriter
 from ligo_convert.errors import printable
 from ligo_convert.progress import Progress, Task
 
@@ -36,16 +39,14 @@ class _ShownTask(Task):
 
 
 class ShownProgress(Progress):
-    """Progress bars on a terminal; without one, messages only.
+    """Progress bars on a terminal.
 
     Args:
         console: where to draw.
-        announce: without a terminal, print the name of every task when it starts.
     """
 
-    def __init__(self, console: Console, *, announce: bool = False) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.announce = announce and not console.is_terminal
         self.bars = RichProgress(
             SpinnerColumn(finished_text="[green]v"),
             TextColumn("{task.description}", markup=False),
@@ -54,14 +55,11 @@ class ShownProgress(Progress):
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
-            disable=not console.is_terminal,
         )
 
     @contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
         number = self.bars.add_task(f"{name:<24}", total=total, note="")
-        if self.announce:
-            self.say(name if total is None else f"{name}: {total:g} {unit}".rstrip())
         try:
             yield _ShownTask(self.bars, number, unit)
         except BaseException:
@@ -85,24 +83,35 @@ def message_console() -> Console:
 
 
 @contextmanager
-def shown_progress(*, announce: bool = False) -> Iterator[Progress]:
-    """Show progress on stderr while the block runs. `announce`: as of `ShownProgress`."""
+def shown_progress(settings: LogSettings = DEFAULT_LOG, *, stages: bool = True) -> Iterator[Progress]:
+    """Show progress on stderr while the block runs: bars on a terminal, lines elsewhere.
+
+    Args:
+        settings: what is shown, and in which form.
+        stages: without a terminal, whether to write lines about stages, and not messages and warnings alone.
+    """
     console = Console(stderr=True)
-    progress = ShownProgress(console, announce=announce)
-    with progress.bars:
-        yield progress
+    if settings == DEFAULT_LOG and console.is_terminal:
+        bars = ShownProgress(console)
+        with bars.bars:
+            yield bars
+    else:
+        yield LoggedProgress(LogWriter(sys.stderr, settings), stages=stages)
 
 
 @contextmanager
-def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
-    """Show a live table of all entries on a terminal; without one, print a line for every change of state."""
+def shown_batch(names: Sequence[str], settings: LogSettings = DEFAULT_LOG) -> Iterator[Watcher]:
+    """Show a live table of all entries on a terminal; elsewhere, write a line for every change."""
     from rich.live import Live
 
     from ligo_convert.batch.scheduler import EntryStatus, Watcher
 
-    console = message_console()
+    console = Console(stderr=True, highlight=False)
+    if settings != DEFAULT_LOG or not console.is_terminal:
+        lines = EntryLines(LogWriter(sys.stderr, settings).write, settings.interval)
+        yield Watcher(on_change=lines.changed, on_message=lines.say)
+        return
     statuses = {name: EntryStatus() for name in names}
-    last = dict.fromkeys(names, "")
 
     def table() -> Table:
         shown = make_table("", "entry", "state", "seconds", "", right=(2,))
@@ -118,20 +127,12 @@ def shown_batch(names: Sequence[str]) -> Iterator[Watcher]:
             )
         return shown
 
-    with Live(
-        get_renderable=table, console=console, refresh_per_second=4, auto_refresh=console.is_terminal, transient=True
-    ) as live:
-
-        def say(name: str, text: str) -> None:
-            live.console.print(Text(printable(f"{name}: {text}")))
+    with Live(get_renderable=table, console=console, refresh_per_second=4, transient=True) as live:
+        # The table shows what an entry does.
+        lines = EntryLines(lambda _, text, **fields: live.console.print(text_of(text)), math.inf)
 
         def changed(name: str, status: EntryStatus) -> None:
             statuses[name] = status
-            if status.state != last[name]:
-                last[name] = status.state
-                why = f": {status.why}" if status.why else ""
-                before = " in an earlier run" if status.reused else ""
-                for line in f"{status.state}{before}{why}".splitlines():
-                    say(name, line)
+            lines.changed(name, status)
 
-        yield Watcher(on_change=changed, on_message=say)
+        yield Watcher(on_change=changed, on_message=lines.say)
