@@ -102,8 +102,52 @@ class _Command(click.Command):
         self.params += _common_options()
 
 
+# Heading -> commands in the order of a workflow, with a line about each.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Grow a model": {
+        "init": "write a recipe to start from",
+        "examples": "list the recipes that come with ligo-convert",
+        "import": "turn a pickled checkpoint into safetensors first",
+        "plan": "show what a recipe will do; reads no weights",
+        "run": "carry out a recipe: grow, write, verify",
+        "inspect": "show what a checkpoint, operator or output holds",
+        "verify": "check the digests and tensors of an output",
+        "publish": "upload an output to the Hub",
+        "batch": "run many recipes",
+    },
+    "Train it, and find out whether growing pays": {
+        "choose": "try ways to grow for a short while, and pick one",
+        "train": "train a model, growing it on the way if asked",
+        "compare": "measure what growing saves against scratch",
+    },
+    "Use one operator for many checkpoints": {
+        "fit": "learn the growth operator of a recipe, and no more",
+        "apply": "grow a checkpoint with a stored operator",
+    },
+    "Look up": {
+        "families": "list the model families",
+        "describe": "show the tensors of a family",
+        "methods": "list the growth methods",
+    },
+}
+
+EXAMPLES = """\
+  ligo-convert run --example quickstart        # a first run; needs no model and no network
+  ligo-convert init openai-community/gpt2      # writes gpt2_grown.yaml
+  ligo-convert plan gpt2_grown.yaml
+  ligo-convert run gpt2_grown.yaml
+  ligo-convert verify out/gpt2-medium --load"""
+
+
 class _Group(click.Group):
     command_class = _Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl(list(commands.items()))
+        with formatter.section("Examples"):
+            formatter.write(EXAMPLES + "\n")
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -131,10 +175,41 @@ def _recipe_options(command: Command) -> Command:
         click.option(
             "--source", metavar="MODEL", help="Source model: a directory or a Hub id. Replaces the recipe's source."
         ),
-        click.argument("recipe", type=click.Path(path_type=Path)),
+        click.option(
+            "--example",
+            metavar="NAME",
+            is_eager=True,
+            expose_value=False,
+            callback=_name_example,
+            help="Use a recipe that comes with ligo-convert, instead of RECIPE; `examples` lists them.",
+        ),
+        click.argument("recipe", type=click.Path(path_type=Path), required=False, callback=_recipe_or_example),
     ):
         command = option(command)
     return command
+
+
+_EXAMPLE = "ligo_convert.example"  # key of click's context
+
+
+def _name_example(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    context.meta[_EXAMPLE] = name
+
+
+def _recipe_or_example(context: click.Context, parameter: click.Parameter, recipe: Path | None) -> Path | None:
+    """Return the file of the recipe: RECIPE or `--example NAME`, and one of them must be given."""
+    name = context.meta.get(_EXAMPLE)
+    if context.resilient_parsing:
+        return recipe
+    if name is None:
+        if recipe is None:
+            raise click.UsageError("Missing argument 'RECIPE', or --example NAME.", context)
+        return recipe
+    if recipe is not None:
+        raise click.UsageError("RECIPE and --example exclude each other.", context)
+    from ligo_convert.recipes.examples import example_file
+
+    return example_file(name)
 
 
 def _load_families(context: click.Context, parameter: click.Parameter, files: tuple[Path, ...]) -> None:
@@ -167,6 +242,86 @@ def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str
     from ligo_convert.recipes.recipe import load_recipe
 
     return load_recipe(recipe, overrides=overrides, source=source, out=out)
+
+
+@cli.command()
+@_as_json
+def examples(as_json: bool) -> None:
+    """List the recipes that come with ligo-convert, for `--example NAME`."""
+    from ligo_convert.cli.reports import pairs_report
+    from ligo_convert.recipes.examples import examples as known
+    from ligo_convert.recipes.examples import first_line
+
+    found = {name: first_line(path) for name, path in known().items()}
+    _print({"examples": found}, as_json, lambda: pairs_report(found))
+
+
+@cli.command()
+@click.argument("source", required=False)
+@click.option("--example", metavar="NAME", help="Copy a recipe that comes with ligo-convert, instead; `examples` lists them.")
+@click.option(
+    "--grow", "keys", multiple=True, metavar="KEY=VALUE", help="Config key of the target, such as n_layer=24. Repeatable."
+)
+@click.option("--size", metavar="NAME", help="A published size of the source's family. Default: the next larger one.")
+@click.option("--revision", default="main", show_default=True, help="Branch, tag or commit of a source on the Hub.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="File to write; `-` prints the recipe.")
+@_family_files
+@_as_json
+def init(
+    source: str | None,
+    example: str | None,
+    keys: tuple[str, ...],
+    size: str | None,
+    revision: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a recipe to start from for SOURCE, a directory or a Hub id: sizes, and the growth method that preserves it best."""
+    from ligo_convert.cli.reports import suggestion_report
+    from ligo_convert.conversion.new_recipe import default_file, suggest_recipe
+    from ligo_convert.io.files import write_file
+
+    prints = out is not None and str(out) == "-"
+    if example is not None:
+        if source is not None or keys or size is not None:
+            raise click.UsageError("--example stands alone: it is copied as it is.")
+        _copy_example(example, None if prints else out or Path(f"{example}.yaml"), as_json)
+        return
+    if source is None:
+        raise click.UsageError("Missing argument 'SOURCE', or --example NAME.")
+    if keys and size is not None:
+        raise click.UsageError("--grow and --size exclude each other.")
+    file = Path(default_file(source, size)) if out is None or prints else out
+    suggestion = suggest_recipe(source, file, revision=revision, grow=dict(map(_grown_key, keys)), size=size)
+    if not prints:
+        write_file(file, suggestion.text.encode())
+    data = {**suggestion.json(), "recipe": None if prints else str(file), "text": suggestion.text}
+    if prints and not as_json:
+        click.echo(suggestion.text, nl=False)
+    else:
+        _print(data, as_json, lambda: suggestion_report(suggestion, file))
+
+
+def _copy_example(name: str, file: Path | None, as_json: bool) -> None:
+    """Copy an example to a file; without one, print it."""
+    from ligo_convert.io.files import write_file
+    from ligo_convert.recipes.examples import example_file
+
+    text = example_file(name).read_text(encoding="utf-8")
+    if file is not None:
+        write_file(file, text.encode())
+    told = text if file is None else f"wrote {printable(file)}\n"
+    _print({"recipe": None if file is None else str(file), "text": text}, as_json, lambda: click.echo(told, nl=False))
+
+
+def _grown_key(text: str) -> tuple[str, object]:
+    """Parse `--grow KEY=VALUE`, a value in YAML."""
+    from ligo_convert.io.strict_yaml import parse_value
+
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise RecipeError("expected KEY=VALUE", where=f"--grow {brief(text)}", hint="for example --grow n_layer=24")
+    return key, parse_value(value, label=f"--grow {brief(key)}").data
 
 
 @cli.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import Batch
+    from ligo_convert.conversion.new_recipe import Suggestion
     from ligo_convert.conversion.plan import Plan
     from ligo_convert.conversion.run_record import ConversionResult
     from ligo_convert.conversion.train_plan import TrainPlan
@@ -59,6 +62,45 @@ def batch_report(done: Batch) -> None:
             console.print(Text(f"\n{printable(name)}: exit code {entry['code']}", style="bold"))
             for line in entry["why"].splitlines():
                 console.print(text_of(f"  {line}"))
+
+
+def pairs_report(pairs: Mapping[str, str]) -> None:
+    """Print names with a line about each."""
+    rows = [(name, text) for name, text in pairs.items()]
+    print_table(_out(), "", ("name", "what it is"), rows)
+
+
+def suggestion_report(suggestion: Suggestion, file: Path) -> None:
+    """Print what a new recipe grows, by which methods, the other sizes, and the next commands."""
+    chosen, console = suggestion.chosen, _out()
+    growth = chosen.growth.growth
+    make_pairs(
+        console,
+        f"Wrote {printable(file)}",
+        {
+            "family": suggestion.family,
+            "source": f"{printable(suggestion.label)}, {amount(suggestion.parameters)} parameters",
+            "target": f"{chosen.name or 'own sizes'}, {amount(chosen.parameters)} parameters",
+            "config": ", ".join(f"{key}={value}" for key, value in chosen.changes.items()),
+            "growth": f"width {growth.width}, depth {growth.depth}",
+            "preservation": chosen.growth.verdict,
+        },
+    )
+    for reason in chosen.growth.reasons:
+        console.print(text_of(f"  {reason}"))
+    if suggestion.others:
+        console.print()
+        rows = [
+            (other.name, amount(other.parameters), other.growth.verdict, f"--size {other.name}")
+            for other in suggestion.others
+        ]
+        print_table(console, "Other sizes", ("size", "parameters", "preservation", "option"), rows, right=(1,), spare=(3,))
+    console.print(
+        "\nNext:\n"
+        f"  ligo-convert plan {shlex.quote(printable(file))}    # shapes, memory, disk; reads no weights\n"
+        f"  ligo-convert run {shlex.quote(printable(file))}     # carries it out",
+        markup=False,
+    )
 
 
 # Files left behind that a report shows.

@@ -274,7 +274,7 @@ def _plan_growth(
 ) -> tuple[Inventory, Family, GrowthPlan, dict[str, object]]:
     """Return the source's tensors, the target's family, the growth plan, and the config keys that the recipe changes."""
     family = find_family(config, where=f"{label}: config.json", names=source.tensors if source is not None else ())
-    inventory = _inventory(family, config, source, label)
+    inventory = inventory_of(family, config, source, label)
     changes, where = target_changes(recipe, family, config)
     target = family.resize(config, changes, where=where)
     family = family_of_target(recipe, inventory)
@@ -401,7 +401,7 @@ def _source_config(recipe: Recipe, source: CheckpointReader | None) -> tuple[dic
     return dict(source.config), source.label, list(source.warnings)
 
 
-def _inventory(family: Family, config: dict[str, object], source: CheckpointReader | None, label: str) -> Inventory:
+def inventory_of(family: Family, config: dict[str, object], source: CheckpointReader | None, label: str) -> Inventory:
     if source is not None:
         return claim_tensors(
             family, config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=label

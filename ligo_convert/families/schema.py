@@ -228,6 +228,8 @@ class Family:
         residual_init: patterns of rows initialised with that deviation divided by sqrt(2 * layers).
         scale_init: config key of a LayerScale's initial value.
         architectures: name of a complete config (timm) -> the values it sets on top of `defaults`.
+        published: name of a published model -> the config keys that decide its size, as its config.json has them. `init` offers them as
+            targets; for timm it offers `architectures`.
         paper: the paper of the architecture, as BibTeX.
         trained: published trainings from scratch; empty if none is known.
     """
@@ -277,6 +279,7 @@ class Family:
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
     architectures: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
     paper: str = ""
     trained: tuple[Training, ...] = ()
 

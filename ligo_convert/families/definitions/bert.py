@@ -165,6 +165,14 @@ BERT = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    published={
+        "bert-tiny": {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 512},
+        "bert-mini": {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 4, "intermediate_size": 1024},
+        "bert-small": {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 4, "intermediate_size": 2048},
+        "bert-medium": {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 8, "intermediate_size": 2048},
+        "bert-base": {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072},
+        "bert-large": {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096},
+    },
     paper=PAPER,
     trained=TRAININGS,
 )

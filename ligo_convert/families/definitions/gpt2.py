@@ -110,6 +110,12 @@ GPT2 = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    published={
+        "gpt2": {"n_embd": 768, "n_head": 12, "n_layer": 12},
+        "gpt2-medium": {"n_embd": 1024, "n_head": 16, "n_layer": 24},
+        "gpt2-large": {"n_embd": 1280, "n_head": 20, "n_layer": 36},
+        "gpt2-xl": {"n_embd": 1600, "n_head": 25, "n_layer": 48},
+    },
     paper=PAPER,
     trained=DECODERS,
 )

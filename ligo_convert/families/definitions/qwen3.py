@@ -68,5 +68,13 @@ QWEN3 = replace(
         "bos_token_id": None,
         "eos_token_id": None,
     },
+    published={
+        "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28},
+        "Qwen3-1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28},
+        "Qwen3-4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 36},
+        "Qwen3-8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 36},
+        "Qwen3-14B": {"hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 40, "num_key_value_heads": 8, "num_hidden_layers": 40},
+        "Qwen3-32B": {"hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 64},
+    },
     paper=PAPER,
 )
