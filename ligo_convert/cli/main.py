@@ -258,9 +258,15 @@ def examples(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("source", required=False)
-@click.option("--example", metavar="NAME", help="Copy a recipe that comes with ligo-convert, instead; `examples` lists them.")
 @click.option(
-    "--grow", "keys", multiple=True, metavar="KEY=VALUE", help="Config key of the target, such as n_layer=24. Repeatable."
+    "--example", metavar="NAME", help="Copy a recipe that comes with ligo-convert, instead; `examples` lists them."
+)
+@click.option(
+    "--grow",
+    "keys",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Config key of the target, such as n_layer=24. Repeatable.",
 )
 @click.option("--size", metavar="NAME", help="A published size of the source's family. Default: the next larger one.")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit of a source on the Hub.")

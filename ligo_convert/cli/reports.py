@@ -94,7 +94,9 @@ def suggestion_report(suggestion: Suggestion, file: Path) -> None:
             (other.name, amount(other.parameters), other.growth.verdict, f"--size {other.name}")
             for other in suggestion.others
         ]
-        print_table(console, "Other sizes", ("size", "parameters", "preservation", "option"), rows, right=(1,), spare=(3,))
+        print_table(
+            console, "Other sizes", ("size", "parameters", "preservation", "option"), rows, right=(1,), spare=(3,)
+        )
     console.print(
         "\nNext:\n"
         f"  ligo-convert plan {shlex.quote(printable(file))}    # shapes, memory, disk; reads no weights\n"

@@ -201,9 +201,7 @@ def _planned(
 
     def plan(width: str, depth: str) -> GrowthPlan:
         settings = GrowthSettings(width=width, depth=depth, keying=DEFAULT_KEYING, tie=None, seed=0)
-        return plan_growth(
-            family, settings, config, target, asked=changes, where=where, source_family=inventory.family
-        )
+        return plan_growth(family, settings, config, target, asked=changes, where=where, source_family=inventory.family)
 
     widest = plan("mean-preserving", "identity")
     depth = "identity" if any(found.silent for found in widest.depths.values()) else "copy"
@@ -226,10 +224,11 @@ def _named(size: str, published: list[SizeChoice], family: Family) -> SizeChoice
         if choice.name == size:
             return choice
     known = size in family.published or size in family.architectures
+    near = [] if known else close_matches(size, names)
     raise RecipeError(
         f"--size: the source cannot grow into {size}" if known else f"--size: no published size {size!r}",
         expected=", ".join(names) or "none of the published sizes is larger than the source",
-        hint="; ".join([*(f"did you mean {name}?" for name in close_matches(size, names)), "or give config keys with --grow"]),
+        hint=f"did you mean {near[0]}?" if near else "give config keys with --grow",
     )
 
 
@@ -256,9 +255,7 @@ _TEXT_DATA = "text: [corpus/*.txt]         # your text: .txt, .jsonl or .parquet
 _IMAGE_DATA = "images: photos/              # your images, a folder for each class"
 
 
-def _recipe_text(
-    suggestion: Suggestion, family: Family, source: str, path: Path, *, revision: str | None
-) -> str:
+def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path, *, revision: str | None) -> str:
     """Return the recipe as commented YAML."""
     chosen = suggestion.chosen
     growth = chosen.growth.growth
@@ -266,7 +263,9 @@ def _recipe_text(
     file = path.name
     sizes = f"{_millions(suggestion.parameters)} to {_millions(chosen.parameters)} parameters"
     lines = [
-        f"# {printable(suggestion.label)} to {name}: {sizes}." if chosen.name else f"# {printable(suggestion.label)}, grown: {sizes}.",
+        f"# {printable(suggestion.label)} to {name}: {sizes}."
+        if chosen.name
+        else f"# {printable(suggestion.label)}, grown: {sizes}.",
         "#",
         f"#   ligo-convert plan {file}    # shapes, memory, disk, preservation; reads no weights",
         f"#   ligo-convert run {file}     # run it again to resume after an interruption",
@@ -277,7 +276,9 @@ def _recipe_text(
         "target:",
     ]
     if suggestion.others:
-        lines.append("  # Other published sizes, with parameters, and what `lemon` or the nearest method preserves there:")
+        lines.append(
+            "  # Other published sizes, with parameters, and what `lemon` or the nearest method preserves there:"
+        )
         lines += [
             f"  #   {other.name} ({_millions(other.parameters)}, {other.growth.verdict}): {_flow(other.changes)}"
             for other in suggestion.others
@@ -306,7 +307,11 @@ def _recipe_text(
 
 
 def _kept(choice: SizeChoice) -> str:
-    says = {"exact": "keeps the source's function exactly", "near": "keeps the source's loss nearly", "lossy": "changes the function"}
+    says = {
+        "exact": "keeps the source's function exactly",
+        "near": "keeps the source's loss nearly",
+        "lossy": "changes the function",
+    }
     return f"{choice.growth.growth.width} with {choice.growth.growth.depth} {says[choice.growth.verdict]}"
 
 

@@ -52,7 +52,9 @@ def one_row(given: MaskedExamples, row: int, draw: int) -> tuple[list[int], list
 @pytest.mark.parametrize("probability", [0.01, 0.15, 0.6])
 @pytest.mark.parametrize("special", [SPECIAL, tuple(range(VOCABULARY - 2))])
 @pytest.mark.parametrize("frame", [(), (1, 2)])
-def test_a_batch_has_the_masks_of_its_rows(probability: float, special: tuple[int, ...], frame: tuple[int, ...]) -> None:
+def test_a_batch_has_the_masks_of_its_rows(
+    probability: float, special: tuple[int, ...], frame: tuple[int, ...]
+) -> None:
     given = examples(probability, special=special, frame=frame)
     rows = [7, 0, 31, 7, 12]
     for draw in (0, 3):

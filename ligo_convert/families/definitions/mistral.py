@@ -57,9 +57,30 @@ MISTRAL = replace(
         "attention_dropout": 0.0,
     },
     published={
-        "Mistral-7B": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "head_dim": 128},
-        "Mistral-Nemo-12B": {"hidden_size": 5120, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 40, "head_dim": 128},
-        "Mistral-Small-24B": {"hidden_size": 5120, "intermediate_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 40, "head_dim": 128},
+        "Mistral-7B": {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 32,
+            "head_dim": 128,
+        },
+        "Mistral-Nemo-12B": {
+            "hidden_size": 5120,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 40,
+            "head_dim": 128,
+        },
+        "Mistral-Small-24B": {
+            "hidden_size": 5120,
+            "intermediate_size": 32768,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 40,
+            "head_dim": 128,
+        },
     },
     paper=PAPER,
 )

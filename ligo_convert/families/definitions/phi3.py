@@ -58,10 +58,34 @@ PHI3 = replace(
         "sliding_window": None,
     },
     published={
-        "Phi-3-mini": {"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 32, "num_hidden_layers": 32},
-        "Phi-4-mini": {"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_key_value_heads": 8, "num_hidden_layers": 32},
-        "Phi-3-medium": {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 40, "num_key_value_heads": 10, "num_hidden_layers": 40},
-        "Phi-4": {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 40, "num_key_value_heads": 10, "num_hidden_layers": 40},
+        "Phi-3-mini": {
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "num_hidden_layers": 32,
+        },
+        "Phi-4-mini": {
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 32,
+        },
+        "Phi-3-medium": {
+            "hidden_size": 5120,
+            "intermediate_size": 17920,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 10,
+            "num_hidden_layers": 40,
+        },
+        "Phi-4": {
+            "hidden_size": 5120,
+            "intermediate_size": 17920,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 10,
+            "num_hidden_layers": 40,
+        },
     },
     paper=PAPER,
 )

@@ -157,9 +157,24 @@ ROBERTA = Family(
         "tie_word_embeddings": True,
     },
     published={
-        "distilroberta-base": {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 6, "intermediate_size": 3072},
-        "roberta-base": {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072},
-        "roberta-large": {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096},
+        "distilroberta-base": {
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 6,
+            "intermediate_size": 3072,
+        },
+        "roberta-base": {
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "intermediate_size": 3072,
+        },
+        "roberta-large": {
+            "hidden_size": 1024,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "intermediate_size": 4096,
+        },
     },
     paper=PAPER,
     trained=TRAININGS,

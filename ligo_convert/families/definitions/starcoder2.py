@@ -70,9 +70,27 @@ STARCODER2 = replace(
         "tie_word_embeddings": True,
     },
     published={
-        "starcoder2-3b": {"hidden_size": 3072, "intermediate_size": 12288, "num_attention_heads": 24, "num_key_value_heads": 2, "num_hidden_layers": 30},
-        "starcoder2-7b": {"hidden_size": 4608, "intermediate_size": 18432, "num_attention_heads": 36, "num_key_value_heads": 4, "num_hidden_layers": 32},
-        "starcoder2-15b": {"hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 48, "num_key_value_heads": 4, "num_hidden_layers": 40},
+        "starcoder2-3b": {
+            "hidden_size": 3072,
+            "intermediate_size": 12288,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 30,
+        },
+        "starcoder2-7b": {
+            "hidden_size": 4608,
+            "intermediate_size": 18432,
+            "num_attention_heads": 36,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 32,
+        },
+        "starcoder2-15b": {
+            "hidden_size": 6144,
+            "intermediate_size": 24576,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 40,
+        },
     },
     paper=PAPER,
 )
