@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import amount, make_pairs, print_table
+from ligo_convert.cli.format import make_pairs, print_table
+from ligo_convert.cli.units import amount
 from ligo_convert.errors import printable
 
 

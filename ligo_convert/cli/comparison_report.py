@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import amount, make_pairs, make_table, print_table, size, text_of
+from ligo_convert.cli.format import make_pairs, make_table, print_table, text_of
+from ligo_convert.cli.units import amount, size
 from ligo_convert.comparison.naming import entry_text
 from ligo_convert.comparison.tables import Table, break_even, equal_budget, names_of, savings, sources
 from ligo_convert.errors import printable

@@ -1,4 +1,4 @@
-"""Format values for the terminal: text, tables, counts, sizes and percentages.
+"""Format values for the terminal: text and tables.
 
 Everything foreign (names, labels, reasons) passes `printable` and becomes `Text`, never markup.
 """
@@ -135,38 +135,3 @@ def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> Non
     for key, value in pairs.items():
         table.add_row(Text(key, style="dim"), text_of(value))
     console.print(table)
-
-
-def amount(number: float | None) -> str:
-    """Return a count with three significant digits and a decimal prefix: 124439808 -> 124M."""
-    if number is None:
-        return "-"
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def size(nbytes: float) -> str:
-    """Return a number of bytes in decimal units: 1500000 -> 1.50 MB."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if nbytes >= limit:
-            return f"{nbytes / limit:.2f} {unit}"
-    return f"{nbytes:.0f} B"
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage: 0.314 -> 31.4%."""
-    return f"{share:.1%}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in its two largest units: 45 -> 45 s, 5000 -> 1 h 23 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, name, smaller, label in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // smaller
-            return f"{whole // unit} {name} {rest} {label}" if rest else f"{whole // unit} {name}"
-    return f"{whole} s"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ligo_convert.cli.format import amount, duration, size
+from ligo_convert.cli.units import amount, duration, size
 from ligo_convert.errors import LigoError, printable
 from ligo_convert.progress import Progress, Task
 
@@ -159,7 +159,7 @@ class _LoggedTask(Task):
         self.last = self.began
 
     def begin(self) -> None:
-        total = None if self.total is None else _quantity(self.total, self.unit)
+        total = None if not self.total else _quantity(self.total, self.unit)
         self._write("begin", self.name if total is None else f"{self.name}: {total}", total=self.total)
 
     def advance(self, amount: float = 1) -> None:

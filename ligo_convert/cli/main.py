@@ -132,8 +132,8 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 
 EXAMPLES = """\
-  ligo-convert run --example quickstart        # a first run; needs no model and no network
-  ligo-convert init openai-community/gpt2      # writes gpt2_grown.yaml
+  ligo-convert run --example quickstart      # needs no model and no network
+  ligo-convert init openai-community/gpt2    # writes gpt2_grown.yaml
   ligo-convert plan gpt2_grown.yaml
   ligo-convert run gpt2_grown.yaml
   ligo-convert verify out/gpt2-medium --load"""

@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import (
-    STATE_STYLES,
-    amount,
-    make_pairs,
-    make_table,
-    percent,
-    print_table,
-    size,
-    text_of,
-)
+from ligo_convert.cli.format import STATE_STYLES, make_pairs, make_table, print_table, text_of
+from ligo_convert.cli.units import amount, percent, size
 from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from support.faults import inject
 from support.source_models import DEEPER, GROWN, fit_section, recipe_text, write_checkpoint, write_text
 
-from ligo_convert.cli.main import cli, main
+from ligo_convert.cli.main import SECTIONS, cli, main
 from ligo_convert.comparison.methods import METHODS
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.families.registry import FAMILIES
@@ -280,6 +281,98 @@ def test_every_command_explains_itself() -> None:
         assert command.help, name
         for parameter in command.params:
             assert not isinstance(parameter, click.Option) or parameter.help, (name, parameter.name)
+
+
+def test_help_has_every_command_once_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [name for commands in SECTIONS.values() for name in commands]
+    assert sorted(listed) == sorted(cli.commands)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    assert max(map(len, shown.splitlines())) <= 80
+    for commands in SECTIONS.values():
+        for line in commands.values():
+            assert line in shown
+
+
+def test_an_example_stands_for_a_recipe(call: Call, place: Path) -> None:
+    names = call("examples", "--json").json["examples"]
+    assert names.keys() == {path.stem for path in RECIPES}
+    assert all(len(line) > 20 for line in names.values())
+    assert "quickstart" in call("examples").out
+    # A plan of the file and one of the name are the same.
+    quickstart = ROOT / "recipes" / "quickstart.yaml"
+    assert call("plan", "--example", "quickstart", "--json").out == call("plan", quickstart, "--json").out
+    copied = call("init", "--example", "quickstart")
+    assert (copied.code, copied.out) == (0, "wrote quickstart.yaml\n")
+    assert (place / "quickstart.yaml").read_bytes() == quickstart.read_bytes()
+    assert call("init", "--example", "quickstart", "--out", "-").out == quickstart.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan"], "Missing argument 'RECIPE', or --example NAME."),
+        (["plan", "recipe.yaml", "--example", "quickstart"], "RECIPE and --example exclude each other."),
+        (["plan", "--example", "quickstar"], "no example 'quickstar'\n  did you mean quickstart?"),
+        (["init"], "Missing argument 'SOURCE', or --example NAME."),
+        (["init", "source", "--example", "quickstart"], "--example stands alone"),
+        (["init", "source", "--size", "gpt2", "--grow", "n_layer=4"], "--grow and --size exclude each other."),
+        (["init", "source", "--grow", "n_layer"], "--grow 'n_layer': expected KEY=VALUE"),
+        (["init", "source", "--grow", "n_layer=[1"], "--grow 'n_layer'"),
+        (["-q", "plan", "-v", "recipe.yaml"], "--quiet and --verbose exclude each other."),
+    ],
+)
+def test_what_excludes_each_other_is_said(arguments: list[str], says: str, call: Call, place: Path) -> None:
+    done = call(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+
+
+def test_init_writes_a_recipe_that_runs(call: Call, place: Path) -> None:
+    source = next(path for path in place.iterdir() if (path / "config.json").is_file())
+    done = call("init", source.name, "--grow", "n_layer=4", "--out", "mine.yaml")
+    assert done.code == 0, done.err
+    assert "Wrote mine.yaml" in done.out
+    assert "ligo-convert run mine.yaml" in done.out
+    again = call("init", source.name, "--grow", "n_layer=4", "--out", "mine.yaml")
+    assert (again.code, again.out) == (6, "")
+    ran = call("run", "mine.yaml", "--json").json
+    assert ran["preservation"]["verdict"] in ("exact", None)
+    # Printed, nothing is written.
+    before = sorted(place.iterdir())
+    printed = call("init", source.name, "--grow", "n_layer=4", "--out", "-")
+    assert printed.out == (place / "mine.yaml").read_text().replace("mine.yaml", f"{source.name}_grown.yaml")
+    data = call("init", source.name, "--grow", "n_layer=4", "--out", "-", "--json").json
+    assert (data["text"], data["recipe"]) == (printed.out, None)
+    assert sorted(place.iterdir()) == before
+
+
+def test_progress_without_a_terminal(call: Call, place: Path) -> None:
+    done = call("run", "recipe.yaml")
+    assert done.code == 0
+    stages = [line.partition(":")[0] for line in done.err.splitlines()]
+    assert stages.index("checking the source") < stages.index("writing"), done.err
+    assert call("run", "recipe.yaml", "-q").err == ""
+    lines = [json.loads(line) for line in call("run", "recipe.yaml", "--log-format", "json").err.splitlines()]
+    assert {line["event"] for line in lines} <= {"begin", "done", "message"}
+    assert {"stage", "text", "time"} <= next(line for line in lines if line["event"] == "begin").keys()
+
+
+@pytest.mark.parametrize("given", [["--log-format", "json"], ["--log-format=json"], []])
+def test_errors_are_json_if_asked(
+    given: list[str], call: Call, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not given:
+        monkeypatch.setenv("LIGO_CONVERT_LOG_FORMAT", "json")
+    for arguments, wanted in (
+        (["plan", "nothing.yaml", *given], {"text": "no such file", "where": "nothing.yaml", "exit_code": 2}),
+        (["plan", *given, "--nothing"], {"text": "No such option '--nothing'.", "exit_code": 2}),
+    ):
+        done = call(*arguments)
+        found = json.loads(done.err)
+        assert (done.code, done.out, found.pop("event")) == (2, "", "error")
+        assert found.pop("time")
+        assert found == wanted
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
