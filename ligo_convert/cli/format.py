@@ -128,10 +128,10 @@ def _broken(cell: str, width: int) -> str:
 
 
 def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> None:
-    """Print names and values in two columns."""
+    """Print names and values in two columns. A value that is `Text` keeps its style."""
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
     )
     for key, value in pairs.items():
-        table.add_row(Text(key, style="dim"), text_of(value))
+        table.add_row(Text(key, style="dim"), value if isinstance(value, Text) else text_of(value))
     console.print(table)

@@ -368,20 +368,27 @@ def run(
 
 @cli.command()
 @_recipe_options
+@click.option("--rows", is_flag=True, help="Also print the shapes of every tensor.")
 @_device
 @_family_files
 @_as_json
 def plan(
-    recipe: Path, source: str | None, out: str | None, overrides: tuple[str, ...], device: str, as_json: bool
+    recipe: Path,
+    source: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    rows: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
-    """Show what a recipe will do: shapes, sizes, memory, preservation. Reads no weights."""
+    """Show what a recipe will do: sizes, memory, preservation. Reads no weights."""
     from ligo_convert.cli.reports import plan_report
     from ligo_convert.conversion.plan import plan_json
     from ligo_convert.conversion.train_plan import plan_with_training
 
     made, training = plan_with_training(_load(recipe, overrides, source, out))
     data = plan_json(made) | ({} if training is None else {"train": training.json()})
-    _print(data, as_json, lambda: plan_report(made, training))
+    _print(data, as_json, lambda: plan_report(made, training, rows=rows))
 
 
 @cli.command()

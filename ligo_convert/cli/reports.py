@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,15 +108,50 @@ def _out() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=500)
 
 
-def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
-    """Print a plan: the source and target shape of every row, sizes and preservation, and the training if the recipe has one."""
-    from ligo_convert.conversion.plan import plan_json
+# Style of a verdict on preservation.
+VERDICT_STYLES = {"exact": "bold green", "near": "bold yellow", "lossy": "bold red"}
 
-    console, data, family = _out(), plan_json(plan), plan.family
-    old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
-    from ligo_convert.cli.inspect import family_layout
+
+def plan_report(plan: Plan, training: TrainPlan | None = None, *, rows: bool = False) -> None:
+    """Print a plan: how the sizes change, details, advice on training, and at the end what decides whether to run it.
+
+    Args:
+        rows: whether to print the source and target shape of every row of the family's table.
+    """
+    from ligo_convert.conversion.plan import plan_json
     from ligo_convert.outputs.advice import scale_of
 
+    console, data = _out(), plan_json(plan)
+    if rows:
+        _print_rows(console, plan)
+        console.print()
+    make_pairs(console, "", _plan_details(plan, data, training))
+    if data["advice"] and training is None:
+        console.print()
+        make_pairs(console, "Training the output", {one["what"]: one["value"] for one in data["advice"]})
+        console.print(f"{scale_of(plan.family)} The model card has the origin of every value.".strip(), style="dim")
+    for warning in plan.warnings:
+        Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+    console.print()
+    verdict = data["preservation"]["verdict"]
+    make_pairs(
+        console,
+        "Summary",
+        {
+            "preservation": Text(verdict, style=VERDICT_STYLES[verdict]),
+            "parameters": f"{amount(data['parameters']['source'])} -> {amount(data['parameters']['target'])}",
+            **_needs(plan, data, training),
+            "next": _next_command(plan, training),
+        },
+    )
+
+
+def _print_rows(console: Console, plan: Plan) -> None:
+    """Print the row table of a plan: every row with its layout and its shapes."""
+    from ligo_convert.cli.inspect import family_layout
+
+    family = plan.family
+    old, new = family.sizes(plan.start.source), family.sizes(plan.start.target)
     rows = []
     for row in family.rows_for(plan.start.target):
         layers = f"{old[row.depth]} -> {new[row.depth]}" if row.depth else ""
@@ -123,19 +159,22 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
         rows.append([row.pattern, family_layout(family, row.pattern), *shapes, layers])
     # `describe` prints the layouts, too.
     print_table(console, "", ("row", "layout", "source", "target", "layers"), rows, spare=(1,))
-    console.print()
+
+
+def _plan_details(plan: Plan, data: Mapping[str, Any], training: TrainPlan | None) -> dict[str, object]:
+    """Return the lines of a plan about source, sizes, methods, fit and files."""
     growth, preservation = data["growth"], data["preservation"]
-    parameters = data["parameters"]
+    grown = {axis: found for axis, found in data["axes"].items() if found["source"] != found["target"]}
     pairs: dict[str, object] = {
         "source": plan.label
         + (f" @ {plan.revision}" if plan.revision else "")
         + ("" if plan.at_hand else " (not at hand)"),
-        "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
+        "sizes": ", ".join(f"{axis} {found['source']} -> {found['target']}" for axis, found in grown.items())
+        or "as the source's",
         "method": f"width {growth['width']}, depth {growth['depth']}",
-        "preservation": preservation["verdict"],
     }
-    for reason in preservation["reasons"]:
-        pairs[" " * len(pairs)] = reason
+    for number, reason in enumerate(preservation["reasons"]):
+        pairs["" if not number else " " * number] = reason
     if preservation["method"] is not None:
         pairs["measured"] = f"{_MEASURED[preservation['method']]}; reads {size(preservation['read_bytes'])}"
     pairs |= _symmetry_pairs(data["symmetry"])
@@ -148,30 +187,40 @@ def plan_report(plan: Plan, training: TrainPlan | None = None) -> None:
             ", tied as in the paper" if growth["tie"] else ""
         )
         fit = plan.required_fit.settings
-        examples = "images" if family.reads == "images" else f"x {fit.sequence_length} tokens"
+        examples = "images" if plan.family.reads == "images" else f"x {fit.sequence_length} tokens"
         threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
         pairs["fit"] = (
             f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP, {threads}"
         )
     if data["drawn_rows"]:
         pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
-    files = data["files"]
-    pairs["files"] = f"{len(files)} weight file{'' if len(files) == 1 else 's'}, {size(data['nbytes'])}"
     if data["side_files"]:
         _add_side_files(pairs, data["side_files"])
-    if plan.fits or not plan.recipe.trains:
-        pairs["memory"] = f"about {size(data['memory_bytes'])}"
     if training is not None:
         pairs |= _training_pairs(training)
     if data["ignored"]:
         pairs["ignored"] = f"{len(data['ignored'])} unused buffers, such as {data['ignored'][0]}"
-    make_pairs(console, "", pairs)
-    if data["advice"] and training is None:
-        console.print()
-        make_pairs(console, "training the output", {one["what"]: one["value"] for one in data["advice"]})
-        console.print(f"{scale_of(family)} The model card has the origin of every value.".strip())
-    for warning in plan.warnings:
-        Console(stderr=True).print(Text("warning: " + printable(warning), style="yellow"))
+    return pairs
+
+
+def _needs(plan: Plan, data: Mapping[str, Any], training: TrainPlan | None) -> dict[str, object]:
+    """Return what a plan needs of the machine."""
+    count = len(data["files"])
+    pairs: dict[str, object] = {"disk": f"{size(data['nbytes'])} in {count} weight file{'' if count == 1 else 's'}"}
+    if plan.fits or not plan.recipe.trains:
+        pairs["memory"] = f"about {size(data['memory_bytes'])}"
+    if training is not None:
+        pairs["training memory"] = f"about {size(training.json()['memory_bytes'])}"
+    return pairs
+
+
+def _next_command(plan: Plan, training: TrainPlan | None) -> str:
+    """Return the command that carries out a plan."""
+    trains_only = training is not None and plan.recipe.trains
+    recipe = os.path.relpath(plan.recipe.path)
+    if recipe.startswith(".."):
+        recipe = str(plan.recipe.path)
+    return f"ligo-convert {'train' if trains_only else 'run'} {shlex.quote(recipe)}"
 
 
 def _training_pairs(training: TrainPlan) -> dict[str, object]:
@@ -189,7 +238,7 @@ def _training_pairs(training: TrainPlan) -> dict[str, object]:
         pairs[f"growth {number}"] = (
             f"after {growth['step']:,} steps: {sizes}; {growth['width']}, {growth['depth']}, {growth['state']}"
         )
-    return pairs | {"training memory": f"about {size(found['memory_bytes'])}"}
+    return pairs
 
 
 def _add_side_files(pairs: dict[str, object], found: Mapping[str, Any]) -> None:

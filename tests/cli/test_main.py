@@ -155,18 +155,21 @@ def test_nonfinite_figures_are_null(call: Call, place: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["recipe.yaml", "copies.yaml", "fit.yaml"])
 def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> None:
-    planned = call("plan", recipe)
+    planned = call("plan", recipe, "--rows")
     assert planned.code == 0
-    assert "transformer.h.{layer}.attn.c_attn.weight" in planned.out
+    row = "transformer.h.{layer}.attn.c_attn.weight"
+    assert row in planned.out
+    assert row not in call("plan", recipe).out
+    assert f"ligo-convert run {recipe}" in planned.out
     assert "12.4k -> " in planned.out
     assert ("in silent layers" in planned.out) == (recipe != "copies.yaml")
-    done = call("run", recipe)
+    done = call("run", recipe, "-q")
     assert (done.code, done.err) == (0, "")
     assert "out" in done.out
     assert ("fitted operator" in done.out) == (recipe == "fit.yaml")
     again = call("run", recipe)
     assert (again.code, again.out) == (0, done.out)
-    verified = call("verify", "out", "--source", "source", "--load")
+    verified = call("verify", "out", "--source", "source", "--load", "-q")
     assert (verified.code, verified.err) == (0, "")
     assert "bit for bit" in verified.out
     assert "GPT2LMHeadModel" in verified.out

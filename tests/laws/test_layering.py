@@ -62,6 +62,7 @@ HEAVY_MODULES = {
     "training.given_model",
     "training.drop_hooks",
     "training.loop",
+    "training.muon",
     "training.objectives",
     "training.optimizers",
     "training.preservation",
