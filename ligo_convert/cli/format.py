@@ -52,6 +52,7 @@ def print_table(
     right: Sequence[int] = (),
     spare: Sequence[int] = (),
     styles: Sequence[str | None] = (),
+    heading: bool = True,
 ) -> None:
     """Print a table in the width of the console. No word is broken unless it is wider than what is left for its column.
 
@@ -61,10 +62,12 @@ def print_table(
         right: numbers of the columns that are aligned to the right.
         spare: numbers of columns to leave out, in this order, while the others have no room. A line below the table names them.
         styles: one style per row.
+        heading: whether to print the headings.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = _widths(columns, cells, console.width, spare)
     table = make_table(title)
+    table.show_header = heading
     for number, width in widths.items():
         table.add_column(columns[number], width=width, justify="right" if number in right else "left", overflow="fold")
     for at, row in enumerate(cells):

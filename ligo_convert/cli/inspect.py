@@ -13,7 +13,7 @@ from ligo_convert.checkpoints.directory import near_directories
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.comparison.methods import METHODS, SCHEDULE, Method
 from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
-from ligo_convert.errors import RecipeError, SourceError, VerificationError, close_matches
+from ligo_convert.errors import RecipeError, SourceError, VerificationError, brief, close_matches
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
@@ -53,6 +53,19 @@ def _growing(family: Family) -> list[str]:
 def methods_list() -> list[dict[str, str]]:
     """Return width and depth methods, training strategies and their options, and the methods of `compare`."""
     return [*starts_list(), *_strategies_list(), *_comparison_methods()]
+
+
+def methods_named(name: str) -> list[dict[str, str]]:
+    """Return every entry of `methods_list` with a name; an option also without its `+`. Raises RecipeError if there is none."""
+    known = methods_list()
+    found = [entry for entry in known if name in (entry["name"], entry["name"].removeprefix("+"))]
+    if not found:
+        near = close_matches(name, [entry["name"] for entry in known])
+        raise RecipeError(
+            f"no method {brief(name)}",
+            hint=f"did you mean {near[0]!r}? `methods` lists all" if near else "`ligo-convert methods` lists all",
+        )
+    return found
 
 
 def starts_list() -> list[dict[str, str]]:

@@ -854,18 +854,19 @@ def families(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False)
 @_as_json
-def methods(as_json: bool) -> None:
-    """List width and depth methods, training strategies and the methods of `compare`."""
-    from ligo_convert.cli.inspect import methods_list
-    from ligo_convert.cli.reports import listing
+def methods(name: str | None, as_json: bool) -> None:
+    """List width and depth methods, training strategies and the methods of `compare`; with NAME, everything about one."""
+    from ligo_convert.cli.inspect import methods_list, methods_named
+    from ligo_convert.cli.reports import method_report, methods_report
 
-    found = methods_list()
-    _print(
-        {"methods": found},
-        as_json,
-        lambda: listing(found, ("axis", "name", "keeps the function", "cost", "summary", "paper")),
-    )
+    if name is None:
+        found = methods_list()
+        _print({"methods": found}, as_json, lambda: methods_report(found))
+    else:
+        found = methods_named(name)
+        _print({"methods": found}, as_json, lambda: method_report(found))
 
 
 @cli.command()

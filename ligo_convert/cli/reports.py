@@ -539,6 +539,63 @@ def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None
     _out().print(table)
 
 
+# What to try first -> why.
+_CHOICES = {
+    "lemon + identity": "they keep the function at any ratio (BERT, RoBERTa: whole multiples): start here",
+    "mean-preserving + identity": "the nearest for other ratios of BERT and RoBERTa",
+    "lemon + interpolate": "worth a trial if the source was trained briefly",
+    "copy": "as width if only the depth grows, as depth if only the width grows",
+}
+# Axis of a method -> title of its section.
+_METHOD_SECTIONS = {
+    "width": "Width methods: growth.width",
+    "depth": "Depth methods: growth.depth",
+    "compare": "Methods of `compare` and `choose`",
+    "option": "Options of these methods, as in lemon+fit",
+    "strategy": "Training strategies that these methods use",
+}
+
+_KINDS = {
+    "width": "a width method",
+    "depth": "a depth method",
+    "compare": "a method of `compare`",
+    "option": "an option of methods",
+    "strategy": "a training strategy",
+}
+
+
+def methods_report(found: Sequence[Mapping[str, str]]) -> None:
+    """Print the methods in sections, with a line about each, and which to choose."""
+    console = _out()
+    print_table(console, "Which to choose (width + depth)", ("", ""), list(_CHOICES.items()), heading=False)
+    for axis, title in _METHOD_SECTIONS.items():
+        own = [entry for entry in found if entry["axis"] == axis]
+        keeps = axis in ("width", "depth")
+        rows = [(entry["name"], *([entry["keeps the function"]] if keeps else []), entry["summary"]) for entry in own]
+        console.print()
+        columns = ("name", *(["exact"] if keeps else []), "what it does")
+        print_table(console, title, columns, rows)
+    console.print("\n`ligo-convert methods NAME` prints cost and paper.", markup=False)
+
+
+def method_report(found: Sequence[Mapping[str, str]]) -> None:
+    """Print everything about the methods of one name."""
+    console = _out()
+    for number, entry in enumerate(found):
+        if number:
+            console.print()
+        make_pairs(
+            console,
+            f"{entry['name']}, {_KINDS[entry['axis']]}",
+            {
+                "what it does": entry["summary"],
+                "keeps the function": entry["keeps the function"],
+                "cost": entry["cost"],
+                "paper": entry["paper"],
+            },
+        )
+
+
 def describe_report(found: Mapping[str, Any]) -> None:
     """Print the axes, streams and rows of a family."""
     console = _out()

@@ -238,15 +238,26 @@ def test_what_is_there(call: Call) -> None:
         *(("compare", name) for name in (*METHODS, "schedule")),
     ]
     assert all(start["summary"] and start["paper"] and start["cost"] for start in starts)
-    for name in ("families", "methods"):
-        lines = call(name).out.splitlines()
-        assert len(lines) == 1 + len(found if name == "families" else starts), "one line each"
+    assert len(call("families").out.splitlines()) == 1 + len(found), "one line each"
+    page = call("methods").out.splitlines()
+    for start in starts:
+        assert any(line.split()[0] == start["name"] and start["summary"] in line for line in page if line.strip())
     for name, family in FAMILIES.items():
         described = call("describe", name, "--json").json
         assert [row["pattern"] for row in described["rows"]] == [row.pattern for row in family.rows]
         text = call("describe", name).out
         assert all(row.pattern in text for row in family.rows)
         assert f"{described['parameters']:,}" in text
+    one = call("methods", "copy", "--json").json["methods"]
+    assert [(start["axis"], start["name"]) for start in one] == [
+        ("width", "copy"),
+        ("depth", "copy"),
+        ("option", "+copy"),
+    ]
+    lemon = call("methods", "lemon").out
+    assert all(start["summary"] in lemon and start["paper"] in lemon for start in starts if start["name"] == "lemon")
+    missing = call("methods", "lemn")
+    assert (missing.code, "did you mean 'lemon'?" in missing.err) == (2, True)
     wrong = call("describe", "gpt")
     assert wrong.code == 2
     assert "did you mean 'gpt2'?" in wrong.err
@@ -362,9 +373,7 @@ def test_progress_without_a_terminal(call: Call, place: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [["--log-format", "json"], ["--log-format=json"], []])
-def test_errors_are_json_if_asked(
-    given: list[str], call: Call, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_are_json_if_asked(given: list[str], call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not given:
         monkeypatch.setenv("LIGO_CONVERT_LOG_FORMAT", "json")
     for arguments, wanted in (
