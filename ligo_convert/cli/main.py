@@ -637,7 +637,7 @@ def _is_number(text: str) -> bool:
 def inspect(path: Path, as_json: bool) -> None:
     """Show the content of a checkpoint, an operator file or an output directory."""
     from ligo_convert.cli.inspect import inspect_path
-    from ligo_convert.cli.reports import inspect_report
+    from ligo_convert.cli.inspect_report import inspect_report
 
     found = inspect_path(path)
     _print(found, as_json, lambda: inspect_report(found))

@@ -46,7 +46,7 @@ def batch_report(done: Batch) -> None:
             f"{entry['seconds']:.1f}",
             text_of(f"{published['repo']} at {published['commit'][:12]}" if published else ""),
         )
-    console = _out()
+    console = out_console()
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in record["counts"].items() if count)
     console.print(Text(f"\n{counts}, in {record['seconds']:.1f} s by {record['engine']}"))
@@ -60,12 +60,12 @@ def batch_report(done: Batch) -> None:
 def pairs_report(pairs: Mapping[str, str]) -> None:
     """Print names with a line about each."""
     rows = [(name, text) for name, text in pairs.items()]
-    print_table(_out(), "", ("name", "what it is"), rows)
+    print_table(out_console(), "", ("name", "what it is"), rows)
 
 
 def suggestion_report(suggestion: Suggestion, file: Path) -> None:
     """Print what a new recipe grows, by which methods, the other sizes, and the next commands."""
-    chosen, console = suggestion.chosen, _out()
+    chosen, console = suggestion.chosen, out_console()
     growth = chosen.growth.growth
     make_pairs(
         console,
@@ -102,7 +102,8 @@ def suggestion_report(suggestion: Suggestion, file: Path) -> None:
 _LEFT_SHOWN = 12
 
 
-def _out() -> Console:
+def out_console() -> Console:
+    """Return a console on stdout. In a file or a pipe it does not wrap."""
     console = Console(highlight=False)
     # In a file or a pipe, a table must not be wrapped at 80 columns.
     return console if console.is_terminal else Console(highlight=False, width=500)
@@ -121,7 +122,7 @@ def plan_report(plan: Plan, training: TrainPlan | None = None, *, rows: bool = F
     from ligo_convert.conversion.plan import plan_json
     from ligo_convert.outputs.advice import scale_of
 
-    console, data = _out(), plan_json(plan)
+    console, data = out_console(), plan_json(plan)
     if rows:
         _print_rows(console, plan)
         console.print()
@@ -280,7 +281,7 @@ def _symmetry_pairs(symmetry: Mapping[str, Any]) -> dict[str, object]:
 
 def run_report(outcome: ConversionResult) -> None:
     """Print the losses of a run, its preservation and the place of its output."""
-    console, metrics = _out(), outcome.metrics
+    console, metrics = out_console(), outcome.metrics
     losses = metrics["loss"]
     if losses["initial"] is not None:
         from ligo_convert.outputs.card import LOSSES
@@ -312,7 +313,7 @@ def run_report(outcome: ConversionResult) -> None:
         "output": outcome.out,
         "parameters": f"{amount(metrics['parameters']['source'])} -> {amount(metrics['parameters']['target'])}",
     }
-    pairs |= _preservation_lines(kept, fitted=bool((metrics.get("fit") or {}).get("best_step")))
+    pairs |= preservation_lines(kept, fitted=bool((metrics.get("fit") or {}).get("best_step")))
     if metrics.get("fit"):
         fit = metrics["fit"]
         best = (
@@ -332,8 +333,23 @@ def run_report(outcome: ConversionResult) -> None:
     if seconds:
         pairs["seconds"] = ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())
         pairs["peak memory"] = size(metrics["peak_rss_bytes"])
-    pairs["next"] = f"train it: {outcome.out}/README.md has settings to start from"
     make_pairs(console, "", pairs)
+    print_loading(console, outcome.out)
+
+
+def print_loading(console: Console, out: Path) -> None:
+    """Print how to load an output, and what to do with it next."""
+    from ligo_convert.outputs.card_training import has_tokenizer
+    from ligo_convert.outputs.usage import family_of_output, loading_lines
+
+    tokenizer = has_tokenizer([path.name for path in out.iterdir()])
+    place = str(out) if out.is_absolute() else f"./{out}"
+    console.print("\nLoad it in Python:", style="bold")
+    for line in loading_lines(family_of_output(out), place, tokenizer=tokenizer):
+        console.print(Text(f"  {line}" if line else ""))
+    console.print("\nNext:", style="bold")
+    console.print(Text(f"  train it: {printable(out)}/README.md has settings to start from"))
+    console.print(Text(f"  ligo-convert verify {shlex.quote(printable(out))} --load"))
 
 
 def _as_class(loaded: Mapping[str, Any]) -> str:
@@ -341,7 +357,7 @@ def _as_class(loaded: Mapping[str, Any]) -> str:
     return f"as {loaded['class']} without missing, unexpected or mismatched keys{streamed}"
 
 
-def _preservation_lines(kept: Mapping[str, Any], *, fitted: bool) -> dict[str, object]:
+def preservation_lines(kept: Mapping[str, Any], *, fitted: bool) -> dict[str, object]:
     """Return the lines on preservation: the verdict, how it was measured, and what the stored dtype costs.
 
     Args:
@@ -376,7 +392,7 @@ def fit_report(figures: Mapping[str, Any]) -> None:
     """Print the figures of `ligo-convert fit`."""
     losses = figures["loss"]
     make_pairs(
-        _out(),
+        out_console(),
         "",
         {
             "operator": figures["operator"],
@@ -395,7 +411,7 @@ def train_report(outcome: ConversionResult) -> None:
     """Print the losses of a training, where the model grew, and the place of its output."""
     from ligo_convert.outputs.card import LOSSES
 
-    console, metrics = _out(), outcome.metrics
+    console, metrics = out_console(), outcome.metrics
     what, unit = LOSSES[metrics["task"]]
     if metrics["growths"]:
         rows = [
@@ -439,12 +455,12 @@ def verify_report(report: Mapping[str, Any]) -> None:
         )
     if "loaded" in report:
         pairs["loaded"] = _as_class(report["loaded"])
-    make_pairs(_out(), "", pairs)
+    make_pairs(out_console(), "", pairs)
 
 
 def contents_report(bundle: Bundle, *, console: Console | None = None) -> None:
     """Print the files to publish, with their sizes."""
-    console = console or _out()
+    console = console or out_console()
     table = make_table(f"{printable(bundle.directory)}, under {bundle.license}", "file", "size", right=(1,))
     for item in bundle.files.values():
         table.add_row(text_of(item.name), size(item.nbytes))
@@ -472,7 +488,7 @@ def foreseen_report(bundle: Bundle, foreseen: Mapping[str, Any]) -> None:
         "change": state,
         "deleted": some(foreseen["removed"] or (), _FILES) or None,
     }
-    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+    make_pairs(out_console(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def publish_report(published: PublishResult) -> None:
@@ -489,7 +505,7 @@ def publish_report(published: PublishResult) -> None:
         "deleted": some(published.removed, _FILES) or None,
         "": None if published.changed else "already up to date; nothing was uploaded",
     }
-    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
+    make_pairs(out_console(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def import_report(report: Mapping[str, Any]) -> None:
@@ -508,27 +524,7 @@ def import_report(report: Mapping[str, Any]) -> None:
         "sandbox": report["sandbox"],
         "next": f"ligo-convert inspect {report['out']}",
     }
-    make_pairs(_out(), "", {key: value for key, value in pairs.items() if value is not None})
-
-
-def inspect_report(found: Mapping[str, Any]) -> None:
-    """Print what `inspect` found; nested mappings follow under their names."""
-    console = _out()
-    for key, value in found.items():
-        if isinstance(value, Mapping):
-            make_pairs(console, key, {str(name): _short(item) for name, item in value.items()})
-        else:
-            make_pairs(console, "", {key: _short(value)})
-
-
-def _short(value: object) -> object:
-    if isinstance(value, Mapping) and set(value) == {"source", "target"}:
-        return f"{value['source']} -> {value['target']}"
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return ", ".join(" ".join(str(part) for part in item.values()) for item in value)
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    return value
+    make_pairs(out_console(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
 def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
@@ -536,7 +532,7 @@ def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None
     table = make_table("", *columns)
     for row in rows:
         table.add_row(*(text_of(row[column]) for column in columns))
-    _out().print(table)
+    out_console().print(table)
 
 
 # What to try first -> why.
@@ -566,7 +562,7 @@ _KINDS = {
 
 def methods_report(found: Sequence[Mapping[str, str]]) -> None:
     """Print the methods in sections, with a line about each, and which to choose."""
-    console = _out()
+    console = out_console()
     print_table(console, "Which to choose (width + depth)", ("", ""), list(_CHOICES.items()), heading=False)
     for axis, title in _METHOD_SECTIONS.items():
         own = [entry for entry in found if entry["axis"] == axis]
@@ -580,7 +576,7 @@ def methods_report(found: Sequence[Mapping[str, str]]) -> None:
 
 def method_report(found: Sequence[Mapping[str, str]]) -> None:
     """Print everything about the methods of one name."""
-    console = _out()
+    console = out_console()
     for number, entry in enumerate(found):
         if number:
             console.print()
@@ -598,7 +594,7 @@ def method_report(found: Sequence[Mapping[str, str]]) -> None:
 
 def describe_report(found: Mapping[str, Any]) -> None:
     """Print the axes, streams and rows of a family."""
-    console = _out()
+    console = out_console()
     console.print(
         Text(
             f"{found['family']}: {found['architecture']}, {found['parameters']:,} parameters at these sizes",

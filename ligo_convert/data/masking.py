@@ -112,7 +112,7 @@ class _Drawn:
         self.fate = np.zeros((rows, tokens))
         self.strange = np.zeros((rows, tokens), dtype=np.int64)
         self._bits = np.random.Philox(key=0)
-        self._start: dict[str, Any] = dict(self._bits.state)
+        self._start: Any = dict(self._bits.state)
         self._generator = np.random.Generator(self._bits)
 
     def generator(self, low: int, high: int) -> np.random.Generator:

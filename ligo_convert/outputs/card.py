@@ -16,7 +16,7 @@ from typing import Any
 
 from ligo_convert.checkpoints.model_files import MODULES
 from ligo_convert.families.registry import FAMILIES
-from ligo_convert.families.schema import HEADLESS, WITHOUT_LOSS, Family
+from ligo_convert.families.schema import HEADLESS, WITHOUT_LOSS
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.io.yaml_writer import dump_yaml
@@ -24,6 +24,7 @@ from ligo_convert.outputs.card_training import family_of_record, has_tokenizer, 
 from ligo_convert.outputs.markdown import ARXIV, code, prose, table
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record
+from ligo_convert.outputs.usage import loading_lines
 
 PIPELINES = {
     "causal-lm": "text-generation",
@@ -415,7 +416,12 @@ def loading(record: Record, files: Collection[str]) -> Iterator[str]:
     yield "## How to load it"
     yield ""
     yield "```python"
-    yield from _LOADING[family.library](family, tokenizer=has_tokenizer(files))
+    note = (
+        'or "hf-hub:NAME" for its repository on the Hub'
+        if family.library == "timm"
+        else "or the name of its repository on the Hub"
+    )
+    yield from loading_lines(family, ".", tokenizer=has_tokenizer(files), note=note)
     yield "```"
     if _is_pipeline(record):
         yield ""
@@ -431,24 +437,6 @@ def loading(record: Record, files: Collection[str]) -> Iterator[str]:
 def _is_pipeline(record: Record) -> bool:
     """Return True if the modules of a sentence-transformers directory were carried."""
     return MODULES in ((record.metrics.get("files") or {}).get("carried") or ())
-
-
-def _load_transformers(family: Family, *, tokenizer: bool) -> Iterator[str]:
-    options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
-    yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{family.auto_class}"
-    yield ""
-    yield f'model = {family.auto_class}.from_pretrained("."{options})  # or the name of its repository on the Hub'
-    if tokenizer:
-        yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
-
-
-def _load_timm(family: Family, *, tokenizer: bool) -> Iterator[str]:
-    yield "import timm"
-    yield ""
-    yield 'model = timm.create_model("local-dir:.", pretrained=True)  # or "hf-hub:NAME" for its repository on the Hub'
-
-
-_LOADING = {"transformers": _load_transformers, "timm": _load_timm}
 
 
 def files_of_source(record: Record) -> Iterator[str]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -153,6 +154,14 @@ def test_nonfinite_figures_are_null(call: Call, place: Path) -> None:
         assert "some values NaN or infinite" in text.out
 
 
+def run_lines(report: str) -> dict[str, Any]:
+    """Run the Python lines of a report, and return what they name."""
+    lines = report.partition("Load it in Python:\n")[2].partition("\nNext:")[0]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(lines), names)
+    return names
+
+
 @pytest.mark.parametrize("recipe", ["recipe.yaml", "copies.yaml", "fit.yaml"])
 def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> None:
     planned = call("plan", recipe, "--rows")
@@ -167,6 +176,15 @@ def test_reports_are_text_on_stdout(recipe: str, call: Call, place: Path) -> Non
     assert (done.code, done.err) == (0, "")
     assert "out" in done.out
     assert ("fitted operator" in done.out) == (recipe == "fit.yaml")
+    loaded = run_lines(done.out)
+    assert type(loaded["model"]).__name__ == "GPT2LMHeadModel"
+    assert loaded["tokenizer"].vocab_size == loaded["model"].config.vocab_size
+    inspected = call("inspect", "out").out
+    assert "{" not in inspected, "no record is printed"
+    assert run_lines(inspected).keys() >= {"model", "tokenizer"}
+    for line in ("width ", "parameters", "n_embd 16 -> 24" if recipe != "copies.yaml" else "n_layer 2 -> 4", "license"):
+        assert line in inspected
+    assert (", fitted " in inspected) == (recipe == "fit.yaml")
     again = call("run", recipe)
     assert (again.code, again.out) == (0, done.out)
     verified = call("verify", "out", "--source", "source", "--load", "-q")

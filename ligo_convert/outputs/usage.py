@@ -1,0 +1,53 @@
+"""Python lines that load an output.
+
+Input: an output directory, or the family and class of its model. Output: lines for a model card or the screen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ligo_convert.families.registry import find_family
+from ligo_convert.families.schema import Family
+from ligo_convert.hub.resolve import read_config
+
+
+def family_of_output(out: Path) -> Family:
+    """Return the family of an output, narrowed to the class of its model, from its config.json."""
+    config = read_config(str(out.absolute()), base=out)
+    named = config.get("architectures")
+    family = find_family(config, where=f"{out}/config.json")
+    return family.for_architecture(named[0] if isinstance(named, list) and named else None)
+
+
+def loading_lines(family: Family, place: str, *, tokenizer: bool, note: str = "") -> Iterator[str]:
+    """Yield the Python lines that load a model.
+
+    Args:
+        place: the directory.
+        tokenizer: whether the directory has one.
+        note: comment on the line that loads the model.
+    """
+    yield from _LOADING[family.library](family, place, tokenizer=tokenizer, note=note)
+
+
+def _load_transformers(family: Family, place: str, *, tokenizer: bool, note: str) -> Iterator[str]:
+    options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
+    yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{family.auto_class}"
+    yield ""
+    note = f"  # {note}" if note else ""
+    yield f"model = {family.auto_class}.from_pretrained({json.dumps(place)}{options}){note}"
+    if tokenizer:
+        yield f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})"
+
+
+def _load_timm(family: Family, place: str, *, tokenizer: bool, note: str) -> Iterator[str]:
+    yield "import timm"
+    yield ""
+    note = f"  # {note}" if note else ""
+    yield f"model = timm.create_model({json.dumps(f'local-dir:{place}')}, pretrained=True){note}"
+
+
+_LOADING = {"transformers": _load_transformers, "timm": _load_timm}
