@@ -250,9 +250,9 @@ def examples(as_json: bool) -> None:
     """List the recipes that come with ligo-convert, for `--example NAME`."""
     from ligo_convert.cli.reports import pairs_report
     from ligo_convert.recipes.examples import examples as known
-    from ligo_convert.recipes.examples import first_line
+    from ligo_convert.recipes.examples import first_sentence
 
-    found = {name: first_line(path) for name, path in known().items()}
+    found = {name: first_sentence(path) for name, path in known().items()}
     _print({"examples": found}, as_json, lambda: pairs_report(found))
 
 
@@ -311,9 +311,9 @@ def init(
 def _copy_example(name: str, file: Path | None, as_json: bool) -> None:
     """Copy an example to a file; without one, print it."""
     from ligo_convert.io.files import write_file
-    from ligo_convert.recipes.examples import example_file
+    from ligo_convert.recipes.examples import example_text
 
-    text = example_file(name).read_text(encoding="utf-8")
+    text = example_text(name)
     if file is not None:
         write_file(file, text.encode())
     told = text if file is None else f"wrote {printable(file)}\n"

@@ -27,6 +27,7 @@ from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_gro
 from ligo_convert.growth.verdict import RANK
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.resolve import open_source
+from ligo_convert.recipes.examples import schema_comment
 
 # Width methods in the order in which they are tried. The first that preserves the function best is taken.
 TRIED = ("lemon", "hyperclone", "mean-preserving", "zero")
@@ -303,7 +304,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
         f"  dir: {_yaml(f'out/{name}')}",
         "# publish: {repo: YOU/NAME, license: apache-2.0}",
     ]
-    return "\n".join(lines) + "\n"
+    return schema_comment() + "\n".join(lines) + "\n"
 
 
 def _kept(choice: SizeChoice) -> str:

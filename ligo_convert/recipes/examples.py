@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ligo_convert.errors import RecipeError, close_matches
+from ligo_convert.recipes.recipe import SCHEMA_COMMENT, SCHEMA_FILE
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "examples", _PACKAGE.parent / "recipes")
@@ -29,10 +30,23 @@ def example_file(name: str) -> Path:
     return known[name]
 
 
-def first_line(path: Path) -> str:
+def example_text(name: str) -> str:
+    """Return an example as it is copied: editors find the schema from any folder."""
+    text = example_file(name).read_text(encoding="utf-8")
+    return schema_comment() + text[text.index("\n") + 1 :] if text.startswith(SCHEMA_COMMENT) else text
+
+
+def schema_comment() -> str:
+    """Return the line by which editors find the schema of a recipe."""
+    return f"{SCHEMA_COMMENT}{SCHEMA_FILE}\n"
+
+
+def first_sentence(path: Path) -> str:
     """Return the first sentence of the comment that an example begins with."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith(SCHEMA_COMMENT):
+            continue
         if not line.startswith("# "):
             break
         lines.append(line.removeprefix("# "))

@@ -219,6 +219,13 @@ def is_homeless(place: str) -> bool:
     return False
 
 
+# The JSON schema of a recipe as a file, for editors. It is generated from the models.
+SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
+
+# The comment by which editors with the YAML language server find the schema of a file.
+SCHEMA_COMMENT = "# yaml-language-server: $schema="
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors. Every key has a description."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

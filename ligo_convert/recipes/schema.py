@@ -142,14 +142,14 @@ HubId: TypeAlias = Annotated[str, AfterValidator(_clean), AfterValidator(_hub_id
 
 Revision: TypeAlias = Annotated[str, AfterValidator(_clean), AfterValidator(_revision)]
 
-Count: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_COUNT)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT), BeforeValidator(whole)]
 
 # A sequence of one token predicts nothing.
-Length: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=2, le=MAX_COUNT)]
+Length: TypeAlias = Annotated[int, Field(ge=2, le=MAX_COUNT), BeforeValidator(whole)]
 
-CountOrZero: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MAX_COUNT)]
+CountOrZero: TypeAlias = Annotated[int, Field(ge=0, le=MAX_COUNT), BeforeValidator(whole)]
 
-Seed: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=0, le=MAX_SEED)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(whole)]
 
 Rate: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -372,7 +372,14 @@ class DataConfig(Section):
     )
     hub: HubDataConfig | None = Field(default=None, description="dataset on the Hub")
     images: Text | None = Field(default=None, description="folder of images, with one subfolder per class")
-    augment: list[Annotated[Text, BeforeValidator(_one_of(tuple(AUGMENTATIONS)))]] | None = Field(
+    augment: (
+        list[
+            Annotated[
+                Text, BeforeValidator(_one_of(tuple(AUGMENTATIONS))), WithJsonSchema({"enum": list(AUGMENTATIONS)})
+            ]
+        ]
+        | None
+    ) = Field(
         default=None,
         min_length=1,
         max_length=MAX_LIST,
@@ -515,7 +522,9 @@ class CompareConfig(Section):
         max_length=MAX_LIST,
         description="factors on scratch's best learning rate that every other entry tries",
     )
-    optimizers: list[Annotated[Text, BeforeValidator(_one_of(OPTIMIZERS))]] = Field(
+    optimizers: list[
+        Annotated[Text, BeforeValidator(_one_of(OPTIMIZERS)), WithJsonSchema({"enum": list(OPTIMIZERS)})]
+    ] = Field(
         default=list(OPTIMIZERS),
         min_length=1,
         max_length=MAX_LIST,

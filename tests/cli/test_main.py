@@ -31,6 +31,7 @@ from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.recipes.recipe import SCHEMA_COMMENT
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -336,8 +337,15 @@ def test_an_example_stands_for_a_recipe(call: Call, place: Path) -> None:
     assert call("plan", "--example", "quickstart", "--json").out == call("plan", quickstart, "--json").out
     copied = call("init", "--example", "quickstart")
     assert (copied.code, copied.out) == (0, "wrote quickstart.yaml\n")
-    assert (place / "quickstart.yaml").read_bytes() == quickstart.read_bytes()
-    assert call("init", "--example", "quickstart", "--out", "-").out == quickstart.read_text()
+    (first, *rest), (named, *lines) = (
+        path.read_text().splitlines() for path in (place / "quickstart.yaml", quickstart)
+    )
+    assert rest == lines
+    # Where the copy lies, the relative path would not lead to the schema.
+    assert (
+        Path(first.removeprefix(SCHEMA_COMMENT)) == (quickstart.parent / named.removeprefix(SCHEMA_COMMENT)).resolve()
+    )
+    assert call("init", "--example", "quickstart", "--out", "-").out == (place / "quickstart.yaml").read_text()
 
 
 @pytest.mark.parametrize(

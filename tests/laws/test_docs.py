@@ -357,17 +357,21 @@ _KINDS = {
 }
 
 
+_PLURALS = {"object": "mappings", "string": "text", "integer": "whole numbers", "number": "numbers"}
+
+
 def _kind(option: Mapping[str, Any]) -> str:
     if "const" in option:
         return f"`{option['const']}`"
     if "enum" in option:
         return ", ".join(f"`{choice}`" for choice in option["enum"])
     if option["type"] == "array":
-        return "list of mappings" if option["items"].get("type") == "object" else "list of text"
+        items = option["items"]
+        return f"list of {_kind(items) if 'enum' in items else _PLURALS[items['type']]}"
     if isinstance(option["type"], list):
         return "size, such as " + ", ".join(f"`{example}`" for example in option["examples"])
     kind = _KINDS[option["type"]]
-    least = option.get("minimum", option.get("ge"))
+    least = option.get("minimum")
     return kind if least is None else f"{kind}, at least {least:g}"
 
 

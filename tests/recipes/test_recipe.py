@@ -7,21 +7,31 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from ligo_convert.errors import RecipeError
 from ligo_convert.growth.depth_methods import DEPTHS as DEPTH_METHODS
 from ligo_convert.growth.width_methods import WIDTHS as WIDTH_METHODS
-from ligo_convert.io.strict_yaml import load
+from ligo_convert.io.strict_yaml import load, load_file
 from ligo_convert.io.yaml_writer import dump_yaml
-from ligo_convert.recipes.recipe import Recipe, is_local, json_schema, load_recipe
+from ligo_convert.recipes.recipe import (
+    SCHEMA_COMMENT,
+    SCHEMA_FILE,
+    Recipe,
+    is_local,
+    json_schema,
+    load_recipe,
+)
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 FULL = """\
 version: 1
@@ -949,6 +959,88 @@ def test_every_key_is_described() -> None:
     assert schema["$defs"]["GrowthConfig"]["properties"]["width"]["enum"] == list(WIDTH_METHODS)
     assert set(schema["required"]) == {"version", "source", "target", "growth", "output"}
     json.dumps(schema)
+
+
+# Recipes and parts of them that the schema must tell apart.
+SCHEMA_CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "whole": ({}, True),
+    "a number spelled as a float": ({"fit": {"steps": 1e2, "data": {"stdlib": True}}}, True),
+    "no steps": ({"fit": {"steps": 0, "data": {"stdlib": True}}}, False),
+    "too many": ({"growth": {"width": "lemon", "depth": "identity", "seed": 2**63}}, False),
+    "a method that is none": ({"growth": {"width": "lemn", "depth": "identity"}}, False),
+    "an unknown key": ({"fitt": {}}, False),
+    "a rate as text": ({"compare": {"learning_rates": ["high"]}}, False),
+    "rates": ({"compare": {"learning_rates": [1e-3], "seeds": [0, 1], "optimizers": ["adamw"]}}, True),
+    "an optimizer that is none": ({"compare": {"optimizers": ["sgd"]}}, False),
+    "a size": ({"output": {"dir": "out", "max_shard_size": "2GB"}}, True),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMA_CASES)
+def test_the_schema_and_the_loader_agree(name: str, tmp_path: Path) -> None:
+    changes, valid = SCHEMA_CASES[name]
+    recipe = {
+        "version": 1,
+        "source": {"model": "org/name"},
+        "target": {"config": {"n_layer": 24}},
+        "growth": {"width": "lemon", "depth": "identity"},
+        "output": {"dir": "out"},
+        **changes,
+    }
+    assert Draft202012Validator(json_schema()).is_valid(recipe) == valid
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    if valid:
+        load_recipe(path)
+    else:
+        with pytest.raises(RecipeError):
+            load_recipe(path)
+
+
+def test_the_schema_is_json_schema_and_shipped() -> None:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    # An unknown keyword is no error of the meta-schema: it is passed over, with what it should have said.
+    for path, keyword in keywords(schema):
+        assert keyword in KEYWORDS, f"{path}: {keyword}"
+    text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    if os.environ.get("LIGO_UPDATE_DOCS"):
+        SCHEMA_FILE.write_text(text)
+    assert SCHEMA_FILE.read_text() == text, "LIGO_UPDATE_DOCS=1 updates it"
+
+
+KEYWORDS = {
+    *("$schema", "$defs", "$ref", "type", "properties", "required", "additionalProperties", "title", "description"),
+    *("default", "enum", "const", "anyOf", "items", "minItems", "maxItems", "minimum", "maximum", "examples"),
+    *("exclusiveMinimum", "exclusiveMaximum"),
+}
+
+
+def keywords(schema: object, path: str = "#") -> Iterator[tuple[str, str]]:
+    """Every keyword of a schema with its place. Names of properties and definitions, defaults and choices are no keywords."""
+    if isinstance(schema, list):
+        for number, item in enumerate(schema):
+            yield from keywords(item, f"{path}/{number}")
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            yield path, key
+            if key in ("properties", "$defs"):
+                for name, inner in value.items():
+                    yield from keywords(inner, f"{path}/{key}/{name}")
+            elif key not in ("default", "enum", "examples", "const"):
+                yield from keywords(value, f"{path}/{key}")
+
+
+# zoo.yaml is a manifest, which has another schema.
+@pytest.mark.parametrize(
+    "recipe", sorted(path for path in RECIPES.rglob("*.yaml") if path.stem != "zoo"), ids=lambda path: path.stem
+)
+def test_every_recipe_names_its_schema_and_follows_it(recipe: Path) -> None:
+    first = recipe.read_text().splitlines()[0]
+    assert first.startswith(SCHEMA_COMMENT)
+    named = recipe.parent / first.removeprefix(SCHEMA_COMMENT)
+    assert named.resolve() == SCHEMA_FILE
+    Draft202012Validator(json_schema()).validate(load_file(recipe).data)
 
 
 def test_reading_recipes_needs_nothing_heavy() -> None:
