@@ -19,6 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from ligo_convert.cli.completion import (
+    complete_examples,
+    complete_families,
+    complete_keys,
+    complete_method,
+    complete_methods,
+)
 from ligo_convert.cli.log_lines import DEFAULT_LOG, Level, LogSettings, LogWriter
 from ligo_convert.cli.streams import Streams
 from ligo_convert.errors import Interrupted, LigoError, MachineError, RecipeError, brief, printable
@@ -169,6 +176,7 @@ def _recipe_options(command: Command) -> Command:
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
+            shell_complete=complete_keys,
             help="Set a recipe key, such as fit.steps=20. Repeatable.",
         ),
         click.option("--out", metavar="DIR", help="Output directory. Replaces output.dir."),
@@ -181,6 +189,7 @@ def _recipe_options(command: Command) -> Command:
             is_eager=True,
             expose_value=False,
             callback=_name_example,
+            shell_complete=complete_examples,
             help="Use a recipe that comes with ligo-convert, instead of RECIPE; `examples` lists them.",
         ),
         click.argument("recipe", type=click.Path(path_type=Path), required=False, callback=_recipe_or_example),
@@ -259,7 +268,10 @@ def examples(as_json: bool) -> None:
 @cli.command()
 @click.argument("source", required=False)
 @click.option(
-    "--example", metavar="NAME", help="Copy a recipe that comes with ligo-convert, instead; `examples` lists them."
+    "--example",
+    metavar="NAME",
+    shell_complete=complete_examples,
+    help="Copy a recipe that comes with ligo-convert, instead; `examples` lists them.",
 )
 @click.option(
     "--grow",
@@ -473,6 +485,7 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--methods",
     metavar="A,B,...",
+    shell_complete=complete_methods,
     help="Methods to compare, separated by commas; `methods` lists them. Replaces compare.methods.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of training from scratch. Replaces compare.steps.")
@@ -538,6 +551,7 @@ def compare(
 @click.option(
     "--candidates",
     metavar="A,B,...",
+    shell_complete=complete_methods,
     help="Methods to try, separated by commas; `methods` lists them. Replaces choose.candidates.",
 )
 @click.option(
@@ -854,7 +868,7 @@ def families(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_method)
 @_as_json
 def methods(name: str | None, as_json: bool) -> None:
     """List width and depth methods, training strategies and the methods of `compare`; with NAME, everything about one."""
@@ -870,7 +884,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("family")
+@click.argument("family", shell_complete=complete_families)
 @_family_files
 @_as_json
 def describe(family: str, as_json: bool) -> None:
@@ -933,7 +947,9 @@ def _run(debug: bool) -> int:
     """Carry out the command line and return its exit code."""
     try:
         with answered():
-            return int(cli.main(standalone_mode=False) or 0)
+            return int(
+                cli.main(prog_name="ligo-convert", standalone_mode=False, auto_envvar_prefix="LIGO_CONVERT") or 0
+            )
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
