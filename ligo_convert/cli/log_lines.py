@@ -6,6 +6,7 @@ A stage has a line when it begins, one every `INTERVAL` seconds while it runs, a
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import click
 
 from ligo_convert.cli.units import amount, duration, size
 from ligo_convert.errors import LigoError, printable
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 # Seconds between two lines of a stage.
 INTERVAL = 30.0
 VERBOSE_INTERVAL = 5.0
+
+# Event -> colour of its first word on a terminal.
+COLOURS = {"error": "red", "warning": "yellow"}
 
 # Lines from which the rate is computed: it follows what has changed, and one slow interval does not upset it.
 _RATE_LINES = 10
@@ -70,8 +76,15 @@ class LogWriter:
             data = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "text": text}
             line = json.dumps({**data, **{key: value for key, value in fields.items() if value is not None}})
         else:
-            line = "\n".join(printable(part) for part in text.splitlines())
+            line = self._coloured(event, "\n".join(printable(part) for part in text.splitlines()))
         print(line, file=self.stream, flush=True)
+
+    def _coloured(self, event: str, line: str) -> str:
+        """Return a line whose first word has a colour if it is a warning or an error on a terminal."""
+        if event not in COLOURS or not self.stream.isatty() or os.environ.get("NO_COLOR"):
+            return line
+        word, colon, rest = line.partition(":")
+        return click.style(word + colon, fg=COLOURS[event], bold=True) + rest
 
     def error(self, error: LigoError) -> None:
         """Write an error."""

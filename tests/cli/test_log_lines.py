@@ -124,6 +124,28 @@ def test_quiet_leaves_warnings_and_errors(clock: Clock) -> None:
     assert shown.getvalue() == "warning: careful\nerror: a.yaml:1:2: wrong\n  mend it\n"
 
 
+def test_errors_have_a_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(**variables: str) -> str:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        stream = Terminal()
+        progress = LoggedProgress(LogWriter(stream, LogSettings()))
+        progress.writer.error(RecipeError("wrong\x1b[2J", where="a.yaml:1:2"))
+        progress.warn("careful")
+        progress.say("a: b")
+        return stream.getvalue()
+
+    assert shown() == (
+        "\x1b[31m\x1b[1merror:\x1b[0m a.yaml:1:2: wrong\\x1b[2J\n\x1b[33m\x1b[1mwarning:\x1b[0m careful\na: b\n"
+    )
+    assert "\x1b" not in shown(NO_COLOR="1")
+
+
 def test_json_has_one_object_a_line(clock: Clock) -> None:
     progress, shown = logged(form="json")
     fit(progress, clock, until=3)
