@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check fix lint types test test-all docs
+.PHONY: check fix lint types test test-all docs pages
 
 check: lint types test
 
@@ -22,4 +22,7 @@ fix:
 	$(PYTHON) -m ruff format .
 
 docs:
-	LIGO_UPDATE_DOCS=1 $(PYTHON) -m pytest -q tests/laws/test_docs.py
+	LIGO_UPDATE_DOCS=1 $(PYTHON) -m pytest -q tests/laws/test_docs.py tests/recipes/test_recipe.py -k "docs or schema"
+
+pages:
+	$(PYTHON) -m sphinx -W --keep-going -b html docs out/docs
