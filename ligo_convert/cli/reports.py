@@ -220,6 +220,7 @@ def _next_command(plan: Plan, training: TrainPlan | None) -> str:
     trains_only = training is not None and plan.recipe.trains
     recipe = os.path.relpath(plan.recipe.path)
     if recipe.startswith(".."):
+        # That of an example, or a path that is clearer from the root.
         recipe = str(plan.recipe.path)
     return f"ligo-convert {'train' if trains_only else 'run'} {shlex.quote(recipe)}"
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from ligo_convert.errors import OutputBusy, RecipeError
 from ligo_convert.io.files import write_file
-from ligo_convert.recipes.recipe import Recipe
+from ligo_convert.recipes.recipe import STDIN, Recipe
 
 WIDTH = 4096  # columns before a line is broken
 
@@ -25,8 +25,14 @@ def check_file(recipe: Recipe, file: Path) -> None:
 
     Raises:
         OutputBusy: the file exists.
-        RecipeError: the file lies in another folder.
+        RecipeError: the file lies in another folder, or the recipe comes from standard input.
     """
+    if recipe.path.name == STDIN:
+        raise RecipeError(
+            "--write copies the recipe's file, and this recipe comes from standard input",
+            where="--write",
+            hint="give a file",
+        )
     if file.absolute().parent.resolve() != recipe.path.parent.resolve():
         raise RecipeError(
             "the recipe's paths are relative to its folder, so the new recipe has to lie there",

@@ -173,6 +173,11 @@ def load_file(path: Path, *, label: str | None = None) -> Document:
         raise RecipeError("no such file", where=label) from None
     except OSError as error:
         raise MachineError(f"cannot be read: {error.strerror}", where=label) from None
+    return load_bytes(data, label=label)
+
+
+def load_bytes(data: bytes, *, label: str) -> Document:
+    """Read the bytes of a YAML file in UTF-8. Raises RecipeError as `load_file` does."""
     try:
         return load(data.decode("utf-8"), label=label)
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from ligo_convert.checkpoints.directory import near_directories
 from ligo_convert.errors import RecipeError
 from ligo_convert.hub.names import is_hub_id
 from ligo_convert.io.source_text import redacted
-from ligo_convert.io.strict_yaml import Document, KeyPath, load_file, parse_value
+from ligo_convert.io.strict_yaml import MAX_BYTES, Document, KeyPath, load_bytes, load_file, parse_value
 from ligo_convert.recipes.errors import SECRET_KEYS, Fault, Layer, Layered, findings, screen, short, shown
 from ligo_convert.recipes.schema import (
     ChooseConfig,
@@ -36,6 +37,10 @@ from ligo_convert.recipes.schema import (
     TrainConfig,
     whole,
 )
+
+# The name of a recipe on standard input.
+STDIN = "-"
+_STDIN_LABEL = "standard input"
 
 # Placeholders for local paths in a public recipe. Folder names are removed too: they may be private, and the same conversion
 # in two directories must give the same file.
@@ -242,7 +247,7 @@ def load_recipe(
     """Read a recipe and apply overrides from the command line.
 
     Args:
-        path: the recipe's file.
+        path: the recipe's file; `-` for standard input, where relative paths refer to the working directory.
         overrides: `KEY=VALUE` with a dotted key and a value in YAML; each replaces the value of its key.
         source: `--source`: replaces `model`, `revision`, `config` and `pretrain` of the source. A local path if it exists
             relative to the working directory or starts with `.`, `/` or `~`, and then made absolute; else a Hub id.
@@ -253,11 +258,12 @@ def load_recipe(
         RecipeError: the file or the command line has faults; one error lists all of them.
         MachineError: the file cannot be read.
     """
-    document = load_file(path)
+    document = _from_stdin() if str(path) == STDIN else load_file(path)
     if not isinstance(document.data, dict):
         content = "the file is empty" if document.data is None else f"found {shown(document.data)}"
         raise RecipeError(
-            f"a recipe is a mapping with version, source, target, growth and output; {content}", where=path
+            f"a recipe is a mapping with version, source, target, growth and output; {content}",
+            where=_STDIN_LABEL if str(path) == STDIN else path,
         )
     data = document.data
     layers = [_lay_over(data, override) for override in overrides]
@@ -274,6 +280,11 @@ def load_recipe(
         layers.append(_put(data, ("output", "dir"), out, label=f"--out {short(redacted(out))}"))
     recipe = _validate(data, Layered(document=document, layers=layers), path=path, source_base=here, placed=placed)
     return _share_sequence_length(recipe)
+
+
+def _from_stdin() -> Document:
+    """Read the recipe on standard input."""
+    return load_bytes(sys.stdin.buffer.read(MAX_BYTES + 1), label=_STDIN_LABEL)
 
 
 def _validate(data: dict[str, Any], layered: Layered, *, path: Path, source_base: Path | None, placed: bool) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -366,6 +367,25 @@ def test_what_excludes_each_other_is_said(arguments: list[str], says: str, call:
     done = call(*arguments)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
+
+
+def test_a_recipe_on_standard_input(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    give((place / "recipe.yaml").read_text())
+    planned = call("plan", "-", "--json").json
+    assert planned == call("plan", "recipe.yaml", "--json").json
+    give((place / "recipe.yaml").read_text())
+    assert call("plan", "-", "--out", "elsewhere").out.rstrip().endswith("ligo-convert run -")
+    for text, says in (("", "standard input: a recipe is a mapping"), ("version: 2", "standard input:1:10: version")):
+        give(text)
+        done = call("plan", "-")
+        assert (done.code, done.out) == (2, "")
+        assert says in done.err
+    give((place / "fit.yaml").read_text())
+    refused = call("choose", "-", "--write", "new.yaml")
+    assert (refused.code, "comes from standard input" in refused.err) == (2, True), refused.err
 
 
 def test_init_writes_a_recipe_that_runs(call: Call, place: Path) -> None:
