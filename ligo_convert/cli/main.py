@@ -94,10 +94,20 @@ def _common_options() -> list[click.Parameter]:
             help="Form of the lines on stderr. json: one object a line, errors included.",
         ),
         click.Option(
-            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Print the version.",
         ),
         # `main` reads it from the arguments before they are parsed.
-        click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback with an error."),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            help="Show a traceback with an error.",
+        ),
     ]
 
 
@@ -106,6 +116,10 @@ class _Command(click.Command):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        for parameter in self.params:
+            if isinstance(parameter, click.Option):
+                long = next(option for option in parameter.opts if option.startswith("--"))
+                parameter.envvar = f"LIGO_CONVERT_{self.name}_{long[2:]}".upper().replace("-", "_")
         self.params += _common_options()
 
 
@@ -947,9 +961,7 @@ def _run(debug: bool) -> int:
     """Carry out the command line and return its exit code."""
     try:
         with answered():
-            return int(
-                cli.main(prog_name="ligo-convert", standalone_mode=False, auto_envvar_prefix="LIGO_CONVERT") or 0
-            )
+            return int(cli.main(prog_name="ligo-convert", standalone_mode=False) or 0)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:

@@ -369,6 +369,19 @@ def test_what_excludes_each_other_is_said(arguments: list[str], says: str, call:
     assert says in done.err
 
 
+def test_options_come_from_the_environment(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGO_CONVERT_VERSION", "1.2.3")
+    monkeypatch.setenv("LIGO_CONVERT_PLAN_OUT", "elsewhere")
+    monkeypatch.setenv("LIGO_CONVERT_PLAN_SET", "output.dtype=bfloat16")
+    small, whole = (
+        call("plan", "recipe.yaml", "--json", *more).json["nbytes"] for more in ((), ("--set", "output.dir=a"))
+    )
+    assert 1.9 * small < whole
+    monkeypatch.setenv("LIGO_CONVERT_PLAN_DEVICE", "abacus")
+    refused = call("plan", "recipe.yaml")
+    assert (refused.code, "'abacus' is not one of" in refused.err) == (2, True)
+
+
 def test_a_recipe_on_standard_input(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def give(text: str) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
