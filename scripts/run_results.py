@@ -27,11 +27,11 @@ STOPPED = 128 + signal.SIGTERM
 # All methods of interest run with one seed; scratch, the smaller models, the best methods and LiGO with three, from the strongest source.
 METHODS = {
     "gpt2": "late,midas,lemon,ligo,direct,lemon/interpolate,lemon/interpolate+fit",
-    "bert": "late,midas,interpolate,ligo,direct,bert2bert-aki",
+    "bert": "late,interpolate,ligo,direct,bert2bert-aki",
     "cait": "late,midas,lemon,ligo,direct,interpolate",
 }
 STRONGEST = ("--set", "compare.source_strengths=[16]")
-FEW = {"gpt2": "late,lemon,ligo", "bert": "late,interpolate,ligo", "cait": "late,lemon,ligo"}
+FEW = {"gpt2": "late,lemon,ligo", "bert": "late,ligo,bert2bert-aki", "cait": "late,lemon,ligo"}
 # Kind -> arguments of `ligo-convert compare`, and the kind whose finished jobs it goes on from.
 COMMANDS: dict[str, tuple[tuple[str, ...], str | None]] = {
     **{kind: ((f"compare_{kind}.yaml", "--methods", names), None) for kind, names in METHODS.items()},
