@@ -56,8 +56,8 @@ def _whole_above_one(value: float) -> float:
 
 Amount = Annotated[
     float,
-    BeforeValidator(lambda value: float(value) if type(value) is int else value),
     Field(ge=0),
+    BeforeValidator(lambda value: float(value) if type(value) is int else value),
     AfterValidator(_whole_above_one),
 ]
 

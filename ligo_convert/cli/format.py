@@ -36,7 +36,12 @@ _GAP = 2  # spaces between two columns
 def make_table(title: str, *columns: str, right: Sequence[int] = ()) -> Table:
     """Return a table without rules. `right`: numbers of the columns that are aligned to the right."""
     table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, _GAP, 0, 0)
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
     )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in right else "left", overflow="fold")
@@ -133,7 +138,12 @@ def _broken(cell: str, width: int) -> str:
 def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> None:
     """Print names and values in two columns. A value that is `Text` keeps its style."""
     table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        pad_edge=False,
     )
     for key, value in pairs.items():
         table.add_row(Text(key, style="dim"), value if isinstance(value, Text) else text_of(value))

@@ -191,8 +191,8 @@ class _LoggedTask(Task):
 
     def end(self, how: str) -> None:
         seconds = time.monotonic() - self.began
-        # A stage that had no line in between needs none.
-        if how == "stopped" or seconds >= self.writer.settings.interval or self.writer.settings.form == "json":
+        # A stage that had no line in between needs none; an error says what stopped it.
+        if seconds >= self.writer.settings.interval or self.writer.settings.form == "json":
             self._write(how, f"{self.name}: {how} after {duration(seconds)}", seconds=round(seconds, 3))
 
     def _progress(self, now: float) -> None:

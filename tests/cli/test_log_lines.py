@@ -72,11 +72,19 @@ def test_a_short_stage_has_one_line(clock: Clock) -> None:
     assert shown.getvalue().splitlines() == ["writing: 2.00 GB", "checking digests"]
 
 
-def test_a_stage_that_stops_says_so(clock: Clock) -> None:
-    progress, shown = logged()
-    with pytest.raises(KeyError), progress.task("writing"):
+def fail_after(progress: LoggedProgress, clock: Clock, seconds: float) -> None:
+    with progress.task("writing"):
+        clock(seconds)
         raise KeyError
-    assert shown.getvalue().splitlines() == ["writing", "writing: stopped after 0.0 s"]
+
+
+def test_a_stage_that_stops_says_so(clock: Clock) -> None:
+    for seconds, last in ((29, "writing"), (31, "writing: stopped after 31 s")):
+        progress, shown = logged()
+        clock(0)
+        with pytest.raises(KeyError):
+            fail_after(progress, clock, seconds)
+        assert shown.getvalue().splitlines()[-1] == last
 
 
 @pytest.mark.parametrize(

@@ -588,7 +588,7 @@ def test_exit_codes(what: str, call: Call, place: Path) -> None:
     before = sorted(place.rglob("*"))
     done = call(*arguments)
     assert (done.code, done.out) == (code, ""), done
-    assert done.err.startswith("error: ")
+    assert re.search("^error: ", done.err, re.MULTILINE)
     assert text in done.err
     assert sorted(place.rglob("*")) == before
 

@@ -659,7 +659,9 @@ def test_links_resolve(page: Path) -> None:
 
 def test_every_page_can_be_found() -> None:
     index = text_of(DOCS / "README.md")
-    pages = [page for page in DOCS.rglob("*.md") if page.parent.name != "adr" and page != DOCS / "README.md"]
+    # index.md is the navigation of the web pages; `test_docs_build.py` checks that it names every page.
+    roots = (DOCS / "README.md", DOCS / "index.md")
+    pages = [page for page in DOCS.rglob("*.md") if not re.match(r"\d{4}-", page.name) and page not in roots]
     for page in pages:
         assert f"]({page.relative_to(DOCS).as_posix()})" in index, page.name
 
@@ -671,12 +673,17 @@ def test_pages_that_the_code_names_are_there() -> None:
 
 
 def test_decisions_have_their_form() -> None:
-    records = sorted((DOCS / "development" / "adr").iterdir())
+    folder = DOCS / "development" / "adr"
+    records = sorted(folder.glob("[0-9]*"))
+    assert sorted(folder.iterdir()) == [*records, folder / "README.md"]
+    listed = text_of(folder / "README.md")
     assert [record.name[:4] for record in records] == [f"{number:04}" for number in range(1, len(records) + 1)]
     for record in records:
         assert re.fullmatch(r"\d{4}-[a-z0-9]+(-[a-z0-9]+)*\.md", record.name)
         text = text_of(record)
         assert text.startswith(f"# {record.name[:4]}: ")
+        title = text.partition("\n")[0].partition(": ")[2]
+        assert f"| [{record.name[:4]}]({record.name}) | {title} |" in listed
         parts = re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE)
         assert parts == ["Context", "Decision", "Consequence"], record.name
 

@@ -278,7 +278,7 @@ BAD = [
     ("  steps: 1e2", "  steps: true", "11:10", "fit.steps: should be a whole number, not true"),
     ("  steps: 1e2", "  steps:", "11:3", "fit.steps: should be a whole number, not nothing"),
     ("  steps: 1e2", "  steps: 0", "11:10", "fit.steps: should be at least 1, not 0"),
-    ("  steps: 1e2", "  steps: 1e20", "11:10", "fit.steps: should be at most 2147483647, not 1e+20"),
+    ("  steps: 1e2", "  steps: 1e20", "11:10", "fit.steps: should be at most 2147483647, not 100000000000000000000"),
     ("  steps: 1e2", "  precision: auto", "10:1", "fit.steps: missing (optimiser steps)"),
     (
         "  steps: 1e2",
