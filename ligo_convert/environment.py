@@ -170,8 +170,8 @@ def compute_threads(count: int) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory of up to 256 MB for the next allocation, instead of giving it back to the system.
 
-    A step of a small model frees and takes again the same blocks of megabytes. Given back, each costs page faults: a fifth of the
-    step (`benchmarks/small_step.py`). Does nothing where the C library is not glibc, or the environment sets these limits.
+    A step of a small model frees and takes again the same blocks of megabytes. Given back, each costs page faults: about a tenth of
+    the step (`benchmarks/small_step.py`). Does nothing where the C library is not glibc, or the environment sets these limits.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or platform.libc_ver()[0] != "glibc":
         return

@@ -118,5 +118,6 @@ class _Drawn:
     def generator(self, low: int, high: int) -> np.random.Generator:
         """Return a generator as `np.random.Philox` of this key begins it. The one that exists is reset: it takes long to make one."""
         key = np.array([low, high], dtype=np.uint64)
-        self._bits.state = {**self._start, "state": {"counter": np.zeros(4, dtype=np.uint64), "key": key}}
+        state: Any = {**self._start, "state": {"counter": np.zeros(4, dtype=np.uint64), "key": key}}
+        self._bits.state = state
         return self._generator
