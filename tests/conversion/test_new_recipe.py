@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from support.slow import rest_slow
 from support.source_models import write_case
 from support.tiny import CASES
 
@@ -82,7 +83,7 @@ def test_published_sizes_have_the_published_parameters(family_name: str, name: s
     assert set(sizes) <= set(family.size_keys)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rest_slow(CASES, {"gpt2", "llama", "bert", "cait"}.__contains__))
 def test_every_family_has_a_recipe_that_plans(name: str, place: Path) -> None:
     write_case(place / "source", name)
     for grow in (None, CASES[name].uneven, CASES[name].even, CASES[name].depth):

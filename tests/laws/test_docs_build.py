@@ -30,6 +30,7 @@ def test_every_page_is_built_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "out" / page.relative_to(DOCS)).with_suffix(".html").is_file(), page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "says"),
     [
