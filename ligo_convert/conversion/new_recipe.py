@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_gro
 from ligo_convert.growth.verdict import RANK
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.resolve import open_source
+from ligo_convert.outputs.measured import rounded
 from ligo_convert.recipes.examples import schema_comment
 
 # Width methods in the order in which they are tried. The first that preserves the function best is taken.
@@ -151,7 +152,7 @@ def suggest_recipe(
     )
     named = _relative(source, path) if local else source
     text = _recipe_text(suggestion, family, named, path, revision=None if local else revision)
-    return Suggestion(**{**vars(suggestion), "text": text})
+    return replace(suggestion, text=text)
 
 
 def _family_of(reader: CheckpointReader) -> tuple[Family, Inventory]:
@@ -262,7 +263,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
     growth = chosen.growth.growth
     name = chosen.name or f"{_last(suggestion.label)}-grown"
     file = path.name
-    sizes = f"{_millions(suggestion.parameters)} to {_millions(chosen.parameters)} parameters"
+    sizes = f"{rounded(suggestion.parameters)} to {rounded(chosen.parameters)} parameters"
     lines = [
         f"# {printable(suggestion.label)} to {name}: {sizes}."
         if chosen.name
@@ -281,7 +282,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
             "  # Other published sizes, with parameters, and what `lemon` or the nearest method preserves there:"
         )
         lines += [
-            f"  #   {other.name} ({_millions(other.parameters)}, {other.growth.verdict}): {_flow(other.changes)}"
+            f"  #   {other.name} ({rounded(other.parameters)}, {other.growth.verdict}): {_flow(other.changes)}"
             for other in suggestion.others
         ]
     lines += [
@@ -314,13 +315,6 @@ def _kept(choice: SizeChoice) -> str:
         "lossy": "changes the function",
     }
     return f"{choice.growth.growth.width} with {choice.growth.growth.depth} {says[choice.growth.verdict]}"
-
-
-def _millions(parameters: int) -> str:
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= limit:
-            return f"{parameters / limit:.3g}{unit}"
-    return str(parameters)
 
 
 def _last(label: str) -> str:
