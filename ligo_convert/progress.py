@@ -5,8 +5,12 @@ The pipeline reports to `Progress`. The command line subclasses it to show progr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ligo_convert.outputs.loggers import MetricLogger
 
 
 class Task:
@@ -23,7 +27,13 @@ class Task:
 
 
 class Progress:
-    """Shows nothing. Subclasses show running tasks and messages."""
+    """Shows nothing. Subclasses show running tasks and messages.
+
+    Attributes:
+        loggers: receive the measurements of trainings.
+    """
+
+    loggers: Sequence[MetricLogger] = ()
 
     @contextmanager
     def task(self, name: str, total: float | None = None, *, unit: str = "") -> Iterator[Task]:
@@ -35,3 +45,12 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Show one line of warning."""
+
+    def measure(self, run: str, line: Mapping[str, Any]) -> None:
+        """Give a line of the log of a training, `step` and measurements, to the loggers. `run` names the training."""
+        if self.loggers:
+            from ligo_convert.outputs.loggers import values_of
+
+            values = values_of(line)
+            for logger in self.loggers:
+                logger.write(run, int(line["step"]), values)

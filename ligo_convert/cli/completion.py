@@ -60,6 +60,13 @@ def complete_examples(context: click.Context, parameter: click.Parameter, typed:
     return [CompletionItem(name, help=first_sentence(path)) for name, path in _starting(examples(), typed)]
 
 
+def complete_loggers(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Complete `--logger NAME=`."""
+    from ligo_convert.outputs.loggers import LOGGERS
+
+    return [CompletionItem(f"{name}=") for name, _ in _starting(LOGGERS, typed)]
+
+
 def _starting(known: Mapping[str, Any], typed: str) -> Iterator[tuple[str, Any]]:
     return ((name, found) for name, found in known.items() if name.startswith(typed))
 

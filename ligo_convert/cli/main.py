@@ -10,12 +10,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import click
 
@@ -23,6 +23,7 @@ from ligo_convert.cli.completion import (
     complete_examples,
     complete_families,
     complete_keys,
+    complete_loggers,
     complete_method,
     complete_methods,
 )
@@ -47,9 +48,15 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 class _Log:
-    """What is shown on stderr. Errors are shown after the command has ended, so this outlives its context."""
+    """What is shown on stderr. Errors are shown after the command has ended, so this outlives its context.
+
+    Attributes:
+        settings: the form of the lines, and what is left out.
+        loggers: key of `outputs.loggers.LOGGERS` -> folder for the curves of trainings.
+    """
 
     settings = DEFAULT_LOG
+    loggers: ClassVar[Mapping[str, Path]] = {}
 
     @classmethod
     def set_level(cls, context: click.Context, parameter: click.Parameter, asked: bool) -> None:
@@ -59,6 +66,16 @@ class _Log:
         if cls.settings.level not in ("normal", level):
             raise click.UsageError("--quiet and --verbose exclude each other.", context)
         cls.settings = replace(cls.settings, level=level)
+
+    @classmethod
+    def set_loggers(cls, context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> None:
+        if context.resilient_parsing:
+            return
+        cls.loggers = {}
+        if texts:
+            from ligo_convert.outputs.loggers import parse_logger
+
+            cls.loggers = dict(map(parse_logger, texts))
 
     @classmethod
     def set_form(cls, context: click.Context, parameter: click.Parameter, form: Literal["text", "json"] | None) -> None:
@@ -261,6 +278,17 @@ _device = click.option(
 )
 
 
+_loggers = click.option(
+    "--logger",
+    multiple=True,
+    expose_value=False,
+    callback=_Log.set_loggers,
+    shell_complete=complete_loggers,
+    metavar="NAME=DIR",
+    help="Also write the curves of every training to DIR: tensorboard=DIR, or wandb=DIR (offline). Repeatable.",
+)
+
+
 def _load(recipe: Path, overrides: tuple[str, ...], source: str | None, out: str | None) -> Recipe:
     from ligo_convert.recipes.recipe import load_recipe
 
@@ -363,6 +391,7 @@ def _grown_key(text: str) -> tuple[str, object]:
     is_flag=True,
     help="Also grow the optimizer's state beside the source, a checkpoint of a training. Sets growth.state, unless the recipe does.",
 )
+@_loggers
 @_device
 @_family_files
 @_as_json
@@ -422,6 +451,7 @@ def plan(
 @click.option(
     "--operator", "file", type=click.Path(path_type=Path), required=True, help="File to write the operator to."
 )
+@_loggers
 @_device
 @_family_files
 @_as_json
@@ -448,6 +478,7 @@ def fit(
 
 @cli.command()
 @_recipe_options
+@_loggers
 @_device
 @_family_files
 @_as_json
@@ -515,6 +546,7 @@ def apply(operator: Path, source: str, out: Path, as_json: bool) -> None:
     help="Take the finished jobs of another comparison of this recipe and budget. Can be repeated.",
 )
 @click.option("--costs", is_flag=True, help="Print what the comparison would cost, and train nothing.")
+@_loggers
 @_device
 @_family_files
 @_as_json
@@ -585,6 +617,7 @@ def compare(
     metavar="FILE",
     help="Write the recipe with the choice filled in to FILE, beside the recipe.",
 )
+@_loggers
 @_device
 @_family_files
 @_as_json
@@ -923,7 +956,13 @@ def _showing() -> Iterator[Progress]:
     from ligo_convert.cli.progress_bars import shown_progress
 
     with shown_progress(_Log.settings) as progress:
-        yield progress
+        if not _Log.loggers:
+            yield progress
+            return
+        from ligo_convert.outputs.loggers import logging_to
+
+        with logging_to(_Log.loggers, progress):
+            yield progress
 
 
 # Characters of a line about the command line: click repeats the whole word that it does not understand.

@@ -587,6 +587,13 @@ class Scheduler:
         points = {point["step"]: point for job in jobs for point in self.results[job.name]["curve"]}
         return [points[step] for step in sorted(points) if step % every == 0 or step == run.steps]
 
+    def curve_to(self, job: TrainingJob) -> list[dict[str, Any]]:
+        """Return the points of the run that a finished job ends."""
+        for found, jobs in self._planned():
+            if jobs and jobs[-1].name == job.name:
+                return self._curve_of(found.run, [piece for piece in jobs if piece.name in self.results])
+        return []
+
     def finished_runs(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Return entry -> seed -> `ends` (results of the runs to each budget, ascending) and `curve` (points of the longest run)."""
         pieces = {id(found.run): jobs for found, jobs in self._planned()}

@@ -433,9 +433,11 @@ class JobLoop:
         loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
         cost = result["flops"] / self.experiment.scratch_flops
         how = f"seed {job.seed}, {job.run.optimizer.name} {job.run.learning_rate:g}, decay {job.run.decay / job.run.steps:.0%}"
-        self.progress.say(
-            f"{entry_text(job.entry)} ({how}): {job.run.steps} steps, {cost:.1%} of scratch's FLOPs, loss {loss}"
-        )
+        name = f"{entry_text(job.entry)} ({how}): {job.run.steps} steps"
+        self.progress.say(f"{name}, {cost:.1%} of scratch's FLOPs, loss {loss}")
+        if self.progress.loggers:
+            for point in self.scheduler.curve_to(job):
+                self.progress.measure(name, {key: value for key, value in point.items() if value is not None})
 
     def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
         if self._bar is None:

@@ -172,10 +172,12 @@ class ModelPair:
     ) -> tuple[Operator, TrainResult, FitOutcome]:
         """Fit the operator. Return the best operator on the validation slice, how training went, and its summary."""
         settings = self._fit_settings(planned)
+        source_loss = self.source_loss(splits.validation)
         with progress.task("fitting the operator", settings.steps, unit="steps") as task:
 
             def on_step(step: int, line: Mapping[str, Any]) -> None:
                 task.reach(step)
+                progress.measure("fit", line)
                 validation = f", validation {line['validation_loss']:.3f}" if "validation_loss" in line else ""
                 task.note(f"loss {line['loss']:.3f}{validation}")
 
@@ -195,6 +197,8 @@ class ModelPair:
             steps=settings.steps,
             best_step=result.best_step,
             best_validation_loss=result.best_loss,
+            initial_validation_loss=result.log[0].get("initial_validation_loss") if result.log else None,
+            source_validation_loss=source_loss,
             seed=settings.seed,
             precision="bfloat16" if settings.autocast else str(self._dtype).removeprefix("torch."),
             device=self._device,

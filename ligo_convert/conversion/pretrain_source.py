@@ -179,6 +179,7 @@ def _train(
 
         def on_step(step: int, line: Mapping[str, Any]) -> None:
             task.reach(step)
+            progress.measure("source", line)
             task.note(f"loss {line['loss']:.3f}")
 
         tensors, outcome, loss = pretrain(

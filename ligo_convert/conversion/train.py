@@ -375,6 +375,7 @@ class _Trainer:
 
         def on_step(step: int, line: Mapping[str, Any]) -> None:
             task.reach(step)
+            self.progress.measure("train", line)
             task.note(f"loss {line['loss']:.3f}")
 
         kept: StateStore = store

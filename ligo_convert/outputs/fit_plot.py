@@ -1,6 +1,6 @@
-"""Plot the fit of an operator: loss against steps, with reference losses as horizontal lines.
+"""Plot the fit of an operator: loss against steps on the validation split, from the initial operator on, and beside it the source.
 
-Input: the lines of the fit's log, and the losses of source, start, fitted and random target on the test split.
+Input: the lines of the fit's log; the losses of source, initial and kept operator on the validation split.
 Output: a PNG, 1600 pixels wide, readable at half that size.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from ligo_convert.outputs.plotting import (
@@ -24,11 +25,11 @@ from ligo_convert.outputs.plotting import (
 # Okabe and Ito's palette, safe for colour-blind readers; lines also differ in their dashes.
 _TRAINING, _VALIDATION = "#8fb8d8", "#0072b2"
 
-_LEVELS = {
+# Losses on the validation split -> label, colour, dashes of a line over the whole width; None for a point of the curve.
+_LEVELS: Mapping[str, tuple[str, str, Any]] = {
     "source": ("source", "#009e73", (0, (6, 2))),
-    "random_target": ("random target", "#d55e00", (0, (1, 1.5))),
-    "initial": ("start", "#b8860b", (0, (4, 1.5, 1, 1.5))),
-    "fitted": ("fitted", "#0072b2", "solid"),
+    "initial": ("start", "#b8860b", (0, (1, 1.5))),
+    "best": ("kept", _VALIDATION, None),
 }
 
 _WIDTH, _HEIGHT, _DPI = 8.0, 5.2, 200  # inches, inches, pixels an inch
@@ -38,19 +39,29 @@ _SQUASH = 1.5
 
 _GAP = 0.052  # between two labels, as a fraction of the axes height
 
+_WINDOWS = 10  # the training loss is averaged over a window of this fraction of the steps
+
 _RATES = {"width": "solid", "depth": (0, (3, 1.5))}
 
 
 def fit_picture(
-    log: Sequence[Mapping[str, Any]], *, losses: Mapping[str, float | None], title: str, best_step: int | None = None
+    log: Sequence[Mapping[str, Any]],
+    *,
+    source: float | None,
+    initial: float | None,
+    best: tuple[int, float | None],
+    title: str,
+    unit: str,
 ) -> bytes:
-    """Draw how the operator was learned, and return the PNG.
+    """Draw how the operator was fitted, and return the PNG.
 
     Args:
-        log: one line per step: `step`, `loss`, `learning_rate` {group: rate}, sometimes `validation_loss`; in nats per token.
-        losses: `source`, `initial`, `fitted`, `random_target` on the test split; None where unknown.
+        log: one line per step: `step`, `loss`, `learning_rate` {group: rate}, sometimes `validation_loss`.
+        source: loss of the source on the validation split; None where unknown.
+        initial: loss of the initial operator there; None where unknown.
+        best: step of the operator that was kept, 0 for the initial one, and its loss there.
         title: any text.
-        best_step: the step of the operator kept, 0 for the start; None: the step with the lowest validation loss in the log.
+        unit: unit of the losses, such as `nats a token`.
     """
     figure, canvas = new_figure(_WIDTH, _HEIGHT, _DPI)
     upper, lower = figure.subplots(
@@ -58,14 +69,17 @@ def fit_picture(
         1,
         sharex=True,
         height_ratios=(5, 1),
-        gridspec_kw={"hspace": 0.08, "left": 0.09, "right": 0.77, "top": 0.91, "bottom": 0.11},
+        gridspec_kw={"hspace": 0.08, "left": 0.09, "right": 0.8, "top": 0.91, "bottom": 0.11},
     )
-    known = {name: float(value) for name, value in losses.items() if name in _LEVELS and value is not None}
-    finite = {name: value for name, value in known.items() if math.isfinite(value)}
+    losses = {"source": source, "initial": initial, "best": best[1]}
+    known = {name: float(value) for name, value in losses.items() if value is not None and math.isfinite(value)}
+    if best[0] == 0:
+        known.pop("best", None)
     steps = [int(line["step"]) for line in log]
-    training = [float(line["loss"]) for line in log]
-    marked = [(int(line["step"]), float(line["validation_loss"])) for line in log if "validation_loss" in line]
-    low, high = _limits([*training, *(loss for _, loss in marked)], finite)
+    training = _smoothed([float(line["loss"]) for line in log])
+    start = [(0, float(initial))] if initial is not None else []
+    curve = start + [(int(line["step"]), float(line["validation_loss"])) for line in log if "validation_loss" in line]
+    low, high = _limits([*training, *(loss for _, loss in curve)], known)
     upper.set_ylim(low, high)
     upper.set_xlim(0, 1.01 * max([*steps, 1]))
     upper.plot(
@@ -74,34 +88,47 @@ def fit_picture(
         color=_TRAINING,
         linewidth=1.0,
         marker="." if len(steps) == 1 else "",
-        label="training batch",
+        label=f"training, mean of {_window(len(steps))} steps" if _window(len(steps)) > 1 else "training",
         zorder=2,
     )
-    if marked:
+    if curve:
         upper.plot(
-            *zip(*marked, strict=True),
+            *zip(*curve, strict=True),
             color=_VALIDATION,
             linewidth=1.4,
             marker="o",
             markersize=3.5,
             clip_on=False,
-            label="validation slice",
+            label="validation",
             zorder=4,
         )
-        _mark_best(upper, marked, best_step)
-    _draw_levels(upper, finite, low, high)
-    upper.set_ylabel("loss, nats a token")
+    _mark_best(upper, best)
+    _draw_levels(upper, known, low, high)
+    upper.set_ylabel(f"loss, {unit}")
     heading = upper.set_title(plain_text(title, 100), loc="left", fontsize=11, parse_math=False)
     shrink_to_fit(heading, canvas.get_renderer(), 0.89 * _WIDTH * _DPI)
     upper.legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
     _draw_rates(lower, steps, log)
-    lower.set_xlabel("steps of learning the operator")
+    lower.set_xlabel("steps")
     for axes in (upper, lower):
         style_axes(axes)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    if finite:
-        figure.text(0.99, 0.02, "horizontal lines: test slice", ha="right", fontsize=8, color=GREY)
     return png_bytes(canvas)
+
+
+def _window(steps: int) -> int:
+    """Return the odd number of steps that the training loss is averaged over."""
+    return 2 * (steps // (2 * _WINDOWS)) + 1
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    """Return the mean of each loss and its neighbours within the window; what is not finite is left out of the means."""
+    reach = _window(len(losses)) // 2
+    found = []
+    for at in range(len(losses)):
+        near = [loss for loss in losses[max(0, at - reach) : at + reach + 1] if math.isfinite(loss)]
+        found.append(fmean(near) if near else math.nan)
+    return found
 
 
 def _limits(curve: Sequence[float], levels: Mapping[str, float]) -> tuple[float, float]:
@@ -111,13 +138,13 @@ def _limits(curve: Sequence[float], levels: Mapping[str, float]) -> tuple[float,
         shown = sorted(levels.values()) or [0.0, 1.0]
     # The highest 2 % of the batches do not count: outliers would flatten the rest.
     low, high = shown[0], shown[min(len(shown) - 1, math.ceil(0.98 * len(shown)))]
-    # Start and fitted are always shown; the others only if the rest stays readable.
-    for name in ("initial", "fitted", "source", "random_target"):
+    # The points of the curve are always shown; the source only if the rest stays readable.
+    for name in ("initial", "best", "source"):
         value = levels.get(name)
         if value is None:
             continue
         height = limit_height(low, high)
-        if name in ("initial", "fitted") or low - _SQUASH * height <= value <= high + _SQUASH * height:
+        if name != "source" or low - _SQUASH * height <= value <= high + _SQUASH * height:
             low, high = min(low, value), max(high, value)
     height = limit_height(low, high)
     middle = (low + high) / 2
@@ -125,7 +152,7 @@ def _limits(curve: Sequence[float], levels: Mapping[str, float]) -> tuple[float,
 
 
 def _draw_levels(axes: Any, levels: Mapping[str, float], low: float, high: float) -> None:
-    """Draw each level as a line labelled at the right edge. A level outside the axis gets a label with an arrow only."""
+    """Label each level at the right edge; the source is a line too. A level outside the axis gets a label with an arrow only."""
     names = sorted(levels, key=lambda name: levels[name])
     heights = [(min(max(levels[name], low), high) - low) / (high - low) for name in names]
     heights = [min(max(height, 0.02), 0.98) for height in heights]
@@ -134,7 +161,7 @@ def _draw_levels(axes: Any, levels: Mapping[str, float], low: float, high: float
         value = levels[name]
         inside = low <= value <= high
         arrow = "" if inside else " \u2191" if value > high else " \u2193"
-        if inside:
+        if inside and dashes is not None:
             axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.3, zorder=3)
         axes.annotate(
             f"{text} {value:.3f}{arrow}",
@@ -160,19 +187,16 @@ def _draw_levels(axes: Any, levels: Mapping[str, float], low: float, high: float
         )
 
 
-def _mark_best(axes: Any, marked: Sequence[tuple[int, float]], best_step: int | None) -> None:
-    if best_step == 0:
+def _mark_best(axes: Any, best: tuple[int, float | None]) -> None:
+    """Mark the operator that was kept."""
+    step, loss = best
+    if step == 0:
         axes.plot([], [], linestyle="none", label="no step was better than the start")
-        return
-    finite = [pair for pair in marked if math.isfinite(pair[1]) and best_step in (None, pair[0])]
-    if not finite:
-        return
-    step, loss = min(finite, key=lambda pair: pair[1])
-    axes.plot(
-        [step], [loss], marker="o", markersize=9, color="none", markeredgecolor="black", markeredgewidth=1.2,
-        linestyle="none", clip_on=False,
-        label=f"best step: {step}, {loss:.3f}", zorder=5,
-    )  # fmt: skip
+    elif loss is not None and math.isfinite(loss):
+        axes.plot(
+            [step], [loss], marker="o", markersize=9, color="none", markeredgecolor="black", markeredgewidth=1.2,
+            linestyle="none", clip_on=False, label=f"kept: step {step}", zorder=5,
+        )  # fmt: skip
 
 
 def _draw_rates(axes: Any, steps: Sequence[int], log: Sequence[Mapping[str, Any]]) -> None:

@@ -130,6 +130,8 @@ class FitOutcome:
         steps: optimiser steps of the whole fit.
         best_step: step of the operator that was kept; 0 is the initial operator.
         best_validation_loss: its loss on the validation slice, in nats.
+        initial_validation_loss: loss of the initial operator there; None where it was not measured.
+        source_validation_loss: loss of the source there; None where it does not compare or was not measured.
         seed: seed of the data order.
         precision: "bfloat16" or "float32"; "float64" for a source in float64.
         device: "cpu" or "cuda".
@@ -143,6 +145,8 @@ class FitOutcome:
     precision: str
     device: str
     threads: int
+    initial_validation_loss: float | None = None
+    source_validation_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

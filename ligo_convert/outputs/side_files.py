@@ -21,12 +21,13 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import json_bytes
 from ligo_convert.io.yaml_writer import dump_yaml
-from ligo_convert.outputs.card import card
+from ligo_convert.outputs.card import LOSSES, card
 from ligo_convert.outputs.card_trained import trained_card
 from ligo_convert.outputs.carried import CarriedFiles, contents
 from ligo_convert.outputs.checksums import sums
 from ligo_convert.outputs.fit_plot import fit_picture
 from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PROVENANCE, RECIPE
+from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record, statement_bytes
 from ligo_convert.outputs.verify import check_digests
@@ -99,11 +100,15 @@ def write_fit_plot(record: Record, log: tuple[Mapping[str, Any], ...], staging: 
     """
     if not log:
         return
+    fit = record.metrics["fit"]
+    before, after = (rounded(record.metrics["parameters"][which]) for which in ("source", "target"))
     plot = fit_picture(
         log,
-        losses=record.metrics["loss"],
-        title=f"{record.source_name}, grown",
-        best_step=record.metrics["fit"]["best_step"],
+        source=fit["source_validation_loss"],
+        initial=fit["initial_validation_loss"],
+        best=(fit["best_step"], fit["best_validation_loss"]),
+        title=f"Fitting the growth operator: {record.source_name}, {before} to {after} parameters",
+        unit=LOSSES[record.metrics["task"]][1],
     )
     staging.write_bytes(FIT_PLOT, plot)
 

@@ -111,6 +111,7 @@ def train(
     optimizers.set_moments(begin or {})
     run = _Run(groups=groups, optimizers=optimizers, store=store, steps=steps, chooses=chooses)
     run.resume()
+    first: float | None = None
     if validate is not None and validates_ends[0] and run.best_loss is None and run.step == steps.start:
         first = run.consider(steps.start, validate())
         if not chooses:
@@ -137,6 +138,8 @@ def train(
             "tokens": tokens_a_step * (step + 1),
             **(facts(step) if facts is not None else {}),
         }
+        if first is not None and chooses and step == steps.start:
+            line["initial_validation_loss"] = round(first, 6)
         last = step + 1 == steps.stop
         if validate is not None and ((last and validates_ends[1]) or (step + 1) % validate_every == 0):
             line["validation_loss"] = round(run.consider(step + 1, validate()), 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import shutil
@@ -85,7 +86,8 @@ def whole(warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A comparison that nothing has stopped, by one worker."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
-    done = warm.run(*COMMAND, "--jobs", "1", cwd=folder)
+    logger = ("--logger", "tensorboard=curves") if importlib.util.find_spec("tensorboard") else ()
+    done = warm.run(*COMMAND, "--jobs", "1", *logger, cwd=folder)
     assert done.code == 0, done.err
     return folder, done
 
@@ -114,7 +116,7 @@ def names(place: Path) -> list[str]:
 
 def test_the_output_is_whole_and_nothing_lies_beside_it(whole: tuple[Path, Ended]) -> None:
     folder, _ = whole
-    assert names(folder) == ["out"]
+    assert names(folder) in (["out"], ["curves", "out"])
     found = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
     # And the source that was trained for it.
     assert {name for name in found if not name.startswith("ligo/source/")} == FILES
@@ -123,6 +125,23 @@ def test_the_output_is_whole_and_nothing_lies_beside_it(whole: tuple[Path, Ended
     page = (folder / "out" / "report.html").read_text()
     assert page.lower().startswith("<!doctype html>")
     assert all(name in page for name in METHODS)
+
+
+def test_every_finished_run_has_a_curve_for_viewers(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:
+    library = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="the extra `tensorboard` is not installed"
+    )
+    folder, _ = whole
+    curves = {}
+    for path in (folder / "curves").iterdir():
+        events = library.EventAccumulator(str(path)).Reload()
+        curves[path.name] = [(one.step, one.value) for one in events.Scalars("loss")]
+    for name, entry in {**record["methods"], **record["controls"]}.items():
+        longest = [(point["step"], pytest.approx(point["loss"], rel=1e-6)) for point in entry["curve"]]
+        named = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in f"{name} (seed 0")
+        assert longest in [curve for run, curve in curves.items() if run.startswith(named)], name
+    # And the shorter ones.
+    assert len(curves) > len(record["methods"]) + len(record["controls"])
 
 
 def test_one_object_is_printed(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:

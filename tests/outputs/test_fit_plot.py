@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from ligo_convert.outputs.fit_plot import _GAP, _limits, fit_picture
+from ligo_convert.outputs.fit_plot import _GAP, _limits, _smoothed, fit_picture
 from ligo_convert.outputs.plotting import spread_labels
 
-LOSSES = {"source": 3.28, "initial": 3.342, "fitted": 3.243, "random_target": 10.95}
+LOSSES: Mapping[str, Any] = {"source": 3.28, "initial": 3.342, "best": (30, 3.243)}
 
 
 def log(steps: int = 30, every: int = 10) -> list[dict[str, Any]]:
@@ -35,10 +35,9 @@ def log(steps: int = 30, every: int = 10) -> list[dict[str, Any]]:
     return lines
 
 
-def picture(
-    lines: list[dict[str, Any]] | None = None, *, losses: Mapping[str, float | None] = LOSSES, **more: Any
-) -> bytes:
-    return fit_picture(log() if lines is None else lines, losses=losses, title=more.pop("title", "gpt2, grown"), **more)
+def picture(lines: list[dict[str, Any]] | None = None, *, losses: Mapping[str, Any] = LOSSES, **more: Any) -> bytes:
+    named = {"title": "gpt2, grown", "unit": "nats a token", **losses, **more}
+    return fit_picture(log() if lines is None else lines, **named)
 
 
 def chunks(data: bytes) -> list[tuple[str, bytes]]:
@@ -84,7 +83,7 @@ def test_the_picture_holds_nothing_but_pixels() -> None:
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     assert picture() == picture()
-    assert picture() != picture(losses={**LOSSES, "fitted": 3.25})
+    assert picture() != picture(losses={**LOSSES, "source": 3.27})
 
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
@@ -101,22 +100,53 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
 
 def test_every_figure_is_named_and_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = drawn_texts(monkeypatch)
-    for wanted in ("source 3.280", "start 3.342", "fitted 3.243", "random target 10.950 \u2191", "gpt2, grown"):
+    for wanted in ("source 3.280", "start 3.342", "kept 3.243", "gpt2, grown"):
         assert wanted in texts
-    for wanted in ("loss, nats a token", "steps of learning the operator", "training batch", "validation slice"):
+    for wanted in ("loss, nats a token", "steps", "training", "validation", "kept: step 30"):
         assert wanted in texts
-    assert "best step: 30, 3.250" in texts
+    assert "training, mean of 11 steps" in drawn_texts(monkeypatch, log(100))
+    assert "source 30.000 \u2191" in drawn_texts(monkeypatch, losses={**LOSSES, "source": 30.0})
     assert {"peak rates", "width 2.9e-05", "depth 0.0097"} <= set(texts)
 
 
 def test_figures_that_are_not_known_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = drawn_texts(monkeypatch, losses=dict.fromkeys(LOSSES))
-    assert not [text for text in texts if text.startswith(("source", "start", "fitted", "random", "horizontal"))]
+    texts = drawn_texts(monkeypatch, losses={"source": None, "initial": None, "best": (30, None)})
+    assert not [text for text in texts if text.startswith(("source", "start", "kept"))]
 
 
 def test_the_best_step_is_the_one_that_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no step was better than the start" in drawn_texts(monkeypatch, best_step=0)
-    assert "best step: 20, 3.283" in drawn_texts(monkeypatch, best_step=20)
+    texts = drawn_texts(monkeypatch, best=(0, 3.342))
+    assert "no step was better than the start" in texts
+    assert not [text for text in texts if text.startswith("kept")]
+    assert {"kept: step 20", "kept 3.283"} <= set(drawn_texts(monkeypatch, best=(20, 3.283)))
+
+
+def test_the_curve_begins_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[Any, ...]] = []
+    real: Any = Axes.plot
+
+    def plot(self: Any, *args: Any, **options: Any) -> Any:
+        if options.get("label") == "validation":
+            drawn.append(args)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    picture()
+    picture(losses={**LOSSES, "initial": None})
+    (steps, losses), (later, _) = drawn
+    assert (steps, later) == ((0, 10, 20, 30), (10, 20, 30))
+    assert losses[0] == 3.342
+
+
+def test_batches_are_smoothed() -> None:
+    losses = [3.0, 4.0] * 50
+    smooth = _smoothed(losses)
+    assert len(smooth) == 100
+    assert max(smooth[2:-2]) - min(smooth[2:-2]) < 0.25
+    assert _smoothed([1.0, math.nan, 3.0]) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
+    assert _smoothed(losses[:9]) == losses[:9]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +161,8 @@ def test_the_best_step_is_the_one_that_was_kept(monkeypatch: pytest.MonkeyPatch)
         [],
     ],
 )
-@pytest.mark.parametrize("losses", [LOSSES, {"source": math.nan, "fitted": math.inf, "initial": None}, {}])
-def test_odd_logs_are_drawn_too(lines: list[dict[str, Any]], losses: dict[str, float | None]) -> None:
+@pytest.mark.parametrize("losses", [LOSSES, {"source": math.nan, "best": (3, math.inf), "initial": None}])
+def test_odd_logs_are_drawn_too(lines: list[dict[str, Any]], losses: dict[str, Any]) -> None:
     assert chunks(picture(lines, losses=losses))[-1][0] == "IEND"
 
 
@@ -148,10 +178,10 @@ def test_any_title_is_drawn_as_text(title: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_far_level_does_not_squash_the_curve() -> None:
     curve = [3.3 + 0.01 * step for step in range(10)]
-    low, high = _limits(curve, LOSSES)
+    low, high = _limits(curve, {"source": 10.95, "initial": 3.342, "best": 3.243})
     assert high < 4
     assert low < 3.243 < 3.342 < high
-    near = _limits(curve, {**LOSSES, "random_target": 3.45})
+    near = _limits(curve, {"source": 3.45, "initial": 3.342, "best": 3.243})
     assert near[1] > 3.45
 
 
