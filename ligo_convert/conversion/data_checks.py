@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ligo_convert.checkpoints.reader import CheckpointReader
+from ligo_convert.data.chat_template import no_template, template_text
 from ligo_convert.data.corpus import check_data
 from ligo_convert.data.data_source import DataFacts
 from ligo_convert.data.images import check_classes, class_folders
@@ -51,10 +52,19 @@ def check_data_section(
     if recipe.fit.data.tokenizer is not None:
         place = recipe.base / Path(recipe.fit.data.tokenizer).expanduser()
         if place.is_dir():
-            check_tokenizer(place, label=recipe.fit.data.tokenizer)
+            _check_tokenizer(recipe, recipe.fit.data, place, label=recipe.fit.data.tokenizer)
     elif source is not None:
-        check_tokenizer(source.root, label=source.label)
+        _check_tokenizer(recipe, recipe.fit.data, source.root, label=source.label)
+    elif recipe.source.pretrain is not None and recipe.fit.data.format == "chat":
+        raise _at_data(recipe, no_template("the tokenizer that is trained for the source"))
     return facts
+
+
+def _check_tokenizer(recipe: Recipe, data: DataConfig, place: Path, *, label: str) -> None:
+    """Require a tokenizer, with a chat template where the data are conversations. Raises RecipeError."""
+    check_tokenizer(place, label=label)
+    if data.format == "chat" and template_text(place) is None:
+        raise _at_data(recipe, no_template(label))
 
 
 def _find_data(

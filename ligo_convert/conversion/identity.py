@@ -93,6 +93,9 @@ def _seen_otherwise(fit: FitConfig) -> dict[str, object]:
     """
     keys = {
         "hub": fit.data.hub and fit.data.hub.model_dump(mode="json"),
+        "dataset": fit.data.dataset and fit.data.dataset.model_dump(mode="json", exclude={"path"}),
+        "column": fit.data.column,
+        "format": fit.data.format,
         "augment": fit.data.augment,
         "mask_probability": fit.mask_probability if fit.mask_probability != PROBABILITY else None,
     }

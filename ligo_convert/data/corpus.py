@@ -15,17 +15,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ligo_convert.data.chat_template import ChatTemplate
 from ligo_convert.data.data_source import DataFacts, DataSource, Reads
 from ligo_convert.data.hf_datasets import (
     PARQUET_SUFFIX,
     HubDatasetSource,
     HubText,
+    LocalDataset,
+    LocalDatasetSource,
     open_parquet,
     parquet_rows,
     reordered,
     require_datasets,
 )
 from ligo_convert.data.images import ImageFolderSource
+from ligo_convert.data.records import FormatName, Records
 from ligo_convert.data.text_files import TextFile, check_head, cut, regular_file, shuffled_chunks
 from ligo_convert.errors import DataMissing, MachineError, RecipeError, brief
 from ligo_convert.io.globs import Visits, expand
@@ -38,21 +42,21 @@ class TextFilesSource:
 
     reads: Reads = "text"
 
-    def check(self, value: Sequence[str], *, base: Path) -> DataFacts:
+    def check(self, value: Sequence[str], *, base: Path, records: Records) -> DataFacts:
         files = self._find_files(value, base)
         parquet = _is_parquet(files)
         for file in files:
             if parquet:
-                open_parquet(file.path)
+                open_parquet(file.path, records)
             else:
-                check_head(file)
+                check_head(file, records)
         return _facts_of("parquet" if parquet else "text", files)
 
-    def documents(self, value: Sequence[str], *, base: Path, seed: int) -> Iterator[str]:
+    def documents(self, value: Sequence[str], *, base: Path, seed: int, records: Records) -> Iterator[str]:
         files = self._find_files(value, base)
         if _is_parquet(files):
-            return reordered(parquet_rows([file.path for file in files], seed), seed)
-        return shuffled_chunks(files, seed)
+            return reordered(parquet_rows([file.path for file in files], seed, records), seed)
+        return shuffled_chunks(files, seed, records)
 
     def local_paths(self, value: Sequence[str], *, base: Path) -> Iterator[Path]:
         visits = Visits()
@@ -79,10 +83,10 @@ class StandardLibrarySource:
 
     reads: Reads = "text"
 
-    def check(self, value: bool, *, base: Path) -> DataFacts:
+    def check(self, value: bool, *, base: Path, records: Records) -> DataFacts:
         return _facts_of("stdlib", _stdlib_files())
 
-    def documents(self, value: bool, *, base: Path, seed: int) -> Iterator[str]:
+    def documents(self, value: bool, *, base: Path, seed: int, records: Records) -> Iterator[str]:
         return shuffled_chunks(_stdlib_files(), seed)
 
     def local_paths(self, value: bool, *, base: Path) -> Iterator[Path]:
@@ -94,22 +98,29 @@ class StandardLibrarySource:
 SOURCES: dict[str, DataSource] = {
     "text": TextFilesSource(),
     "hub": HubDatasetSource(),
+    "dataset": LocalDatasetSource(),
     "images": ImageFolderSource(),
     "stdlib": StandardLibrarySource(),
 }
 
 
 class DataSection(Protocol):
-    """The recipe's `fit.data`: one attribute for each key of `SOURCES`, exactly one of them set."""
+    """The recipe's `fit.data`: one attribute for each key of `SOURCES`, exactly one of them set, and how records become text."""
 
     @property
     def text(self) -> Sequence[str] | None: ...
     @property
     def hub(self) -> HubText | None: ...
     @property
+    def dataset(self) -> LocalDataset | None: ...
+    @property
     def images(self) -> str | None: ...
     @property
     def stdlib(self) -> bool | None: ...
+    @property
+    def column(self) -> str | None: ...
+    @property
+    def format(self) -> FormatName | None: ...
 
 
 def check_data(data: DataSection, *, base: Path, wants: Reads = "text") -> DataFacts:
@@ -125,21 +136,28 @@ def check_data(data: DataSection, *, base: Path, wants: Reads = "text") -> DataF
         DataMissing, MachineError, MissingExtra: as `DataSource.check`.
     """
     source, value = _select_source(data, wants)
-    return source.check(value, base=base)
+    return source.check(value, base=base, records=_records_of(data))
 
 
-def documents(data: DataSection, *, base: Path, seed: int) -> Iterator[str]:
+def documents(data: DataSection, *, base: Path, seed: int, template: ChatTemplate | None = None) -> Iterator[str]:
     """Yield the texts of `data` lazily, in an order that the content and `seed` decide.
 
-    A text is a chunk of a text file (or a whole small file), the `text` of one line of JSON, or one row of a table. None is empty, and
-    none is longer than 64 Ki characters: longer lines and rows are cut.
+    A text is a chunk of a text file (or a whole small file), or a record: one line of JSON, or one row of a table, in the format of the
+    recipe. None is empty, and none is longer than 64 Ki characters: longer records are cut.
+
+    Args:
+        data: the recipe's `fit.data`.
+        base: the folder that relative paths start from.
+        seed: seed of the order.
+        template: chat template for conversations; without one, only the contents of their messages are yielded.
 
     Raises:
         RecipeError: as `check_data`; bytes that are not UTF-8 (with file and offset); a record without text (with file and line or row).
         SourceChanged: a file that changed size since it was found; a dataset that cannot be reached.
     """
     source, value = _select_source(data, "text")
-    for text in source.documents(value, base=base, seed=seed):
+    records = _records_of(data, template)
+    for text in source.documents(value, base=base, seed=seed, records=records):
         yield from cut(text)
 
 
@@ -157,6 +175,10 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
         taken += len(text.encode())
         if taken >= limit:
             return
+
+
+def _records_of(data: DataSection, template: ChatTemplate | None = None) -> Records:
+    return Records(format=data.format or "text", column=data.column, template=template)
 
 
 def _given_values(data: DataSection) -> Mapping[str, Any]:

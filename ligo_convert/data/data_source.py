@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ligo_convert.data.records import Records
+
 Reads = Literal["text", "images"]
 
 
@@ -15,7 +17,7 @@ class DataFacts:
     """Facts about the data that are known before it is read. Identity and provenance of a run are computed from them.
 
     Attributes:
-        kind: the name in provenance: `text` (plain text and JSON Lines), `parquet`, `stdlib`, `hub`, `images`.
+        kind: the name in provenance: `text` (plain text and JSON Lines), `parquet`, `stdlib`, `hub`, `dataset`, `images`.
         files: the local files, empty for a dataset of the Hub. Paths of this machine: never publish them.
         nbytes: total size of `files`, in bytes.
         names_matter: True if the name of a file and of its folder are content too, such as a class label.
@@ -37,7 +39,7 @@ class DataSource(Protocol):
     @property
     def reads(self) -> Reads: ...
 
-    def check(self, value: Any, *, base: Path) -> DataFacts:
+    def check(self, value: Any, *, base: Path, records: Records) -> DataFacts:
         """Find the data and read the head of every file. Load no tokenizer, read nothing large, use no network.
 
         Raises:
@@ -48,8 +50,10 @@ class DataSource(Protocol):
         """
         ...
 
-    def documents(self, value: Any, *, base: Path, seed: int) -> Iterator[str]:
+    def documents(self, value: Any, *, base: Path, seed: int, records: Records) -> Iterator[str]:
         """Yield the texts lazily, in an order that the content and `seed` alone decide, whatever folder they lie in.
+
+        `records` turns a line or row with columns into text; a source of plain text does not use it.
 
         Raises:
             RecipeError: as `check`; text that is not valid UTF-8; a record without text; a source without text (images).

@@ -22,6 +22,7 @@ import numpy as np
 
 from ligo_convert.data.data_source import DataFacts, Reads
 from ligo_convert.data.examples import Batch, DataSplits
+from ligo_convert.data.records import Records
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.errors import DataMissing, MachineError, RecipeError, SourceError, brief
 from ligo_convert.limits import PIXELS
@@ -312,13 +313,13 @@ class ImageFolderSource:
 
     reads: Reads = "images"
 
-    def check(self, value: str, *, base: Path) -> DataFacts:
+    def check(self, value: str, *, base: Path, records: Records) -> DataFacts:
         files = [file for images in class_folders(base / Path(value).expanduser()).values() for file in images]
         nbytes = sum(_check_image_head(file) for file in files)
         # The folder is the class, and the name decides the order.
         return DataFacts(kind="images", files=tuple(files), nbytes=nbytes, names_matter=True)
 
-    def documents(self, value: str, *, base: Path, seed: int) -> Iterator[str]:
+    def documents(self, value: str, *, base: Path, seed: int, records: Records) -> Iterator[str]:
         raise RecipeError("data.images: an image folder holds no text", where=value)
 
     def local_paths(self, value: str, *, base: Path) -> Iterator[Path]:

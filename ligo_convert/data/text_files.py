@@ -16,13 +16,13 @@ import functools
 import itertools
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ligo_convert.data.records import TEXTS, Records
 from ligo_convert.data.shuffle import permuted
 from ligo_convert.errors import MachineError, RecipeError, SourceChanged
 from ligo_convert.limits import RECORD_BYTES
@@ -75,19 +75,19 @@ def regular_file(path: Path) -> TextFile | None:
     return TextFile(path=path, nbytes=status.st_size)
 
 
-def check_head(file: TextFile) -> None:
+def check_head(file: TextFile, records: Records) -> None:
     """Check the first bytes of a file.
 
     Raises:
-        RecipeError: the bytes are not UTF-8, as in a compressed file, or the first line of a JSON Lines file is not a JSON
-            object with a valid `text`.
+        RecipeError: the bytes are not UTF-8, as in a compressed file, or the first line of a JSON Lines file is not a record of the
+            recipe's format.
         MachineError: the file cannot be read.
         SourceChanged: the size of the file has changed.
     """
     with _open(file) as handle:
         head = handle.readline(2 * CHUNK_BYTES) if file.suffix in RECORD_SUFFIXES else handle.read(4096)
     if file.suffix in RECORD_SUFFIXES and (head.endswith(b"\n") or len(head) == file.nbytes):
-        _record_text(head, file, 0)
+        _record_text(head, file, 0, records)
         return
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -103,8 +103,14 @@ def _not_utf8(path: Path, offset: int) -> RecipeError:
     )
 
 
-def shuffled_chunks(files: Sequence[TextFile], seed: int) -> Iterator[str]:
-    """Yield the text of all files, chunk by chunk in shuffled order. Chunks are located by number, so no list of them is stored."""
+def shuffled_chunks(files: Sequence[TextFile], seed: int, records: Records = TEXTS) -> Iterator[str]:
+    """Yield the text of all files, chunk by chunk in shuffled order. Chunks are located by number, so no list of them is stored.
+
+    Args:
+        files: the files; those of JSON Lines hold records.
+        seed: seed of the order.
+        records: how a record becomes text.
+    """
     total = sum(file.nbytes for file in files)
     step = max(256, min(PIECE_BYTES, total // CHUNKS_AT_LEAST))
     ends = list(itertools.accumulate(-(-file.nbytes // step) for file in files))
@@ -112,9 +118,11 @@ def shuffled_chunks(files: Sequence[TextFile], seed: int) -> Iterator[str]:
         number = permuted(index, ends[-1], f"chunks/{seed}")
         which = bisect.bisect_right(ends, number)
         start = (number - (ends[which - 1] if which else 0)) * step
-        read = _read_records if files[which].suffix in RECORD_SUFFIXES else _read_text
         with _open(files[which]) as handle:
-            yield from read(handle, files[which], start, step)
+            if files[which].suffix in RECORD_SUFFIXES:
+                yield from _read_records(handle, files[which], start, step, records)
+            else:
+                yield from _read_text(handle, files[which], start, step)
 
 
 @contextlib.contextmanager
@@ -155,7 +163,7 @@ def _boundary(handle: BinaryIO, offset: int, size: int, step: int) -> int:
     return offset + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
 
 
-def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int) -> Iterator[str]:
+def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int, records: Records) -> Iterator[str]:
     """Yield the texts of the JSON lines that begin in [start, start + step)."""
     position = start
     if start:
@@ -172,41 +180,34 @@ def _read_records(handle: BinaryIO, file: TextFile, start: int, step: int) -> It
                 where=f"{file.path}:{_line_number(file, position)}",
                 expected=f"at most {MAX_RECORD_BYTES} bytes",
             )
-        text = _record_text(line, file, position)
+        text = _record_text(line, file, position, records)
         if text:
             yield text
         position += len(line)
 
 
-def _record_text(line: bytes, file: TextFile, position: int) -> str:
-    """Return the `text` of one JSON line. A blank line gives an empty text.
+def _record_text(line: bytes, file: TextFile, position: int, records: Records) -> str:
+    """Return the text of one JSON line. A blank line gives an empty text.
 
     Raises:
-        RecipeError: the line is not UTF-8, or not a JSON object with a valid `text`.
+        RecipeError: the line is not UTF-8, no JSON object, or not a record of the recipe's format.
     """
+
+    def where() -> str:
+        return f"{file.path}:{_line_number(file, position)}"
+
     try:
         content = line.decode("utf-8").removeprefix("\ufeff" if position == 0 else "").strip()
-        record = json.loads(content) if content else {"text": ""}
-        problem = "" if isinstance(record, dict) else f"a JSON {type(record).__name__}, no object"
+        record = json.loads(content) if content else {}
+        problem = f"a JSON {type(record).__name__}, no object"
     except UnicodeDecodeError as error:
         raise _not_utf8(file.path, position + error.start) from None
     except (ValueError, RecursionError) as error:
-        record, problem = {}, f"no JSON: {str(error)[:80]}"
-    if not problem and not is_text(record.get("text")):
-        problem = "its text is not readable text" if "text" in record else f"keys: {', '.join(sorted(record))[:80]}"
-    if problem:
-        raise RecipeError(
-            "data.text: line without text",
-            where=f"{file.path}:{_line_number(file, position)}",
-            expected='an object a line, {"text": "..."}',
-            found=problem,
-        )
-    return str(record["text"])
-
-
-def is_text(value: object) -> bool:
-    """Return True if a tokenizer accepts `value`: a string without unpaired surrogates, which JSON escapes can contain."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+        record, problem = None, f"no JSON: {str(error)[:80]}"
+    if not isinstance(record, dict):
+        expected = f"an object a line, {records.example}"
+        raise RecipeError("data: record without text", where=where(), expected=expected, found=problem)
+    return records.text(record, where=where) if content else ""
 
 
 def _line_number(file: TextFile, position: int) -> int:

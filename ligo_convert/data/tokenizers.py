@@ -100,10 +100,10 @@ def load_tokenizer(directory: Path) -> Any:
             if _is_file(directory / name):
                 _check_size(directory / name, TOKENIZER_BYTES)
                 if name in _CHECKS:
-                    _CHECKS[name](_read_object(directory / name, TOKENIZER_BYTES) or {}, where=directory / name)
+                    _CHECKS[name](read_settings(directory / name, TOKENIZER_BYTES) or {}, where=directory / name)
                 (Path(scratch) / name).symlink_to((directory / name).absolute())
         for name, keep in _SCREENS.items():
-            content = _read_object(directory / name, TOKENIZER_CONFIG_BYTES)
+            content = read_settings(directory / name, TOKENIZER_CONFIG_BYTES)
             if content is not None:
                 check_settings(content, where=directory / name)
                 kept = {key: value for key, value in content.items() if keep(key)}
@@ -128,7 +128,13 @@ def _check_size(path: Path, limit: Limit) -> None:
         raise SourceError("the file is too large", where=path, expected=str(limit), found=f"{size:,}")
 
 
-def _read_object(path: Path, limit: Limit) -> dict[str, Any] | None:
+def read_settings(path: Path, limit: Limit) -> dict[str, Any] | None:
+    """Return a JSON file of a tokenizer; None if it is not there.
+
+    Raises:
+        SourceError: the file is too large, or no JSON object.
+        MachineError: the file cannot be read.
+    """
     if not _is_file(path):
         return None
     _check_size(path, limit)

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ligo_convert.data.chat_template import load_chat_template
 from ligo_convert.data.corpus import DataSection, documents, first_bytes
 from ligo_convert.data.data_source import DataFacts
 from ligo_convert.data.examples import DataSplits, Examples, TokenExamples
 from ligo_convert.data.masking import MaskedExamples, Masking, framed
+from ligo_convert.data.records import FORMATS
 from ligo_convert.data.token_store import TokenFile, TokenFolder, TokenMemory
 from ligo_convert.data.tokenizers import encoder, known_files, load_tokenizer
 from ligo_convert.errors import MachineError, RecipeError
@@ -104,20 +106,25 @@ def token_splits(
 
     Raises:
         RecipeError: less text than one block for each split; a token id beyond the vocabulary of the model; as `documents`.
-        SourceError, MissingExtra: as `load_tokenizer`.
+        SourceError, MissingExtra: as `load_tokenizer` and `load_chat_template`.
         OutputBusy, SourceChanged, MachineError: as `TokenFile`.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
+    conversations = FORMATS[data.format or "text"].conversations
+    template = load_chat_template(tokenizer_directory, tokenizer) if conversations else None
     frame = _frame(tokenizer, tokenizer_directory) if masking is not None else ()
     length = sizes.sequence_length - len(frame)
     if length < 1:
         raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sizes.sequence_length)
 
+    def texts() -> Iterator[str]:
+        return documents(data, base=base, seed=seed, template=template)
+
     def encoded(texts: Iterator[str]) -> Iterator[tuple[str, np.ndarray]]:
         return _encoded(texts, tokenizer, tokenizer_directory, vocabulary)
 
     with TokenMemory() if token_folder is None else TokenFile(token_folder, vocabulary=vocabulary) as store:
-        spans = _fill_splits(store, lambda: documents(data, base=base, seed=seed), encoded, sizes, length, on_progress)
+        spans = _fill_splits(store, texts, encoded, sizes, length, on_progress)
         ids = store.ids()
         places = {name: store.place(start, (rows, length)) for name, (start, rows) in spans.items()}
     blocks = {name: ids[start : start + rows * length].reshape(rows, length) for name, (start, rows) in spans.items()}

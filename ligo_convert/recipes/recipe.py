@@ -44,11 +44,12 @@ _STDIN_LABEL = "standard input"
 
 # Placeholders for local paths in a public recipe. Folder names are removed too: they may be private, and the same conversion
 # in two directories must give the same file.
-_SOURCE, _TARGET, _TEXT, _IMAGES, _TOKENIZER, _OUT = (
+_SOURCE, _TARGET, _TEXT, _IMAGES, _DATASET, _TOKENIZER, _OUT = (
     "./source",
     "./target",
     "./text/*",
     "./images",
+    "./dataset",
     "./tokenizer",
     "out",
 )
@@ -324,12 +325,14 @@ def _unplaced(recipe: Recipe) -> list[Fault]:
         for path, name, base in names
         if name is not None and not is_local(name, base) and not is_hub_id(name)
     ]
-    images: list[tuple[KeyPath, str | None, Path]] = [
-        ((section, "data", "images"), data.images, recipe.base) for section, data in _data_sections(recipe).items()
-    ]
+    folders: list[tuple[KeyPath, str | None, Path]] = []
+    for section, data in _data_sections(recipe).items():
+        folders.append(((section, "data", "images"), data.images, recipe.base))
+        if data.dataset is not None:
+            folders.append(((section, "data", "dataset", "path"), data.dataset.path, recipe.base))
     return faults + [
         Fault(path=path, what=f"no such user: the home directory of {shown(name)} is unknown")
-        for path, name, _ in [*names, *images]
+        for path, name, _ in [*names, *folders]
         if name is not None and is_homeless(name)
     ]
 
@@ -413,6 +416,8 @@ def _hide_places(data: dict[str, Any], base: Path) -> None:
         data["text"] = [_TEXT]
     if "images" in data:
         data["images"] = _IMAGES
+    if "dataset" in data:
+        data["dataset"]["path"] = _DATASET
     if "tokenizer" in data and is_local(data["tokenizer"], base):
         data["tokenizer"] = _TOKENIZER
 

@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from ligo_convert.data.augment import AUGMENTATIONS
 from ligo_convert.data.masking import PROBABILITY
+from ligo_convert.data.records import FORMATS, FormatName
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.state_maps import POLICIES
 from ligo_convert.growth.width_methods import WIDTHS
@@ -355,12 +356,24 @@ class HubDataConfig(Section):
     revision: Revision = Field(default="main", description="branch, tag or commit")
 
 
+class LocalDatasetConfig(Section):
+    """A folder that the package `datasets` reads."""
+
+    path: Text = Field(
+        description="folder: data files of any format of `datasets` (csv, arrow, compressed JSON, ...), or what `save_to_disk` wrote"
+    )
+    name: Text | None = Field(default=None, description="configuration of the dataset, if it has several")
+    split: Text = Field(default="train", description="split of the dataset")
+
+
 class DataConfig(Section):
     """Training data of the fit."""
 
-    alternatives = ("text", "hub", "images", "stdlib")
+    alternatives = ("text", "hub", "dataset", "images", "stdlib")
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {
-        "tokenizer": ("text", "hub", "stdlib"),
+        "column": ("text", "hub", "dataset"),
+        "format": ("text", "hub", "dataset"),
+        "tokenizer": ("text", "hub", "dataset", "stdlib"),
         "augment": ("images",),
     }
 
@@ -368,9 +381,19 @@ class DataConfig(Section):
         default=None,
         min_length=1,
         max_length=MAX_LIST,
-        description="glob patterns of .txt, .jsonl (field `text`) or .parquet files",
+        description="glob patterns of .txt, .jsonl or .parquet files",
     )
     hub: HubDataConfig | None = Field(default=None, description="dataset on the Hub")
+    dataset: LocalDatasetConfig | None = Field(default=None, description="folder that the package `datasets` reads")
+    column: Text | None = Field(
+        default=None,
+        description="column of the records (lines of JSON, rows of tables) that is read; default: `text`; for `format: chat`, `messages`",
+    )
+    format: Annotated[FormatName, BeforeValidator(_one_of(tuple(FORMATS)))] | None = Field(
+        default=None,
+        description="form of the records: text; chat (lists of messages, through the tokenizer's chat template); completion"
+        " (columns `prompt` and `completion`, texts or messages); default: text",
+    )
     images: Text | None = Field(default=None, description="folder of images, with one subfolder per class")
     augment: (
         list[
@@ -390,6 +413,12 @@ class DataConfig(Section):
     tokenizer: Text | None = Field(
         default=None, description="tokenizer: directory or Hub id; default: the source's tokenizer"
     )
+
+    @model_validator(mode="after")
+    def _check_column(self) -> Self:
+        if self.column is not None and self.format == "completion":
+            raise _fault("column is not allowed with format: completion, which reads the columns prompt and completion")
+        return self
 
 
 class LearningRateConfig(Section):

@@ -84,9 +84,9 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     raw[4:400] = b"\xff" * 396
     damaged.write_bytes(raw)
     for name, message in [("broken", "not a readable parquet file"), ("other", "no column text")]:
-        with pytest.raises(RecipeError, match=rf"{name}\.parquet: data\.text: {message}"):
+        with pytest.raises(RecipeError, match=rf"{name}\.parquet: data(\.text)?: {message}"):
             check_data(Data(text=[f"{name}.parquet"]), base=tmp_path)
-    with pytest.raises(RecipeError, match=r"null\.parquet: row group 1, row 10: data: row without text"):
+    with pytest.raises(RecipeError, match=r"null\.parquet: row group 1, row 10: data: record without text"):
         texts(tmp_path, "null.parquet")
     with pytest.raises(RecipeError, match=r"damaged\.parquet: data\.text: damaged parquet file"):
         texts(tmp_path, "damaged.parquet")
@@ -153,7 +153,8 @@ from types import SimpleNamespace as N
 from ligo_convert.data.corpus import documents
 from ligo_convert.errors import LigoError
 for hub in json.loads(sys.argv[1]):
-    data = N(text=None, images=None, stdlib=None, hub=N(**{"name": None, "revision": None, "split": None, **hub}))
+    more = {"text": None, "images": None, "stdlib": None, "dataset": None, "column": None, "format": None}
+    data = N(**more, hub=N(**{"name": None, "revision": None, "split": None, **hub}))
     try:
         found = list(documents(data, base=Path("/"), seed=0))
         print(json.dumps([len(found), len(set(found)), found[:2]]))

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.corpora import Data, Hub, lines, write
+from support.corpora import Data, Folder, Hub, lines, write
 
 from ligo_convert.data import corpus, hf_datasets
 from ligo_convert.data.corpus import SOURCES, check_data, documents, local_paths
+from ligo_convert.data.records import TEXTS
 from ligo_convert.errors import RecipeError
 from ligo_convert.recipes.schema import DataConfig
 
@@ -32,10 +33,16 @@ def images_sample(folder: Path) -> Data:
     return Data(images="photos")
 
 
+def dataset_sample(folder: Path) -> Data:
+    write(folder / "table" / "train.csv", "text\n" + "".join(f"row {number} of a dataset\n" for number in range(1500)))
+    return Data(dataset=Folder(path="table"))
+
+
 # Source -> function that writes sample data into a folder and returns the section of the recipe that names it.
 SAMPLES: dict[str, Callable[[Path], Data]] = {
     "text": text_sample,
     "hub": lambda folder: Data(hub=Hub(id="org/name")),
+    "dataset": dataset_sample,
     "images": images_sample,
     "stdlib": lambda folder: Data(stdlib=True),
 }
@@ -89,7 +96,7 @@ def test_images_are_refused_where_text_is_needed(tmp_path: Path, key: str) -> No
     with pytest.raises(RecipeError, match=f"data.{key}: text families need text"):
         next(documents(data, base=tmp_path, seed=0))
     with pytest.raises(RecipeError, match="holds no text"):
-        SOURCES[key].documents(getattr(data, key), base=tmp_path, seed=0)
+        SOURCES[key].documents(getattr(data, key), base=tmp_path, seed=0, records=TEXTS)
 
 
 @pytest.mark.parametrize("key", TEXT_SOURCES)

@@ -124,15 +124,15 @@ def bad_line(content: bytes | str) -> bytes:
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("[1]", "a JSON list, no object"),
-        ('{"content": "x"}', "keys: content"),
-        ('{"text": 3}', "its text is not readable text"),
-        ('{"text": null}', "its text is not readable text"),
-        ('{"text": "\\ud800"}', "its text is not readable text"),
+        ('{"content": "x"}', "no text among: content"),
+        ('{"text": 3}', "int, no text"),
+        ('{"text": null}', "NoneType, no text"),
+        ('{"text": "\\ud800"}', "no valid Unicode"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str, found: str) -> None:
     write(tmp_path / "a.jsonl", bad_line("\n" * 2000 + line))
-    with pytest.raises(RecipeError, match=r"data\.text: line without text") as caught:
+    with pytest.raises(RecipeError, match=r"data: record without text") as caught:
         texts(tmp_path, "*")
     assert caught.value.where == f"{tmp_path}/a.jsonl:2002"
     assert found in str(caught.value)
@@ -141,7 +141,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str, found
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.json"])
 def test_a_bad_first_line_is_said_by_the_check(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, '{"content": "x"}\n')
-    with pytest.raises(RecipeError, match=rf"{name}:1: data\.text: line without text"):
+    with pytest.raises(RecipeError, match=rf"{name}:1: data: record without text"):
         check_data(Data(text=["*"]), base=tmp_path)
 
 

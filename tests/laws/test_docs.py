@@ -615,6 +615,22 @@ def test_the_recipe_in_the_docs_is_one(tmp_path: Path) -> None:
     assert plan_growth(family, growth, family.defaults, target, asked=changes, where="").verdict == "exact"
 
 
+def test_the_data_in_the_docs_is_valid() -> None:
+    from ligo_convert.data.records import FORMATS, Records
+    from ligo_convert.io.strict_yaml import parse_value
+    from ligo_convert.recipes.schema import DataConfig
+
+    text = text_of(DOCS / "guide" / "data.md")
+    examples = re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = [DataConfig(**parse_value(example, label="docs").data["data"]) for example in examples]
+    assert {data.format for data in found} >= {*FORMATS} - {"text"}
+    assert {key for data in found for key in data.given} >= {"text", "hub", "dataset"}
+    (record,) = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert Records(format="chat").text(json.loads(record), where=lambda: "docs") == "How many?\nThree."
+    for key in DataConfig.alternatives:
+        assert f"| `{key}` |" in text
+
+
 # --- examples, links, names -------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import ligo_convert
 from ligo_convert.data.corpus import check_data, documents
 from ligo_convert.data.examples import DataSplits
+from ligo_convert.data.records import FormatName
 from ligo_convert.data.tokens import SplitSizes, token_splits
 from ligo_convert.data.train_tokenizer import train_tokenizer
 
@@ -32,11 +33,21 @@ class Hub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folder:
+    path: str
+    name: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     text: list[str] | None = None
     hub: Hub | None = None
+    dataset: Folder | None = None
     images: str | None = None
     stdlib: bool | None = None
+    column: str | None = None
+    format: FormatName | None = None
 
 
 STDLIB = Data(stdlib=True)
