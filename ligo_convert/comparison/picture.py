@@ -61,6 +61,8 @@ _STRONG = {"ligo": "#0072b2"}
 # These colours can be distinguished with every kind of colour vision.
 _COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 
+_SOURCE = "*"  # marker of a source
+
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 _DASHES: tuple[Any, ...] = ("solid", (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -93,7 +95,7 @@ _TICKS = (
     10000,
 )  # per cent of scratch
 
-_TICK_GAP = 0.09  # minimal distance of two ticks, as a fraction of the panel's width
+_TICK_GAP = 0.11  # minimal distance of two ticks, as a fraction of the panel's width
 
 # A run that ends above the highest end of scratch by more than this fraction of scratch's range is cut off: its name gets an arrow.
 _SQUASH = 0.5
@@ -217,7 +219,6 @@ def _loss_figure(data: Mapping[str, Any]) -> tuple[Any, Any]:
     lines, level, budget = _lines(data), scratch_loss(data), finite(data["budget"]["flops"]) or 1.0
     size, room = _names(figure, renderer, {_name(line, beyond=True): _weight(line.name) for line in lines})
     width = (_LEFT["net"] - _LEFT["paper"] - 0.55 - _NAME - room - _END) / _WIDTH
-    across = [flops / budget for line in lines for panel in WAYS for flops, _ in line.points(panel)] or [1.0]
     low, high = _limits(lines)
     methods = [line for line in lines if line.kind == "method" and line.mean]
     for panel, heading in WAYS.items():
@@ -227,7 +228,7 @@ def _loss_figure(data: Mapping[str, Any]) -> tuple[Any, Any]:
             _draw_reason(axes)
             continue
         axes.set_xscale("log")
-        axes.set_xlim(100 * min(across) / 1.12, 100 * max(across) * 1.12)
+        axes.set_xlim(*_range(lines, panel, budget))
         axes.set_ylim(low, high)
         _set_ticks(axes)
         _draw_lines(axes, lines, level, panel, budget)
@@ -266,7 +267,7 @@ def _lines(data: Mapping[str, Any]) -> list[_Line]:
             name = f"source {source['name']}"
             lines.append(
                 _Line(
-                    name=name, kind="control", colour=DARK, dashes="solid", marker="*", runs=(), mean=points, source=0.0,
+                    name=name, kind="control", colour=DARK, dashes="solid", marker=_SOURCE, runs=(), mean=points, source=0.0,
                     saved=dict.fromkeys(WAYS, ""),
                 )
             )  # fmt: skip
@@ -316,13 +317,30 @@ def _saved(entry: Mapping[str, Any], way: str) -> str:
     return f"{sign}{saved:.0f} %{star}".replace("-", "\u2212")
 
 
+def _range(lines: Sequence[_Line], panel: str, budget: float) -> tuple[float, float]:
+    """Return the limits of the FLOPs axis of a panel, in per cent of scratch's budget: from the first end of a method to the last end.
+
+    Sources have an end of their own, which counts only where they are charged.
+    """
+    shown = [line for line in lines if line.marker != _SOURCE or panel == "net"]
+    first = _first(lines)
+    across = [flops for line in shown for flops, _ in line.points(panel) if flops >= 0.85 * first] or [budget]
+    return 100 * min(across) / budget / 1.12, 100 * max(across) / budget * 1.12
+
+
+def _first(lines: Sequence[_Line]) -> float:
+    """Return the FLOPs from which on there is something to compare: the first end of a method without its source."""
+    return min((flops for line in lines if line.kind == "method" for flops, _ in line.mean), default=0.0)
+
+
 def _limits(lines: Sequence[_Line]) -> tuple[float, float]:
-    """Return the limits of the loss axis: all lower losses, scratch's ends, and ends not far above them."""
-    shown = [loss for line in lines for _, loss in line.mean]
+    """Return the limits of the loss axis: all lower losses, scratch's ends from the first end of a method on, and ends not far above."""
+    first = _first(lines)
+    shown = [loss for line in lines for flops, loss in line.mean if flops >= 0.99 * first]
     if not shown:
         return 0.0, 1.0
-    scratch = [loss for line in lines if line.kind == "scratch" for _, loss in line.mean] or shown
-    low, high = min(shown), max(scratch)
+    scratch = [loss for line in lines if line.kind == "scratch" for flops, loss in line.mean if flops >= 0.99 * first]
+    low, high = min(shown), max(scratch or shown)
     room = _SQUASH * limit_height(low, high)
     high = max(loss for loss in (*shown, high) if loss <= high + room)
     height = limit_height(low, high)
@@ -358,7 +376,7 @@ def _draw_lines(axes: Any, lines: Sequence[_Line], level: float | None, panel: s
         points = line.points(panel)
         axes.plot(
             [100 * flops / budget for flops, _ in points], [loss for _, loss in points], color=line.colour,
-            linestyle=line.dashes, linewidth=line.width, marker=line.marker, markersize=9 if line.marker == "*" else 5,
+            linestyle=line.dashes, linewidth=line.width, marker=line.marker, markersize=9 if line.marker == _SOURCE else 5,
             markeredgecolor="white", markeredgewidth=0.5, zorder=order,
         )  # fmt: skip
 
@@ -376,7 +394,7 @@ def _draw_labels(axes: Any, lines: Sequence[_Line], panel: str, budget: float, *
     for line, place in zip(order, places, strict=True):
         end, height = ends[line.name], heights[line.name]
         if end is not None and height <= 1.0:
-            across = math.log(100 * end[0] / budget / left) / math.log(right / left)
+            across = min(1.0, math.log(100 * end[0] / budget / left) / math.log(right / left))
             axes.plot(
                 [across, 1.0, sample[0]], [height, height, place], color=line.colour, linewidth=0.6, alpha=0.6, zorder=1.5, **beside
             )  # fmt: skip

@@ -21,6 +21,7 @@ from ligo_convert.comparison.picture import (
     _limits,
     _lines,
     _loss_figure,
+    _range,
     _sources_figure,
     comparison_png,
     comparison_svg,
@@ -115,7 +116,8 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
 def test_every_entry_is_named_beside_both_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Counter(drawn_texts(monkeypatch, many(seeds=(0, 1, 2))))
     names = [*MANY, *SMALLER, *(f"source {name}" for name in TWO), "scratch"]
-    assert all(texts[name] == 2 for name in names), texts
+    # A source that ends before the first end of a method lies above the panels.
+    assert all(texts[name] + texts[f"{name} \u2191"] == 2 for name in names), texts
     assert texts["held-out loss, nats a token"] == 1
     assert texts["saved"] == 2
     assert [text for text in texts if "Small marks: 3 seeds." in text]
@@ -189,8 +191,24 @@ def test_a_run_that_went_astray_does_not_squash_the_others(monkeypatch: pytest.M
     lines = _lines(data)
     assert _limits(lines)[1] < 5
     assert "lost \u2191" in drawn_texts(monkeypatch, data)
-    shown = [loss for line in lines if line.name != "lost" for _, loss in line.mean]
+    first = min(flops for line in lines if line.kind == "method" for flops, _ in line.mean)
+    shown = [loss for line in lines if line.name != "lost" for flops, loss in line.mean if flops >= first]
     assert _limits(lines)[0] < min(shown) < max(shown) < _limits(lines)[1]
+
+
+def test_what_lies_before_the_first_end_of_a_method_takes_no_room() -> None:
+    """Sources count where they are charged; short runs of scratch are compared with nothing."""
+    data = measured(GROWN)
+    before, budget = _lines(data), data["budget"]["flops"]
+    first = min(flops for line in before if line.kind == "method" for flops, _ in line.mean)
+    ends = data["methods"]["scratch"]["ends"]
+    ends.insert(0, {**ends[0], "flops": 0.3 * first, "loss": 9.0})
+    lines = _lines(data)
+    assert _limits(lines) == _limits(before)
+    left, right = _range(lines, "paper", budget)
+    assert (left, right) == _range(before, "paper", budget)
+    assert 100 * 0.75 * first / budget < left < 100 * first / budget
+    assert _range(lines, "net", budget)[1] > right
 
 
 def test_no_two_entries_look_alike() -> None:
