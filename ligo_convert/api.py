@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.cli.progress_bars import shown_progress
 from ligo_convert.conversion.plan import Plan
 from ligo_convert.conversion.run_record import ConversionResult
 from ligo_convert.conversion.train_plan import plan_with_training
@@ -45,40 +47,42 @@ def plan(recipe: RecipeOrPath) -> Plan:
     return plan_with_training(_recipe(recipe))[0]
 
 
-def convert(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | None = None) -> ConversionResult:
+def convert(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | bool | None = None) -> ConversionResult:
     """Carry out a recipe and write its output directory. A second call resumes an interrupted one.
 
     Args:
         recipe: a recipe, or its file.
         device: `auto`, `cpu` or `cuda`.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         LigoError: the output directory is then absent, or unchanged.
     """
     from ligo_convert.conversion.convert import convert as run
 
-    return run(_recipe(recipe), device=device, progress=progress)
+    with _shown(progress) as shown:
+        return run(_recipe(recipe), device=device, progress=shown)
 
 
-def train(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | None = None) -> ConversionResult:
+def train(recipe: RecipeOrPath, *, device: str = "auto", progress: Progress | bool | None = None) -> ConversionResult:
     """Train the model of a recipe, growing on the way where `growth.schedule` says so. A second call resumes an interrupted one.
 
     Args:
         recipe: a recipe with a `train` section, or its file.
         device: `auto`, `cpu` or `cuda`.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         LigoError: the output directory is then absent, or unchanged.
     """
     from ligo_convert.conversion.train import train_model
 
-    return train_model(_recipe(recipe), device=device, progress=progress)
+    with _shown(progress) as shown:
+        return train_model(_recipe(recipe), device=device, progress=shown)
 
 
 def fit_operator(
-    recipe: RecipeOrPath, file: str | Path, *, device: str = "auto", progress: Progress | None = None
+    recipe: RecipeOrPath, file: str | Path, *, device: str = "auto", progress: Progress | bool | None = None
 ) -> dict[str, Any]:
     """Fit the operator of a recipe and write only that, as a safetensors file. Returns the figures.
 
@@ -86,18 +90,19 @@ def fit_operator(
         recipe: a recipe with a `fit` section, or its file.
         file: where to write the operator; it must not exist.
         device: `auto`, `cpu` or `cuda`.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         LigoError: no operator was written.
     """
     from ligo_convert.conversion.convert import fit_operator as run
 
-    return run(_recipe(recipe), Path(file), device=device, progress=progress)
+    with _shown(progress) as shown:
+        return run(_recipe(recipe), Path(file), device=device, progress=shown)
 
 
 def apply_operator(
-    operator: str | Path, source: str | Path, out: str | Path, *, progress: Progress | None = None
+    operator: str | Path, source: str | Path, out: str | Path, *, progress: Progress | bool | None = None
 ) -> ConversionResult:
     """Grow a checkpoint with a stored operator and write an output directory.
 
@@ -105,18 +110,23 @@ def apply_operator(
         operator: the operator's file.
         source: a directory or Hub id of a checkpoint with the shape that the operator was made for.
         out: the output directory.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         LigoError: the output directory is then absent, or unchanged.
     """
     from ligo_convert.conversion.apply import apply_operator as run
 
-    return run(Path(operator), str(source), Path(out), progress=progress)
+    with _shown(progress) as shown:
+        return run(Path(operator), str(source), Path(out), progress=shown)
 
 
 def verify(
-    directory: str | Path, *, source: str | Path | None = None, load: bool = False, progress: Progress | None = None
+    directory: str | Path,
+    *,
+    source: str | Path | None = None,
+    load: bool = False,
+    progress: Progress | bool | None = None,
 ) -> dict[str, Any]:
     """Check an output directory: every digest, every tensor's name, shape and values. Returns a report.
 
@@ -124,16 +134,15 @@ def verify(
         directory: the output directory.
         source: a directory or Hub id; every tensor is grown again from it and compared.
         load: also load the model with its library.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         VerificationError: the directory is not what was written.
     """
     from ligo_convert.outputs.verify import verify as run
 
-    return run(
-        Path(directory), source=None if source is None else str(source), load=load, progress=progress or Progress()
-    )
+    with _shown(progress) as shown:
+        return run(Path(directory), source=None if source is None else str(source), load=load, progress=shown)
 
 
 def publish(
@@ -146,7 +155,7 @@ def publish(
     tag: str | None = None,
     replace: bool = False,
     license: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Report:
     """Publish an output directory to the Hugging Face Hub, completely or not at all. Returns a report with `json()`.
 
@@ -159,7 +168,7 @@ def publish(
         tag: a tag for the commit.
         replace: delete files in the repository that were not uploaded by ligo-convert.
         license: licence id. Default: the licence of the source.
-        progress: receives progress and messages; None: silent.
+        progress: True: bars on a terminal and in a notebook, lines elsewhere; an object: receives progress and messages; None: silent.
 
     Raises:
         PublishRefused: no licence, no permission, or files of others in the way.
@@ -168,18 +177,19 @@ def publish(
     """
     from ligo_convert.outputs.publish import publish as run
 
-    return run(
-        Path(directory),
-        "hub",
-        repo=repo,
-        public=public,
-        branch=branch,
-        pull_request=pull_request,
-        tag=tag,
-        replace=replace,
-        license=license,
-        progress=progress,
-    )
+    with _shown(progress) as shown:
+        return run(
+            Path(directory),
+            "hub",
+            repo=repo,
+            public=public,
+            branch=branch,
+            pull_request=pull_request,
+            tag=tag,
+            replace=replace,
+            license=license,
+            progress=shown,
+        )
 
 
 def load_operator(file: str | Path) -> Operator:
@@ -189,3 +199,10 @@ def load_operator(file: str | Path) -> Operator:
 
 def _recipe(recipe: RecipeOrPath) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+
+
+def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
+    """Return what receives progress and messages while a block runs."""
+    if progress is True:
+        return shown_progress()
+    return nullcontext(progress or Progress())

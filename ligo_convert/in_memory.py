@@ -37,6 +37,8 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.stream import compute_dtype, target_specs
 from ligo_convert.growth.stream import grow as grow_stream
 from ligo_convert.growth.width_methods import WIDTHS
+from ligo_convert.outputs.html import pairs_html
+from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
@@ -89,6 +91,20 @@ class GrowthReport:
     log: tuple[Mapping[str, Any], ...]
     operator: Operator
     new_parameters: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        fit = self.fit
+        return pairs_html(
+            f"Grown {self.family}",
+            {
+                "parameters": f"{rounded(self.parameters['source'])} to {rounded(self.parameters['target'])}",
+                "preservation": self.preservation["verdict"] or f"not measured: {self.preservation['unmeasured']}",
+                "largest difference of a logit": _figure(self.preservation["max_logit_difference"]),
+                **{f"loss, {name}": _figure(value) for name, value in self.loss.items()},
+                "fit": None if fit is None else f"best step {fit['best_step']} of {fit['steps']}",
+            },
+        )
 
     def new_parameter_masks(self) -> dict[str, torch.Tensor]:
         """Return for every parameter name of the grown model a boolean tensor of its shape: True where an entry is new."""
@@ -183,6 +199,10 @@ def grow(
 
 
 # Arguments.
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 def _settings(*, width: str, depth: str, keying: str, tie: str | None, seed: int) -> GrowthSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 import time
@@ -84,14 +85,16 @@ def message_console() -> Console:
 
 @contextmanager
 def shown_progress(settings: LogSettings = DEFAULT_LOG, *, stages: bool = True) -> Iterator[Progress]:
-    """Show progress on stderr while the block runs: bars on a terminal, lines elsewhere.
+    """Show progress on stderr while the block runs: bars on a terminal and in a notebook, lines elsewhere.
 
     Args:
         settings: what is shown, and in which form.
         stages: without a terminal, whether to write lines about stages, and not messages and warnings alone.
     """
     console = Console(stderr=True)
-    if settings == DEFAULT_LOG and console.is_terminal:
+    # rich draws bars in a notebook with ipywidgets.
+    notebook = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    if settings == DEFAULT_LOG and (console.is_terminal or notebook):
         bars = ShownProgress(console)
         with bars.bars:
             yield bars

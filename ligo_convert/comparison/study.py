@@ -36,6 +36,7 @@ from ligo_convert.families.registry import family_digests, family_files, load_fa
 from ligo_convert.io.files import check_place, check_room, partial_path, remove_any, reporting
 from ligo_convert.io.staging import WORK, Staging
 from ligo_convert.io.strict_json import json_bytes, sha256_of, strict_json
+from ligo_convert.outputs.html import pairs_html
 from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import Recipe
@@ -65,6 +66,11 @@ class StudyResult:
     def json(self) -> dict[str, Any]:
         """Return the object that the command prints with `--json`."""
         return {"out": str(self.out), "changed": self.changed, **finite(self.record)}
+
+    def _repr_html_(self) -> str:
+        """Show the verdict of a comparison, or the advice of a choice, in a notebook."""
+        text = self.record["verdict"]["text"] if "verdict" in self.record else self.record["text"]
+        return pairs_html("Result", {"output": self.out}, notes=text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
 from ligo_convert.outputs.advice import Advice, advise
 from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
+from ligo_convert.outputs.html import pairs_html
+from ligo_convert.outputs.measured import rounded
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
 from ligo_convert.training.threads import default_threads
@@ -112,6 +114,25 @@ class Plan:
             self.parameters["target"],
             source_trained_here=self.pretrain is not None,
             carries_state=self.recipe.growth.state is not None,
+        )
+
+    def _repr_html_(self) -> str:
+        """Show what decides whether to run it in a notebook."""
+        old, new = self.family.sizes(self.start.source), self.family.sizes(self.start.target)
+        fit, sizes = self.fit, self.parameters
+        return pairs_html(
+            f"Plan for {self.label}",
+            {
+                "family": self.family.name,
+                "sizes": ", ".join(f"{axis} {old[axis]} to {size}" for axis, size in new.items() if size != old[axis]),
+                "method": f"width {self.start.growth.width}, depth {self.start.growth.depth}",
+                "preservation": self.start.verdict,
+                "parameters": f"{rounded(sizes['source'])} to {rounded(sizes['target'])}",
+                "fit": fit and f"{fit.settings.steps} steps",
+                "disk": f"{self.shards.nbytes / 1e9:.2f} GB",
+                "memory": f"about {self.memory / 1e9:.2f} GB",
+            },
+            notes=[*self.start.reasons, *(f"warning: {warning}" for warning in self.warnings)],
         )
 
     @property

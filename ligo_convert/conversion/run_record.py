@@ -22,7 +22,9 @@ from ligo_convert.growth.growth_plan import GrowthPlan, drawn_names
 from ligo_convert.growth.operator import Operator
 from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
+from ligo_convert.outputs.html import pairs_html
 from ligo_convert.outputs.layout import OPERATOR
+from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.optimizer_state import TrainingFiles
 from ligo_convert.outputs.provenance import Record
 
@@ -46,6 +48,23 @@ class ConversionResult:
     def json(self) -> dict[str, Any]:
         """Return the object that `run --json` prints. NaN and infinity become null: JSON cannot spell them."""
         return {"out": str(self.out), "family": self.family, "changed": self.changed, **finite(self.metrics)}
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        preserved, losses, fit = (self.metrics.get(key) for key in ("preservation", "loss", "fit"))
+        sizes = self.metrics["parameters"]
+        return pairs_html(
+            f"{self.label}, {'grown' if preserved else 'trained'}",
+            {
+                "output": self.out,
+                "family": self.family,
+                "parameters": f"{rounded(sizes['source'])} to {rounded(sizes['target'])}",
+                "preservation": preserved and (preserved["verdict"] or f"not measured: {preserved['unmeasured']}"),
+                **{f"loss, {name.replace('_', ' ')}": value for name, value in (losses or {}).items()},
+                "fit": fit and f"best step {fit['best_step']} of {fit['steps']}",
+                "written": "now" if self.changed else "by an earlier run",
+            },
+        )
 
 
 def finite(value: Any) -> Any:

@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ligo_convert.errors import MachineError, MissingExtra, RecipeError, brief
-from ligo_convert.progress import Progress
-
-
-class MetricLogger(Protocol):
-    """Receives the measurements of trainings."""
-
-    def write(self, run: str, step: int, values: Mapping[str, float]) -> None:
-        """Write measurements of `run` after `step` steps. A step may come again after a resume; the last values count."""
-        ...
-
-    def close(self) -> None: ...
+from ligo_convert.progress import MetricLogger, Progress
 
 
 class TensorBoardLogger:
@@ -179,21 +168,6 @@ def logging_to(wanted: Mapping[str, Path], progress: Progress) -> Iterator[None]
         progress.loggers = ()
         for logger in opened:
             logger.close()
-
-
-def values_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the measurements of a line of a log, by name; nested ones as `learning_rate/width`. What is not finite is left out.
-
-    >>> values_of({"step": 3, "loss": 2.5, "learning_rate": {"width": 0.1}})
-    {'loss': 2.5, 'learning_rate/width': 0.1}
-    """
-    found: dict[str, float] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}/{key}": number for key, number in values_of(value).items()}
-        elif name != "step" and isinstance(value, int | float) and math.isfinite(value):
-            found[name] = float(value)
-    return found
 
 
 def _file_name(run: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from ligo_convert.errors import MachineError, MissingExtra, RecipeError
 from ligo_convert.outputs import loggers
-from ligo_convert.outputs.loggers import LOGGERS, MetricLogger, logging_to, parse_logger, values_of
-from ligo_convert.progress import Progress
+from ligo_convert.outputs.loggers import LOGGERS, logging_to, parse_logger
+from ligo_convert.progress import MetricLogger, Progress, values_of
 
 LINE = {"step": 1, "loss": 2.5, "learning_rate": {"width": 1e-4, "depth": 1e-2}, "tokens": 32, "seconds": 0.1}
 
