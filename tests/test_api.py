@@ -306,7 +306,7 @@ def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() ->
     cases = {
         "learns from `labels`": [ids, ids],
         "several lengths": [{"input_ids": ids, "labels": ids}, {"input_ids": ids[:, :6], "labels": ids[:, :6]}],
-        "padded": [{"input_ids": ids, "labels": ids, "attention_mask": torch.arange(8).expand(2, 8) < 6}] * 2,
+        "padded before": [{"input_ids": ids, "labels": ids, "attention_mask": torch.arange(8).expand(2, 8) > 2}] * 3,
     }
     for message, data in cases.items():
         with pytest.raises(RecipeError, match=message):
@@ -315,9 +315,9 @@ def test_batches_that_a_masked_language_model_cannot_learn_from_are_refused() ->
 
 def test_labels_that_give_no_loss_or_another_loss_are_refused() -> None:
     ids = torch.randint(3, 29, (2, 8))
-    masked = ids.masked_fill(torch.arange(8) < 3, -100)
+    masked = ids.masked_fill(torch.arange(8) > 0, -100)
     cases: list[tuple[str, str, object]] = [
-        ("gpt2", "labels leave out tokens", [{"input_ids": ids, "labels": masked}] * 3),
+        ("gpt2", "no token with a label", [{"input_ids": ids, "labels": masked}] * 3),
         ("gpt2", "no next token", [ids[:, :1]] * 3),
         ("bert", "no token with a label", [{"input_ids": ids, "labels": torch.full_like(ids, -100)}] * 3),
     ]
@@ -326,6 +326,26 @@ def test_labels_that_give_no_loss_or_another_loss_are_refused() -> None:
             ligo_convert.grow(
                 model_of(config_of(family), dtype=torch.float32), TARGETS[family]["depth"], data=data, steps=1
             )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_padding_and_labels_count_as_transformers_counts_them(family: str) -> None:
+    """The source's loss of one padded batch is the one of the library, whatever the padding holds."""
+    model: Any = model_of(config_of(family), dtype=torch.float32)
+    ids = torch.randint(3, 29, (2, 8))
+    mask = torch.arange(8).expand(2, 8) < torch.tensor([[5], [8]])
+    labels = ids.masked_fill(torch.arange(8) < 2, -100)
+    padded = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
+    with torch.no_grad():
+        expected = float(model(**{**padded, "labels": labels.masked_fill(~mask, -100)}).loss)
+    for filling in (3, 7):
+        batch = {**padded, "input_ids": ids.masked_fill(~mask, filling)}
+        grown = ligo_convert.grow(model, TARGETS[family]["depth"], data=[batch] * 3, steps=1)
+        assert grown.ligo.loss["source"] == pytest.approx(expected, rel=1e-5)
+    # Single examples, of which some have no padding, are stacked.
+    examples = [{name: array[row % 2] for name, array in padded.items()} for row in range(8)]
+    stacked = ligo_convert.grow(model, TARGETS[family]["depth"], data=examples, batch_size=2, steps=1)
+    assert stacked.ligo.loss["source"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_head_that_the_config_calls_tied_must_be_tied() -> None:

@@ -96,6 +96,7 @@ def _seen_otherwise(fit: FitConfig) -> dict[str, object]:
         "dataset": fit.data.dataset and fit.data.dataset.model_dump(mode="json", exclude={"path"}),
         "column": fit.data.column,
         "format": fit.data.format,
+        "packing": fit.data.packing,
         "augment": fit.data.augment,
         "mask_probability": fit.mask_probability if fit.mask_probability != PROBABILITY else None,
     }

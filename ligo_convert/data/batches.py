@@ -6,17 +6,19 @@ Output: a list of batches of one shape, checked against the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ligo_convert.data.examples import Batch
-from ligo_convert.data.masking import IGNORED, MaskedExamples, Masking
+from ligo_convert.data.examples import IGNORED, Batch
+from ligo_convert.data.masking import MaskedExamples, Masking
 from ligo_convert.errors import RecipeError
 
 WHERE = "data"
+
+_CAUSAL = ("causal-lm", "decoder")  # tasks in which a token sees only those before it
 
 _TEXTS = "a list of texts with `tokenizer=`"
 _EXPECTED = {
@@ -71,10 +73,12 @@ def read_batches(data: object, wanted: BatchFormat, *, tokenizer: Any = None, li
         RecipeError: data that the model cannot learn from. The message names what was expected.
     """
     batches: list[Batch] = []
-    for batch in _grouped(_items(data, wanted, tokenizer), wanted.batch_size):
+    for batch in _grouped(_items(data, wanted, tokenizer), wanted):
         batches.append(batch)
         if len(batches) == limit:
             break
+    if wanted.reads == "text":
+        batches = _evened(batches, wanted)
     if wanted.task == "masked-lm" and any("labels" not in batch for batch in batches):
         raise RecipeError(
             "a masked language model learns from `labels`",
@@ -116,11 +120,13 @@ def _items(data: object, wanted: BatchFormat, tokenizer: Any) -> Iterator[_Array
         yield from _sequences(texts, wanted, tokenizer, number)
 
 
-def _grouped(items: Iterator[_Arrays], batch_size: int) -> Iterator[Batch]:
-    """Yield batches as they are, and single examples stacked `batch_size` at a time; the last stack may be smaller."""
+def _grouped(items: Iterator[_Arrays], wanted: BatchFormat) -> Iterator[Batch]:
+    """Yield batches as they are, and single examples stacked `wanted.batch_size` at a time; the last stack may be smaller."""
     waiting: list[Batch] = []
 
     def stacked() -> Batch:
+        nonlocal waiting
+        waiting = _evened(waiting, wanted) if wanted.reads == "text" else waiting
         shapes = {name: {example[name].shape for example in waiting if name in example} for name in waiting[0]}
         if any(len(found) > 1 for found in shapes.values()) or any(one.keys() != shapes.keys() for one in waiting):
             raise RecipeError(
@@ -137,7 +143,7 @@ def _grouped(items: Iterator[_Arrays], batch_size: int) -> Iterator[Batch]:
             yield item.arrays
             continue
         waiting.append(item.arrays)
-        if len(waiting) == batch_size:
+        if len(waiting) == wanted.batch_size:
             yield stacked()
             waiting = []
     if waiting:
@@ -178,11 +184,6 @@ def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
     given = _named(item)
     if "input_ids" not in given:
         raise _unusable(item, wanted)
-    mask = given.get("attention_mask")
-    if mask is not None and not _array(mask).all():
-        raise RecipeError(
-            "a batch is padded", where=WHERE, expected="texts cut or joined to one length, without padding"
-        )
     arrays: dict[str, np.ndarray] = {}
     for name in ("input_ids", "labels"):
         if given.get(name) is None:
@@ -212,8 +213,60 @@ def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
             expected=list(ids.shape),
             found=list(arrays["labels"].shape),
         )
+    if given.get("attention_mask") is not None:
+        arrays |= _padded(_array(given["attention_mask"]), arrays, wanted)
+    if "labels" in arrays and wanted.task in _CAUSAL:
+        # Nothing predicts the first token.
+        arrays["labels"][..., 0] = IGNORED
     _check_labels(arrays.get("labels"), ids, wanted)
     return _Arrays(arrays=arrays, is_batch=ids.ndim == 2)
+
+
+def _padded(mask: np.ndarray, arrays: Mapping[str, np.ndarray], wanted: BatchFormat) -> dict[str, np.ndarray]:
+    """Return the arrays that padding changes: labels of a causal model, the mask of any other. Raises RecipeError."""
+    ids = arrays["input_ids"]
+    if mask.shape != ids.shape:
+        raise RecipeError(
+            "`attention_mask` and `input_ids` differ in shape",
+            where=WHERE,
+            expected=list(ids.shape),
+            found=list(mask.shape),
+        )
+    padding = mask == 0
+    if not padding.any():
+        return {}
+    if (padding[..., :-1] & ~padding[..., 1:]).any():
+        raise RecipeError(
+            "a sequence is padded before its text",
+            where=WHERE,
+            expected="padding after the text",
+            hint="tokenizer.padding_side = 'right'",
+        )
+    labels = arrays.get("labels")
+    if wanted.task in _CAUSAL:
+        # What comes after a token changes nothing for it, so the padding needs no mask, but it must not count.
+        return {"labels": np.where(padding, IGNORED, ids if labels is None else labels)}
+    counted = {} if labels is None else {"labels": np.where(padding, IGNORED, labels)}
+    return {"attention_mask": (~padding).astype(np.int64), **counted}
+
+
+def _evened(batches: list[Batch], wanted: BatchFormat) -> list[Batch]:
+    """Return batches of the same arrays, where padding has added one to some of them."""
+    names = {name for batch in batches for name in batch}
+    added: dict[str, Callable[[np.ndarray], np.ndarray]] = {"attention_mask": np.ones_like}
+    if wanted.task in _CAUSAL:
+        added["labels"] = _labels
+    return [
+        {**{name: make(batch["input_ids"]) for name, make in added.items() if name in names}, **batch}
+        for batch in batches
+    ]
+
+
+def _labels(ids: np.ndarray) -> np.ndarray:
+    """Return the labels of sequences of a causal model that has no others: every token but the first."""
+    labels = ids.copy()
+    labels[..., 0] = IGNORED
+    return labels
 
 
 def _named(item: object) -> Mapping[str, Any]:
@@ -233,12 +286,8 @@ def _check_labels(labels: np.ndarray | None, ids: np.ndarray, wanted: BatchForma
     if wanted.task == "causal-lm":
         if ids.shape[-1] < 2:
             raise RecipeError("a sequence of one token has no next token", where=WHERE, expected="at least 2 tokens")
-        if labels is not None and (labels == IGNORED).any():
-            raise RecipeError(
-                "labels leave out tokens (-100), but the fit of a causal language model counts every token",
-                where=WHERE,
-                hint="leave out `labels`, or pass sequences without masked tokens",
-            )
+        if labels is not None and (labels[..., 1:] == IGNORED).all():
+            raise RecipeError("a batch has no token with a label", where=WHERE, expected="labels other than -100")
     elif labels is not None and (labels == IGNORED).all():
         raise RecipeError("a batch has no token with a label", where=WHERE, expected="labels other than -100")
 

@@ -84,6 +84,49 @@ class TokenExamples(BlockExamples):
         return {"input_ids": self.blocks[list(rows)].astype(np.int64)}
 
 
+IGNORED = -100  # label of a token that does not count in the loss, as in transformers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PaddedExamples(TokenExamples):
+    """Blocks of token ids, each of one text and padded after it. Batches hold `input_ids` and `labels`, both int64.
+
+    Labels are the ids themselves. Padding does not count in the loss, and neither does the first token, which nothing predicts.
+
+    Attributes:
+        pad: id of the padding.
+        pad_ends: whether that id also ends a text, so that the first one after it is no padding.
+    """
+
+    pad: int
+    pad_ends: bool
+
+    def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
+        ids = self.blocks[list(rows)].astype(np.int64)
+        labels = np.where(padding(ids, self.pad, ends=self.pad_ends), IGNORED, ids)
+        labels[:, 0] = IGNORED
+        return {"input_ids": ids, "labels": labels}
+
+
+def padding(ids: np.ndarray, pad: int, *, ends: bool) -> np.ndarray:
+    """Return True for the padding at the end of each row, bool [rows, tokens].
+
+    Args:
+        ids: token ids [rows, tokens].
+        pad: id of the padding.
+        ends: whether that id also ends a text.
+
+    >>> padding(np.array([[5, 6, 0, 0], [5, 0, 6, 7]]), 0, ends=True)
+    array([[False, False, False,  True],
+           [False, False, False, False]])
+    """
+    run = np.flip(np.logical_and.accumulate(np.flip(ids == pad, -1), -1), -1)
+    if ends:
+        run[:, 1:] &= run[:, :-1].copy()
+        run[:, 0] = False
+    return run
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Head:
     examples: Examples

@@ -18,13 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ligo_convert.data.examples import Batch, BlockExamples
+from ligo_convert.data.examples import IGNORED, Batch, BlockExamples, padding
 
 PROBABILITY = 0.15
 
 MASKED, RANDOM = 0.8, 0.1  # shares of the tokens to predict; the rest stays unchanged
-
-IGNORED = -100  # label of a token that is not to be predicted, as in transformers
 
 
 def framed(blocks: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
@@ -50,7 +48,7 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedExamples(BlockExamples):
-    """Blocks of token ids with masks. Batches hold `input_ids` and `labels`, both int64.
+    """Blocks of token ids with masks. Batches hold `input_ids` and `labels`, both int64, and with padding `attention_mask`.
 
     Attributes:
         masking: the settings.
@@ -59,6 +57,7 @@ class MaskedExamples(BlockExamples):
         special: ids that are never to be predicted and never replace another token.
         vocabulary: vocabulary size of the model.
         frame: ids that are put before and after each block; none if the blocks hold them.
+        pad: id of the padding after each text; None if blocks are full.
     """
 
     masking: Masking
@@ -67,6 +66,7 @@ class MaskedExamples(BlockExamples):
     special: tuple[int, ...]
     vocabulary: int
     frame: tuple[int, ...] = ()
+    pad: int | None = None
 
     def take(self, rows: Sequence[int], *, draw: int = 0) -> Batch:
         ids = np.stack([framed(self.blocks[row], self.frame) for row in rows]).astype(np.int64)
@@ -78,7 +78,10 @@ class MaskedExamples(BlockExamples):
         labels = np.where(asked, ids, IGNORED)
         masked = np.where(asked & (drawn.fate < MASKED), self.mask_id, ids)
         replaced = asked & (drawn.fate >= MASKED) & (drawn.fate < MASKED + RANDOM)
-        return {"input_ids": np.where(replaced, self._known[drawn.strange], masked), "labels": labels}
+        batch = {"input_ids": np.where(replaced, self._known[drawn.strange], masked), "labels": labels}
+        if self.pad is not None:
+            batch["attention_mask"] = (~padding(ids, self.pad, ends=False)).astype(np.int64)
+        return batch
 
     def _draw(self, drawn: _Drawn, place: int, ordinary: np.ndarray, row: int, draw: int) -> None:
         """Draw for one row, at `place` of a batch. The numbers depend on the row and the draw alone, not on the batch."""

@@ -18,7 +18,7 @@ import numpy as np
 from ligo_convert.data.chat_template import load_chat_template
 from ligo_convert.data.corpus import DataSection, documents, first_bytes
 from ligo_convert.data.data_source import DataFacts
-from ligo_convert.data.examples import DataSplits, Examples, TokenExamples
+from ligo_convert.data.examples import DataSplits, Examples, PaddedExamples, TokenExamples
 from ligo_convert.data.masking import MaskedExamples, Masking, framed
 from ligo_convert.data.records import FORMATS
 from ligo_convert.data.token_store import TokenFile, TokenFolder, TokenMemory
@@ -88,7 +88,8 @@ def token_splits(
 ) -> DataSplits:
     """Tokenise as much of `data` as the three splits need: test first, then validation, then training.
 
-    Documents are joined by the tokenizer's end token, and what the last document has beyond a split is dropped. If there is enough text,
+    Documents are joined by the tokenizer's end token, and what the last document has beyond a split is dropped. With `packing: false` each
+    document begins a block of its own, its last block is padded, and documents longer than a block have several. If there is enough text,
     the held-out splits do not depend on `train_tokens`. Otherwise each held-out split is at most an eighth of the text and training gets
     the rest; further steps begin a new epoch.
 
@@ -113,15 +114,20 @@ def token_splits(
     conversations = FORMATS[data.format or "text"].conversations
     template = load_chat_template(tokenizer_directory, tokenizer) if conversations else None
     frame = _frame(tokenizer, tokenizer_directory) if masking is not None else ()
+    cut = None
+    if data.packing is False:
+        # A padded block holds its special tokens, because the padding comes after them.
+        cut = _Cut(length=sizes.sequence_length, frame=frame, pad=_pad(tokenizer, tokenizer_directory))
+        frame = ()
     length = sizes.sequence_length - len(frame)
-    if length < 1:
+    if length < 1 or (cut is not None and cut.room < 1):
         raise RecipeError("the sequence is too short for a token", expected=len(frame) + 1, found=sizes.sequence_length)
 
     def texts() -> Iterator[str]:
         return documents(data, base=base, seed=seed, template=template)
 
     def encoded(texts: Iterator[str]) -> Iterator[tuple[str, np.ndarray]]:
-        return _encoded(texts, tokenizer, tokenizer_directory, vocabulary)
+        return _encoded(texts, tokenizer, tokenizer_directory, vocabulary, cut)
 
     with TokenMemory() if token_folder is None else TokenFile(token_folder, vocabulary=vocabulary) as store:
         spans = _fill_splits(store, texts, encoded, sizes, length, on_progress)
@@ -129,7 +135,14 @@ def token_splits(
         places = {name: store.place(start, (rows, length)) for name, (start, rows) in spans.items()}
     blocks = {name: ids[start : start + rows * length].reshape(rows, length) for name, (start, rows) in spans.items()}
     splits: dict[str, Examples]
-    if masking is None:
+    pad = None if cut is None else cut.pad
+    if masking is None and pad is not None:
+        ends = pad == _separator(tokenizer)
+        splits = {
+            name: PaddedExamples(blocks=array, place=places[name], pad=pad, pad_ends=ends)
+            for name, array in blocks.items()
+        }
+    elif masking is None:
         splits = {name: TokenExamples(blocks=array, place=places[name]) for name, array in blocks.items()}
     else:
         splits = {
@@ -142,6 +155,7 @@ def token_splits(
                 special=tuple(sorted(set(tokenizer.all_special_ids))),
                 vocabulary=min(vocabulary, len(tokenizer)),
                 frame=frame,
+                pad=pad,
             )
             for name, array in blocks.items()
         }
@@ -271,16 +285,67 @@ class _Fill:
         return first, min(self.sizes[index], end - first) // length
 
 
-def _encoded(
-    texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each text with its token ids followed by the separator token, uint32 [tokens]. Tokenises many texts at a time."""
-    encode = encoder(tokenizer)
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """How a document becomes padded blocks.
+
+    Attributes:
+        length: tokens per block.
+        frame: ids that are put before and after the tokens of each block; none for a causal model.
+        pad: id of the padding.
+    """
+
+    length: int
+    frame: tuple[int, ...]
+    pad: int
+
+    @property
+    def room(self) -> int:
+        """Return the tokens of a document that fit into a block."""
+        return self.length - len(self.frame)
+
+    def blocks(self, ids: list[int]) -> Iterator[int]:
+        """Yield the ids of all blocks of a document."""
+        first, last = (self.frame[:1], self.frame[1:])
+        for begin in range(0, len(ids), self.room):
+            block = [*first, *ids[begin : begin + self.room], *last]
+            yield from block
+            yield from [self.pad] * (self.length - len(block))
+
+
+def _pad(tokenizer: Any, directory: Path) -> int:
+    """Return the id of the padding: the tokenizer's, or its end token. Raises RecipeError if it has neither."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise RecipeError(
+        "packing: false needs a padding or an end token, and the tokenizer has neither",
+        where=directory,
+        hint="leave out data.packing, or name another tokenizer in data.tokenizer",
+    )
+
+
+def _separator(tokenizer: Any) -> int | None:
+    """Return the id that ends a document; None if the tokenizer has none."""
     candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
-    separator = [token for token in candidates if token is not None][:1]
+    return next((int(token) for token in candidates if token is not None), None)
+
+
+def _encoded(
+    texts: Iterator[str], tokenizer: Any, directory: Path, vocabulary: int, cut: _Cut | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each text with its token ids followed by the separator token, or as padded blocks, uint32 [tokens].
+
+    Tokenises many texts at a time.
+    """
+    encode = encoder(tokenizer)
+    end = _separator(tokenizer)
+    # The last token of a frame ends a text already.
+    separator = [end] if end is not None and (cut is None or not cut.frame) else []
     while batch := list(first_bytes(texts, ENCODE_CHARACTERS)):
         for text, ids in zip(batch, encode(batch), strict=True):
-            document = np.array([*ids, *separator], dtype=np.uint32)
+            tokens = [*ids, *separator]
+            document = np.array(tokens if cut is None else [*cut.blocks(tokens)], dtype=np.uint32)
             if document.size and (largest := int(document.max())) >= vocabulary:
                 raise RecipeError(
                     "the tokenizer does not fit the model",

@@ -373,6 +373,7 @@ class DataConfig(Section):
     only_with: ClassVar[dict[str, tuple[str, ...]]] = {
         "column": ("text", "hub", "dataset"),
         "format": ("text", "hub", "dataset"),
+        "packing": ("text", "hub", "dataset", "stdlib"),
         "tokenizer": ("text", "hub", "dataset", "stdlib"),
         "augment": ("images",),
     }
@@ -410,6 +411,11 @@ class DataConfig(Section):
         " crop (after padding by an eighth of each side), trivial-augment (one of 13 changes of colour or shape, or none); default: none",
     )
     stdlib: bool = Field(default=False, description="use the source code of Python's standard library")
+    packing: bool | None = Field(
+        default=None,
+        description="true: texts are joined, and sequences are full; false: every text begins a sequence of its own, which is padded;"
+        " default: true",
+    )
     tokenizer: Text | None = Field(
         default=None, description="tokenizer: directory or Hub id; default: the source's tokenizer"
     )

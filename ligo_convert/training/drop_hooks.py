@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from ligo_convert.data.examples import IGNORED
 from ligo_convert.errors import RecipeError
 from ligo_convert.training.dropping import Dropping, kept_tokens, skipped_layers
 from ligo_convert.training.functional_model import LibraryModel
-from ligo_convert.training.tasks import IGNORED
 
 DRAWS = "token_draws"  # key in a batch: [batch, tokens], uniform; the tokens with the highest draws are skipped
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ligo_convert.data.examples import Batch, Examples
+from ligo_convert.data.examples import IGNORED, Batch, Examples
 from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
@@ -38,7 +38,7 @@ from ligo_convert.training.pretrain import drawn_model
 from ligo_convert.training.processes import Processes
 from ligo_convert.training.runs import Config, Run, Stage, growth_plan_of
 from ligo_convert.training.step_costs import Step, shared_layer, with_layers
-from ligo_convert.training.tasks import IGNORED, on_device
+from ligo_convert.training.tasks import on_device
 
 Tensors = dict[str, torch.Tensor]
 

@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ligo_convert.data.examples import Batch, Examples, random_token_ids
+from ligo_convert.data.examples import IGNORED, Batch, Examples, random_token_ids
 from ligo_convert.families.configs import image_sides
 from ligo_convert.families.schema import CAUSAL, Family
 
 Tensors = Mapping[str, torch.Tensor]
-
-IGNORED = -100  # label of a token that does not count in the loss, as in transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +49,14 @@ class TaskFunctions:
 
 
 def _tokens(batch: Tensors) -> dict[str, Any]:
-    return {"input_ids": batch["input_ids"]}
+    return {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
 
 
 def _unmasked(batch: Tensors) -> dict[str, Any]:
     """Return the input ids before masking."""
     labels = batch.get("labels")
     ids = batch["input_ids"]
-    return {"input_ids": ids if labels is None else torch.where(labels == IGNORED, ids, labels)}
+    return {**_tokens(batch), "input_ids": ids if labels is None else torch.where(labels == IGNORED, ids, labels)}
 
 
 def _causal(batch: Tensors) -> dict[str, Any]:
@@ -76,11 +74,18 @@ def _masked_logits(returned: Any) -> torch.Tensor:
 
 
 def _next_token_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
-    return cross_entropy(_wide(logits[:, :-1]).flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+    # Padding, which comes after the text, has labels that do not count.
+    labels = batch.get("labels", batch["input_ids"])
+    return cross_entropy(_wide(logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def _masked_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
     return cross_entropy(_wide(logits).flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+
+
+def _next_tokens(batch: Batch) -> np.ndarray:
+    labels = batch.get("labels", batch["input_ids"])[:, 1:]
+    return labels[labels != IGNORED]
 
 
 def _class_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
@@ -106,7 +111,7 @@ TASKS: dict[str, TaskFunctions] = {
         inputs=_causal,
         output=_logits,
         loss=_next_token_loss,
-        answers=lambda batch: batch["input_ids"][:, 1:].ravel(),
+        answers=_next_tokens,
     ),
     "masked-lm": TaskFunctions(
         inputs=_tokens,

@@ -12,7 +12,7 @@ from support.source_models import fit_section, recipe_text, write_case, write_ch
 from ligo_convert.conversion.identity import compute_digests
 from ligo_convert.conversion.plan import Plan, make_plan, open_planned
 from ligo_convert.conversion.splits import load_pretraining_splits, load_splits
-from ligo_convert.data.masking import IGNORED
+from ligo_convert.data.examples import IGNORED
 from ligo_convert.data.token_store import TokenFolder
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.progress import Progress

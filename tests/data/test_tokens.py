@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.corpora import (
+    VOCABULARY,
     Data,
     lines,
     slices,
@@ -21,13 +23,15 @@ from support.corpora import (
     trained,
     write,
 )
+from torch.nn.functional import cross_entropy
 
 from ligo_convert.data.corpus import check_data
 from ligo_convert.data.data_source import DataFacts
-from ligo_convert.data.examples import DataSplits, TokenExamples, random_token_ids
+from ligo_convert.data.examples import IGNORED, DataSplits, TokenExamples, padding, random_token_ids
 from ligo_convert.data.tokenizers import load_tokenizer
 from ligo_convert.data.tokens import blocks_digest, content_digest
 from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.training.tasks import TASKS, weight
 
 # A recipe means the same text in every version: this does not change.
 GOLDEN_RANDOM = "05a914741ad8044ba7d165d6c06f453649cb264107ba6ad42e2a3aae314df613"
@@ -305,3 +309,59 @@ def test_the_digest_of_images_knows_their_classes(tmp_path: Path) -> None:
     files[0].write_bytes(two)
     files[1].write_bytes(one)
     assert digest() != before
+
+
+# --- padding ----------------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_the_end_of_a_row() -> None:
+    ids = np.array([[5, 6, 0, 0], [5, 0, 6, 7], [0, 0, 0, 0], [1, 2, 3, 0]])
+    assert padding(ids, 0, ends=False).sum(1).tolist() == [2, 0, 4, 1]
+    # The first one ends the text.
+    assert padding(ids, 0, ends=True).sum(1).tolist() == [1, 0, 3, 0]
+
+
+def test_without_packing_every_text_begins_a_sequence(tmp_path: Path, tokenizer: Path) -> None:
+    texts = [f"line {number} of a text with a few words in it" for number in range(300)]
+    long = "a text that is longer than one sequence " * 8
+    write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in [*texts, long]))
+    splits = slices(tmp_path, tokenizer, data=Data(text=["*.jsonl"], packing=False), train_tokens=20_000)
+    library = load_tokenizer(tokenizer)
+    found = []
+    for split in (splits.test, splits.validation, splits.train):
+        batch = split.take(range(len(split)))
+        ids, labels = batch["input_ids"], batch["labels"]
+        assert ids.shape == labels.shape == (len(split), 32)
+        assert (labels[:, 0] == IGNORED).all()
+        counted = labels != IGNORED
+        assert (labels == np.where(counted, ids, IGNORED)).all()
+        for row, kept in zip(ids, counted, strict=True):
+            last = int(np.flatnonzero(kept)[-1])
+            assert kept[1 : last + 1].all(), "padding comes after the text alone"
+            found.append(library.decode(row[: last + 1]))
+    end = library.eos_token
+    whole = {text.removesuffix(end) for text in found if text.endswith(end)}
+    assert len(whole & set(texts)) > 250
+    pieces = "".join(text for text in found if "longer than one" in text or "sequence a" in text)
+    assert pieces.count("longer than one sequence") >= 6
+
+
+def test_the_loss_of_a_padded_batch_is_the_one_of_its_texts(tmp_path: Path, tokenizer: Path) -> None:
+    """What the padding holds does not matter, and a batch in parts is the batch."""
+    write(tmp_path / "a.jsonl", "".join(json.dumps({"text": "word " * (1 + n % 9)}) + "\n" for n in range(300)))
+    splits = slices(tmp_path, tokenizer, data=Data(text=["*.jsonl"], packing=False))
+    batch = {name: torch.from_numpy(array) for name, array in splits.train.take(range(6)).items()}
+    torch.manual_seed(0)
+    logits = torch.randn(6, 32, VOCABULARY)
+    loss = TASKS["causal-lm"].loss
+    assert loss is not None
+    parts, weights = [], []
+    for row in range(6):
+        one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        kept = int((one["labels"] != IGNORED).nonzero()[-1, 1]) + 1
+        cut = cross_entropy(logits[row, : kept - 1], one["input_ids"][0, 1:kept])
+        torch.testing.assert_close(loss(logits[row : row + 1], one), cut)
+        parts.append(cut)
+        weights.append(weight(one))
+    mean = sum(part * share for part, share in zip(parts, weights, strict=True)) / sum(weights)
+    torch.testing.assert_close(loss(logits, batch), mean)

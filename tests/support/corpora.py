@@ -48,6 +48,7 @@ class Data:
     stdlib: bool | None = None
     column: str | None = None
     format: FormatName | None = None
+    packing: bool | None = None
 
 
 STDLIB = Data(stdlib=True)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ligo_convert.comparison.strategies import STRATEGIES, Part
-from ligo_convert.data.examples import ArrayExamples, DataSplits, Examples
+from ligo_convert.data.examples import IGNORED, ArrayExamples, DataSplits, Examples
 from ligo_convert.data.masking import MaskedExamples, Masking
 from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import forward_flops
@@ -55,7 +55,7 @@ from ligo_convert.training.runs import (
 )
 from ligo_convert.training.state import FolderState
 from ligo_convert.training.step_costs import Step, run_flops, with_layers
-from ligo_convert.training.tasks import IGNORED, on_device
+from ligo_convert.training.tasks import on_device
 
 VOCABULARY, LENGTH, BATCH = 29, 10, 4
 STEPS = 15

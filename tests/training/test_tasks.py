@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from ligo_convert.data.examples import ArrayExamples, TokenExamples
-from ligo_convert.training.tasks import IGNORED, TASKS, frequency_loss
+from ligo_convert.data.examples import IGNORED, ArrayExamples, TokenExamples
+from ligo_convert.training.tasks import TASKS, frequency_loss
 
 
 def entropy(*shares: float) -> float:
