@@ -28,9 +28,14 @@ STOPPED = 128 + signal.SIGTERM
 METHODS = {
     "gpt2": "late,midas,lemon,ligo,direct,lemon/interpolate,lemon/interpolate+fit",
     "bert": "late,interpolate,ligo,direct,bert2bert-aki",
-    "cait": "late,midas,lemon,ligo,direct,interpolate",
+    "cait": "late,lemon,ligo,interpolate",
 }
-STRONGEST = ("--set", "compare.source_strengths=[16]")
+# From the strongest source, and at fewer budgets.
+STRONGEST = (
+    *("--set", "compare.source_strengths=[16]"),
+    *("--set", "compare.budget_fractions=[0.2, 1]"),
+    *("--set", "compare.scratch_fractions=[0.3, 0.6, 1]"),
+)
 FEW = {"gpt2": "late,lemon,ligo", "bert": "late,ligo,bert2bert-aki", "cait": "late,lemon,ligo"}
 # Kind -> arguments of `ligo-convert compare`, and the kind whose finished jobs it goes on from.
 COMMANDS: dict[str, tuple[tuple[str, ...], str | None]] = {

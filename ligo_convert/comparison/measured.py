@@ -75,6 +75,7 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
             if (rate := end.get("learning_rate", entry["learning_rate"])) is not None
         ],
         "paper": entry["headline"]["paper"]["saved"],
+        "at_least": entry["headline"]["paper"]["bound"] is not None,
         "net": net["saved"] if certain(net) else None,
         "targets": min((row["targets"] for row in rows), default=None),
     }

@@ -217,7 +217,14 @@ class LocalDatasetSource:
     def check(self, value: LocalDataset, *, base: Path, records: Records) -> DataFacts:
         require_datasets("a folder of a dataset")
         folder = self._folder(value, base)
-        files = tuple(sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()))
+        # As `datasets` does, leave out hidden files: downloads keep their own notes there.
+        files = tuple(
+            sorted(
+                path
+                for path in folder.rglob("*")
+                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            )
+        )
         if not files:
             raise RecipeError("data.dataset.path: no file", where=folder, hint="name a folder with data files")
         nbytes = sum(path.stat().st_size for path in files)

@@ -182,13 +182,14 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
         targets = (
             "no number of targets pays the source back"
             if source.targets is None
-            else f"{source.targets} target{'' if one else 's'} grown from the source {'pays' if one else 'pay'} its training back"
+            else f"{'at most ' if source.at_least else ''}{source.targets} target{'' if one else 's'} grown from the source {'pays' if one else 'pay'} its training back"
         )
-        net = "not known" if source.net is None else f"{source.net:.0f} %"
+        bound = "at least " if source.at_least else ""
+        net = "not known" if source.net is None else f"{bound}{source.net:.0f} %"
         yield Advice(
             what="break-even",
             value=targets,
-            origin=f"measured: `{source.method}` saves {source.paper:.0f} % of scratch's cost with the source left out and {net} with it"
+            origin=f"measured: `{source.method}` saves {bound}{source.paper:.0f} % of scratch's cost with the source left out and {net} with it"
             f" charged, for a source of {source.share:.0%} of that cost",
         )
     wins, decided = measured.smaller_wins

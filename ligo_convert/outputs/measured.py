@@ -28,6 +28,7 @@ class MeasuredSource:
         rate_factors: (FLOPs of a run as a share of training from scratch, its learning rate divided by the best one from scratch).
         paper, net: per cent of scratch's FLOPs saved, the source left out and charged. `net` is None where there is only an upper bound.
         targets: targets that pay the source back; None for never.
+        at_least: whether `paper` and `net` are lower bounds, and `targets` an upper one.
     """
 
     share: float
@@ -36,6 +37,7 @@ class MeasuredSource:
     paper: float
     net: float | None
     targets: int | None
+    at_least: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
             MeasuredSource(
                 share=source["share_of_scratch"],
                 rate_factors=tuple((share, factor) for share, factor in source["rate_factors"]),
-                **{key: source[key] for key in ("method", "paper", "net", "targets")},
+                **{key: source[key] for key in ("method", "paper", "net", "targets", "at_least")},
             )
             for source in entry["sources"]
         ),

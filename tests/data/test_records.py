@@ -281,8 +281,10 @@ def test_every_kind_of_data_reads_the_same_column(kind: str, tmp_path: Path) -> 
             splits = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows[:3])}
             datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
             data = Data(dataset=Folder(path="d", split="train"), column="body")
+    write(tmp_path / "d" / ".cache" / "notes.json", "{}")
     facts = check_data(data, base=tmp_path)
     assert facts.nbytes > 0
+    assert not [file for file in facts.files if ".cache" in file.parts]
     found = list(documents(data, base=tmp_path, seed=0))
     assert sorted(found) == sorted(row["body"] for row in rows)
     assert found == list(documents(data, base=tmp_path, seed=0))
