@@ -11,7 +11,14 @@ that `import ligo_convert` imports neither torch nor numpy.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    # Locks, signals and renames are those of POSIX.
+    raise ImportError(
+        "ligo-convert runs on Linux and macOS. On Windows, install it in WSL: https://learn.microsoft.com/windows/wsl/install"
+    )
 
 if TYPE_CHECKING:
     from ligo_convert.api import (

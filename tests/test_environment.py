@@ -144,3 +144,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults("keep") < 500
     # A limit of the user stays as it is.
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 3_000
+
+
+def test_windows_is_told_what_to_do() -> None:
+    code = "import sys; sys.platform = 'win32'; import ligo_convert"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().splitlines()[-1].startswith("ImportError: ligo-convert runs on Linux and macOS")
+    assert "WSL" in done.stderr
