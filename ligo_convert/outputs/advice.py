@@ -178,19 +178,17 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
         " not measured, and the lead shrinks with it",
     )
     if source is not None:
-        one = source.targets == 1
-        targets = (
-            "no number of targets pays the source back"
-            if source.targets is None
-            else f"{'at most ' if source.at_least else ''}{source.targets} target{'' if one else 's'} grown from the source {'pays' if one else 'pay'} its training back"
-        )
-        bound = "at least " if source.at_least else ""
+        targets, bound = "no number of targets pays the source back", "at least " if source.at_least else ""
+        if source.targets is not None:
+            most = "at most " if source.at_least else ""
+            plural, pays = ("", "pays") if source.targets == 1 else ("s", "pay")
+            targets = f"{most}{source.targets} target{plural} grown from the source {pays} its training back"
         net = "not known" if source.net is None else f"{bound}{source.net:.0f} %"
         yield Advice(
             what="break-even",
             value=targets,
-            origin=f"measured: `{source.method}` saves {bound}{source.paper:.0f} % of scratch's cost with the source left out and {net} with it"
-            f" charged, for a source of {source.share:.0%} of that cost",
+            origin=f"measured: `{source.method}` saves {bound}{source.paper:.0f} % of scratch's cost with the source left out and {net}"
+            f" with it charged, for a source of {source.share:.0%} of that cost",
         )
     wins, decided = measured.smaller_wins
     if decided:
