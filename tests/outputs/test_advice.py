@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.comparisons import measured
@@ -60,6 +61,15 @@ def test_a_source_that_the_recipe_trained_is_the_weakest(rows: dict[str, advice.
     assert rows["peak learning rate"].value == "the best rate from scratch"
     assert rows["break-even"].value == "1 target grown from the source pays its training back"
     assert rows["optimizer's state"].value == "the grown one, which is in this directory"
+
+
+def test_a_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = tuple(replace(source, at_least=True) for source in MEASURED.sources)
+    monkeypatch.setattr(advice, "measured_by_task", lambda: {"causal-lm": replace(MEASURED, sources=sources)})
+    found = {one.what: one for one in advice.advise(FAMILIES["gpt2"], 355_000_000, source_trained_here=False)}
+    assert found["break-even"].value == "at most 2 targets grown from the source pay its training back"
+    assert "saves at least 62 %" in found["break-even"].origin
+    assert "at least -13 % with it charged" in found["break-even"].origin
 
 
 def test_a_paper_about_models_of_another_size_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
