@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ligo_convert.cli.format import STATE_STYLES, make_pairs, make_table, print_table, text_of
-from ligo_convert.cli.units import amount, percent, size
+from ligo_convert.cli.units import amount, duration, percent, size
 from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:
@@ -212,7 +212,20 @@ def _needs(plan: Plan, data: Mapping[str, Any], training: TrainPlan | None) -> d
         pairs["memory"] = f"about {size(data['memory_bytes'])}"
     if training is not None:
         pairs["training memory"] = f"about {size(training.json()['memory_bytes'])}"
+    pairs |= _expected_time(plan, data, training)
     return pairs
+
+
+def _expected_time(plan: Plan, data: Mapping[str, Any], training: TrainPlan | None) -> dict[str, object]:
+    """Return how long the trainings of a plan may take here; nothing where there is none, or where a GPU may run them."""
+    trained = (data["flops"]["fit"] or 0) if plan.fits else 0
+    flops = trained + (data["flops"].get("pretrain") or 0) + (0 if training is None else training.flops)
+    if not flops:
+        return {}
+    from ligo_convert.cli.expected_time import expected_seconds
+
+    found = expected_seconds(flops, threads=plan.threads)
+    return {} if found is None else {"time": f"about {duration(found[0])} to {duration(found[1])} on this processor"}
 
 
 def _next_command(plan: Plan, training: TrainPlan | None) -> str:

@@ -209,6 +209,14 @@ def test_plan_prints_one_object_and_writes_nothing(call: Call, place: Path) -> N
     assert (place / "out" / "model.safetensors").stat().st_size == found["nbytes"]
 
 
+def test_a_plan_with_training_says_how_long_it_may_take(
+    call: Call, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ligo_convert.cli.expected_time._GPU", place / "no-gpu")
+    assert re.search(r"^time +about .+ to .+ on this processor", call("plan", "fit.yaml").out, re.MULTILINE)
+    assert "on this processor" not in call("plan", "copies.yaml").out
+
+
 @pytest.mark.slow
 def test_a_plan_says_what_a_run_would_use(call: Call, place: Path) -> None:
     planned, done = call("plan", "fit.yaml", "--json").json, call("run", "fit.yaml", "--json").json
