@@ -565,11 +565,16 @@ def _block(text: str) -> Iterator[str]:
 
 
 def advice(results: Data) -> dict[str, Any]:
-    """Return the content of `ligo_convert/outputs/measured.json`: of every task the comparison with the most seeds."""
+    """Return the content of `ligo_convert/outputs/measured.json`: of every task the comparison with the most sources, then seeds."""
+
+    def breadth(figures: Data) -> tuple[int, int]:
+        # Advice follows the strength of the source. Seeds are repeated at one strength only.
+        return len(figures["sources"]), len(figures["seeds"])
+
     best: dict[str, Data] = {}
     for figures in results["kinds"].values():
         known = best.get(figures["task"])
-        if known is None or len(figures["seeds"]) > len(known["seeds"]):
+        if known is None or breadth(figures) > breadth(known):
             best[figures["task"]] = figures
     return {"format": ADVICE_FORMAT, "tasks": {task: measured_of(figures) for task, figures in best.items()}}
 

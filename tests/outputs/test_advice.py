@@ -85,6 +85,13 @@ def test_the_file_is_what_the_recorded_comparisons_give() -> None:
     results = json.loads((ROOT / "docs" / "results" / "results.json").read_bytes())
     assert json.loads(FILE.read_bytes()) == script.advice(results)
     assert set(measured_by_task()) == {figures["task"] for figures in results["kinds"].values()}
+    # A comparison of several sources says more than one of several seeds.
+    kinds = {key: dict(value) for key, value in results["kinds"].items()}
+    widest = {
+        value["task"]: max(len(one["sources"]) for one in kinds.values() if one["task"] == value["task"])
+        for value in kinds.values()
+    }
+    assert {task: len(found.sources) for task, found in measured_by_task().items()} == widest
     # And a comparison is condensed to what is read.
     record = measured()
     figures = script.figures_of(record, "gpt2")

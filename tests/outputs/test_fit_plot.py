@@ -102,7 +102,7 @@ def test_every_figure_is_named_and_inside(monkeypatch: pytest.MonkeyPatch) -> No
     texts = drawn_texts(monkeypatch)
     for wanted in ("source 3.280", "start 3.342", "kept 3.243", "gpt2, grown"):
         assert wanted in texts
-    for wanted in ("loss, nats a token", "steps", "training", "validation", "kept: step 30"):
+    for wanted in ("loss, nats a token", "steps", "training, mean of 3 steps", "validation", "kept: step 30"):
         assert wanted in texts
     assert "training, mean of 11 steps" in drawn_texts(monkeypatch, log(100))
     assert "source 30.000 \u2191" in drawn_texts(monkeypatch, losses={**LOSSES, "source": 30.0})

@@ -154,6 +154,10 @@ def test_defaults(write: Write) -> None:
         "hub": {"id": "org/set", "name": None, "split": "train", "column": "text", "revision": "main"},
         "images": None,
         "augment": None,
+        "dataset": None,
+        "column": None,
+        "format": None,
+        "packing": None,
         "stdlib": False,
         "tokenizer": None,
     }
@@ -295,18 +299,23 @@ BAD = [
     (TEXT, "    text: []", "17:11", "fit.data.text: should have at least 1 entry"),
     (TEXT, "    text: [a, 3]", "17:15", "fit.data.text[1]: should be text, not 3; quote it"),
     (TEXT, '    text: [a, ""]', "17:15", "fit.data.text[1]: is empty"),
-    (TEXT, "    tokenizer: gpt2", "16:3", "fit.data: give exactly one of text, hub, images, stdlib (found: none)"),
+    (
+        TEXT,
+        "    tokenizer: gpt2",
+        "16:3",
+        "fit.data: give exactly one of text, hub, dataset, images, stdlib (found: none)",
+    ),
     (
         TEXT,
         "    text: [a]\n    stdlib: true",
         "16:3",
-        "fit.data: give exactly one of text, hub, images, stdlib (found: text and stdlib)",
+        "fit.data: give exactly one of text, hub, dataset, images, stdlib (found: text and stdlib)",
     ),
     (
         TEXT,
         "    images: x\n    tokenizer: gpt2",
         "16:3",
-        "fit.data: tokenizer is allowed only with text or hub or stdlib, not with images",
+        "fit.data: tokenizer is allowed only with text or hub or dataset or stdlib, not with images",
     ),
     (
         TEXT,
