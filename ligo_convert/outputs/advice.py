@@ -169,13 +169,17 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
         share = until[way]
         parts.append(
             f"{name}: "
-            + ("at no budget" if share is None else f"at budgets up to {share * tokens:.2g} tokens from scratch")
+            + (
+                "at no budget"
+                if share is None
+                else f"at budgets up to {share * tokens:.2g} {measured.passing} from scratch"
+            )
         )
     yield Advice(
         what="ahead of scratch",
         value="; ".join(parts),
-        origin=f"measured up to {measured.tokens_per_parameter:.3g} tokens per parameter and scaled by the parameters; longer training was"
-        " not measured, and the lead shrinks with it",
+        origin=f"measured up to {measured.tokens_per_parameter:.3g} {measured.passing} per parameter and scaled by the parameters;"
+        " longer training was not measured, and the lead shrinks with it",
     )
     if source is not None:
         targets, bound = "no number of targets pays the source back", "at least " if source.at_least else ""

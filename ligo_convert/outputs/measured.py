@@ -76,7 +76,13 @@ class Measured:
     def scale(self) -> str:
         """Return the scale of the comparison, in words."""
         seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
-        return f"a {self.model} of {rounded(self.parameters)} parameters, {self.tokens_per_parameter:.3g} tokens per parameter, {seeds}"
+        trained = f"{self.tokens_per_parameter:.3g} {self.passing} per parameter"
+        return f"a {self.model} of {rounded(self.parameters)} parameters, {trained}, {seeds}"
+
+    @property
+    def passing(self) -> str:
+        """Return what is counted of a sequence: tokens of a text, patches of an image."""
+        return "patches" if self.batch.endswith("images") else "tokens"
 
 
 @functools.cache

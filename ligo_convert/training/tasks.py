@@ -84,8 +84,9 @@ def _masked_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:
 
 
 def _next_tokens(batch: Batch) -> np.ndarray:
-    labels = batch.get("labels", batch["input_ids"])[:, 1:]
-    return labels[labels != IGNORED]
+    labels: np.ndarray = batch.get("labels", batch["input_ids"])[:, 1:]
+    found: np.ndarray = labels[labels != IGNORED]
+    return found
 
 
 def _class_loss(logits: torch.Tensor, batch: Tensors) -> torch.Tensor:

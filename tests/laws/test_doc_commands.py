@@ -62,7 +62,9 @@ def test_a_command_of_the_documentation_is_one(line: str) -> None:
         return
     name, *arguments = arguments
     command = cli.commands[name]
-    given, rest, _ = command.make_parser(click.Context(command, info_name=name)).parse_args(arguments)
+    # As the group makes it: a command keeps the form of its help option.
+    context = click.Context(command, info_name=name, parent=click.Context(cli, **cli.context_settings))
+    given, rest, _ = command.make_parser(context).parse_args(arguments)
     assert not rest, f"{rest} is too much"
     for parameter in command.params:
         value = given.get(str(parameter.name))

@@ -72,6 +72,15 @@ def test_a_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "at least -13 % with it charged" in found["break-even"].origin
 
 
+def test_images_are_counted_in_patches() -> None:
+    found = measured_by_task()
+    assert {task: one.passing for task, one in found.items() if task == "image-classification"} == {
+        "image-classification": "patches"
+    }
+    assert "patches per parameter" in found["image-classification"].scale
+    assert found["causal-lm"].passing == "tokens"
+
+
 def test_a_paper_about_models_of_another_size_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "measured_by_task", dict)
     found = advice.advise(FAMILIES["gpt2"], 355_000_000, source_trained_here=False)
