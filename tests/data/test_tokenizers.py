@@ -67,7 +67,7 @@ def test_training_gives_the_same_bytes_in_every_process_and_call(model_type: str
     program = (
         "import hashlib; from pathlib import Path; from types import SimpleNamespace as N\n"
         "from ligo_convert.data.train_tokenizer import train_tokenizer\n"
-        "data = N(text=None, hub=None, images=None, stdlib=True)\n"
+        "data = N(text=None, hub=None, dataset=None, images=None, stdlib=True, column=None, format=None)\n"
         "for _ in range(2):\n"
         "    files = train_tokenizer(data, base=Path('/'), vocabulary=400, seed=0, context=64, max_bytes=100_000,"
         f" model_type={model_type!r})\n"
