@@ -12,9 +12,9 @@ import numpy as np
 
 from ligo_convert.environment import cores
 
-# The part of the speed of a large matrix product that trainings reach here. Small models spend their time between products, large ones in
-# them: docs/development/log.md has the measurements.
-SLOWEST, FASTEST = 0.05, 0.6
+# The part of the speed of a large matrix product that trainings reach, set around the 0.20 and 0.27 measured for the quickstart
+# (docs/development/log.md). Small models spend their time between products, large ones in them.
+SLOWEST, FASTEST = 0.1, 0.6
 
 _SIZE, _TRIES = 768, 5  # rows of the matrices of a trial; trials, of which the fastest counts
 
