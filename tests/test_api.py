@@ -6,9 +6,11 @@ import copy
 import importlib.util
 import inspect
 import itertools
+import math
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from support.source_models import (
 from support.tiny import TARGETS, config_of, logits, model_of
 
 import ligo_convert
+import ligo_convert.in_memory
 from ligo_convert.errors import RecipeError, SourceError
 
 
@@ -346,6 +349,25 @@ def test_padding_and_labels_count_as_transformers_counts_them(family: str) -> No
     examples = [{name: array[row % 2] for name, array in padded.items()} for row in range(8)]
     stacked = ligo_convert.grow(model, TARGETS[family]["depth"], data=examples, batch_size=2, steps=1)
     assert stacked.ligo.loss["source"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_row_without_labels_does_not_spoil_a_fit(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are computed one at a time where memory is short, and a loss over nothing is no number."""
+    real = ligo_convert.in_memory._fit_settings
+    monkeypatch.setattr(
+        ligo_convert.in_memory,
+        "_fit_settings",
+        lambda *given, **named: replace(real(*given, **named), micro_batch_size=1),
+    )
+    ids = torch.randint(3, 29, (2, 8))
+    labels = ids.masked_fill(torch.tensor([[False], [True]]), -100)
+    grown = ligo_convert.grow(
+        model_of(config_of(family), dtype=torch.float32), TARGETS[family]["depth"],
+        data=[{"input_ids": ids, "labels": labels}] * 4, steps=2,
+    )  # fmt: skip
+    assert all(math.isfinite(line["loss"]) for line in grown.ligo.log)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in grown.parameters())
 
 
 def test_a_head_that_the_config_calls_tied_must_be_tied() -> None:

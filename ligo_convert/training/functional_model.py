@@ -190,7 +190,10 @@ def backward_in_parts(
     rows = range(len(next(iter(batch.values())))) if rows is None else rows
     for first in range(rows.start, rows.stop, micro_batch_size):
         part = {name: tensor[first : min(first + micro_batch_size, rows.stop)] for name, tensor in batch.items()}
-        share = weight(part) / weight(batch)
+        if not (counts := weight(part)):
+            # The mean loss over no label is no number.
+            continue
+        share = counts / weight(batch)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast):
             loss = objective(tensors, part) * share
         loss.backward()  # type: ignore[no-untyped-call]
@@ -214,7 +217,7 @@ def mean_loss(
         for first in range(0, len(examples), batch_size):
             rows = range(first, min(first + batch_size, len(examples)))
             batch = on_device(examples.take(rows), device, dtype)
-            counts = weight(batch)
-            total += float(objective(parameters, batch)) * counts
-            weights += counts
+            if counts := weight(batch):
+                total += float(objective(parameters, batch)) * counts
+                weights += counts
     return total / weights

@@ -365,3 +365,15 @@ def test_the_loss_of_a_padded_batch_is_the_one_of_its_texts(tmp_path: Path, toke
         weights.append(weight(one))
     mean = sum(part * share for part, share in zip(parts, weights, strict=True)) / sum(weights)
     torch.testing.assert_close(loss(logits, batch), mean)
+
+
+def test_every_padded_sequence_has_something_to_predict(tmp_path: Path, tokenizer: Path) -> None:
+    """The last token of a text may stand alone in a sequence: nothing predicts it, and a loss over nothing is no number."""
+    library = load_tokenizer(tokenizer)
+    letter = next(letter for letter in "\u017c\u0436\u00e9q" if len(library.encode(letter * 32)) in (32, 64))
+    text = letter * (32 * 32 // len(library.encode(letter * 32)))
+    assert len(library.encode(text)) == 32
+    write(tmp_path / "a.jsonl", (json.dumps({"text": text}) + "\n") * 200)
+    splits = slices(tmp_path, tokenizer, data=Data(text=["*.jsonl"], packing=False))
+    for split in (splits.test, splits.validation, splits.train):
+        assert ((split.take(range(len(split)))["labels"] != IGNORED).sum(1) > 0).all()
