@@ -27,7 +27,7 @@ from ligo_convert.families.configs import flat_config, image_sides, written_conf
 from ligo_convert.families.flops import step_flops
 from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import CAUSAL, Family
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
@@ -460,6 +460,7 @@ def _batch_format(
     return BatchFormat(
         reads=family.reads,
         task=family.task,
+        causal=family.task in CAUSAL,
         labels=labels,
         image=image,
         longest=longest,

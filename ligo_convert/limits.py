@@ -51,8 +51,8 @@ TOKENIZER_CONFIG_BYTES = Limit(
     most=16 << 20, what="bytes of a tokenizer's settings", reason="the largest public ones have 8 million"
 )
 
-TEMPLATE_BYTES = Limit(
-    most=256 << 10, what="characters of a chat template", reason="the largest public ones have 20,000"
+TEMPLATE_CHARACTERS = Limit(
+    most=256 << 10, what="characters of a chat template", reason="a template is a few pages of text"
 )
 
 ADDED_TOKENS = Limit(most=100_000, what="added tokens", reason="the largest public speech vocabularies add 65,000")

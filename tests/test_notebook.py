@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from support.source_models import GROWN, fit_section, recipe_text, write_checkpoint, write_text
 
+from ligo_convert.comparison.study import StudyResult
+from ligo_convert.conversion.run_record import ConversionResult
 from ligo_convert.outputs.html import pairs_html
 
 SECONDS = 120  # a kernel imports torch first, on a busy machine
@@ -26,17 +31,13 @@ CELLS = (
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """The outputs of the cells."""
-    library = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-    pytest.importorskip("ipywidgets", reason="the extra `notebook` is not installed")
-    nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")
     place = tmp_path_factory.mktemp("notebook")
     write_checkpoint(place / "source")
     (place / "corpus").mkdir()
     write_text(place / "corpus" / "a.txt")
     (place / "recipe.yaml").write_text(recipe_text("./source", GROWN["gpt2"], fit=fit_section()))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    client = library.NotebookClient(
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in CELLS])
+    client = NotebookClient(
         notebook, timeout=SECONDS, startup_timeout=SECONDS, resources={"metadata": {"path": str(place)}}
     )
     client.execute()
@@ -65,6 +66,17 @@ def test_long_work_has_bars(cells: list[list[dict[str, Any]]]) -> None:
     kinds = {kind for out in cells[2] for kind in out.get("data", {})}
     assert "application/vnd.jupyter.widget-view+json" in kinds
     assert not [out for out in cells[2] if out["output_type"] == "stream"], "bars, not lines"
+
+
+def test_what_no_notebook_here_makes_is_a_table_too() -> None:
+    """A comparison, a choice, and a training, whose figures are others than those of a growth."""
+    for record in ({"verdict": {"text": ["a < b"]}}, {"text": ["a < b"]}):
+        assert "<p>a &lt; b</p>" in StudyResult(out=Path("out"), record=record, changed=True)._repr_html_()
+    metrics = {"parameters": {"source": 10, "target": 2000}, "loss": {"first": 3.0, "test": 2.5}}
+    shown = ConversionResult(out=Path("out"), family="gpt2", label="small", metrics=metrics, changed=True)._repr_html_()
+    assert "small, trained" in shown
+    assert "10 to 2K" in shown
+    assert "2.5" in shown
 
 
 def test_a_table_shows_any_text_as_text() -> None:

@@ -36,7 +36,7 @@ def expected_seconds(flops: float, *, threads: int) -> tuple[float, float] | Non
 
 
 def product_speed() -> float:
-    """Return the FLOPs per second of a product of float32 matrices on all cores. Takes about a tenth of a second."""
+    """Return the FLOPs per second of a product of float32 matrices on all cores. The matrices are small, so that a plan stays fast."""
     matrix = np.ones((_SIZE, _SIZE), dtype=np.float32)
     result = np.empty_like(matrix)
     seconds = []

@@ -18,8 +18,6 @@ from ligo_convert.errors import RecipeError
 
 WHERE = "data"
 
-_CAUSAL = ("causal-lm", "decoder")  # tasks in which a token sees only those before it
-
 _TEXTS = "a list of texts with `tokenizer=`"
 _EXPECTED = {
     "text": f"token ids [batch, sequence], a mapping with `input_ids`, or {_TEXTS}",
@@ -34,6 +32,7 @@ class BatchFormat:
     Attributes:
         reads: kind of input.
         task: task of the model, such as `causal-lm`.
+        causal: whether a token sees only those before it.
         labels: number of classes, or size of the vocabulary; every id must be smaller.
         image: channels, height and width; None for text.
         longest: most tokens in a sequence; None where the model sets no limit.
@@ -44,6 +43,7 @@ class BatchFormat:
 
     reads: Literal["text", "images"]
     task: str
+    causal: bool
     labels: int
     image: tuple[int, int, int] | None
     longest: int | None
@@ -215,7 +215,7 @@ def _text_arrays(item: object, wanted: BatchFormat) -> _Arrays:
         )
     if given.get("attention_mask") is not None:
         arrays |= _padded(_array(given["attention_mask"]), arrays, wanted)
-    if "labels" in arrays and wanted.task in _CAUSAL:
+    if "labels" in arrays and wanted.causal:
         # Nothing predicts the first token.
         arrays["labels"][..., 0] = IGNORED
     _check_labels(arrays.get("labels"), ids, wanted)
@@ -243,7 +243,7 @@ def _padded(mask: np.ndarray, arrays: Mapping[str, np.ndarray], wanted: BatchFor
             hint="tokenizer.padding_side = 'right'",
         )
     labels = arrays.get("labels")
-    if wanted.task in _CAUSAL:
+    if wanted.causal:
         # What comes after a token changes nothing for it, so the padding needs no mask, but it must not count.
         return {"labels": np.where(padding, IGNORED, ids if labels is None else labels)}
     counted = {} if labels is None else {"labels": np.where(padding, IGNORED, labels)}
@@ -254,7 +254,7 @@ def _evened(batches: list[Batch], wanted: BatchFormat) -> list[Batch]:
     """Return batches of the same arrays, where padding has added one to some of them."""
     names = {name for batch in batches for name in batch}
     added: dict[str, Callable[[np.ndarray], np.ndarray]] = {"attention_mask": np.ones_like}
-    if wanted.task in _CAUSAL:
+    if wanted.causal:
         added["labels"] = _labels
     return [
         {**{name: make(batch["input_ids"]) for name, make in added.items() if name in names}, **batch}

@@ -14,7 +14,7 @@ from typing import Any
 
 from ligo_convert.data.tokenizers import read_settings
 from ligo_convert.errors import MachineError, RecipeError, SourceError
-from ligo_convert.limits import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
+from ligo_convert.limits import TEMPLATE_CHARACTERS, TOKENIZER_CONFIG_BYTES
 
 Message = Mapping[str, str]
 
@@ -86,8 +86,10 @@ def load_chat_template(directory: Path, tokenizer: Any) -> ChatTemplate:
     if found is None:
         return ChatTemplate(text=None, special=special, where=str(directory))
     text, where = found
-    if len(text) > TEMPLATE_BYTES.most:
-        raise SourceError("the chat template is too long", where=where, expected=str(TEMPLATE_BYTES), found=len(text))
+    if len(text) > TEMPLATE_CHARACTERS.most:
+        raise SourceError(
+            "the chat template is too long", where=where, expected=str(TEMPLATE_CHARACTERS), found=len(text)
+        )
     return ChatTemplate(text=text, special=special, where=str(where))
 
 
@@ -111,8 +113,8 @@ def template_text(directory: Path) -> tuple[str, Path] | None:
     jinja = directory / "chat_template.jinja"
     try:
         if jinja.is_file():
-            if jinja.stat().st_size > 4 * TEMPLATE_BYTES.most:
-                raise SourceError("the chat template is too long", where=jinja, expected=str(TEMPLATE_BYTES))
+            if jinja.stat().st_size > 4 * TEMPLATE_CHARACTERS.most:
+                raise SourceError("the chat template is too long", where=jinja, expected=str(TEMPLATE_CHARACTERS))
             return jinja.read_text(encoding="utf-8"), jinja
     except UnicodeDecodeError as error:
         raise SourceError("not UTF-8 text", where=jinja, found=f"byte {error.start}") from None

@@ -424,6 +424,8 @@ class DataConfig(Section):
     def _check_column(self) -> Self:
         if self.column is not None and self.format == "completion":
             raise _fault("column is not allowed with format: completion, which reads the columns prompt and completion")
+        if self.column is not None and self.hub is not None and "column" in self.hub.model_fields_set:
+            raise _fault("give the column once: as column, or as hub.column")
         return self
 
 

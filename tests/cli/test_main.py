@@ -227,15 +227,14 @@ def test_a_plan_says_what_a_run_would_use(call: Call, place: Path) -> None:
 
 def test_curves_for_a_viewer(call: Call, place: Path) -> None:
     """The curve of a fit is that of its log, and what is written does not depend on who looks at it."""
-    library = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="the extra `tensorboard` is not installed"
-    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     assert call("run", "fit.yaml", "--out", "plain").code == 0
     assert call("run", "fit.yaml", "--out", "logged", "--logger", "tensorboard=curves").code == 0
     operator = Path("ligo/operator.safetensors")
     assert (Path("plain") / operator).read_bytes() == (Path("logged") / operator).read_bytes()
     lines = [json.loads(line) for line in Path("logged/ligo/fit.jsonl").read_text().splitlines()]
-    events = library.EventAccumulator("curves/fit").Reload()
+    events = EventAccumulator("curves/fit").Reload()
     for name in ("loss", "validation_loss", "initial_validation_loss"):
         expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines if name in line]
         assert [(one.step, one.value) for one in events.Scalars(name)] == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import shutil
@@ -86,8 +85,7 @@ def whole(warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A comparison that nothing has stopped, by one worker."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
-    logger = ("--logger", "tensorboard=curves") if importlib.util.find_spec("tensorboard") else ()
-    done = warm.run(*COMMAND, "--jobs", "1", *logger, cwd=folder)
+    done = warm.run(*COMMAND, "--jobs", "1", "--logger", "tensorboard=curves", cwd=folder)
     assert done.code == 0, done.err
     return folder, done
 
@@ -129,13 +127,12 @@ def test_the_output_is_whole_and_nothing_lies_beside_it(whole: tuple[Path, Ended
 
 
 def test_every_finished_run_has_a_curve_for_viewers(whole: tuple[Path, Ended], record: dict[str, Any]) -> None:
-    library = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="the extra `tensorboard` is not installed"
-    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     folder, _ = whole
     curves = {}
     for path in (folder / "curves").iterdir():
-        events = library.EventAccumulator(str(path)).Reload()
+        events = EventAccumulator(str(path)).Reload()
         curves[path.name] = [(one.step, one.value) for one in events.Scalars("loss")]
     for name, entry in {**record["methods"], **record["controls"]}.items():
         longest = [(point["step"], pytest.approx(point["loss"], rel=1e-6)) for point in entry["curve"]]

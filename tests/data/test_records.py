@@ -18,7 +18,7 @@ from ligo_convert.data.corpus import check_data, documents
 from ligo_convert.data.records import FORMATS, Records
 from ligo_convert.data.tokenizers import load_tokenizer
 from ligo_convert.errors import LigoError, RecipeError, SourceError
-from ligo_convert.limits import TEMPLATE_BYTES
+from ligo_convert.limits import TEMPLATE_CHARACTERS
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n{% endfor %}"
@@ -202,8 +202,8 @@ def test_a_template_that_fails_is_the_source_s_fault_and_runs_in_a_sandbox(templ
     ("content", "says"),
     [
         (b"\xff\xfe", "not UTF-8"),
-        (b"x" * (TEMPLATE_BYTES.most + 1), "too long"),
-        (b"x" * (5 * TEMPLATE_BYTES.most), "too long"),
+        (b"x" * (TEMPLATE_CHARACTERS.most + 1), "too long"),
+        (b"x" * (5 * TEMPLATE_CHARACTERS.most), "too long"),
     ],
 )
 def test_a_damaged_template_is_named(content: bytes, says: str, tokenizer: Path) -> None:

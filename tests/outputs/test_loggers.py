@@ -41,7 +41,6 @@ def log(wanted: Mapping[str, Path], steps: range, progress: Progress | None = No
 
 
 def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     log({"tensorboard": tmp_path / "curves"}, range(1, 4))
     found = read_scalars(tmp_path / "curves" / "fit")
     assert set(found) == {"loss", "learning_rate/width", "learning_rate/depth", "tokens", "seconds"}
@@ -49,14 +48,12 @@ def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_resumed_run_repeats_are_there_once(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     log({"tensorboard": tmp_path}, range(1, 8))
     log({"tensorboard": tmp_path}, range(5, 11))
     assert [step for step, _ in read_scalars(tmp_path / "fit")["loss"]] == list(range(1, 11))
 
 
 def test_names_of_runs_become_folders_of_their_own(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     names = [
         "lemon (seed 0, muon 0.02): 20 steps",
         "lemon (seed 1, muon 0.02): 20 steps",
@@ -76,7 +73,6 @@ def test_names_of_runs_become_folders_of_their_own(tmp_path: Path) -> None:
 def test_wandb_writes_an_offline_run_without_names_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     secret = "a-secret-argument"
     monkeypatch.setattr("sys.argv", ["ligo-convert", secret])
     log({"wandb": tmp_path / "curves"}, range(1, 4))

@@ -313,6 +313,18 @@ BAD = [
     ),
     (
         TEXT,
+        "    text: [a]\n    format: completion\n    column: x",
+        "16:3",
+        "fit.data: column is not allowed with format: completion, which reads the columns prompt and completion",
+    ),
+    (
+        TEXT,
+        "    hub: {id: a/b, column: x}\n    column: y",
+        "16:3",
+        "fit.data: give the column once: as column, or as hub.column",
+    ),
+    (
+        TEXT,
         "    images: x\n    tokenizer: gpt2",
         "16:3",
         "fit.data: tokenizer is allowed only with text or hub or dataset or stdlib, not with images",
