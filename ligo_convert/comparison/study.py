@@ -443,7 +443,7 @@ class JobLoop:
         self.progress.say(f"{name}, {cost:.1%} of scratch's FLOPs, loss {loss}")
         if self.progress.loggers:
             for point in self.scheduler.curve_to(job):
-                self.progress.measure(name, {key: value for key, value in point.items() if value is not None})
+                self.progress.measure(name, point)
 
     def _report_progress(self, job: TrainingJob, part: float, note: str) -> None:
         if self._bar is None:

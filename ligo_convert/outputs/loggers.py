@@ -92,11 +92,8 @@ _QUIET: Mapping[str, Any] = {
     "x_save_requirements": False,
 }
 
-# Name -> the packages that it needs (also the name of the extra), and how to open it in a folder.
-LOGGERS: Mapping[str, tuple[tuple[str, ...], Callable[[Path], MetricLogger]]] = {
-    "tensorboard": (("tensorboard",), TensorBoardLogger),
-    "wandb": (("wandb",), WandbLogger),
-}
+# Name, which is also that of the package and of the extra -> how to open it in a folder.
+LOGGERS: Mapping[str, Callable[[Path], MetricLogger]] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 
 
 def parse_logger(text: str) -> tuple[str, Path]:
@@ -113,9 +110,8 @@ def parse_logger(text: str) -> tuple[str, Path]:
             where=f"--logger {brief(text)}",
             expected=", ".join(f"{known}=DIR" for known in LOGGERS),
         )
-    packages, _ = LOGGERS[name]
-    if any(importlib.util.find_spec(package) is None for package in packages):
-        raise MissingExtra(f"--logger {name} needs the package {packages[0]}", extra=name)
+    if importlib.util.find_spec(name) is None:
+        raise MissingExtra(f"--logger {name} needs the package {name}", extra=name)
     return name, Path(folder)
 
 
@@ -160,7 +156,7 @@ def logging_to(wanted: Mapping[str, Path], progress: Progress) -> Iterator[None]
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"--logger: {error.strerror}", where=folder, hint="name another folder") from None
-    opened = [_Guarded(name, LOGGERS[name][1](folder), progress) for name, folder in wanted.items()]
+    opened = [_Guarded(name, LOGGERS[name](folder), progress) for name, folder in wanted.items()]
     progress.loggers = opened
     try:
         yield
