@@ -8,12 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 # Each process imports torch and transformers, and others may compute on the machine.
 LONGEST_SECONDS = 300.0
+
+
+@contextlib.contextmanager
+def paused(process: int) -> Iterator[None]:
+    """Hold one process, which then takes no part in what happens."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 class Torchrun:
@@ -63,9 +73,13 @@ class Torchrun:
         """Wait until something is true, while the command runs."""
         end = time.monotonic() + LONGEST_SECONDS
         while not reached():
-            assert self.process.poll() is None, self.streams[1].read_text()
+            assert self.process.poll() is None, self.err()
             assert time.monotonic() < end, "it does not get there"
             time.sleep(0.02)
+
+    def err(self) -> str:
+        """What all processes have written to stderr so far."""
+        return self.streams[1].read_text()
 
     def kill(self) -> None:
         """Kill torchrun and all its processes at once."""
