@@ -9,8 +9,8 @@ a folder of images.
 Output: a folder for each triple, one line for each, and how many choices are within two points of the best.
 
 Points are per cent of what scratch costs at the loss that was reached, so two points are about 0.01 nats here. Every candidate takes the
-best of several learning rates at full length; the choice is also read at the rate that was advised. The best few and the choice are trained
-with more seeds. The same command goes on where it was stopped, and repeats nothing that is finished.
+best of two or three learning rates at full length; the choice is also read at the rate that was advised. The best few and the choice are
+trained with more seeds. The same command goes on where it was stopped, and repeats nothing that is finished.
 
 Choices were improved on the triples that are not held apart. Figures that count come from the held-apart ones.
 """
@@ -45,7 +45,8 @@ WITHIN: Final = 2.0  # points from the best that count as right
 
 RATES: Final = (5e-3, 1e-2, 2e-2, 4e-2)  # learning rates of scratch in a full training, with Muon
 
-FACTORS: Final = (0.15, 0.4, 1.0)  # the same for all others, as multiples of the best of scratch's
+# The same for all others, as multiples of the best of scratch's: two, and the third where the second is better than the first.
+FACTORS: Final = (1.0, 0.4, 0.15)
 
 CURVE: Final = (0.35, 0.5, 0.7, 1.4, 2.0)  # more budgets of scratch: its cost at the losses of others
 
@@ -188,14 +189,21 @@ class FullScheduler(TrialScheduler):
         ]
 
     def settings_of(self, name: str) -> list[Choice]:
-        """Return the settings of a candidate; none until it is known of what the learning rates are multiples."""
+        """Return the settings to try of a candidate; none until the learning rate is known that theirs are multiples of."""
         found: list[Choice] = []
         for one in self.experiment.asked[name]:
             if isinstance(one, Choice):
                 found.append(one)
-            elif (base := self.best_of(SCRATCH)) is not None:
+            elif (base := self.best_of(SCRATCH)) and (len(found) < 2 or self._improves(name, found)):
                 found.append(replace(base, learning_rate=base.learning_rate * one))
         return found
+
+    def _improves(self, name: str, settings: Sequence[Choice]) -> bool:
+        """Whether the last of some settings is known to be better than the one before it."""
+        before, last = (self.end_of(self.full_run(name, one, self.experiment.seeds[0]).run) for one in settings[-2:])
+        if before is None or last is None:
+            return False
+        return _finite(last, "validation_loss") < _finite(before, "validation_loss")
 
     def full_run(self, name: str, choice: Choice, seed: int) -> WantedRun:
         entry = self.experiment.entries[name]

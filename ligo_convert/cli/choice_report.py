@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ligo_convert.cli.format import make_pairs, print_table
-from ligo_convert.cli.units import amount
+from ligo_convert.cli.units import amount, flops
 from ligo_convert.errors import printable
 
 
@@ -26,7 +26,7 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
     budget = record["budget"]
     title = (
         f"{record['family']}, {amount(record['parameters']['source'])} to {amount(record['parameters']['target'])} parameters,"
-        f" budget {budget['steps']} steps, {amount(budget['flops'])} FLOPs"
+        f" budget {budget['steps']} steps, {flops(budget['flops'])}"
     )
     console.print(Text(printable(title), style="bold"))
     console.print()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -120,6 +121,41 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, s
             found[number] += more
             left -= more
     return found
+
+
+def print_lines(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, spare: str) -> None:
+    """Print one line for each row. The column `spare` is left out if there is no room for it."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if _natural_width(columns, cells) > console.width:
+        kept = [number for number, column in enumerate(columns) if column != spare]
+        columns, cells = [columns[number] for number in kept], [[row[number] for number in kept] for row in cells]
+    table = make_table("", *columns)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def print_records(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table if every cell stands on one line in the width of the console. Otherwise print each row as a block: its first cell,
+    and the others below it. So a name is never broken.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if _natural_width(columns, cells) <= console.width:
+        table = make_table(title, *columns)
+        for row in cells:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        return
+    console.print(Text(title, style="bold"))
+    for first, *others in cells:
+        console.print(Text(first), soft_wrap=True)
+        console.print(Padding(Text("   ".join(other for other in others if other), style="dim"), (0, 0, 0, 4)))
+
+
+def _natural_width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return how wide a table is whose cells stand on one line each."""
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    return sum(widths) + _GAP * len(widths)
 
 
 # Where a figure may be broken: before its deviation, after the words of a bound.

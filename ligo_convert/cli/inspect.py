@@ -28,12 +28,13 @@ _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 
 
 def families_list() -> list[dict[str, str]]:
-    """Return name, class, task and a summary of every family."""
+    """Return name, class, task, norms and a summary of every family."""
     return [
         {
             "name": family.name,
             "architecture": family.architecture,
             "task": family.task,
+            "norms": _norms(family),
             "summary": f"{len(family.table)} rows, {_norms(family)}; grows {', '.join(_growing(family))}",
         }
         for family in FAMILIES.values()
@@ -134,6 +135,8 @@ def describe_family(name: str) -> dict[str, Any]:
     return {
         "family": name,
         "architecture": family.architecture,
+        "norms": _norms(family),
+        "grows": _growing(family),
         "axes": [
             {"axis": axis, "size": sizes[axis], "config": expression, "note": _note(family, axis)}
             for axis, expression in family.axes.items()

@@ -111,7 +111,7 @@ def _contents(found: Mapping[str, Any]) -> dict[str, object]:
         f" {found['tensors']} tensors, {', '.join(found['dtypes'])}",
     }
     if "axes" in found:
-        pairs["sizes"] = ", ".join(f"{axis} {value}" for axis, value in found["axes"].items())
+        pairs["sizes"] = ", ".join(f"{axis}={value}" for axis, value in found["axes"].items())
     else:
         pairs["family"] = found["fits"]
     if found.get("new_parameters") is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from ligo_convert.cli.units import amount, duration, size
+from ligo_convert.cli.units import amount, duration, flops, size
 from ligo_convert.errors import LigoError, printable
 from ligo_convert.progress import Progress, Task
 
@@ -227,9 +227,11 @@ class _LoggedTask(Task):
 
 
 def _quantity(number: float, unit: str, *, of: float | None = None) -> str:
-    """Return an amount with its unit: `340 of 1,000 steps`, `1.20 of 4.10 GB`, `3.1T of 5.2T FLOPs`."""
+    """Return an amount with its unit: `340 of 1,000 steps`, `1.20 of 4.10 GB`, `3.1 TFLOPs of 5.2 TFLOPs`."""
     if unit in ("bytes", "B"):
         return size(number) if of is None else f"{size(number)} of {size(of)}"
+    if unit == "FLOPs":
+        return flops(number) if of is None else f"{flops(number)} of {flops(of)}"
     if number and max(number, of or 0) < 1e6:
         shown = f"{number:,.0f}" if number >= 10 or float(number).is_integer() else f"{number:.2g}"
         whole = "" if of is None else f" of {of:,.0f}"

@@ -908,10 +908,10 @@ def import_(
 def families(as_json: bool) -> None:
     """List the supported model families."""
     from ligo_convert.cli.inspect import families_list
-    from ligo_convert.cli.reports import listing
+    from ligo_convert.cli.reports import families_report
 
     found = families_list()
-    _print({"families": found}, as_json, lambda: listing(found, ("name", "architecture", "task", "summary")))
+    _print({"families": found}, as_json, lambda: families_report(found))
 
 
 @cli.command()

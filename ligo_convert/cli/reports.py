@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import STATE_STYLES, make_pairs, make_table, print_table, text_of
-from ligo_convert.cli.units import amount, duration, percent, size
+from ligo_convert.cli.format import (
+    STATE_STYLES,
+    make_pairs,
+    make_table,
+    print_lines,
+    print_records,
+    print_table,
+    text_of,
+)
+from ligo_convert.cli.units import amount, duration, flops, percent, size
 from ligo_convert.errors import printable, some
 
 if TYPE_CHECKING:
@@ -190,9 +198,7 @@ def _plan_details(plan: Plan, data: Mapping[str, Any], training: TrainPlan | Non
         fit = plan.required_fit.settings
         examples = "images" if plan.family.reads == "images" else f"x {fit.sequence_length} tokens"
         threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
-        pairs["fit"] = (
-            f"{fit.steps} steps of {fit.batch_size} {examples}, {amount(data['flops']['fit'])}FLOP, {threads}"
-        )
+        pairs["fit"] = f"{fit.steps} steps of {fit.batch_size} {examples}, {flops(data['flops']['fit'])}, {threads}"
     if data["drawn_rows"]:
         pairs["new head"] = f"randomly initialised: {', '.join(data['drawn_rows'])}"
     if data["side_files"]:
@@ -245,7 +251,7 @@ def _training_pairs(training: TrainPlan) -> dict[str, object]:
     shape = "cosine" if found["decay_steps"] is None else f"decay in the last {found['decay_steps']} steps"
     pairs: dict[str, object] = {
         "train": f"from {'random weights' if training.draws else 'the source'}: {found['steps']:,} steps, "
-        f"{amount(found['tokens'])} tokens, {amount(found['flops'])}FLOP",
+        f"{amount(found['tokens'])} tokens, {flops(found['flops'])}",
         "optimizer": f"{rate}, {shape}",
     }
     for number, growth in enumerate(found["growths"], start=1):
@@ -335,7 +341,7 @@ def run_report(outcome: ConversionResult) -> None:
             if fit["best_step"]
             else "no step beat the initial operator, which is kept"
         )
-        pairs["fit"] = f"{fit['steps']} steps, {best}, {amount(metrics['flops']['fit'])}FLOP"
+        pairs["fit"] = f"{fit['steps']} steps, {best}, {flops(metrics['flops']['fit'])}"
         pairs["plot"] = f"{outcome.out}/ligo/fit.png"
     if metrics.get("files"):
         _add_side_files(pairs, metrics["files"])
@@ -441,7 +447,7 @@ def train_report(outcome: ConversionResult) -> None:
     loss, parameters = metrics["loss"], metrics["parameters"]
     pairs: dict[str, object] = {
         "parameters": f"{amount(parameters['source'])} -> {amount(parameters['target'])}",
-        "trained": f"{metrics['steps']:,} steps, {amount(metrics['tokens'])} tokens, {amount(metrics['flops'])}FLOP",
+        "trained": f"{metrics['steps']:,} steps, {amount(metrics['tokens'])} tokens, {flops(metrics['flops'])}",
         "loss": f"{what.lower()}, {unit}",
         "  training": f"{loss['first']:.4f} -> {loss['last']:.4f}",
         "  validation": f"{loss['validation']:.4f}",
@@ -541,12 +547,14 @@ def import_report(report: Mapping[str, Any]) -> None:
     make_pairs(out_console(), "", {key: value for key, value in pairs.items() if value is not None})
 
 
-def listing(rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
-    """Print one line for each row."""
-    table = make_table("", *columns)
-    for row in rows:
-        table.add_row(*(text_of(row[column]) for column in columns))
-    out_console().print(table)
+def families_report(found: Sequence[Mapping[str, str]]) -> None:
+    """Print one line for each family; in a narrow terminal without the norms."""
+    columns = ("name", "architecture", "task", "norms")
+    rows = [[one[column] for column in columns] for one in found]
+    console = out_console()
+    print_lines(console, columns, rows, spare="norms")
+    console.print()
+    console.print("`ligo-convert describe NAME` shows the tensors and what grows.", soft_wrap=True)
 
 
 # What to try first -> why.
@@ -615,15 +623,13 @@ def describe_report(found: Mapping[str, Any]) -> None:
             style="bold",
         )
     )
+    make_pairs(console, "", {"norms": found["norms"], "grows": ", ".join(found["grows"])})
+    console.print()
     for title, columns in (("axes", ("axis", "size", "config", "note")), ("streams", ("stream", "size", "product"))):
         table = make_table(title, *columns)
         for row in found[title]:
             table.add_row(*(text_of(row[column]) for column in columns))
         console.print(table)
         console.print()
-    table = make_table("rows", "pattern", "layout", "shape", "note")
-    for row in found["rows"]:
-        table.add_row(
-            text_of(row["pattern"]), text_of(row["layout"]), "x".join(map(str, row["shape"])), text_of(row["note"])
-        )
-    console.print(table)
+    rows = [(row["pattern"], row["layout"], "x".join(map(str, row["shape"])), row["note"]) for row in found["rows"]]
+    print_records(console, "rows", ("pattern", "layout", "shape", "note"), rows)

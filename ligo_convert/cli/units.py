@@ -4,13 +4,21 @@ from __future__ import annotations
 
 
 def amount(number: float | None) -> str:
-    """Return a count with three significant digits and a decimal prefix: 124439808 -> 124M."""
+    """Return a count with three significant digits, as models and data are counted: 124439808 -> 124M, 7e9 -> 7B."""
     if number is None:
         return "-"
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
+
+
+def flops(number: float) -> str:
+    """Return a number of floating-point operations with three significant digits and a decimal prefix: 5.42e12 -> 5.42 TFLOPs."""
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g} {unit}FLOPs"
+    return f"{number:.3g} FLOPs"
 
 
 def size(nbytes: float) -> str:

@@ -91,7 +91,8 @@ def test_a_stage_that_stops_says_so(clock: Clock) -> None:
     ("total", "unit", "reached", "line"),
     [
         (4.1e9, "bytes", 1.2e9, "work: 29%, 1.20 GB of 4.10 GB, 40.00 MB/s, 1 min 12 s left"),
-        (5.2e14, "FLOPs", 3e13, "work: 6%, 30T of 520T FLOPs, 1T FLOPs/s, 8 min 10 s left"),
+        (5.2e14, "FLOPs", 3e13, "work: 6%, 30 TFLOPs of 520 TFLOPs, 1 TFLOPs/s, 8 min 10 s left"),
+        (4e9, "tokens", 1e9, "work: 25%, 1B of 4B tokens, 33.3M tokens/s, 1 min 30 s left"),
         (None, "tokens", 40_000, "work: 40,000 tokens, 1,333 tokens/s"),
         (4, "", 1, "work: 25%, 1 of 4, 0.033/s, 1 min 30 s left"),
         (10, "steps", 0, "work: 0%, 0 of 10 steps"),

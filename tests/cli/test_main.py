@@ -285,7 +285,9 @@ def test_what_is_there(call: Call) -> None:
         *(("compare", name) for name in (*METHODS, "schedule")),
     ]
     assert all(start["summary"] and start["paper"] and start["cost"] for start in starts)
-    assert len(call("families").out.splitlines()) == 1 + len(found), "one line each"
+    listed, rest = call("families").out.split("\n\n")
+    assert len(listed.splitlines()) == 1 + len(found), "one line each"
+    assert "describe NAME" in rest
     page = call("methods").out.splitlines()
     for start in starts:
         assert any(line.split()[0] == start["name"] and start["summary"] in line for line in page if line.strip())
