@@ -294,7 +294,9 @@ def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
         "grown on the way": f"Train from random weights and grow during training: {how or chosen['name']}"
         + (f", after {chosen['at']:.0%} of the steps" if chosen["at"] else ""),
     }[kind]
-    return f"{text}; {rate}."
+    # Who reads one sentence must learn from it how much the advice is worth.
+    guess = "" if record["choice"]["confidence"] == "clear" else "Not decided by these trials. Best guess: "
+    return f"{guess}{text}; {rate}."
 
 
 def _how(row: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ TRAINED_ON: Final = "source, trained on"
 # Kinds whose candidates share a learning rate: the same model begins differently.
 TUNED_TOGETHER: Final = ("part way", "grown at once", "grown later", "grown on the way")
 
-# Kinds that are never halved: they show how the loss falls with the budget.
-KEPT: Final = ("scratch", "smaller", "trained on")
+# Kinds that are never halved: their candidates are models of different sizes, or show how the loss falls with the budget.
+KEPT: Final = ("scratch", "smaller", "trained on", "part way")
 
 HALF_WAY: Final = "half-way"
 
@@ -56,9 +56,15 @@ PARTS: Final = (
     Fraction(2, 3),
 )  # of the growth, for a size between; the first that gives whole sizes
 
-LONGEST: Final = 0.04  # share of the budget for the longest trial of scratch; at most twice as much
+LONGEST: Final = 0.04  # share of the budget for the longest trial of scratch
 
-ENOUGH: Final = 300  # steps of scratch's longest trial that call for no more
+ENOUGH: Final = 300  # steps that scratch's longest trial has at least, as far as MOST allows
+
+MOST: Final = 0.32  # share of the budget that the longest trial never exceeds by default
+
+# Exponent of the tokens with which the best learning rate of a model from drawn weights falls (docs/development/log.md). That it falls by a
+# power is a finding of Bjorck et al. (arXiv:2409.19913).
+RATE_POWER: Final = 1 / 3
 
 LATER: Final = (0.25, 0.5)  # shares of the steps after which a source at hand grows
 
@@ -150,9 +156,11 @@ def make_trials(
             "the target is as large as the source, so there is nothing to choose", where=recipe.where("target")
         )
     rounds = tuple(sorted(set(settings.shares or default_rounds(budget))))
-    compare = compare.model_copy(
-        update={"tuning_fraction": rounds[0], "source_strengths": compare.source_strengths[:1], "steps": budget}
-    )
+    changes = {"tuning_fraction": rounds[0], "source_strengths": compare.source_strengths[:1], "steps": budget}
+    if "rate_factors" not in compare.model_fields_set:
+        # Every rate that is tried costs trials of every kind, and what they differ by is less than what longer trials tell.
+        changes["rate_factors"] = [1.0]
+    compare = compare.model_copy(update=changes)
     # The trials take what the recipe says of comparisons, but for their lengths.
     plan = replace(plan, recipe=recipe.model_copy(update={"compare": compare}))
     named = list(candidates or settings.candidates or ())
@@ -183,8 +191,8 @@ def make_trials(
 
 def default_rounds(steps: int) -> tuple[float, ...]:
     """Return the shares of the trials for a budget: the longest trial has enough steps, as far as its cost allows."""
-    longest = min(max(LONGEST, ENOUGH / steps), 2 * LONGEST)
-    return (longest / 4, longest / 2, longest)
+    longest = min(max(LONGEST, ENOUGH / steps), MOST)
+    return (longest / 2, longest)
 
 
 def default_candidates(plan: Plan) -> list[str]:
@@ -438,14 +446,22 @@ class TrialScheduler(Scheduler):
         return [(decay, self._want(entry, seed, replace(choice, decay=decay), steps)) for decay in decays]
 
     def advised(self, entry: ExperimentEntry) -> Choice:
-        """Return the settings that an entry is advised to be trained with, once every trial is done.
+        """Return the settings that an entry is advised to be trained with over the whole budget, once every trial is done.
 
-        Drawn weights take the decay that was best for scratch in the last round. Starts from a source keep that of their trials.
+        Drawn weights take the decay that was best for scratch in the last round, and a rate that is lower by a power of the tokens. Starts
+        from a source keep the settings of their trials.
         """
-        choice = self.choice_at(entry, max(0, len(self.ends_of(entry.name)) - 1))
+        last = max(0, len(self.ends_of(entry.name)) - 1)
+        choice = self.choice_at(entry, last)
         assert choice is not None, "every trial is done"
+        if entry.begins != "drawn":
+            return choice
+        tokens = self.experiment.steps_of_round(entry, last) * self.experiment.tokens
+        longer = max(1.0, self.experiment.budget_tokens(entry) / tokens)
+        # More digits would claim more than the power is known for.
+        choice = replace(choice, learning_rate=float(f"{choice.learning_rate * longer**-RATE_POWER:.2g}"))
         tried = self._decay_trials()
-        if entry.begins != "drawn" or not tried:
+        if not tried:
             return choice
         best = self._best([(replace(choice, decay=decay), run) for decay, run in tried])
         assert best is not None, "every trial is done"

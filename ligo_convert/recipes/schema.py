@@ -650,14 +650,15 @@ class ChooseConfig(Section):
         default=None,
         min_length=2,
         max_length=MAX_LIST,
-        description="costs of the trials, as fractions of the budget: after each, the better half of every kind goes on to the next;"
-        " default: 0.01, 0.02, 0.04, and up to twice as much where 0.04 of the budget is less than 300 steps",
+        description="costs of the trials, as fractions of the budget: after each, the better half of the starts goes on to the next;"
+        " default: 0.02, 0.04, and as much more as gives the longest trial 300 steps, at most 0.16, 0.32",
     )
     source_rate_factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default=[0.15, 0.4, 1.0],
+        default=[0.4],
         min_length=1,
         max_length=MAX_LIST,
-        description="factors on scratch's best learning rate that candidates from a source try; all others try `compare.rate_factors`",
+        description="factors on scratch's best learning rate that candidates from a source try. All others try `compare.rate_factors`, if the"
+        " recipe names them, and else scratch's rate",
     )
     seeds: list[Seed] = Field(
         default=[0],

@@ -28,6 +28,7 @@ from ligo_convert.comparison.trials import (
 from ligo_convert.conversion.plan import Plan, make_plan
 from ligo_convert.errors import RecipeError
 from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.recipes.schema import ChooseConfig, CompareConfig
 
 GPT2 = {"model_type": "gpt2", **SIZES["gpt2"]}
 TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
@@ -194,9 +195,10 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
 
 
 def test_small_budgets_get_longer_trials() -> None:
-    assert default_rounds(100_000) == (0.01, 0.02, 0.04)
-    assert default_rounds(5_000) == pytest.approx((0.015, 0.03, 0.06))
-    assert default_rounds(1_000) == (0.02, 0.04, 0.08), "trials may not cost any share of the budget"
+    assert default_rounds(100_000) == (0.02, 0.04)
+    assert default_rounds(5_000) == pytest.approx((0.03, 0.06))
+    assert default_rounds(1_000) == pytest.approx((0.15, 0.3))
+    assert default_rounds(500) == (0.16, 0.32), "trials may not cost any share of the budget"
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
@@ -212,12 +214,15 @@ def test_the_better_half_of_a_kind_goes_on(done: TrialScheduler) -> None:
         return {name for name in done.survivors(number) or () if done.experiment.kinds[name] == kind}
 
     assert len(of("grown at once", 0)) == 5
-    first = {"mean-preserving/interpolate", "mean-preserving/identity", "mean-preserving/stack"}
-    assert of("grown at once", 1) == first
-    assert of("grown at once", 2) == first - {"mean-preserving/stack"}
-    for number in range(3):
-        assert {"scratch", "source-size", TRAINED_ON} <= set(done.survivors(number) or ())
-    assert [len(of(kind, 2)) for kind in ("part way", "grown later")] == [1, 1]
+    assert of("grown at once", 1) == {
+        "mean-preserving/interpolate",
+        "mean-preserving/identity",
+        "mean-preserving/stack",
+    }
+    # Models of different sizes do not compete for a place.
+    for number in range(2):
+        assert {"scratch", "source-size", TRAINED_ON, "only wider", "only deeper"} <= set(done.survivors(number) or ())
+    assert len(of("grown later", 1)) == 1
 
 
 def test_every_trial_of_a_round_costs_the_same(done: TrialScheduler) -> None:
@@ -237,7 +242,7 @@ def test_trunks_are_continued_and_paid_once(done: TrialScheduler) -> None:
     spent = done.spent()
     ends = [end["flops"] for name in trials.entries for end in done.ends_of(name)]
     longest = [done.ends_of(name)[-1]["flops"] for name in trials.entries]
-    assert sum(longest) < spent["trials"] < 0.8 * sum(ends)
+    assert sum(longest) < spent["trials"] < 0.85 * sum(ends)
     assert spent["source"] == 0
     assert spent["trials"] == pytest.approx(TrialScheduler.expected_flops(trials), rel=0.1)
 
@@ -268,7 +273,7 @@ def test_states_are_kept_as_long_as_a_trial_may_start_from_them(tmp_path: Path) 
 def test_all_seeds_run_the_longest_trials_alone(tmp_path: Path) -> None:
     found = tried(trials_of(plan_of(tmp_path, DEEPER, seeds=[0, 1, 2])), known)
     ends = found.ends_of("scratch")
-    assert [end["seeds"] for end in ends] == [1, 1, 3]
+    assert [end["seeds"] for end in ends] == [1, 3]
     assert ends[-1]["std"] == pytest.approx(0.002)
     record = record_of(found)
     # What the jobs here say of their costs is rounded.
@@ -279,6 +284,26 @@ def test_all_seeds_run_the_longest_trials_alone(tmp_path: Path) -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 FACTORS = [0.15, 0.4, 1.0]
+
+
+def test_by_default_scratch_alone_tries_several_rates(tmp_path: Path) -> None:
+    """All others take a multiple of its rate, so that the trials can be longer for the same cost."""
+    plan = plan_of(tmp_path)
+    assert plan.recipe.compare is not None
+    assert plan.recipe.choose is not None
+    compare = {**plan.recipe.compare.model_dump(include={"optimizers", "decays"}), "learning_rates": [0.005, 0.01]}
+    settings = {"compare": CompareConfig(**compare), "choose": ChooseConfig(steps=10_000)}
+    trials = trials_of(replace(plan, recipe=plan.recipe.model_copy(update=settings)))
+    found = tried(trials, known)
+    best = found.choice()
+    assert best is not None
+    for name, entry in trials.entries.items():
+        rates = {one.choice.learning_rate for one in found.wanted() if one.entry is entry}
+        if name == "scratch":
+            assert rates >= {0.005, 0.01}
+        else:
+            expected = best.learning_rate * (1.0 if entry.begins == "drawn" else 0.4)
+            assert list(rates) == pytest.approx([expected]), name
 
 
 def test_starts_from_a_source_try_low_rates_together(tmp_path: Path) -> None:
@@ -304,7 +329,7 @@ def test_starts_from_a_source_try_low_rates_together(tmp_path: Path) -> None:
 
 def test_longer_trials_try_the_rate_that_they_favour(tmp_path: Path) -> None:
     """Higher ones from a source, lower ones for scratch, which all drawn models follow. The advice takes the last."""
-    plan = plan_of(tmp_path, DEEPER, source_rate_factors=FACTORS)
+    plan = plan_of(tmp_path, DEEPER, source_rate_factors=FACTORS, shares=[0.01, 0.02, 0.04])
     assert plan.recipe.compare is not None
     settings = plan.recipe.compare.model_copy(update={"learning_rates": [0.005, 0.01, 0.02], "decays": [0.4, 0.7]})
     plan = replace(plan, recipe=plan.recipe.model_copy(update={"compare": settings}))
@@ -326,8 +351,9 @@ def test_longer_trials_try_the_rate_that_they_favour(tmp_path: Path) -> None:
         assert rates == pytest.approx(expected), name
         assert found.advised(entry).decay == 0.7
     record = record_of(found)
-    assert record["optimizer"] == {"optimizer": "adamw", "learning_rate": pytest.approx(0.005), "decay": 0.7}
-    assert record["choice"]["learning_rate"] == pytest.approx(0.02 if record["choice"]["grows"] else 0.005)
+    # The longest trial has a twenty-fifth of the budget: from drawn weights, the rate falls by the cube root of that.
+    assert record["optimizer"] == {"optimizer": "adamw", "learning_rate": pytest.approx(0.0017), "decay": 0.7}
+    assert record["choice"]["learning_rate"] == pytest.approx(0.02 if record["choice"]["grows"] else 0.0017)
     assert "falling to zero over the last 70% of the steps" in record["text"][0]
     assert record["cost"]["flops"] == pytest.approx(TrialScheduler.expected_flops(trials), rel=0.5)
 
