@@ -657,8 +657,8 @@ class ChooseConfig(Section):
         default=[0.4],
         min_length=1,
         max_length=MAX_LIST,
-        description="factors on scratch's best learning rate that candidates from a source try. All others try `compare.rate_factors`, if the"
-        " recipe names them, and else scratch's rate",
+        description="factors on scratch's best learning rate that candidates from a source try. All others try `compare.rate_factors`,"
+        " if the recipe names them, and else scratch's rate",
     )
     seeds: list[Seed] = Field(
         default=[0],
