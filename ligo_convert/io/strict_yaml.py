@@ -15,6 +15,7 @@ import math
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -32,7 +33,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scanner import Scanner
 
-from ligo_convert.errors import MachineError, RecipeError
+from ligo_convert.errors import MachineError, RecipeError, close_matches
 from ligo_convert.io.source_text import Text
 
 MAX_BYTES = 1 << 20
@@ -151,12 +152,13 @@ def parse_value(text: str, *, label: str, depth: int = 0) -> Document:
     return _load(Text(text=text, label=label, single=True), depth=depth)
 
 
-def load_file(path: Path, *, label: str | None = None) -> Document:
+def load_file(path: Path, *, label: str | None = None, absent: str = "") -> Document:
     """Read a YAML file in UTF-8.
 
     Args:
         path: path of the file.
         label: name of the file in messages; default: the path.
+        absent: what to do if neither the file is there nor one with a name like it.
 
     Raises:
         RecipeError: the file does not exist, is not a regular file, is larger than `MAX_BYTES` or is not UTF-8; or as
@@ -170,10 +172,19 @@ def load_file(path: Path, *, label: str | None = None) -> Document:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the name contains a NUL
-        raise RecipeError("no such file", where=label) from None
+        raise RecipeError("no such file", where=label, hint=_near_files(path) or absent) from None
     except OSError as error:
         raise MachineError(f"cannot be read: {error.strerror}", where=label) from None
     return load_bytes(data, label=label)
+
+
+def _near_files(path: Path) -> str:
+    """Return a hint that names the YAML files of the same folder with a name like that of an absent one; "" if there are none."""
+    with suppress(OSError, ValueError):
+        beside = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml"))
+        near = close_matches(path.name, beside, n=2, cutoff=0.8)
+        return f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
+    return ""
 
 
 def load_bytes(data: bytes, *, label: str) -> Document:

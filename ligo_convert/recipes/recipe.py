@@ -237,6 +237,9 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
+_NO_RECIPE = "`ligo-convert init SOURCE` writes a recipe; `ligo-convert examples` lists those that come along"
+
+
 def load_recipe(
     path: Path,
     *,
@@ -259,7 +262,7 @@ def load_recipe(
         RecipeError: the file or the command line has faults; one error lists all of them.
         MachineError: the file cannot be read.
     """
-    document = _from_stdin() if str(path) == STDIN else load_file(path)
+    document = _from_stdin() if str(path) == STDIN else load_file(path, absent=_NO_RECIPE)
     if not isinstance(document.data, dict):
         content = "the file is empty" if document.data is None else f"found {shown(document.data)}"
         raise RecipeError(

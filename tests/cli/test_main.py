@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import click
 import pytest
@@ -465,7 +466,10 @@ def test_errors_are_json_if_asked(given: list[str], call: Call, place: Path, mon
     if not given:
         monkeypatch.setenv("LIGO_CONVERT_LOG_FORMAT", "json")
     for arguments, wanted in (
-        (["plan", "nothing.yaml", *given], {"text": "no such file", "where": "nothing.yaml", "exit_code": 2}),
+        (
+            ["plan", "nothing.yaml", *given],
+            {"text": "no such file", "where": "nothing.yaml", "exit_code": 2, "hint": ANY},
+        ),
         (["plan", *given, "--nothing"], {"text": "No such option '--nothing'.", "exit_code": 2}),
     ):
         done = call(*arguments)

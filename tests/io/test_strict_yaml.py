@@ -250,6 +250,14 @@ def test_files(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", good / "x", Path("a\0b")):
         with pytest.raises(RecipeError, match="no such file"):
             load_file(path)
+    for name, hint in (
+        ("god.yaml", f"did you mean {good}?"),
+        ("quite-another.yaml", "write one"),
+        ("x/y.yaml", "write one"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_file(tmp_path / name, absent="write one")
+        assert caught.value.hint == hint
     with pytest.raises(RecipeError, match="not a regular file"):
         load_file(tmp_path)
     os.mkfifo(tmp_path / "pipe")
