@@ -4,9 +4,10 @@ Input: candidates as plain data: the models that each trains and in which shares
 trials.
 Output: the projected loss of every candidate at the budget with a range, and how often it leads.
 
-The loss of a model that is trained from drawn weights follows a law L^q = a + b D^-p in its tokens D, where b, p and q are common to all
-models and `a` belongs to a size. q = 1 is the form of Hoffmann et al. (arXiv:2203.15556, equation 2); p = 1 is the form of Kaplan et al.
-(arXiv:2001.08361, equation 1.5). Short trials cannot tell them apart, so all laws that fit the trials vote.
+The loss of a model that is trained from drawn weights follows the law of Hoffmann et al. (arXiv:2203.15556, equation 2) in its tokens D
+and its parameters N: L = e + A N^-s + b D^-p. Trials are too short to show what a size cannot learn, so they determine e and b alone. A
+follows from the tokens a parameter that this paper finds best for a given cost: there, a larger model gains by its size what it loses by
+having fewer tokens. Several powers p vote.
 
 Growth hands tokens over: a model that is grown at a loss goes on as one of its own size that has reached this loss, after a factor on the
 tokens that this takes. So does a source that is trained on. The factor is the candidate's own, and its trials determine it. So a start that
@@ -32,11 +33,17 @@ NOISE: Final = (
 
 DRAWS: Final = 200  # votes
 
-# Exponents of the laws, around the published ones: of tokens (Hoffmann et al. fit 0.28), and of the loss (Kaplan et al. fit 1 / 0.095).
-# Larger powers of the tokens let training end too soon: with those up to 1, losses were projected 0.05 to 0.09 nats higher
-# (docs/development/log.md).
-TOKEN_POWERS: Final = (0.15, 0.2, 0.28, 0.35, 0.45)
-LOSS_POWERS: Final = (7.0, 10.5, 15.0)
+# Powers of the tokens: around that of Hoffmann et al., 0.28.
+TOKEN_POWERS: Final = (0.2, 0.28, 0.35)
+
+# Power of the parameters, of the same law.
+SIZE_POWER: Final = 0.34
+
+# Tokens a parameter at which neither a larger nor a smaller model of the same cost is better (Hoffmann et al., table 3).
+BEST_RATIO: Final = 20.0
+
+# FLOPs of training a model on one token, for each of its parameters.
+FLOPS_A_PARAMETER: Final = 6.0
 
 # How wrong a projection may be about how much further the loss falls, as standard deviations of the logarithm of that drop, where the
 # budget is `FAR` times the trial: for all candidates together, and for one against the others. Trials on a plateau were wrong by factors of
@@ -126,34 +133,29 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class _Law:
-    """L^q = a + b D^-p, with `a` by size. Tokens are in units of `unit`."""
+    """L = e + b (c(N) + D^-p). `c` is given, `e` and `b` are fitted. Tokens are in units of `unit`.
+
+    Attributes:
+        target: the largest size that was trained from drawn weights, in FLOPs a token.
+    """
 
     p: float
-    q: float
+    e: float
     b: float
-    floors: tuple[tuple[float, float], ...]  # (log size, a), ascending
     unit: float
+    target: float
 
     def floor(self, size: float) -> float:
-        """Return `a` of a size: measured, or on the line through the nearest two in log size."""
-        known, at = self.floors, math.log(size)
-        for log_size, value in known:
-            if abs(log_size - at) < 1e-6:
-                return value
-        if len(known) == 1:
-            return known[0][1]
-        above = next((number for number, (log_size, _) in enumerate(known) if log_size > at), len(known) - 1)
-        (x0, y0), (x1, y1) = known[max(above, 1) - 1], known[max(above, 1)]
-        return max(0.0, y0 + (y1 - y0) * (at - x0) / (x1 - x0))
+        """Return the loss of a size after unlimited tokens."""
+        return self.e + self.b * _lack(size, self.target, self.p, self.unit)
 
     def loss(self, floor: float, tokens: Values) -> Values:
         """Return the loss after a number of tokens."""
-        inner = floor + self.b * np.maximum(tokens / self.unit, 1e-9) ** -self.p
-        return np.asarray(np.maximum(inner, 1e-12) ** (1 / self.q), dtype=np.float64)
+        return np.asarray(floor + self.b * np.maximum(tokens / self.unit, 1e-9) ** -self.p, dtype=np.float64)
 
     def tokens(self, floor: float, loss: Values) -> Values:
         """Return the tokens after which a model has this loss, at most `MOST` budgets."""
-        logs = (math.log(self.b) - np.log(np.maximum(loss**self.q - floor, 1e-300))) / self.p
+        logs = (math.log(self.b) - np.log(np.maximum(loss - floor, 1e-300))) / self.p
         return np.asarray(self.unit * np.exp(np.minimum(logs, math.log(MOST))), dtype=np.float64)
 
     def end(self, candidate: Candidate, tokens: float, factor: Values) -> Values:
@@ -216,7 +218,8 @@ def project_at(
 ) -> dict[float, dict[str, Projection]]:
     """Return the projections of all candidates that have trials to multiples of the budget; empty where no drawn model has two trials.
 
-    Every vote adds noise to the trials, draws one of the laws by how well it fits, projects all candidates under it, and doubts the result.
+    Every vote adds noise to the trials, draws one of the powers by how well it fits, projects all candidates under its law, and doubts the
+    result.
 
     Args:
         candidates: name -> candidate.
@@ -229,15 +232,14 @@ def project_at(
     anchors = [candidate for candidate in tried.values() if candidate.is_drawn]
     if not any(len(candidate.ends) > 1 for candidate in anchors):
         return {}
-    powers = [*((p, 1.0) for p in TOKEN_POWERS), *((1.0, q) for q in LOSS_POWERS)]
-    errors = np.array([_fit(anchors, p, q)[1] for p, q in powers])
+    errors = np.array([_fit(anchors, p)[1] for p in TOKEN_POWERS])
     weights = np.exp(-(errors - errors.min()) / (2 * noise**2))
     random = np.random.default_rng(0)
     votes, doubted = list[list[list[float]]](), list[Values]()
     for _ in range(draws):
         shaken = [_shaken(candidate, noise, random) for candidate in tried.values()]
-        p, q = powers[random.choice(len(powers), p=weights / weights.sum())]
-        law, _ = _fit([candidate for candidate in shaken if candidate.is_drawn], p, q)
+        p = TOKEN_POWERS[random.choice(len(TOKEN_POWERS), p=weights / weights.sum())]
+        law, _ = _fit([candidate for candidate in shaken if candidate.is_drawn], p)
         projected = [_projected(law, candidate, times) for candidate in shaken]
         votes.append(projected)
         doubted.append(_doubted(projected, list(tried.values()), times, DOUBT_ON_PLATEAU if plateau else DOUBT, random))
@@ -287,38 +289,32 @@ def _shaken(candidate: Candidate, noise: float, random: np.random.Generator) -> 
     return replace(candidate, ends=ends)
 
 
-def _fit(anchors: Sequence[Candidate], p: float, q: float) -> tuple[_Law, float]:
-    """Return the law with these exponents that fits models trained from drawn weights best, and the sum of its squared errors."""
-    sizes = sorted({candidate.legs[0].size for candidate in anchors})
+def _lack(size: float, target: float, p: float, unit: float) -> float:
+    """Return what a size cannot learn, A N^-s in units of b.
+
+    At the best ratio of tokens to parameters, s A N^-s = p b D^-p: at equal cost, size and tokens are worth the same. This holds for the
+    size `target`; other sizes follow by the power of the parameters.
+    """
+    best = BEST_RATIO * target / FLOPS_A_PARAMETER
+    return float(p / SIZE_POWER * (best / unit) ** -p * (size / target) ** -SIZE_POWER)
+
+
+def _fit(anchors: Sequence[Candidate], p: float) -> tuple[_Law, float]:
+    """Return the law with this power that fits models trained from drawn weights best, and the sum of its squared errors."""
     unit = max(candidate.tokens for candidate in anchors)
-    points = [(sizes.index(candidate.legs[0].size), end) for candidate in anchors for end in candidate.ends]
-    tokens = np.array([end.tokens / unit for _, end in points])
-    losses = np.array([end.loss for _, end in points])
-    columns = np.zeros((len(points), len(sizes) + 1))
-    columns[np.arange(len(points)), [place for place, _ in points]] = 1.0
-    columns[:, -1] = tokens**-p
-    # An error of the transformed loss is worth its derivative.
-    scale = 1 / (q * losses ** (q - 1))
-    floors, b = _non_negative(columns * scale[:, None], losses**q * scale)
-    law = _Law(p=p, q=q, b=b, floors=tuple(zip(map(math.log, sizes), floors, strict=True)), unit=unit)
-    found = [law.loss(floors[place], np.array(end.tokens)) for place, end in points]
-    seeds = np.array([end.seeds for _, end in points])
-    return law, float((seeds * (np.array(found) - losses) ** 2).sum())
-
-
-def _non_negative(columns: Values, values: Values) -> tuple[list[float], float]:
-    """Return the least-squares floors and slope, floors not below zero, slope above zero."""
-    count = columns.shape[1]
-    free = list(range(count))
-    while True:
-        solved, *_ = np.linalg.lstsq(columns[:, free], values, rcond=None)
-        below = [place for place, value in zip(free, solved, strict=True) if value < 0 and place != count - 1]
-        if not below:
-            break
-        free = [place for place in free if place not in below]
-    found = np.zeros(count)
-    found[free] = solved
-    return [float(value) for value in found[:-1]], max(float(found[-1]), 1e-9)
+    target = max(candidate.legs[0].size for candidate in anchors)
+    points = [(candidate.legs[0].size, end) for candidate in anchors for end in candidate.ends]
+    terms = np.array([_lack(size, target, p, unit) + (end.tokens / unit) ** -p for size, end in points])
+    losses, seeds = np.array([end.loss for _, end in points]), np.array([end.seeds for _, end in points], dtype=float)
+    # Least squares with e >= 0 and b > 0.
+    mean, middle = np.average(terms, weights=seeds), np.average(losses, weights=seeds)
+    spread = float((seeds * (terms - mean) ** 2).sum())
+    b = float((seeds * (terms - mean) * (losses - middle)).sum()) / spread if spread > 0 else 0.0
+    e = float(middle - b * mean)
+    if e < 0:
+        e, b = 0.0, float((seeds * terms * losses).sum() / (seeds * terms**2).sum())
+    law = _Law(p=p, e=e, b=max(b, 1e-9), unit=unit, target=target)
+    return law, float((seeds * (law.e + law.b * terms - losses) ** 2).sum())
 
 
 def _projected(law: _Law, candidate: Candidate, times: Sequence[float]) -> list[float]:
