@@ -1,4 +1,4 @@
-"""Try candidates for a short while, in rounds: after each round the better half of every kind goes on, on the trunks that it has.
+"""Try candidates for a short while, in rounds: after each round the better half of the starts goes on, on the trunks that they have.
 
 Input: a conversion plan, the recipe's `choose` and `compare` sections.
 Output: an experiment whose budgets are the rounds (`Trials`), its scheduler (`TrialScheduler`), and what the trials found, as
