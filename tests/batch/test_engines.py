@@ -21,8 +21,6 @@ __all__ = ["source", "zoo"]
 def options(request: pytest.FixtureRequest) -> list[str]:
     """Command-line options of an engine; `local` is two engines, by its number of jobs."""
     name, _, jobs = request.param.partition("-")
-    if name == "ray":
-        pytest.importorskip("ray", reason="the extra `ray` is not installed")
     return ["--engine", name, "--jobs", "2" if jobs else "1"]
 
 

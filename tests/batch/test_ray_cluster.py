@@ -16,7 +16,6 @@ from support.checkpoints import HERE
 from support.processes import finish, kill_session
 from support.zoos import CHAIN, POISON, Zoo, cli, source, until, weights, zoo
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
 __all__ = ["source", "zoo"]
 
 START_SECONDS = 120.0

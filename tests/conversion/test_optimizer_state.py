@@ -379,7 +379,6 @@ def check_curve(
 @pytest.mark.filterwarnings("ignore")
 def test_a_trainer_goes_on_from_a_grown_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Slow: 600 steps of a real Trainer. `checkpoint-N`, grown with its optimizer, resumes as if nothing had happened."""
-    pytest.importorskip("accelerate", reason="the Trainer needs accelerate, which is not installed")
 
     def train(model: Model, resume: Path | None = None) -> dict[int, float]:
         curve = Curve()
@@ -417,7 +416,7 @@ def test_a_trainer_goes_on_from_a_grown_checkpoint(tmp_path: Path, capsys: pytes
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_goes_on_from_a_grown_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Slow: 600 steps. The directory of `save_state`, with the model's config.json beside it, is a source like another."""
-    accelerate = pytest.importorskip("accelerate", reason="the Trainer needs accelerate, which is not installed")
+    import accelerate
 
     def train(model: Model, steps: range, *, load: Path | None = None, save: Path | None = None) -> dict[int, float]:
         accelerator = accelerate.Accelerator(cpu=True)

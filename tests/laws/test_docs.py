@@ -638,8 +638,6 @@ def test_the_data_in_the_docs_is_valid() -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in text_of(page)], ids=lambda page: page.name)
 def test_examples_run(page: Path) -> None:
-    if "transformers.Trainer(" in text_of(page):
-        pytest.importorskip("accelerate", reason="the Trainer needs accelerate, which is not installed")
     failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8", optionflags=doctest.ELLIPSIS)
     assert tried
     assert not failed
