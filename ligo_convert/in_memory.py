@@ -38,7 +38,6 @@ from ligo_convert.growth.stream import compute_dtype, target_specs
 from ligo_convert.growth.stream import grow as grow_stream
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.outputs.html import pairs_html
-from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
@@ -49,6 +48,7 @@ from ligo_convert.training.preservation import MeasuredModel, certificate, in_fl
 from ligo_convert.training.schedules import default_warmup
 from ligo_convert.training.tasks import random_batch
 from ligo_convert.training.threads import default_threads
+from ligo_convert.units import amount
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -98,7 +98,7 @@ class GrowthReport:
         return pairs_html(
             f"Grown {self.family}",
             {
-                "parameters": f"{rounded(self.parameters['source'])} to {rounded(self.parameters['target'])}",
+                "parameters": f"{amount(self.parameters['source'])} to {amount(self.parameters['target'])}",
                 "preservation": self.preservation["verdict"] or f"not measured: {self.preservation['unmeasured']}",
                 "largest difference of a logit": _figure(self.preservation["max_logit_difference"]),
                 **{f"loss, {name}": _figure(value) for name, value in self.loss.items()},

@@ -75,7 +75,7 @@ def test_what_no_notebook_here_makes_is_a_table_too() -> None:
     metrics = {"parameters": {"source": 10, "target": 2000}, "loss": {"first": 3.0, "test": 2.5}}
     shown = ConversionResult(out=Path("out"), family="gpt2", label="small", metrics=metrics, changed=True)._repr_html_()
     assert "small, trained" in shown
-    assert "10 to 2K" in shown
+    assert "10 to 2k" in shown
     assert "2.5" in shown
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ligo_convert.cli.format import make_pairs, print_table
-from ligo_convert.cli.units import amount, flops
 from ligo_convert.errors import printable
+from ligo_convert.units import amount, flops
 
 
 def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = None) -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ligo_convert.cli.format import make_pairs, make_table, print_table, text_of
-from ligo_convert.cli.units import amount, size
 from ligo_convert.comparison.naming import entry_text
 from ligo_convert.comparison.tables import Table, break_even, equal_budget, names_of, savings, sources
 from ligo_convert.errors import printable
+from ligo_convert.units import amount, size
 
 _STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
 

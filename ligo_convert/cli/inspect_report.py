@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ligo_convert.cli.format import make_pairs
 from ligo_convert.cli.reports import VERDICT_STYLES, out_console, preservation_lines, print_loading
-from ligo_convert.cli.units import amount, size
 from ligo_convert.errors import printable, some
+from ligo_convert.units import amount, size
 
 _NAMES = 12  # names in a line
 

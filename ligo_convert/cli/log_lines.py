@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from ligo_convert.cli.units import amount, duration, flops, size
 from ligo_convert.errors import LigoError, printable
 from ligo_convert.progress import Progress, Task
+from ligo_convert.units import amount, duration, flops, size
 
 if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import EntryStatus

@@ -20,8 +20,8 @@ from ligo_convert.cli.format import (
     print_table,
     text_of,
 )
-from ligo_convert.cli.units import amount, duration, flops, percent, size
 from ligo_convert.errors import printable, some
+from ligo_convert.units import amount, duration, flops, percent, size
 
 if TYPE_CHECKING:
     from ligo_convert.batch.scheduler import Batch

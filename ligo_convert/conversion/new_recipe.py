@@ -27,8 +27,8 @@ from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_gro
 from ligo_convert.growth.verdict import RANK
 from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.hub.resolve import open_source
-from ligo_convert.outputs.measured import rounded
 from ligo_convert.recipes.examples import schema_comment
+from ligo_convert.units import amount
 
 # Width methods in the order in which they are tried. The first that preserves the function best is taken.
 TRIED = ("lemon", "hyperclone", "mean-preserving", "zero")
@@ -263,7 +263,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
     growth = chosen.growth.growth
     name = chosen.name or f"{_last(suggestion.label)}-grown"
     file = path.name
-    sizes = f"{rounded(suggestion.parameters)} to {rounded(chosen.parameters)} parameters"
+    sizes = f"{amount(suggestion.parameters)} to {amount(chosen.parameters)} parameters"
     lines = [
         f"# {printable(suggestion.label)} to {name}: {sizes}."
         if chosen.name
@@ -282,7 +282,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
             "  # Other published sizes, with parameters, and what `lemon` or the nearest method preserves there:"
         )
         lines += [
-            f"  #   {other.name} ({rounded(other.parameters)}, {other.growth.verdict}): {_flow(other.changes)}"
+            f"  #   {other.name} ({amount(other.parameters)}, {other.growth.verdict}): {_flow(other.changes)}"
             for other in suggestion.others
         ]
     lines += [

@@ -46,10 +46,10 @@ from ligo_convert.io.files import check_place, check_room, reporting
 from ligo_convert.outputs.advice import Advice, advise
 from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
 from ligo_convert.outputs.html import pairs_html
-from ligo_convert.outputs.measured import rounded
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.recipes.schema import MAX_SHARD_BYTES, SEQUENCE_LENGTH
 from ligo_convert.training.threads import default_threads
+from ligo_convert.units import amount
 
 DEFAULT_KEYING: Final = "shared"
 
@@ -127,7 +127,7 @@ class Plan:
                 "sizes": ", ".join(f"{axis} {old[axis]} to {size}" for axis, size in new.items() if size != old[axis]),
                 "method": f"width {self.start.growth.width}, depth {self.start.growth.depth}",
                 "preservation": self.start.verdict,
-                "parameters": f"{rounded(sizes['source'])} to {rounded(sizes['target'])}",
+                "parameters": f"{amount(sizes['source'])} to {amount(sizes['target'])}",
                 "fit": fit and f"{fit.settings.steps} steps",
                 "disk": f"{self.shards.nbytes / 1e9:.2f} GB",
                 "memory": f"about {self.memory / 1e9:.2f} GB",

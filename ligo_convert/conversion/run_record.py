@@ -24,9 +24,9 @@ from ligo_convert.io.staging import Staging
 from ligo_convert.io.strict_json import sha256_of
 from ligo_convert.outputs.html import pairs_html
 from ligo_convert.outputs.layout import OPERATOR
-from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.optimizer_state import TrainingFiles
 from ligo_convert.outputs.provenance import Record
+from ligo_convert.units import amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ConversionResult:
             {
                 "output": self.out,
                 "family": self.family,
-                "parameters": f"{rounded(sizes['source'])} to {rounded(sizes['target'])}",
+                "parameters": f"{amount(sizes['source'])} to {amount(sizes['target'])}",
                 "preservation": preserved and (preserved["verdict"] or f"not measured: {preserved['unmeasured']}"),
                 **{f"loss, {name.replace('_', ' ')}": value for name, value in (losses or {}).items()},
                 "fit": fit and f"best step {fit['best_step']} of {fit['steps']}",

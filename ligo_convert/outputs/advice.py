@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ligo_convert.families.schema import Family, Training
-from ligo_convert.outputs.measured import RESULTS, Measured, MeasuredSource, measured_by_task, rounded
+from ligo_convert.outputs.measured import RESULTS, Measured, MeasuredSource, measured_by_task
+from ligo_convert.units import amount
 
 # Papers are compared with models of at most this ratio in size: good rates fall roughly with the logarithm of the size.
 MOST_RATIO = 10.0
@@ -123,7 +124,7 @@ def _published(family: Family, size: int, *, factor: float | None, why: str) -> 
 
 def _training(nearest: Training) -> str:
     how = f"batches of {nearest.batch}, {nearest.warmup} of warmup"
-    return f"published for {rounded(nearest.parameters)} parameters from scratch with {how}"
+    return f"published for {amount(nearest.parameters)} parameters from scratch with {how}"
 
 
 def _schedule(measured: Measured) -> Advice:
@@ -172,7 +173,7 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
             + (
                 "at no budget"
                 if share is None
-                else f"at budgets up to {share * tokens:.2g} {measured.passing} from scratch"
+                else f"at budgets up to {amount(share * tokens)} {measured.passing} from scratch"
             )
         )
     yield Advice(

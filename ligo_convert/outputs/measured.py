@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ligo_convert.units import amount
+
 FILE = Path(__file__).with_name("measured.json")
 
 RESULTS = "ligo-convert's docs/results/results.md"
@@ -77,7 +79,7 @@ class Measured:
         """Return the scale of the comparison, in words."""
         seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
         trained = f"{self.tokens_per_parameter:.3g} {self.passing} per parameter"
-        return f"a {self.model} of {rounded(self.parameters)} parameters, {trained}, {seeds}"
+        return f"a {self.model} of {amount(self.parameters)} parameters, {trained}, {seeds}"
 
     @property
     def passing(self) -> str:
@@ -111,15 +113,3 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
         ),
         smaller_wins=(entry["smaller_wins"][0], entry["smaller_wins"][1]),
     )
-
-
-def rounded(count: float) -> str:
-    """Format a number of parameters with three significant digits.
-
-    >>> rounded(554_240), rounded(125e6), rounded(1.3e9)
-    ('554K', '125M', '1.3B')
-    """
-    unit, suffix = next(
-        (unit, suffix) for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if count >= unit
-    )
-    return f"{count / unit:.3g}{suffix}"

@@ -27,10 +27,10 @@ from ligo_convert.outputs.carried import CarriedFiles, contents
 from ligo_convert.outputs.checksums import sums
 from ligo_convert.outputs.fit_plot import fit_picture
 from ligo_convert.outputs.layout import CHECKSUMS, FIT_PLOT, NEW_PARAMETERS, PROVENANCE, RECIPE
-from ligo_convert.outputs.measured import rounded
 from ligo_convert.outputs.privacy import check_nothing_private
 from ligo_convert.outputs.provenance import Record, statement_bytes
 from ligo_convert.outputs.verify import check_digests
+from ligo_convert.units import amount
 
 # Config keys that the library writes for its own use. They may contain a path of another machine.
 _DROPPED_KEYS = (
@@ -101,7 +101,7 @@ def write_fit_plot(record: Record, log: tuple[Mapping[str, Any], ...], staging: 
     if not log:
         return
     fit = record.metrics["fit"]
-    before, after = (rounded(record.metrics["parameters"][which]) for which in ("source", "target"))
+    before, after = (amount(record.metrics["parameters"][which]) for which in ("source", "target"))
     plot = fit_picture(
         log,
         source=fit["source_validation_loss"],

@@ -36,7 +36,7 @@ def test_every_value_has_its_scale(rows: dict[str, advice.Advice]) -> None:
     for name, one in rows.items():
         assert one.origin.startswith(others.get(name, "measured")), name
     assert MEASURED.scale in advice.scale_of(FAMILIES["gpt2"])
-    assert MEASURED.scale == "a gpt2 of 770K parameters, 20 tokens per parameter, 3 seeds"
+    assert MEASURED.scale == "a gpt2 of 770k parameters, 20 tokens per parameter, 3 seeds"
     assert advice.scale_of(FAMILIES["bert"]) == ""
 
 
@@ -49,7 +49,7 @@ def test_values_are_those_of_the_comparison(rows: dict[str, advice.Advice]) -> N
     assert rows["schedule"].value == "2% of the steps of warmup, then linear decay to zero in the last 60%"
     assert rows["optimizer"].value.startswith("Muon for the matrices inside the layers")
     assert rows["ahead of scratch"].value == (
-        "source left out: at budgets up to 7.1e+09 tokens from scratch; source charged: at budgets up to 3.6e+09 tokens from scratch"
+        "source left out: at budgets up to 7.1B tokens from scratch; source charged: at budgets up to 3.55B tokens from scratch"
     )
     assert rows["break-even"].value == "2 targets grown from the source pay its training back"
     assert "62 % of scratch's cost with the source left out and -13 % with it charged" in rows["break-even"].origin

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 
 def amount(number: float | None) -> str:
-    """Return a count with three significant digits, as models and data are counted: 124439808 -> 124M, 7e9 -> 7B."""
-    if number is None:
-        return "-"
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"
+    """Return a count with three significant digits, as models and data are counted.
+
+    >>> amount(554_240), amount(124_439_808), amount(7e9)
+    ('554k', '124M', '7B')
+    """
+    return "-" if number is None else _scaled(number, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")))
 
 
 def flops(number: float) -> str:
-    """Return a number of floating-point operations with three significant digits and a decimal prefix: 5.42e12 -> 5.42 TFLOPs."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """Return a number of floating-point operations with three significant digits and a decimal prefix.
+
+    >>> flops(5.42e12)
+    '5.42 TFLOPs'
+    """
+    units = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    return f"{_scaled(number, tuple((limit, ' ' + unit) for limit, unit in units), none=' ')}FLOPs"
+
+
+def _scaled(number: float, units: tuple[tuple[float, str], ...], *, none: str = "") -> str:
+    """Return a number with three significant digits in the largest unit that leaves at least 1 of it.
+
+    The number is rounded before its unit is chosen: 999,999 is 1M, not 1e+03k.
+    """
+    number = float(f"{number:.3g}")
+    for limit, unit in units:
         if abs(number) >= limit:
-            return f"{number / limit:.3g} {unit}FLOPs"
-    return f"{number:.3g} FLOPs"
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}{none}"
 
 
 def size(nbytes: float) -> str:
