@@ -90,7 +90,8 @@ def _next(record: Mapping[str, Any]) -> str | None:
     if best is None:
         return None
     if best["saved"] <= 0:
-        return "train the target from random weights, or a smaller model: no method saves FLOPs"
+        never = record["verdict"]["grows_pay"]["paper"] is False
+        return "train the target from random weights, or a smaller model: no method saves FLOPs" if never else None
     entry = record["methods"][best["method"]]
     start = entry["start"] or {}
     plain = entry["strategy"] == "plain" and not entry["options"] and not entry["flops"]["fit"]

@@ -21,8 +21,8 @@ def break_even(record: Data) -> list[dict[str, Any]]:
     """Return, for every method with a source, from how many targets grown from one source on growing pays.
 
     `targets` is the source's FLOPs divided by the FLOPs that one target saves with the source left out, rounded up. It is None where
-    growing saves nothing even then, and where the source's cost is unknown; `reason` says which. `source_limit` is the largest cost of a
-    source, as a share of scratch's FLOPs, that one target pays back.
+    growing certainly saves nothing even then (`never`), and where it is not known; `reason` says why. `source_limit` is the largest cost
+    of a source, as a share of scratch's FLOPs, that one target pays back.
     """
     fractions = {source["name"]: finite(source.get("fraction_of_scratch")) for source in record["sources"]}
     rows = []
@@ -32,10 +32,13 @@ def break_even(record: Data) -> list[dict[str, Any]]:
             continue
         cost, saving = method["source_flops"], paper["scratch_flops"] * paper["saved"] / 100
         targets = reason = None
-        if paper["bound"] == "at most" or paper["bound"] == "mixed":
+        never = saving <= 0 and paper["bound"] in (None, "at most")
+        if never:
+            reason = "it saves nothing even with the source left out"
+        elif paper["bound"] in ("at most", "mixed"):
             reason = "its loss is above all that was measured for scratch"
         elif saving <= 0:
-            reason = "it saves nothing even with the source left out"
+            reason = "its shortest run has less than scratch's loss already, and costs more than scratch"
         elif cost is None:
             reason = "the source's cost is unknown"
         else:
@@ -55,6 +58,7 @@ def break_even(record: Data) -> list[dict[str, Any]]:
                 "targets": targets,
                 "targets_bound": "at most" if (targets or 0) > 1 and paper["bound"] == "at least" else None,
                 "reason": reason,
+                "never": never,
                 "source_limit": round(saving / record["budget"]["flops"], 4) if saving > 0 and certain(paper) else None,
             }
         )
@@ -64,7 +68,8 @@ def break_even(record: Data) -> list[dict[str, Any]]:
 def by_source(record: Data) -> list[dict[str, Any]]:
     """Return the savings of every method as a function of its source's cost, with the costs at which `net` changes its sign.
 
-    `crossings` are interpolated linearly between neighbouring sources. A method with one source has one point and no crossing.
+    `crossings` are interpolated linearly between neighbouring sources for which the saving was measured; a bound gives none. A method
+    with one source has one point and no crossing.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in break_even(record):
@@ -88,9 +93,11 @@ def by_source(record: Data) -> list[dict[str, Any]]:
 
 
 def _crossings(points: Sequence[Data]) -> list[float]:
-    measured = [(row["fraction"], row["net"]["saved"]) for row in points if certain(row["net"])]
     found = []
-    for (low, before), (high, after) in pairwise(measured):
+    for one, other in pairwise(points):
+        if any(row["net"] is None or row["net"]["bound"] is not None for row in (one, other)):
+            continue
+        (low, before), (high, after) = ((row["fraction"], row["net"]["saved"]) for row in (one, other))
         if (before > 0) != (after > 0):
             found.append(round(low + (high - low) * before / (before - after), 4))
     return found

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ligo_convert.comparison.frontier import NOTHING, End, Frontier, Reading, finite, mean, spread
+from ligo_convert.comparison.headline import growing
 from ligo_convert.comparison.methods import SCRATCH
 
 Data = Mapping[str, Any]
@@ -30,13 +31,14 @@ def equal_budget(record: Data) -> list[dict[str, Any]]:
     charged, that no other method beats at that cost.
 
     Returns:
-        rows by cost: `flops`, `share` of scratch's budget, `scratch`, `control`, `net` and `paper` with `name`, `loss`, `bound` and `std`,
-        and `never_grown`: True if the control certainly has a loss at or below the best method's with the source charged, False if it
-        certainly has not, None if that is not known. `margin` is the method's loss minus the control's.
+        rows by cost: `flops`, `share` of scratch's budget, `scratch`, `control`, `net` and `paper` with `name`, `loss`, `bound` and `std`.
+        `net_at_least`: no method has a lower loss than this at that cost, with the source charged; None if that is not known.
+        `never_grown`: True if the control certainly has a loss at or below that of every method with the source charged, False if some
+        method certainly has a lower one, None if that is not known. `margin` is the best method's loss minus the control's.
     """
     scratch = _seed_frontiers(record["methods"][SCRATCH])
     controls = {name: _seed_frontiers(entry) for name, entry in record["controls"].items()} | source_controls(record)
-    methods = {name: entry for name, entry in record["methods"].items() if name != SCRATCH}
+    methods = growing(record["methods"])
     frontiers = {name: _seed_frontiers(entry) for name, entry in methods.items()}
     charged = {name: entry["source_flops"] for name, entry in methods.items()}
     seeds = list(scratch)
@@ -50,7 +52,8 @@ def equal_budget(record: Data) -> list[dict[str, Any]]:
         }
         paper = {name: _at(found, flops, seeds) for name, found in frontiers.items()}
         best_net = _lowest(net)
-        best_control = _control({name: _at(found, flops, seeds) for name, found in controls.items()}, best_net)
+        floor = _floor({name: readings for name, readings in net.items() if charged[name] < flops} or net)
+        best_control = _control({name: _at(found, flops, seeds) for name, found in controls.items()}, best_net, floor)
         rows.append(
             {
                 "flops": flops,
@@ -59,7 +62,8 @@ def equal_budget(record: Data) -> list[dict[str, Any]]:
                 "control": best_control and _plain(*best_control),
                 "net": best_net and _plain(*best_net),
                 "paper": (best_paper := _lowest(paper)) and _plain(*best_paper),
-                "never_grown": _never_grown(best_control, best_net),
+                "net_at_least": None if floor is None else round(floor, 6),
+                "never_grown": _never_grown(best_control, best_net, floor),
                 "margin": _margin(best_control, best_net),
             }
         )
@@ -121,13 +125,20 @@ def _lowest(found: Mapping[str, Sequence[Reading]]) -> At | None:
     return None if name is None else (name, found[name])
 
 
-def _control(found: Mapping[str, Sequence[Reading]], method: At | None) -> At | None:
+def _floor(found: Mapping[str, Sequence[Reading]]) -> float | None:
+    """Return the loss that certainly none of the entries is below; None if one of them may have any loss."""
+    floors = [reading.at_least for reading in map(mean, found.values()) if reading != NOTHING]
+    known = [floor for floor in floors if floor is not None]
+    return min(known) if known and len(known) == len(floors) else None
+
+
+def _control(found: Mapping[str, Sequence[Reading]], method: At | None, floor: float | None) -> At | None:
     """Return the control to compare with: the lowest, but one that is only known not to be higher than its last end must win by it.
 
     Otherwise a control that was trained for less would hide those that were measured at this cost.
     """
     lowest = _lowest(found)
-    if _never_grown(lowest, method):
+    if _never_grown(lowest, method, floor):
         return lowest
     return _lowest({name: readings for name, readings in found.items() if mean(readings).bound is None}) or lowest
 
@@ -142,11 +153,11 @@ def _plain(name: str, readings: Sequence[Reading]) -> dict[str, Any]:
     }
 
 
-def _never_grown(control: At | None, method: At | None) -> bool | None:
+def _never_grown(control: At | None, method: At | None, floor: float | None) -> bool | None:
     if control is None or method is None:
         return None
     smaller, grown = mean(control[1]), mean(method[1])
-    if smaller.at_most is not None and grown.at_least is not None and smaller.at_most <= grown.at_least:
+    if smaller.at_most is not None and floor is not None and smaller.at_most <= floor:
         return True
     if smaller.at_least is not None and grown.at_most is not None and smaller.at_least > grown.at_most:
         return False

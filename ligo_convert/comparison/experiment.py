@@ -39,9 +39,9 @@ from ligo_convert.training.runs import (
 )
 from ligo_convert.training.step_costs import run_flops, with_layers
 
-SOURCE_SHARE = 0.2  # largest share of scratch's FLOPs for the source without a warning; 18.7 % in arXiv:2303.00980
-
-LEAST_STEPS = 8  # minimum for any run, because a strategy has up to five stages; a schedule with more stages takes more
+LEAST_STEPS = (
+    8  # fewest steps of any run, because a strategy has up to five stages; a schedule with more stages takes more
+)
 
 TOKENS_PER_PARAMETER = 20.0  # minimum for scratch without a warning, arXiv:2203.15556
 
@@ -166,8 +166,9 @@ class Experiment:
 
     @property
     def longest_warmup(self) -> int:
-        """Return a fifth of the steps of scratch's shortest run."""
-        return self.steps_of(min(self.settings.tuning_fraction, self.scratch_fractions[0])) // 5
+        """Return a fifth of the steps of the shortest run, of scratch or at the smallest budget of all others."""
+        shortest = min(self.settings.tuning_fraction, self.scratch_fractions[0], self.budget_fractions[0])
+        return self.steps_of(shortest) // 5
 
     def warmup_of(self, method: Method | None) -> int:
         """Return the warmup steps of the runs of a method; of a control, if None."""
@@ -179,12 +180,12 @@ class Experiment:
 
     @property
     def scratch_fractions(self) -> tuple[float, ...]:
-        """Return the budgets of scratch as shares of the whole budget, ascending; the last is 1."""
+        """Return the budgets of scratch as shares of the whole budget, ascending; 1 is always among them."""
         return tuple(sorted({*self.settings.scratch_fractions, 1.0}))
 
     @property
     def budget_fractions(self) -> tuple[float, ...]:
-        """Return the budgets of all other entries as shares of scratch's FLOPs, ascending; the last is 1."""
+        """Return the budgets of all other entries as shares of scratch's FLOPs, ascending; 1 is always among them."""
         return tuple(sorted({*self.settings.budget_fractions, 1.0}))
 
     @property
@@ -401,6 +402,14 @@ class Experiment:
             warning("single-optimizer", "Muon is not tried: scratch may be easier to beat than it has to be")
         if len(set(self.settings.decays)) < 2:
             warning("single-decay", "the decay of scratch's learning rate is not tuned: only one share is given")
+        choosing = [name for name, entry in self.entries.items() if entry.starts]
+        trial = self.steps_of(self.settings.choose_fraction)
+        if choosing and 5 * self.warmup > trial:
+            warning(
+                "short-trials",
+                f"a start is chosen after {trial} steps, of which the learning rate rises in {self.warmup}; raise compare.choose_fraction",
+                choosing,
+            )
         return found
 
 
@@ -430,6 +439,13 @@ def make_experiment(
             "the number of steps of training from scratch is not set",
             where=where,
             hint="set compare.steps, or pass --steps N",
+        )
+    if steps < LEAST_STEPS:
+        raise RecipeError(
+            "training from scratch is too short to compare with",
+            where=where,
+            expected=f"{LEAST_STEPS} steps or more",
+            found=steps,
         )
     named = list(methods or settings.methods or ())
     try:
@@ -501,6 +517,12 @@ def _require_comparable(plan: Plan) -> None:
         raise RecipeError(
             "the target's head differs from the source's, so their losses are not comparable",
             where=recipe.where("compare"),
+        )
+    if not any(grown_axes(plan)):
+        raise RecipeError(
+            "the target has the source's sizes: there is no growth to compare",
+            where=recipe.where("target"),
+            hint="name larger sizes in target.config",
         )
     pretrain = recipe.source.pretrain
     if pretrain and pretrain.sequence_length != recipe.fit.sequence_length:
@@ -577,10 +599,6 @@ def _method_entry(plan: Plan, method: Method, name: str, source: SourceStrength 
     if any(part.trains == "added" for part in parts):
         found = added_parts(plan.family, initial_operator(start))
         added = frozenset(name for name, part in found.items() if part.kind != "old")
-        if not added:
-            raise RecipeError(
-                f"{method.name}: growth adds no parameters, so no parameter would be trained", where="compare"
-            )
     starts: tuple[ExperimentEntry, ...] = ()
     if method.chooses:
         pairs = default_starts(plan)[: method.chooses]
@@ -727,7 +745,17 @@ def _controls(plan: Plan, settings: CompareConfig) -> dict[str, ExperimentEntry]
     for asked in settings.controls or ():
         label = ", ".join(f"{key} {value}" for key, value in asked.items())
         where = plan.recipe.where("compare", "controls")
-        configs[label] = family.resize(plan.start.source, {**plan.asked, **asked}, where=where)
+        config = family.resize(plan.start.source, {**plan.asked, **asked}, where=where)
+        # A list with an entry for each layer of the target is cut.
+        config = with_layers(family, config, family.sizes(config)[family.depth_axes[0]])
+        if family.parameters(family.rows_for(config), config) >= plan.parameters["target"]:
+            raise RecipeError(
+                f"compare.controls: {label}: a model that never grows is as large as the target",
+                where=where,
+                expected=f"fewer than {plan.parameters['target']:,} parameters",
+                hint="name smaller sizes",
+            )
+        configs[label] = config
     return {
         name: ExperimentEntry(
             name=name,

@@ -60,9 +60,15 @@ def certain(found: Data | None) -> bool:
     return found is not None and found["bound"] in (None, "at least")
 
 
+def growing(methods: Mapping[str, Data]) -> dict[str, Data]:
+    """Return the methods whose model grows: without scratch, and without those that train the target in another way."""
+    # Records of before had methods that grow only.
+    return {name: method for name, method in methods.items() if name != SCRATCH and method.get("grows", True)}
+
+
 def ranked(methods: Mapping[str, Data], way: str) -> list[str]:
-    """Return the methods other than scratch that have a certain saving, the largest first."""
-    found = {name: method["headline"][way] for name, method in methods.items() if name != SCRATCH}
+    """Return the methods that grow and have a certain saving, the largest first."""
+    found = {name: method["headline"][way] for name, method in growing(methods).items()}
     return sorted((name for name in found if certain(found[name])), key=lambda name: (-found[name]["saved"], name))
 
 

@@ -6,15 +6,18 @@ Output: plain data, as `outputs.measured` reads it from the package.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ligo_convert.comparison.equal_budget import equal_budget
 from ligo_convert.comparison.headline import certain
+from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.families.registry import FAMILIES
 
 Data = Mapping[str, Any]
 
-FORMAT = "ligo-measured/1"
+FORMAT = "ligo-measured/2"
 
 
 def measured_of(figures: Data) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def measured_of(figures: Data) -> dict[str, Any]:
         "weight_decay": figures["weight_decay"],
         "tried": _tried(figures),
         "sources": [found for source in figures["sources"] if (found := _source(figures, source)) is not None],
-        "ahead_until": _ahead_until(figures),
+        "ahead": _ahead(figures),
         "smaller_wins": [
             len(figures["verdict"]["never_grown_wins"]),
             sum(row["never_grown"] is not None for row in figures["equal_budget"]),
@@ -78,15 +81,26 @@ def _source(figures: Data, source: Data) -> dict[str, Any] | None:
         "at_least": entry["headline"]["paper"]["bound"] is not None,
         "net": net["saved"] if certain(net) else None,
         "targets": min((row["targets"] for row in rows), default=None),
+        "never": any(row["never"] for row in figures["break_even"] if row["method"] == name),
     }
 
 
-def _ahead_until(figures: Data) -> dict[str, float | None]:
-    """Return the largest cost at which the best method is certainly below scratch, as a share of the budget; None where it never is."""
-    found: dict[str, float | None] = {}
+def _ahead(figures: Data) -> dict[str, list[list[float]]]:
+    """Return where the best method that grows a trained source is certainly below scratch: the first and the last cost of each run of
+    neighbouring costs, as shares of the budget."""
+    methods = {
+        name: entry
+        for name, entry in figures["methods"].items()
+        if name == SCRATCH or (entry["start"] and entry["needs_source"])
+    }
+    rows = equal_budget({**figures, "methods": methods})
+    found: dict[str, list[list[float]]] = {}
     for way in ("net", "paper"):
-        shares = [row["share"] for row in figures["equal_budget"] if _is_below(row[way], row["scratch"])]
-        found[way] = max(shares, default=None)
+        ranges: list[list[float]] = []
+        for below, run in itertools.groupby(rows, lambda row: _is_below(row[way], row["scratch"])):  # noqa: B023
+            shares = [row["share"] for row in run]
+            ranges += [[shares[0], shares[-1]]] if below else []
+        found[way] = ranges
     return found
 
 

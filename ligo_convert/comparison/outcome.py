@@ -151,6 +151,7 @@ def _entry(scheduler: Scheduler, entry: ExperimentEntry) -> Entry:
         config=dict(entry.asked) if entry.kind == "control" else None,
         stages=[{key: value for key, value in asdict(stage).items() if key != "config"} for stage in run.stages],
         tried=scheduler.tried_by(entry),
+        grows=entry.begins != "drawn" or bool(entry.starts) or any(stage.growth is not None for stage in run.stages),
         chose={str(seed): scheduler.start_losses(entry, seed) for seed in experiment.seeds if entry.starts},
     )
 

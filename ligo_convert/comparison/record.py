@@ -65,10 +65,11 @@ class Entry:
         optimizer: name of the optimizer.
         decay: fraction of the steps in which the learning rate decays.
         fit_flops: FLOPs of learning the operator, and of trials of starts that the run does not continue; included in every end.
-        step_flops: FLOPs of one training step at the end of the run.
+        step_flops: FLOPs of one training step, as the mean over the longest run.
         config: keys of a control's config that differ from the target's.
         stages: stages of the run as plain data.
         tried: the entry's own tuning runs, like `Setup.tried`.
+        grows: whether the model grows, at once or during training. A method may train the target in another way without growth.
         chose: seed -> name of a start -> loss of its trial, for an entry that chooses the lowest; empty without a choice.
     """
 
@@ -91,6 +92,7 @@ class Entry:
     config: Mapping[str, Any] | None = None
     stages: Sequence[Mapping[str, Any]] = ()
     tried: Sequence[Mapping[str, Any]] = ()
+    grows: bool = True
     chose: Mapping[str, Mapping[str, float | None] | None] = field(default_factory=dict)
 
     @property
@@ -228,6 +230,7 @@ def _entry_record(
         "source": entry.source,
         "source_flops": entry.charged,
         "needs_source": entry.source is not None,
+        "grows": entry.kind == "method" and entry.grows,
         "summary": entry.summary,
         "paper": entry.paper,
         "preserving": entry.preserving,

@@ -292,7 +292,7 @@ def break_even(data: Data) -> Table:
 def targets_text(row: Data) -> str:
     """Return from how many targets on a source pays for itself, in words."""
     if row["targets"] is None:
-        return "not known" if row["source_flops"] is None else "never"
+        return "never" if row["never"] else "not known"
     bound = f"{row['targets_bound']} " if row["targets_bound"] else ""
     return f"{bound}{row['targets']} target{'' if row['targets'] == 1 else 's'}"
 

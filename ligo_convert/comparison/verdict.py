@@ -16,7 +16,7 @@ from typing import Any
 from ligo_convert.comparison.break_even import break_even, by_source
 from ligo_convert.comparison.equal_budget import equal_budget, source_controls
 from ligo_convert.comparison.frontier import OPPOSITE, finite
-from ligo_convert.comparison.headline import best_method, lead, ranked
+from ligo_convert.comparison.headline import best_method, growing, lead, ranked
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.naming import entry_text, source_subject
 
@@ -77,6 +77,7 @@ def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[s
             "share": row["share"],
             "control": row["control"]["name"],
             "control_loss": row["control"]["loss"],
+            "control_bound": row["control"]["bound"],
             "best_method": row["net"]["name"],
             "best_loss": row["net"]["loss"],
             "bound": row["net"]["bound"],
@@ -102,14 +103,29 @@ def _verdict(record: Data, rows: Sequence[Data], even: Sequence[Data]) -> dict[s
 
 
 def _pays(methods: Mapping[str, Data], way: str) -> bool | None:
-    """Return whether some method certainly saves FLOPs; None if no method has a figure."""
+    """Return True if some method certainly saves FLOPs, False if certainly none does, and None if that is not known."""
     order = ranked(methods, way)
-    return methods[order[0]]["headline"][way]["saved"] > 0 if order else None
+    if not order:
+        return None
+    if methods[order[0]]["headline"][way]["saved"] > 0:
+        return True
+    return None if _may_save(methods, way) else False
+
+
+def _may_save(methods: Mapping[str, Data], way: str) -> bool:
+    """Return whether a method of which only a bound is known may save FLOPs."""
+    found = [(method, method["headline"][way]) for method in growing(methods).values()]
+    return any(
+        (figure["bound"] == "at least" and _most(method, figure, way) > 0)
+        or (figure["bound"] in ("at most", "mixed") and (figure["saved"] is None or figure["saved"] > 0))
+        for method, figure in found
+        if figure is not None
+    )
 
 
 def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | None) -> Iterator[str]:
     name, methods = WAY_TEXT[way], record["methods"]
-    others = [entry for key, entry in methods.items() if key != SCRATCH]
+    others = growing(methods).values()
     if not others:
         return
     if best is None:
@@ -126,7 +142,11 @@ def _saving_sentences(record: Data, way: str, best: Data | None, ahead: Data | N
         yield f"{name}: `{winner}` saves most, {figure} of scratch's FLOPs {_where(best)}."
     else:
         more = amount_saved(-best["saved"], OPPOSITE[best["bound"]], best["std"])
-        yield f"{name}: growing does not pay. The best method, `{winner}`, takes {more} more FLOPs than scratch {_where(best)}."
+        takes = f"`{winner}`, takes {more} more FLOPs than scratch {_where(best)}"
+        if _may_save(methods, way):
+            yield f"{name}: whether growing pays is not decided, because only bounds are known. The best method, {takes}."
+        else:
+            yield f"{name}: growing does not pay. The best method, {takes}."
     if best["at"] != "scratch's final loss":
         same = [key for key in ranked(methods, way) if methods[key]["headline"][way]["at"] == "scratch's final loss"]
         if same:
@@ -192,7 +212,7 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
         )
         return
     last = wins[-1]
-    bound = "" if last["bound"] is None else f"{last['bound']} "
+    control_bound, bound = ("" if last[key] is None else f"{last[key]} " for key in ("control_bound", "bound"))
     margins = [win["margin"] for win in wins if win["margin"] is not None and win["margin"]["std"] is not None]
     beyond = sum(margin["mean"] > margin["std"] for margin in margins)
     sure = f" At {beyond} of them, by more than the deviation over the seeds." if margins else ""
@@ -203,7 +223,7 @@ def _smaller_sentences(rows: Sequence[Data], wins: Sequence[Data], controls: boo
         f"A smaller model wins at {len(wins)} of {_costs_counted(len(known))}"
         f" ({_shares([win['share'] for win in wins])} of scratch's FLOPs): a model that never grows has a loss at or below that of"
         f" every method with its source charged. At {100 * last['share']:.0f} %,"
-        f" `{entry_text(last['control'])}` has {last['control_loss']:.3f}"
+        f" `{entry_text(last['control'])}` has {control_bound}{last['control_loss']:.3f}"
         f" and `{entry_text(last['best_method'])}` {bound}{last['best_loss']:.3f}.{sure}{rest}"
     )
 
@@ -226,12 +246,16 @@ def scratch_is_lower(row: Data) -> bool | None:
 
     None if that is not known.
     """
-    scratch, method = row["scratch"], row["net"]
+    scratch, method, floor = row["scratch"], row["net"], row["net_at_least"]
     if method is None or scratch["loss"] is None or method["loss"] is None:
         return None
-    if scratch["bound"] != "at least" and method["bound"] != "at most" and scratch["loss"] <= method["loss"]:
+    if scratch["bound"] in (None, "at most") and floor is not None and scratch["loss"] <= floor:
         return True
-    if scratch["bound"] != "at most" and method["bound"] != "at least" and scratch["loss"] > method["loss"]:
+    if (
+        scratch["bound"] in (None, "at least")
+        and method["bound"] in (None, "at most")
+        and scratch["loss"] > method["loss"]
+    ):
         return False
     return None
 
@@ -284,7 +308,7 @@ def _break_even_sentences(record: Data, even: Sequence[Data]) -> Iterator[str]:
             yield f"{subject}{cost} pays for itself once {bound}{row['targets']} targets grow from it, by `{method}`."
     for source in record["sources"]:
         rows = [row for row in even if row["source"] == source["name"]]
-        if rows and source["name"] not in best and any(row["source_flops"] is not None for row in rows):
+        if rows and all(row["never"] for row in rows):
             subject = source_subject(record, source["name"])
             yield f"{subject} never pays for itself: no method that uses it saves FLOPs even with the source left out."
 

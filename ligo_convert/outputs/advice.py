@@ -96,7 +96,7 @@ def _rate(family: Family, size: int, measured: Measured, source: MeasuredSource 
 
 
 def _rate_in_words(source: MeasuredSource) -> str:
-    """Return the rate by that from scratch, that of the longest run first; lengths with the same factor are named once."""
+    """Return the rate by that from scratch, that of the longest run first; shorter runs with its factor are not named."""
     longest = source.rate_factors[-1][1]
     others = [(share, factor) for share, factor in source.rate_factors if factor != longest]
     whole = "the best rate from scratch" if longest == 1 else f"{longest:g} times the best rate from scratch"
@@ -164,18 +164,18 @@ def _state(carried: bool) -> Advice:
 def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Iterator[Advice]:
     """Yield how long growing was ahead of scratch, and what pays the source back."""
     tokens = size * measured.tokens_per_parameter
-    until = measured.ahead_until
     parts = []
     for way, name in (("paper", "source left out"), ("net", "source charged")):
-        share = until[way]
-        parts.append(
-            f"{name}: "
-            + (
-                "at no budget"
-                if share is None
-                else f"at budgets up to {amount(share * tokens)} {measured.passing} from scratch"
-            )
+        ranges = [
+            amount(first * tokens) if first == last else f"{amount(first * tokens)} to {amount(last * tokens)}"
+            for first, last in measured.ahead[way]
+        ]
+        budgets = (
+            f"at budgets of {' and '.join(ranges)} {measured.passing} from scratch"
+            if ranges
+            else "at no measured budget"
         )
+        parts.append(f"{name}: {budgets}")
     yield Advice(
         what="ahead of scratch",
         value="; ".join(parts),
@@ -183,7 +183,9 @@ def _payoff(size: int, measured: Measured, source: MeasuredSource | None) -> Ite
         " longer training was not measured, and the lead shrinks with it",
     )
     if source is not None:
-        targets, bound = "no number of targets pays the source back", "at least " if source.at_least else ""
+        targets, bound = "not known", "at least " if source.at_least else ""
+        if source.never:
+            targets = "no number of targets pays the source back"
         if source.targets is not None:
             most = "at most " if source.at_least else ""
             plural, pays = ("", "pays") if source.targets == 1 else ("s", "pay")

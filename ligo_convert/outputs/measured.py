@@ -29,7 +29,8 @@ class MeasuredSource:
         method: the method of `compare` that saves most with the source left out.
         rate_factors: (FLOPs of a run as a share of training from scratch, its learning rate divided by the best one from scratch).
         paper, net: per cent of scratch's FLOPs saved, the source left out and charged. `net` is None where there is only an upper bound.
-        targets: targets that pay the source back; None for never.
+        targets: targets that pay the source back; None for never, and where it is not known.
+        never: whether no number of targets pays the source back.
         at_least: whether `paper` and `net` are lower bounds, and `targets` an upper one.
     """
 
@@ -39,6 +40,7 @@ class MeasuredSource:
     paper: float
     net: float | None
     targets: int | None
+    never: bool = False
     at_least: bool = False
 
 
@@ -56,7 +58,8 @@ class Measured:
         optimizer, decay, weight_decay: what was best for scratch, or set for it.
         tried: lists of the optimizers and decays that scratch tried, and of the rate factors that all others tried.
         sources: one for every strength of the source, the weakest first.
-        ahead_until: `net`, `paper` -> the largest share of the budget at which the best method was ahead of scratch; None for never.
+        ahead: `net`, `paper` -> where the best method that grows a trained source was ahead of scratch: first and last share of the budget
+            of each range. Nothing was measured between neighbouring budgets.
         smaller_wins: at how many costs a smaller model that never grew was as good as every method, and how many were decided.
     """
 
@@ -71,7 +74,7 @@ class Measured:
     weight_decay: float
     tried: Mapping[str, list[Any]]
     sources: tuple[MeasuredSource, ...]
-    ahead_until: Mapping[str, float | None]
+    ahead: Mapping[str, list[list[float]]]
     smaller_wins: tuple[int, int]
 
     @property
@@ -99,7 +102,7 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
     length = entry["sequence_length"]
     return Measured(
         **{key: entry[key] for key in ("model", "seeds", "tokens_per_parameter", "optimizer", "decay")},
-        **{key: entry[key] for key in ("weight_decay", "tried", "ahead_until")},
+        **{key: entry[key] for key in ("weight_decay", "tried", "ahead")},
         parameters=entry["parameters"]["target"],
         batch=f"{entry['batch_size']:,} " + ("images" if length is None else f"sequences of {length:,} tokens"),
         warmup=entry["warmup_steps"] / entry["steps"],
@@ -107,7 +110,7 @@ def read_measured(entry: Mapping[str, Any]) -> Measured:
             MeasuredSource(
                 share=source["share_of_scratch"],
                 rate_factors=tuple((share, factor) for share, factor in source["rate_factors"]),
-                **{key: source[key] for key in ("method", "paper", "net", "targets", "at_least")},
+                **{key: source[key] for key in ("method", "paper", "net", "targets", "never", "at_least")},
             )
             for source in entry["sources"]
         ),

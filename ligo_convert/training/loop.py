@@ -52,7 +52,7 @@ class TrainResult:
     """The result of a training run.
 
     Attributes:
-        log: one line per step, see `train`.
+        log: one line per step; with `chooses=False` those of the first step and of evaluations alone.
         best_step: step with the lowest validation loss; 0 is the initial state. Without validation, the last step.
         best_loss: its validation loss; None without validation.
         best: parameters at that step; empty if none are kept.

@@ -26,6 +26,7 @@ from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import fit_flops, forward_flops, step_flops
 from ligo_convert.recipes.recipe import load_recipe
 from ligo_convert.training.dropping import NOTHING, Dropping
+from ligo_convert.training.library_config import library_config
 from ligo_convert.training.step_costs import run_flops
 
 BERT = {
@@ -77,14 +78,6 @@ def test_a_method_that_is_named_and_cannot_apply_is_refused(named: str, tmp_path
     assert error.value.exit_code == 2
 
 
-def test_nothing_added_is_nothing_to_train(tmp_path: Path) -> None:
-    """A target as large as its source."""
-    same = {"n_embd": 16, "n_head": 2, "n_layer": 2}
-    with pytest.raises(RecipeError, match="freeze: growth adds no parameters"):
-        experiment_of(tmp_path, same, methods=["freeze"])
-    assert "freeze" in experiment_of(tmp_path, same).skipped
-
-
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, compare={"methods": ["ligo"], "steps": 50, "seeds": [3, 3, 4]})
     found = make_experiment(plan, methods=None, steps=None)
@@ -121,7 +114,7 @@ def test_a_comparison_needs_data(tmp_path: Path) -> None:
 def test_a_comparison_needs_to_know_how_long(tmp_path: Path) -> None:
     found = refused(plan_of(tmp_path), "steps of training from scratch is not set", steps=None)
     assert "--steps" in found.hint
-    assert make_experiment(plan_of(tmp_path), methods=["lemon"], steps=7).steps == 7
+    assert make_experiment(plan_of(tmp_path), methods=["lemon"], steps=9).steps == 9
 
 
 @pytest.mark.parametrize("architecture", ["BertModel", "BertForNextSentencePrediction"])
@@ -175,6 +168,24 @@ def test_smaller_models_that_never_grow_take_part(tmp_path: Path) -> None:
     assert list(deeper.entries) == [SCRATCH, SOURCE_SIZE, "lemon/stack"]
 
 
+def test_a_list_with_an_entry_for_each_layer_is_cut_for_a_smaller_model(tmp_path: Path) -> None:
+    """The library refuses a list of another length, and only when the model is built: after scratch was trained."""
+    kinds = ["full_attention", "sliding_attention"]
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "qwen3", "vocab_size": 300, "head_dim": 8, **sizes, "use_sliding_window": True}
+    source = {"model": "org/small", "config": {**config, "num_hidden_layers": 2, "layer_types": kinds}}
+    plan = plan_of(
+        tmp_path,
+        {"num_hidden_layers": 4, "layer_types": 2 * kinds},
+        source=source,
+        compare={"steps": 100, "controls": [{"num_hidden_layers": 3}]},
+    )
+    entry = make_experiment(plan, methods=["lemon/stack"], steps=None).entries["num_hidden_layers 3"]
+    found = entry.planned[0].stage.config
+    assert found["layer_types"] == [*kinds, kinds[0]]
+    library_config(plan.family, found)
+
+
 def test_every_method_that_uses_the_source_is_run_with_each_of_its_strengths(tmp_path: Path) -> None:
     found = trained_here(tmp_path, methods=["late", "lemon", "ki"], source_strengths=[4.0, 1.0], pretrain={"steps": 30})
     names = [SCRATCH, *CONTROLS, "late", "lemon", "lemon from 4", "ki", "ki from 4"]
@@ -197,6 +208,25 @@ def test_a_checkpoint_has_one_strength(experiment: Experiment) -> None:
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_warmup_is_at_most_a_fifth_of_the_shortest_run_of_any_entry(tmp_path: Path) -> None:
+    found = experiment_of(tmp_path, methods=["lemon"], steps=2000, warmup_fraction=0.1, budget_fractions=[0.02, 1])
+    assert found.warmup == found.steps_of(0.02) // 5 == 8
+    trials = experiment_of(tmp_path, methods=["chosen"], steps=2000, warmup_fraction=0.02, choose_fraction=0.03)
+    (warning,) = [found for found in trials.fairness_warnings() if found["rule"] == "short-trials"]
+    assert "after 60 steps, of which the learning rate rises in 40" in warning["text"]
+    longer = experiment_of(tmp_path, methods=["chosen"], steps=2000, warmup_fraction=0.02, choose_fraction=0.1)
+    assert "short-trials" not in [found["rule"] for found in longer.fairness_warnings()]
+
+
+def test_a_comparison_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)too short.*8 steps or more"):
+        experiment_of(tmp_path, steps=LEAST_STEPS - 1)
+    with pytest.raises(RecipeError, match="no growth to compare"):
+        experiment_of(tmp_path, {}, methods=["scratch+cosine"])
+    with pytest.raises(RecipeError, match=r"(?s)n_layer 9.*as large as the target"):
+        experiment_of(tmp_path, methods=["lemon"], controls=[{"n_layer": 9}])
 
 
 def test_budgets_ascend_to_the_whole(tmp_path: Path) -> None:
@@ -223,7 +253,7 @@ def test_runs_end_at_equal_costs(share: float, experiment: Experiment) -> None:
 
 
 def test_no_run_is_too_short_for_its_stages(tmp_path: Path) -> None:
-    found = experiment_of(tmp_path, steps=7)
+    found = experiment_of(tmp_path, steps=LEAST_STEPS)
     assert found.steps_of(0.01) == LEAST_STEPS
     for entry in found.entries.values():
         assert len(entry.planned) <= LEAST_STEPS

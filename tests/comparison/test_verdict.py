@@ -11,7 +11,8 @@ from support.comparisons import BUDGET, GROWN, TARGET_STEPS, Control, Grown, mea
 
 from ligo_convert.comparison.frontier import End
 from ligo_convert.comparison.record import SeedRuns
-from ligo_convert.comparison.verdict import amount_saved, optimizer_gain
+from ligo_convert.comparison.tables import targets_text
+from ligo_convert.comparison.verdict import amount_saved, optimizer_gain, scratch_is_lower
 
 STRONG = {"never": Control(quarter=3.3, whole=3.0)}
 WEAK = {"never": Control(quarter=5.0, whole=4.5)}
@@ -133,11 +134,76 @@ def test_a_smaller_model_that_wins_is_named_with_both_losses() -> None:
 
 
 def test_a_smaller_model_that_wins_at_small_costs_only() -> None:
-    record = measured()
+    record = measured({"stackbert": GROWN["stackbert"]})
     assert [win["share"] for win in record["verdict"]["never_grown_wins"]] == [0.25]
-    assert "A smaller model wins at 1 of 6 costs (25 % of scratch's FLOPs)" in text_of(record)
+    assert "A smaller model wins at 1 of 4 costs (25 % of scratch's FLOPs)" in text_of(record)
     assert "At 25 %, `4 layers` has 3.620 and `stackbert` 3.670." in text_of(record)
     assert "Scratch never wins" in text_of(record)
+
+
+def test_a_method_that_was_not_run_at_a_cost_may_be_the_best_there() -> None:
+    """`ligo` with its source's 15 % costs 40 % at least: at 25 % it may have any loss down to that of its first end."""
+    rows = {
+        row["share"]: row for row in measured({"stackbert": GROWN["stackbert"], "ligo": GROWN["ligo"]})["equal_budget"]
+    }
+    assert rows[0.25]["net"]["name"] == "stackbert"
+    assert rows[0.25]["control"]["loss"] < rows[0.25]["net"]["loss"]
+    assert rows[0.25]["net_at_least"] == pytest.approx(scratch_law(0.25 * BUDGET / 0.6), abs=1e-5)
+    assert rows[0.25]["control"]["loss"] > rows[0.25]["net_at_least"]
+    assert rows[0.25]["never_grown"] is None
+    # A source that costs more than that leaves nothing to run.
+    dear = measured(
+        {"stackbert": GROWN["stackbert"], "ligo": Grown(paper=80.0, source="zoo")}, sources={"zoo": (2.9, 3.9)}
+    )
+    assert {row["share"]: row["never_grown"] for row in dear["equal_budget"]}[0.25] is True
+    # Beyond its last end a method may have any loss at all.
+    short = {"stackbert": Grown(paper=10.0, source=None), "late": Grown(paper=5.0, source=None, shares=(0.25, 0.4))}
+    decided = {row["share"]: row["never_grown"] for row in measured(short, STRONG)["equal_budget"]}
+    assert (decided[0.4], decided[1.0]) == (True, None)
+
+
+def test_scratch_wins_only_where_no_method_may_be_lower() -> None:
+    slow = {"stackbert": Grown(paper=-20.0, source=None), "ligo": GROWN["ligo"]}
+    for row in measured(slow)["equal_budget"]:
+        if row["share"] == 0.25:
+            assert row["scratch"]["loss"] < row["net"]["loss"]
+            assert scratch_is_lower(row) is None
+    assert {scratch_is_lower(row) for row in measured({"stackbert": slow["stackbert"]})["equal_budget"]} == {True}
+
+
+def test_a_bound_on_the_control_is_told_as_one() -> None:
+    # The source, at 15 % of scratch's FLOPs, is only known not to be above 3.0 at more.
+    record = measured(controls={}, sources={"small": (0.15, 3.0)})
+    last = record["verdict"]["never_grown_wins"][-1]
+    assert last["control_bound"] == "at most"
+    assert "`source small` has at most 3.000" in text_of(record)
+
+
+def test_growing_does_not_pay_only_where_that_is_certain() -> None:
+    # Its first run has less than scratch's final loss already: at least -5 % with a source of 80 %, at most 20 %.
+    bounded = measured({"ligo": Grown(paper=90.0)}, sources={"small": (0.8, 3.9)})
+    found = bounded["methods"]["ligo"]["headline"]["net"]
+    assert (found["bound"], round(found["saved"])) == ("at least", -5)
+    assert bounded["verdict"]["grows_pay"]["net"] is None
+    assert "Source charged (net): whether growing pays is not decided, because only bounds are known." in text_of(
+        bounded
+    )
+    # A source that costs more than scratch leaves no room.
+    dear = measured({"ligo": Grown(paper=90.0)}, sources={"small": (1.2, 3.9)})
+    assert dear["verdict"]["grows_pay"]["net"] is False
+    assert "Source charged (net): growing does not pay." in text_of(dear)
+
+
+def test_a_method_that_trains_the_target_in_another_way_is_no_growth() -> None:
+    cosine = {"scratch+cosine": Grown(paper=50.0, source=None)}
+    late = {"late": Grown(paper=10.0, source=None)}
+    record = measured(cosine | late, grows={"scratch+cosine": False})
+    assert record["methods"]["scratch+cosine"]["grows"] is False
+    assert record["verdict"]["best"]["net"]["method"] == "late"
+    assert {row["net"]["name"] for row in record["equal_budget"]} == {"late"}
+    alone = measured(cosine, grows={"scratch+cosine": False})
+    assert alone["verdict"]["grows_pay"] == {"net": None, "paper": None}
+    assert "scratch+cosine" not in text_of(alone)
 
 
 def test_no_smaller_model_wins() -> None:
@@ -246,6 +312,14 @@ def test_break_even_says_why_there_is_none() -> None:
     assert (unknown["targets"], unknown["reason"]) == (None, "the source's cost is unknown")
     bound = measured({"ligo": Grown(paper=90.0)}, sources={"small": (2.0, 3.9)})["break_even"][0]
     assert (bound["targets"], bound["targets_bound"]) == (3, "at most")
+    assert (never["never"], unknown["never"], bound["never"]) == (True, False, False)
+    # One run alone, cheaper than all of scratch's and above them: what it saves is only bounded from above.
+    above = {0: SeedRuns(ends=[End(steps=800, flops=0.2 * BUDGET, loss=scratch_law(0.2 * BUDGET))])}
+    open_record = measured({"ligo": GROWN["ligo"]}, replaced={"ligo": above})
+    (row,) = open_record["break_even"]
+    assert (row["targets"], row["never"], row["bound"]) == (None, False, "at most")
+    assert targets_text(row) == "not known"
+    assert "never pays for itself" not in text_of(open_record)
     assert "once at most 3 targets grow from it" in text_of(
         measured({"ligo": Grown(paper=90.0)}, sources={"small": (2.0, 3.9)})
     )
@@ -262,6 +336,11 @@ def test_sources_of_several_strengths_show_where_net_turns() -> None:
     assert [point["fraction"] for point in found["points"]] == [0.2, 0.7]
     assert [point["net"]["saved"] for point in found["points"]] == pytest.approx([20.0, -10.0], abs=0.1)
     assert found["crossings"] == pytest.approx([0.2 + 0.5 * 2 / 3], abs=0.01)
+    # Between a figure and a bound it is not known where the sign changes.
+    grown["ligo@zoo"] = Grown(paper=90.0, source="zoo", base="ligo")
+    (bounded,) = measured(grown, sources={"paper": (0.2, 3.9), "zoo": (2.9, 3.6)})["sources_tried"]
+    assert [point["net"]["bound"] for point in bounded["points"]] == [None, "at least"]
+    assert bounded["crossings"] == []
 
 
 def test_the_optimizers_gain_is_told_as_the_optimizers() -> None:

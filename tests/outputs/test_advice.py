@@ -49,7 +49,8 @@ def test_values_are_those_of_the_comparison(rows: dict[str, advice.Advice]) -> N
     assert rows["schedule"].value == "2% of the steps of warmup, then linear decay to zero in the last 60%"
     assert rows["optimizer"].value.startswith("Muon for the matrices inside the layers")
     assert rows["ahead of scratch"].value == (
-        "source left out: at budgets up to 7.1B tokens from scratch; source charged: at budgets up to 3.55B tokens from scratch"
+        "source left out: at budgets of 1.42B to 7.1B tokens from scratch;"
+        " source charged: at budgets of 2.13B and 3.55B to 4.26B tokens from scratch"
     )
     assert rows["break-even"].value == "2 targets grown from the source pay its training back"
     assert "62 % of scratch's cost with the source left out and -13 % with it charged" in rows["break-even"].origin

@@ -87,9 +87,14 @@ def measured(
     sources: Mapping[str, tuple[float | None, float]] = SOURCES,
     seeds: Sequence[int] = (0,),
     replaced: Mapping[str, Mapping[int, SeedRuns]] | None = None,
+    grows: Mapping[str, bool] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A record of methods and controls; `replaced` are other runs for some entries, `more` replaces keys of the setup."""
+    """A record of methods and controls.
+
+    Args:
+        replaced: other runs for some entries. grows: False for methods that do not grow. more: replaces keys of the setup.
+    """
     step = BUDGET / TARGET_STEPS
     costs = {name: None if share is None else share * BUDGET for name, (share, _) in sources.items()}
     entries: dict[str, Entry] = {
@@ -116,6 +121,7 @@ def measured(
             learning_rate=2e-2,
             optimizer="muon",
             decay=0.4,
+            grows=(grows or {}).get(name, True),
             fit_flops=1.5e11 if name.startswith("ligo") else 0.0,
             step_flops=step,
         )

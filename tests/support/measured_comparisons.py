@@ -23,6 +23,6 @@ MEASURED = Measured(
             share=0.75, method="lemon", rate_factors=((0.35, 0.15), (1.0, 0.4)), paper=62.0, net=-13.0, targets=2
         ),
     ),
-    ahead_until={"paper": 1.0, "net": 0.5},
+    ahead={"paper": [[0.2, 1.0]], "net": [[0.3, 0.3], [0.5, 0.6]]},
     smaller_wins=(6, 7),
 )
