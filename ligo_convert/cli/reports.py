@@ -100,7 +100,7 @@ def suggestion_report(suggestion: Suggestion, file: Path) -> None:
         )
     console.print(
         "\nNext:\n"
-        f"  ligo-convert plan {shlex.quote(printable(file))}    # shapes, memory, disk; reads no weights\n"
+        f"  ligo-convert plan {shlex.quote(printable(file))}    # sizes, memory, disk; reads no weights\n"
         f"  ligo-convert run {shlex.quote(printable(file))}     # carries it out",
         markup=False,
     )
@@ -236,12 +236,13 @@ def _expected_time(plan: Plan, data: Mapping[str, Any], training: TrainPlan | No
 
 def _next_command(plan: Plan, training: TrainPlan | None) -> str:
     """Return the command that carries out a plan."""
-    trains_only = training is not None and plan.recipe.trains
+    # A recipe with both sections may mean either: its fit belongs to `run`.
+    trains = training is not None and (plan.recipe.trains or plan.recipe.fit is None or not plan.asked)
     recipe = os.path.relpath(plan.recipe.path)
     if recipe.startswith(".."):
         # That of an example, or a path that is clearer from the root.
         recipe = str(plan.recipe.path)
-    return f"ligo-convert {'train' if trains_only else 'run'} {shlex.quote(recipe)}"
+    return f"ligo-convert {'train' if trains else 'run'} {shlex.quote(recipe)}"
 
 
 def _training_pairs(training: TrainPlan) -> dict[str, object]:

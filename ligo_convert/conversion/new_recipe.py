@@ -269,7 +269,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
         if chosen.name
         else f"# {printable(suggestion.label)}, grown: {sizes}.",
         "#",
-        f"#   ligo-convert plan {file}    # shapes, memory, disk, preservation; reads no weights",
+        f"#   ligo-convert plan {file}    # sizes, memory, disk, preservation; reads no weights",
         f"#   ligo-convert run {file}     # run it again to resume after an interruption",
         "version: 1",
         "source:",
