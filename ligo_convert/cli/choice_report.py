@@ -70,11 +70,11 @@ def _cells(row: Mapping[str, Any], rounds: int) -> list[str]:
 
 
 def _next(record: Mapping[str, Any]) -> str | None:
-    """Return what to type to follow the choice; None for a model that never grows and for a growth that no recipe names."""
+    """Return what to type to follow the choice; None where no recipe is written of it: the advice says why, and what to do instead."""
     choice = record["choice"]
     if choice["kind"] == "trained on":
         return "`ligo-convert train` with `target: {config: {}}` in the recipe trains the source on"
-    if choice["width"] is None:
+    if choice["not_written"] is not None:
         return None
     return printable(
         f"`ligo-convert choose {record['recipe']} --write chosen.yaml`, with the options of this command, writes the choice into a recipe;"

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from ligo_convert.comparison.chosen_recipe import DROPPING, PLAIN, why_not_written
+from ligo_convert.comparison.experiment import ExperimentEntry
 from ligo_convert.comparison.methods import SCRATCH
 from ligo_convert.comparison.projection import (
     NOISE,
@@ -27,7 +29,7 @@ from ligo_convert.comparison.projection import (
 from ligo_convert.comparison.trials import Kind, Trials, TrialScheduler, noise_of
 from ligo_convert.families.flops import CONVENTION
 
-FORMAT: Final = "ligo-choice/1"
+FORMAT: Final = "ligo-choice/2"
 
 CLEAR: Final = 0.9  # share of the votes from which a choice is called clear
 
@@ -40,12 +42,16 @@ BUDGETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # budgets at which the l
 GROWS: Final[Mapping[Kind, bool]] = {
     "scratch": False,
     "smaller": False,
+    "trained otherwise": False,
     "trained on": False,
     "part way": True,
     "grown at once": True,
     "grown later": True,
     "grown on the way": True,
 }
+
+# Keys of a row that say how a candidate is trained, besides its start, its time and its rate.
+WAY: Final = ("options", "strategy", "fit", "state", "warmup_steps", "shape", "follows_schedule")
 
 
 def advice(
@@ -120,12 +126,13 @@ def _early(candidates: Mapping[str, Candidate], frequencies: float | None, *, no
 
 
 def _longer(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the longer trials that may decide between the choice and the next candidate, as a command; None for a clear choice.
+    """Return the longer trials that may decide between the choice and the next candidate, as a command.
 
-    Scratch and the models that never grow take part in any case.
+    None for a clear choice, and where the longest trials have the whole budget. Scratch and the models that never grow take part in any
+    case.
     """
     choice = record["choice"]
-    if choice["confidence"] == "clear" or choice["next"] is None:
+    if choice["confidence"] == "clear" or choice["next"] is None or trials.rounds[-1] >= 1:
         return None
     pair = [choice["name"], choice["next"]]
     named = [name for name in pair if trials.entries[name].kind == "method"] or [SCRATCH]
@@ -152,6 +159,7 @@ def _row(
         "grows": GROWS[trials.kinds[name]],
         "width": None if growth is None else growth.width,
         "depth": None if growth is None else growth.depth,
+        **_way(entry),
         "at": method.grows_at if method is not None else None,
         "steps": round(trials.budget_tokens(entry) / trials.tokens),
         "asked": dict(first.asked) if (first := entry.planned[0].stage).asked is not None else None,
@@ -168,14 +176,34 @@ def _row(
     }
 
 
+def _way(entry: ExperimentEntry) -> dict[str, Any]:
+    """Return how an entry is trained, with the keys `WAY`."""
+    method = entry.method
+    grown = next((part.stage for part in entry.planned if part.stage.growth is not None), None)
+    fit = None
+    if method is not None and method.learns_operator:
+        fit = "tensor ring" if method.ring else ("tied operator" if method.tie else "operator")
+    return {
+        "options": list(method.options) if method is not None else [],
+        "strategy": method.strategy if method is not None else None,
+        "fit": fit,
+        "state": grown.growth.state if grown is not None and grown.growth is not None else None,
+        "warmup_steps": grown.warmup if grown is not None else 0,
+        "shape": method.shape if method is not None else "stable",
+        "follows_schedule": method is not None and method.follows_schedule,
+    }
+
+
 def _ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the candidates in the order of the advice: who was tried longest first, then by projected loss, then by the last trial's."""
+    """Return the candidates in the order of the advice: who was tried longest first, then by projected loss, then by the last trial's.
+
+    Of those that were tried equally long, a candidate whose source the budget does not pay for is the last.
+    """
 
     def key(row: Mapping[str, Any]) -> tuple[float, ...]:
-        last = row["trials"][-1]["loss"]
-        projected = row["projection"]["loss"] if row["projection"] is not None else None
-        missing = projected is None
-        return (-len(row["trials"]), missing, (last if missing else projected) or 0.0)
+        projected = row["projection"]
+        loss = _last(row) if projected is None else projected["loss"]
+        return (-len(row["trials"]), not row["steps"], projected is None, loss)
 
     return sorted(rows, key=key)
 
@@ -203,12 +231,13 @@ def _choice(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any]:
     others = [row for row in finalists if row is not chosen]
     projected = chosen["projection"]
     leads = None if projected is None else projected["leads"]
-    return {
+    choice = {
         "name": chosen["name"],
         "kind": chosen["kind"],
         "grows": chosen["grows"],
         "width": chosen["width"],
         "depth": chosen["depth"],
+        **{key: chosen[key] for key in WAY},
         "asked": chosen["asked"],
         "steps": chosen["steps"],
         "at": chosen["at"],
@@ -225,6 +254,8 @@ def _choice(trials: Trials, record: Mapping[str, Any]) -> dict[str, Any]:
         "gain_over_scratch": _difference(scratch, chosen),
         "gain_over_next": _difference(others[0], chosen) if others else None,
     }
+    choice["not_written"] = why_not_written(choice, pretrains=trials.plan.recipe.source.pretrain is not None)
+    return choice
 
 
 def _last(row: Mapping[str, Any]) -> float:
@@ -247,18 +278,24 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     choice, rows = record["choice"], {row["name"]: row for row in record["candidates"]}
     chosen, last = rows[choice["name"]], record["rounds"][-1]
     found = [_headline(record, chosen)]
+    if choice["grows"] and choice["not_written"] is not None:
+        found.append(f"`--write` writes no recipe: {choice['not_written']}.")
     if choice["ahead_now"] == choice["name"]:
         found.append(f"It is ahead in the longest trials, at {last:.1%} of the budget: loss {_last(chosen):.4f}.")
     else:
         ahead = rows[choice["ahead_now"]]
+        why = " The projection to the whole budget reverses this, because short trials favour small models and trained starts."
+        if not ahead["steps"]:
+            cost = f"{ahead['source_flops'] / record['budget']['flops']:.1f} times the budget"
+            why = f" But the budget does not pay for its source, whose training costs {cost}."
         found.append(
-            f"At {last:.1%} of the budget {ahead['name']} is ahead: loss {_last(ahead):.4f} against {_last(chosen):.4f}. The projection"
-            " to the whole budget reverses this, because short trials favour small models and trained starts."
+            f"At {last:.1%} of the budget {ahead['name']} is ahead: loss {_last(ahead):.4f} against {_last(chosen):.4f}.{why}"
         )
     if chosen["source_loss"] is not None and _last(chosen) > chosen["source_loss"]:
         found.append(
-            f"Its trials end above the source's own loss of {chosen['source_loss']:.4f}, because the rising rate costs at first. Longer"
-            " trials (choose.shares) or lower rates (choose.source_rate_factors) say more."
+            f"Its trials end above the source's own loss of {chosen['source_loss']:.4f}, because the rising rate costs at first. "
+            + ("Longer trials (choose.shares) or lower" if last < 1 else "Lower")
+            + " rates (choose.source_rate_factors) say more."
         )
     found += _early_sentences(record)
     found += _projected_sentences(record, chosen)
@@ -280,19 +317,23 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     kind, how = chosen["kind"], _how(chosen)
-    rate = (
-        f"peak learning rate {chosen['learning_rate']:g} with {record['optimizer']['optimizer']}, falling to zero over the last"
-        f" {chosen['decay']:.0%} of the steps"
-    )
+    falling = f"falling to zero over the last {chosen['decay']:.0%} of the steps"
+    if chosen["shape"] == "cosine":
+        falling = "falling to zero as a cosine from the warmup on"
+    rate = f"peak learning rate {chosen['learning_rate']:g} with {record['optimizer']['optimizer']}, {falling}"
+    by = " as growth.schedule says" if chosen["follows_schedule"] else f", {how}"
+    during = by if chosen["follows_schedule"] else f": {how or chosen['name']}"
+    share = f"{chosen['at']:.0%} of the steps" if chosen["at"] else ""
     text = {
         "scratch": "Do not grow: train the target from random weights",
         "smaller": f"Do not grow: train the smaller model ({_keys(chosen)}) from random weights",
+        "trained otherwise": f"Do not grow: train the target from random weights by the method {chosen['name']}",
         "trained on": "Do not grow: train the source on",
         "part way": f"Grow part of the way ({_keys(chosen)}) at once",
-        "grown at once": f"Grow the source at once, {how}",
-        "grown later": f"Train the source on for {chosen['at'] or 0:.0%} of the steps, then grow it, {how}",
-        "grown on the way": f"Train from random weights and grow during training: {how or chosen['name']}"
-        + (f", after {chosen['at']:.0%} of the steps" if chosen["at"] else ""),
+        "grown at once": f"Grow the source at once{by}",
+        "grown later": "Train the source on" + (f" for {share}" if share else "") + f", then grow it{by}",
+        "grown on the way": f"Train from random weights and grow during training{during}"
+        + (f", after {share}" if share else ""),
     }[kind]
     # Who reads one sentence must learn from it how much the advice is worth.
     guess = "" if record["choice"]["confidence"] == "clear" else "Not decided by these trials. Best guess: "
@@ -300,7 +341,16 @@ def _headline(record: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
 
 
 def _how(row: Mapping[str, Any]) -> str:
-    return "" if row["width"] is None else f"width by {row['width']}, depth by {row['depth']}"
+    """Return how a candidate grows, with all that its training needs beside; empty where only its name says it."""
+    if row["width"] is None:
+        return ""
+    more = [f"a learned {row['fit']}"] if row["fit"] is not None else []
+    more += [f"the strategy {row['strategy']}"] if row["strategy"] not in (None, PLAIN) else []
+    more += [name for name in row["options"] if name in DROPPING]
+    more += ["a new warmup after the growth"] if row["warmup_steps"] else []
+    if row["state"] not in (None, "carry" if row["at"] is not None else "reset"):
+        more.append(f"the optimizer's state by {row['state']}")
+    return f"width by {row['width']}, depth by {row['depth']}" + (f", with {' and '.join(more)}" if more else "")
 
 
 def _keys(row: Mapping[str, Any]) -> str:
@@ -332,7 +382,8 @@ def _projected_sentences(record: Mapping[str, Any], chosen: Mapping[str, Any]) -
 def _early_sentences(record: Mapping[str, Any]) -> list[str]:
     """Say that trials ended too early to be projected, and why."""
     early, last, found = record["early"], record["rounds"][-1], []
-    hint = f"Read the projection as a rough ranking, and give longer trials (choose.shares above {last:g})."
+    hint = "Read the projection as a rough ranking"
+    hint += f", and give longer trials (choose.shares above {last:g})." if last < 1 else "."
     rows = {row["name"]: row for row in record["candidates"]}
     if early["on_plateau"]:
         ends = ", ".join(f"{name} at {_last(rows[name]):.3f}" for name in early["on_plateau"])
@@ -347,9 +398,14 @@ def _early_sentences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _longer_sentences(record: Mapping[str, Any]) -> list[str]:
-    longer = record["longer"]
-    if longer is None:
+    longer, choice = record["longer"], record["choice"]
+    if longer is None and (choice["confidence"] == "clear" or choice["next"] is None):
         return []
+    if longer is None:
+        return [
+            "No trials are longer than these, which have the whole budget. To decide, give more seeds (--seeds 0,1,2), or measure with"
+            " `ligo-convert compare`."
+        ]
     first, second = longer["shares"]
     return [
         f"To decide, try {' and '.join(longer['candidates'])} for longer, at {first:.3g} and {second:.3g} of the budget, with the options"
@@ -359,16 +415,22 @@ def _longer_sentences(record: Mapping[str, Any]) -> list[str]:
 
 def _change_sentences(record: Mapping[str, Any]) -> list[str]:
     """Return at which budgets the answer would be another."""
-    chosen, found = record["choice"]["name"], []
-    smaller = [row for row in record["by_budget"] if row["times"] < 1 and row["name"] != chosen]
-    larger = [row for row in record["by_budget"] if row["times"] > 1 and row["name"] != chosen]
-    if smaller:
-        row = smaller[-1]
-        found.append(f"With {row['times']:g} times the budget or less, {row['name']} is projected to lead.")
-    if larger:
-        row = larger[0]
-        found.append(f"With {row['times']:g} times the budget, {row['name']} is projected to lead.")
-    if record["by_budget"] and not smaller and not larger:
-        low, high = record["by_budget"][0]["times"], record["by_budget"][-1]["times"]
-        found.append(f"The answer is the same from {low:g} to {high:g} times the budget.")
+    chosen, leaders, found = record["choice"]["name"], record["by_budget"], []
+    smaller = [row for row in leaders if row["times"] < 1]
+    larger = [row for row in leaders if row["times"] > 1]
+    for rows in (smaller, larger):
+        for name in dict.fromkeys(row["name"] for row in rows if row["name"] != chosen):
+            times = [row["times"] for row in rows if row["name"] == name]
+            downwards = rows is smaller and times == [row["times"] for row in rows[: len(times)]]
+            budgets = f"{times[-1]:g} times the budget or less" if downwards else f"{_listed(times)} times the budget"
+            found.append(f"With {budgets}, {name} is projected to lead.")
+    if leaders and not found:
+        found.append(
+            f"The answer is the same from {leaders[0]['times']:g} to {leaders[-1]['times']:g} times the budget."
+        )
     return found
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    *first, last = (f"{number:g}" for number in numbers)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -12,7 +12,7 @@ having fewer tokens. Several powers p vote.
 Growth hands tokens over: a model that is grown at a loss goes on as one of its own size that has reached this loss, after a factor on the
 tokens that this takes. So does a source that is trained on. The factor is the candidate's own, and its trials determine it. So a start that
 is ahead early has a head start in tokens, which matters less the longer training lasts, and a small model can hand over no more than it can
-learn.
+learn. A model that is trained from drawn weights in another way than scratch has such a head start, too.
 """
 
 from __future__ import annotations
@@ -101,17 +101,20 @@ class Candidate:
         start: loss of the source that it starts from; None for drawn weights.
         ends: its trials, ascending.
         tokens: its tokens for the whole budget.
+        plain: False for a drawn model that never grows and is trained in another way than scratch, such as by a teacher: it follows another
+            law.
     """
 
     legs: tuple[Leg, ...]
     start: float | None
     ends: tuple[TrialEnd, ...]
     tokens: float
+    plain: bool = True
 
     @property
     def is_drawn(self) -> bool:
-        """Return whether it trains one model from drawn weights, so that it determines the law."""
-        return self.start is None and len(self.legs) == 1
+        """Return whether it trains one model from drawn weights as scratch does, so that it determines the law."""
+        return self.start is None and len(self.legs) == 1 and self.plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,9 @@ class _Law:
                 # A source that is trained on before it grows keeps what it has; one that never grows may lose some as the rate rises.
                 kept = 1.0 if number == 0 and len(candidate.legs) > 1 else factor
                 before = self.tokens(own, loss) * kept
+            elif not candidate.plain:
+                # Nothing says that another way of training gains more the longer it lasts.
+                before = candidate.ends[-1].tokens * factor
             loss = self.loss(own, before + leg.share * tokens)
         assert loss is not None, "a candidate has a model"
         return loss

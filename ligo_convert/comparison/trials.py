@@ -37,8 +37,18 @@ from ligo_convert.errors import RecipeError
 from ligo_convert.families.flops import step_flops
 from ligo_convert.families.notation import size_keys
 from ligo_convert.recipes.schema import ChooseConfig, CompareConfig
+from ligo_convert.training.step_costs import with_layers
 
-Kind = Literal["scratch", "smaller", "trained on", "part way", "grown at once", "grown later", "grown on the way"]
+Kind = Literal[
+    "scratch",
+    "smaller",
+    "trained otherwise",
+    "trained on",
+    "part way",
+    "grown at once",
+    "grown later",
+    "grown on the way",
+]
 
 TRAINED_ON: Final = "source, trained on"
 
@@ -113,6 +123,8 @@ class Trials(Experiment):
             Leg(size=self._size(stage.config), share=len(span) / steps)
             for stage, span in zip(run.stages, run.spans, strict=True)
         ]
+        if self.kinds[entry.name] == "trained otherwise":
+            return (Leg(size=found[-1].size, share=1.0),)
         if entry.begins != "drawn" and found[0].size != self._size(self.plan.start.source):
             found.insert(0, Leg(size=self._size(self.plan.start.source), share=0.0))
         return tuple(found)
@@ -233,9 +245,12 @@ def _entries(plan: Plan, made: Experiment) -> tuple[dict[str, ExperimentEntry], 
 
 
 def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return targets between source and target: name -> config keys over the source's."""
+    """Return targets between source and target: name -> config keys over the source's.
+
+    A list with one entry per layer goes with the layers. Where only widths grow, the source's list stays.
+    """
     family, (wider, deeper) = plan.family, grown_axes(plan)
-    keys = {key for axis in family.depth_axes for key in size_keys(family.axes[axis])}
+    keys = {key for axis in family.depth_axes for key in size_keys(family.axes[axis])} | set(family.per_layer_keys)
     deep = {key: value for key, value in plan.asked.items() if key in keys}
     wide = {key: value for key, value in plan.asked.items() if key not in keys}
     if wider and deeper:
@@ -245,11 +260,21 @@ def _part_way(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _half_way(plan: Plan) -> dict[str, Any] | None:
-    """Return the target's keys with every size between the source's and the target's; None if no share of the growth gives whole ones."""
-    old = plan.family.complete(plan.start.source)
+    """Return the target's keys with every size between the source's and the target's; None if no share of the growth gives whole ones.
+
+    A list with one entry per layer is that of the target's lowest layers.
+    """
+    family = plan.family
+    old, lists = family.complete(plan.start.source), set(family.per_layer_keys)
+    axis = family.depth_axes[0]
+    depth, layers = size_keys(family.axes[axis])[0], family.sizes(plan.start.source)[axis]
     for part in PARTS:
-        found = {key: _between(old.get(key), value, part) for key, value in plan.asked.items()}
-        if all(value is not None for value in found.values()) and _grows(plan, found):
+        found = {key: _between(old.get(key), value, part) for key, value in plan.asked.items() if key not in lists}
+        if any(value is None for value in found.values()):
+            continue
+        cut = with_layers(family, plan.asked, found.get(depth, layers))
+        found |= {key: cut[key] for key in plan.asked if key in lists}
+        if _grows(plan, found):
             return found
     return None
 
@@ -284,7 +309,8 @@ def _kind(entry: ExperimentEntry) -> Kind:
         return "part way" if entry.planned[0].stage.growth is not None else "trained on"
     assert entry.method is not None
     if entry.begins == "drawn":
-        return "grown on the way"
+        grows = any(part.stage.growth is not None for part in entry.planned)
+        return "grown on the way" if grows else "trained otherwise"
     later = entry.method.grows_at is not None or entry.method.follows_schedule
     return "grown later" if later else "grown at once"
 
@@ -551,7 +577,11 @@ class TrialScheduler(Scheduler):
             ]
             if ends and tokens > 0:
                 found[name] = Candidate(
-                    legs=experiment.legs(entry), start=self.source_loss(entry), ends=tuple(ends), tokens=tokens
+                    legs=experiment.legs(entry),
+                    start=self.source_loss(entry),
+                    ends=tuple(ends),
+                    tokens=tokens,
+                    plain=experiment.kinds[name] != "trained otherwise",
                 )
         return found
 

@@ -155,6 +155,25 @@ def test_projections_repeat_and_need_two_trials() -> None:
     assert shares == pytest.approx(1.0)
 
 
+def otherwise(gain: float) -> Candidate:
+    """The target, trained in another way than scratch from drawn weights: its trials are below those of scratch."""
+    candidate = drawn(1.0)
+    ends = tuple(replace(end, loss=end.loss - gain) for end in candidate.ends)
+    return replace(candidate, ends=ends, plain=False)
+
+
+def test_another_way_of_training_does_not_say_how_the_loss_of_scratch_falls() -> None:
+    """Its trials change no other projection. What it gains in them counts for as many tokens, and what it loses stays lost."""
+    alone = project(SIZES, noise=0.003)
+    for gain in (0.3, 0.05, -0.2):
+        found = project({**SIZES, "other": otherwise(gain)}, noise=0.003)
+        assert {name: found[name].loss for name in SIZES} == pytest.approx(
+            {name: one.loss for name, one in alone.items()}, abs=0.01
+        )
+        ahead = found["scratch"].loss - found["other"].loss
+        assert (0 < ahead < gain / 2) if gain > 0 else ahead == pytest.approx(gain, abs=0.03)
+
+
 # --- trials that end too early ----------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from support.source_models import SIZES, fit_section, recipe_text
 
+from ligo_convert.cli.choice_report import print_choice
 from ligo_convert.comparison.advice import advice, sentences
-from ligo_convert.comparison.experiment import Experiment, make_experiment
+from ligo_convert.comparison.chosen_recipe import write_chosen
+from ligo_convert.comparison.experiment import Choice, Experiment, make_experiment
 from ligo_convert.comparison.outcome import outcome
 from ligo_convert.comparison.projection import BEST_RATIO, FLOPS_A_PARAMETER, SIZE_POWER
 from ligo_convert.comparison.scheduler import Scheduler, TrainingJob
@@ -27,9 +29,11 @@ from ligo_convert.comparison.trials import (
     make_trials,
 )
 from ligo_convert.conversion.plan import Plan, make_plan
+from ligo_convert.conversion.train_plan import make_train_plan
 from ligo_convert.errors import RecipeError
-from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.recipes.recipe import Recipe, load_recipe
 from ligo_convert.recipes.schema import ChooseConfig, CompareConfig
+from ligo_convert.training.runs import Stage
 
 GPT2 = {"model_type": "gpt2", **SIZES["gpt2"]}
 TARGET = {"n_embd": 32, "n_head": 4, "n_layer": 4}
@@ -41,16 +45,27 @@ FREQUENCY_LOSS = 6.0  # of knowing only how frequent each token is; no trial her
 Loss = Callable[[Any, str, float], float | None]  # (experiment, entry, share of the budget) -> loss
 
 
-def plan_of(folder: Path, target: Mapping[str, object] = TARGET, *, at_hand: bool = True, **choose: object) -> Plan:
-    sections = {
+def plan_of(
+    folder: Path,
+    target: Mapping[str, object] = TARGET,
+    *,
+    source: Mapping[str, object] = GPT2,
+    at_hand: bool = True,
+    source_steps: int = 100,
+    sections: Mapping[str, Any] | None = None,
+    **choose: object,
+) -> Plan:
+    found = {
         "fit": fit_section(data={"stdlib": True}),
         "compare": COMPARE,
         "choose": {"steps": 10_000, "source_rate_factors": [1.0], **choose},
+        **(sections or {}),
     }
-    recipe = json.loads(recipe_text("org/small", target, **sections))
-    recipe["source"] = {"model": "org/small", "config": GPT2}
+    recipe = json.loads(recipe_text("org/small", target, **found))
+    recipe["source"] = {"model": "org/small", "config": source}
     if not at_hand:
-        recipe["source"] = {"pretrain": {"config": GPT2, "steps": 100, "batch_size": 3, "sequence_length": 16}}
+        trained = {"config": source, "steps": source_steps, "batch_size": 3, "sequence_length": 16}
+        recipe["source"] = {"pretrain": trained}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     return make_plan(load_recipe(path), None, check_disk=False)
@@ -161,6 +176,52 @@ def test_where_one_of_width_and_depth_grows_a_size_between_is_tried(
         config = entry.planned[0].stage.config
         assert between is not None
         assert {key: config[key] for key in between} == between
+
+
+TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_size_between_has_as_many_layer_types_as_layers(tmp_path: Path, family: str) -> None:
+    source = {"model_type": family, **SIZES["llama"], "use_sliding_window": True, "sliding_window": 8}
+    source["layer_types"] = TYPES[:2]
+    deeper = {"num_hidden_layers": 4, "layer_types": TYPES}
+    wider = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
+    wider |= {"head_dim": 4} if family == "qwen3" else {}
+    source |= {"head_dim": 4} if family == "qwen3" else {}
+    for target, expected in (
+        ({**deeper, **wider}, {"only wider": TYPES[:2], "only deeper": TYPES}),
+        (deeper, {HALF_WAY: TYPES[:3]}),
+        (wider, {HALF_WAY: TYPES[:2]}),
+    ):
+        trials = trials_of(plan_of(tmp_path, target, source=source))
+        entries = {name: entry for name, entry in trials.entries.items() if trials.kinds[name] == "part way"}
+        configs = {name: entry.planned[0].stage.config for name, entry in entries.items()}
+        assert {name: config["layer_types"] for name, config in configs.items()} == expected
+        assert all(len(config["layer_types"]) == config["num_hidden_layers"] for config in configs.values())
+
+
+def test_what_never_grows_from_random_weights_is_no_growth(tmp_path: Path) -> None:
+    """It is trained in another way than scratch, so that it does not say by which law the loss of scratch falls."""
+    others = ("ki", "scratch+layer-drop")
+    trials = trials_of(plan_of(tmp_path), candidates=others)
+    assert [trials.kinds[name] for name in others] == ["trained otherwise"] * 2
+
+    def ahead(by: float) -> TrialScheduler:
+        return tried(trials, lambda trials, name, share: known(trials, name, share) - (by if name in others else 0.0))
+
+    found, equal = record_of(ahead(0.4)), record_of(ahead(0.0))
+    losses = [
+        {row["name"]: row["projection"]["loss"] for row in record["candidates"] if row["name"] in DRAWN}
+        for record in (found, equal)
+    ]
+    assert losses[0] == losses[1], "the law is that of the others"
+    candidates = ahead(0.4).candidates()
+    assert {name for name, one in candidates.items() if one.is_drawn} == {"scratch", "source-size"}
+    assert found["choice"]["name"] in others
+    assert (found["choice"]["kind"], found["choice"]["grows"]) == ("trained otherwise", False)
+    headline = f"Do not grow: train the target from random weights by the method {found['choice']['name']};"
+    assert headline in found["text"][0]
 
 
 def test_without_a_source_it_grows_on_the_way(tmp_path: Path) -> None:
@@ -452,6 +513,178 @@ def test_an_open_choice_says_which_command_decides(tmp_path: Path) -> None:
     again = trials_of(plan_of(tmp_path, DEEPER, shares=longer["shares"]), candidates=named)
     assert set(longer["candidates"]) <= set(again.entries)
     assert again.rounds == pytest.approx((0.04, 0.08))
+
+
+def test_where_the_longest_trials_have_the_whole_budget_none_are_longer(tmp_path: Path) -> None:
+    trials = trials_of(plan_of(tmp_path, DEEPER, steps=1000, shares=[0.5, 1.0]))
+    record = record_of(
+        tried(trials, lambda trials, name, share: known(trials, "scratch" if "/" in name else name, share))
+    )
+    assert record["choice"]["confidence"] == "open"
+    assert record["longer"] is None
+    assert "more seeds (--seeds 0,1,2)" in record["text"][-1]
+    assert "`ligo-convert compare`" in record["text"][-1]
+    assert "longer trials" not in " ".join(record["text"]).lower()
+
+
+def test_a_budget_or_less_is_said_only_where_one_leads_at_all_of_them(done: TrialScheduler) -> None:
+    record = record_of(done)
+    chosen = record["choice"]["name"]
+
+    def told(*names: str) -> list[str]:
+        times = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+        leaders = [{"times": one, "name": name} for one, name in zip(times, names, strict=True)]
+        found = sentences({**record, "by_budget": leaders})
+        return [one for one in found if "times the budget" in one]
+
+    a, b = "source-size", "scratch"
+    assert told(a, a, a, a, chosen, chosen, chosen) == [f"With 0.5 times the budget or less, {a} is projected to lead."]
+    assert told(a, a, a, b, chosen, b, b) == [
+        f"With 0.25 times the budget or less, {a} is projected to lead.",
+        f"With 0.5 times the budget, {b} is projected to lead.",
+        f"With 2 and 4 times the budget, {b} is projected to lead.",
+    ]
+    assert told(a, b, a, a, chosen, chosen, a) == [
+        f"With 0.05, 0.25 and 0.5 times the budget, {a} is projected to lead.",
+        f"With 0.1 times the budget, {b} is projected to lead.",
+        f"With 4 times the budget, {a} is projected to lead.",
+    ]
+    assert told(chosen, a, a, chosen, chosen, chosen, chosen) == [
+        f"With 0.1 and 0.25 times the budget, {a} is projected to lead."
+    ]
+    assert told(*[chosen] * 7) == ["The answer is the same from 0.05 to 4 times the budget."]
+
+
+def test_a_start_that_the_budget_does_not_pay_for_is_ahead_and_not_chosen(tmp_path: Path) -> None:
+    name = "lemon/identity"
+    trials = trials_of(plan_of(tmp_path, at_hand=False, source_steps=20_000, steps=1940), candidates=[name])
+
+    def far_ahead(trials: Trials, entry: str, share: float) -> float:
+        return 2.0 - share if entry == name else known(trials, entry, share)
+
+    record = record_of(tried(trials, far_ahead))
+    assert record["choice"]["ahead_now"] == name != record["choice"]["name"]
+    row = next(row for row in record["candidates"] if row["name"] == name)
+    assert (row["steps"], row["projection"]) == (0, None)
+    times = row["source_flops"] / record["budget"]["flops"]
+    text = " ".join(record["text"])
+    assert f"But the budget does not pay for its source, whose training costs {times:.1f} times the budget." in text
+    assert "reverses this" not in text
+
+    def broken(trials: Trials, entry: str, share: float) -> float | None:
+        """Scratch comes to nothing in its longest trial, and the smaller models in every one."""
+        return 2.0 if entry == name else 3.0 if entry == "scratch" and share < trials.rounds[-1] * 0.9 else None
+
+    record = record_of(tried(trials, broken))
+    assert all(row["projection"] is None for row in record["candidates"])
+    assert record["choice"]["name"] == "scratch", "nobody can train what is ahead"
+
+
+# --- the choice as a recipe -------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, plan: Plan, name: str) -> tuple[dict[str, Any], Trials, Recipe | None]:
+    """The record of a choice that falls on a candidate, the trials, and the recipe that is written; None if none is."""
+    trials = trials_of(plan, candidates=[name])
+    record = record_of(
+        tried(trials, lambda trials, entry, share: 1.0 - share if entry == name else known(trials, entry, share))
+    )
+    assert record["choice"]["name"] == name
+    file = folder / "chosen.yaml"
+    assert write_chosen(plan.recipe, record, file) == file.exists()
+    assert file.exists() == (record["choice"]["not_written"] is None)
+    return record, trials, load_recipe(file) if file.exists() else None
+
+
+SHORT = {"shares": [0.01, 0.02]}
+
+
+@pytest.mark.parametrize(
+    ("name", "at_hand", "told"),
+    [
+        ("lemon/identity", True, "depth by identity; "),
+        ("lemon/identity", False, "depth by identity; "),
+        ("lemon/stack+cosine", True, "depth by stack; "),
+        ("lemon/identity@0.25+source", True, "depth by identity; "),
+        (
+            "lemon/stack@0.25+source+warm+copy",
+            True,
+            "with a new warmup after the growth and the optimizer's state by copy",
+        ),
+        ("lemon/identity@0.4", False, "depth by identity, after 40% of the steps"),
+        ("sparkling", False, "with a new warmup after the growth, after 50% of the steps"),
+        ("schedule", True, "Train the source on, then grow it as growth.schedule says"),
+        ("schedule", False, "Train from random weights and grow during training as growth.schedule says"),
+    ],
+)
+def test_what_is_written_is_trained_as_it_was_chosen(tmp_path: Path, name: str, at_hand: bool, told: str) -> None:
+    growth = {"width": "copy", "depth": "stack", "operator": {"tie": "paper"}}
+    if name == "schedule":
+        growth = {"width": "lemon", "depth": "stack", "schedule": [{"at": 0.3, "state": "reset", "warmup_steps": 7}]}
+    plan = plan_of(tmp_path, DEEPER, at_hand=at_hand, sections={"growth": growth}, **SHORT)
+    record, trials, recipe = written(tmp_path, plan, name)
+    assert recipe is not None
+    assert told in record["text"][0]
+    trained = make_train_plan(make_plan(recipe.for_training(), None, check_disk=False)).run
+    choice, entry = record["choice"], trials.entries[name]
+    advised = Choice(optimizer=choice["optimizer"], learning_rate=choice["learning_rate"], decay=choice["decay"])
+    wanted = trials.make_run(entry, advised, seed=0, steps=choice["steps"])
+    assert (trained.start == "drawn") == (entry.begins == "drawn")
+    for key in ("steps", "shape", "learning_rate", "batch_size", "optimizer"):
+        assert getattr(trained, key) == getattr(wanted, key), key
+    assert trained.shape == "cosine" or trained.decay == wanted.decay
+
+    def read(stage: Stage) -> Stage:
+        # At the first step there is no state of an optimizer.
+        growth = stage.growth if stage.begin or stage.growth is None else replace(stage.growth, state="reset")
+        return replace(stage, growth=growth)
+
+    assert [read(stage) for stage in trained.stages] == [read(stage) for stage in wanted.stages]
+
+
+@pytest.mark.parametrize(
+    ("name", "at_hand", "headline", "why"),
+    [
+        ("lemon/identity@0.25+source", False, "grow it, width by lemon", "give it as source.model"),
+        ("lemon/identity@0.4", True, "Train from random weights and grow", "as source.pretrain.config instead"),
+        (
+            "lemon/identity+copy",
+            False,
+            "with the optimizer's state by copy",
+            "takes no optimizer's state from a source",
+        ),
+        ("lemon/identity+fit", True, "with a learned operator", "learns no operator; set growth.width: lemon"),
+        ("ligo", True, "with a learned operator", "`ligo-convert run` learn it"),
+        ("ligo-paper", True, "with a learned tied operator", "no key for a learned tied operator"),
+        ("mango", True, "with a learned tensor ring", "no key for a learned tensor ring"),
+        (
+            "ligo+token-drop",
+            True,
+            "with a learned operator and token-drop",
+            "no key for token-drop and a learned operator",
+        ),
+        ("lemon/identity+token-drop", True, "with token-drop", "no key for token-drop"),
+        ("lemon/identity@0.4+layer-drop", False, "with layer-drop", "no key for layer-drop"),
+        ("freeze", True, "with the strategy added-only", "no key for the strategy added-only"),
+        ("bert2bert", True, "depth by stack, with the strategy two-stage", "no key for the strategy two-stage"),
+        ("mslt", False, "grow during training: mslt", "no key for the strategy layerwise"),
+        ("g-stack", False, "grow during training: g-stack", "the others in growth.schedule"),
+    ],
+)
+def test_what_train_cannot_do_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, at_hand: bool, headline: str, why: str
+) -> None:
+    target = {**DEEPER, "n_embd": 32, "n_head": 4} if name == "freeze" else DEEPER
+    record, _, recipe = written(tmp_path, plan_of(tmp_path, target, at_hand=at_hand, **SHORT), name)
+    assert recipe is None
+    assert headline in record["text"][0]
+    assert record["text"][1].startswith("`--write` writes no recipe: ")
+    assert why in record["text"][1]
+    print_choice(record, tmp_path, width=200)
+    assert "--write chosen.yaml" not in capsys.readouterr().out
+    row = record["candidates"][0]
+    assert row["options"] == name.split("+")[1:]
+    assert {key: row[key] for key in ("strategy", "fit")} == {key: record["choice"][key] for key in ("strategy", "fit")}
 
 
 def test_candidates_that_come_to_nothing_fall_out(tmp_path: Path) -> None:
