@@ -656,7 +656,8 @@ def choose(
             progress=progress,
         )
         if write is not None and not write_chosen(loaded, outcome.record, write):
-            progress.warn("no recipe is written: the choice is not a growth of its source")
+            why = outcome.record["choice"]["not_written"] or "the recipe's source is not the one of this run"
+            progress.warn(f"no recipe is written: {why}")
     _print(outcome.json(), as_json, lambda: print_choice(outcome.record, outcome.out))
 
 

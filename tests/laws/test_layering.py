@@ -34,11 +34,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # Modules that belong to no package: those that everything may use, and the ways in.
 ROOT_MODULES = {
-    "base": ("errors", "limits", "progress", "environment", "signals", "workers"),
+    "base": ("errors", "limits", "progress", "environment", "signals", "units", "workers"),
     "api": ("__init__", "api", "in_memory"),
 }
 ROOT_SENTENCES = {
-    "base": "Exceptions, limits, the progress protocol, facts of the machine, signals, worker processes: everything may use them.",
+    "base": "Exceptions, limits, the progress protocol, facts of the machine, signals, units of figures, worker processes: everything may use them.",
     "api": "The public Python API.",
 }
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
