@@ -38,8 +38,8 @@ ROOT_MODULES = {
     "api": ("__init__", "api", "in_memory"),
 }
 ROOT_SENTENCES = {
-    "base": "Exceptions, limits, the progress protocol, facts of the machine, signals, units of figures, worker processes: everything may use"
-    " them.",
+    "base": "Exceptions, limits, the progress protocol, facts of the machine, signals, units of figures, worker processes:"
+    " everything may use them.",
     "api": "The public Python API.",
 }
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
