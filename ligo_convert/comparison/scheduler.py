@@ -104,9 +104,13 @@ class Scheduler:
 
     @classmethod
     def expected_by_entry(cls, experiment: Experiment) -> dict[str, float]:
-        """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it."""
+        """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it.
+
+        The runs of the starts that an entry chooses from are runs of that entry.
+        """
         scheduler = cls(experiment, {})
         scheduler._assumed = scheduler._grid()[0]
+        owners = {start.name: entry.name for entry in experiment.entries.values() for start in entry.starts}
         done: set[str] = set()
         found: dict[str, float] = {}
         for one, jobs in scheduler._planned():
@@ -114,7 +118,8 @@ class Scheduler:
             if one.entry.begins == "learned":
                 pieces[one.run.start] = experiment.fit_flops(one.entry)
             new = sum(flops for name, flops in pieces.items() if name not in done)
-            found[one.entry.name] = found.get(one.entry.name, 0.0) + new
+            owner = owners.get(one.entry.name, one.entry.name)
+            found[owner] = found.get(owner, 0.0) + new
             done |= pieces.keys()
         return found
 
