@@ -716,6 +716,11 @@ class Scheduler:
                 kept.add(found.run.teacher)
         return kept - {DRAWN}
 
+    def unfinished(self) -> set[str]:
+        """Return the names of the fits and pieces of the wanted runs that have no result."""
+        wanted = {name for found, jobs in self._planned() for name in (found.run.start, *(job.name for job in jobs))}
+        return wanted - self.results.keys() - {DRAWN}
+
     def _is_open(self) -> bool:
         """Return whether more runs may be wanted than are wanted now: as long as the settings of an entry are not chosen."""
         entries = self.experiment.entries.values()

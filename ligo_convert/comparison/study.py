@@ -422,11 +422,13 @@ class JobLoop:
             self._announce_end(job, result)
 
     def _delete_states(self) -> None:
-        """Delete the states that no later job needs, once the result is staged."""
-        kept = self.scheduler.needed_states() | self.scheduler.running
+        """Delete the states that no later job needs, once the result is staged. A stopped job goes on from its steps."""
+        running = self.scheduler.running
+        kept = self.scheduler.needed_states() | running
+        kept |= {f"{name}.steps" for name in self.scheduler.unfinished() | running}
         for path in (self.staging.work / STATES).glob("*.safetensors"):
             # Names of fits contain dots.
-            if path.name.removesuffix(".safetensors").removesuffix(".steps") not in kept:
+            if path.name.removesuffix(".safetensors") not in kept:
                 remove_any(path)
 
     def _announce_time(self) -> None:
