@@ -246,13 +246,23 @@ def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) ->
 
 
 def _stage_source_folder(plan: Plan, staging: Staging, progress: Progress) -> None:
-    """Stage the config of the source that the comparison trains, and its tokenizer."""
-    if "source_config" in staged_results(staging):
+    """Stage the config of the source that the comparison trains, and its tokenizer. What is missing is made again, and is the same.
+
+    Where no entry uses the source, they are deleted before the commit. So their digests are a value: as files of the step, their absence
+    would undo it and all jobs after it.
+    """
+    known = staged_results(staging).get("source_files")
+    if known is not None and all(staging.digest(name) == digest for name, digest in known.items()):
         return
     assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+    for name in _source_files(staging):
+        staging.remove(name)
     stage_source_config(plan, plan.pretrain, staging, progress)
-    made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
-    keep_result(staging, "source_config", True, files=made)
+    keep_result(staging, "source_files", {name: staging.digest(name) for name in _source_files(staging)})
+
+
+def _source_files(staging: Staging) -> list[str]:
+    return [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
 
 
 def _stage_weakest_source(scheduler: Scheduler, staging: Staging, *, key: str) -> None:
