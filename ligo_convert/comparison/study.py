@@ -202,14 +202,43 @@ def carry_out(
 def _reused(
     staging: Staging, folders: Sequence[Path], ground: Ground, progress: Progress, *, noun: str
 ) -> dict[str, dict[str, Any]]:
-    """Return the results that are taken from finished studies. A resumed study takes those with which it began."""
+    """Return the results that are taken from finished studies. A resumed study keeps those with which it began, and adds others."""
     known = staged_results(staging).get("reused")
     if known is None:
         known = read_finished(folders, ground, noun=noun)
         keep_result(staging, "reused", known)
+    else:
+        known = _with_more(known, folders, staging, ground, progress, noun=noun)
     if known:
         progress.say(f"{len(known)} finished jobs are reused")
     return dict(known)
+
+
+def _with_more(
+    known: dict[str, dict[str, Any]],
+    folders: Sequence[Path],
+    staging: Staging,
+    ground: Ground,
+    progress: Progress,
+    *,
+    noun: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the results that a resumed study reuses, with those of the folders that it does not have yet.
+
+    A folder that cannot be reused is no reason to give up what is staged: it may be one with which the study began, removed since.
+    """
+    done = staged_results(staging).get("jobs", {})
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        try:
+            found.update(read_finished([folder], ground, noun=noun))
+        except LigoError as error:
+            progress.warn(f"{error.where}: {error.what}; not reused, and the {noun} goes on with the jobs that it has")
+    more = {name: result for name, result in found.items() if name not in known and name not in done}
+    if more:
+        known = {**known, **more}
+        keep_result(staging, "reused", known)
+    return known
 
 
 def workers(plan: Plan, *, device: str) -> int:
