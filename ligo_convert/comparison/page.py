@@ -117,7 +117,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
                 "learning_rate": f"{run['learning_rate']:g}",
                 "steps": f"{run['steps']:,}",
                 "loss": "not finite" if loss is None else f"{loss:.4f}",
-                "kept": run["learning_rate"] == entry["learning_rate"],
+                "kept": run["learning_rate"] == _kept_rate(entry, run["steps"]),
             }
         )
     stages = [", ".join(f"{key} {value}" for key, value in stage.items()) for stage in entry["stages"]]
@@ -128,6 +128,21 @@ def _entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "tried": runs,
         "stages": stages,
     }
+
+
+def _kept_rate(entry: Mapping[str, Any], steps: int) -> float | None:
+    """Return the learning rate that tuning runs of a length have chosen.
+
+    Runs over the whole budget choose that of the longest end. Short ones choose that of the other ends, which is the lowest rate that is
+    tried over the whole budget.
+    """
+    ends = entry["ends"]
+    rate: float | None = entry["learning_rate"]
+    if not ends or steps >= ends[-1]["step"]:
+        return rate
+    whole = [run["learning_rate"] for run in entry["tried"] if run["steps"] >= ends[-1]["step"]]
+    shorter = next((end["learning_rate"] for end in ends[:-1]), None)
+    return shorter if shorter is not None else min(whole, default=rate)
 
 
 def _settings(data: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -104,9 +104,13 @@ class Scheduler:
 
     @classmethod
     def expected_by_entry(cls, experiment: Experiment) -> dict[str, float]:
-        """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it."""
+        """Return about the FLOPs of each entry, before anything is trained. What runs share counts once, for the entry that trains it.
+
+        The runs of the starts that an entry chooses from are runs of that entry.
+        """
         scheduler = cls(experiment, {})
         scheduler._assumed = scheduler._grid()[0]
+        owners = {start.name: entry.name for entry in experiment.entries.values() for start in entry.starts}
         done: set[str] = set()
         found: dict[str, float] = {}
         for one, jobs in scheduler._planned():
@@ -114,7 +118,8 @@ class Scheduler:
             if one.entry.begins == "learned":
                 pieces[one.run.start] = experiment.fit_flops(one.entry)
             new = sum(flops for name, flops in pieces.items() if name not in done)
-            found[one.entry.name] = found.get(one.entry.name, 0.0) + new
+            owner = owners.get(one.entry.name, one.entry.name)
+            found[owner] = found.get(owner, 0.0) + new
             done |= pieces.keys()
         return found
 
@@ -710,6 +715,11 @@ class Scheduler:
             if left and found.run.teacher:
                 kept.add(found.run.teacher)
         return kept - {DRAWN}
+
+    def unfinished(self) -> set[str]:
+        """Return the names of the fits and pieces of the wanted runs that have no result."""
+        wanted = {name for found, jobs in self._planned() for name in (found.run.start, *(job.name for job in jobs))}
+        return wanted - self.results.keys() - {DRAWN}
 
     def _is_open(self) -> bool:
         """Return whether more runs may be wanted than are wanted now: as long as the settings of an entry are not chosen."""

@@ -202,14 +202,43 @@ def carry_out(
 def _reused(
     staging: Staging, folders: Sequence[Path], ground: Ground, progress: Progress, *, noun: str
 ) -> dict[str, dict[str, Any]]:
-    """Return the results that are taken from finished studies. A resumed study takes those with which it began."""
+    """Return the results that are taken from finished studies. A resumed study keeps those with which it began, and adds others."""
     known = staged_results(staging).get("reused")
     if known is None:
         known = read_finished(folders, ground, noun=noun)
         keep_result(staging, "reused", known)
+    else:
+        known = _with_more(known, folders, staging, ground, progress, noun=noun)
     if known:
         progress.say(f"{len(known)} finished jobs are reused")
     return dict(known)
+
+
+def _with_more(
+    known: dict[str, dict[str, Any]],
+    folders: Sequence[Path],
+    staging: Staging,
+    ground: Ground,
+    progress: Progress,
+    *,
+    noun: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the results that a resumed study reuses, with those of the folders that it does not have yet.
+
+    A folder that cannot be reused is no reason to give up what is staged: it may be one with which the study began, removed since.
+    """
+    done = staged_results(staging).get("jobs", {})
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        try:
+            found.update(read_finished([folder], ground, noun=noun))
+        except LigoError as error:
+            progress.warn(f"{error.where}: {error.what}; not reused, and the {noun} goes on with the jobs that it has")
+    more = {name: result for name, result in found.items() if name not in known and name not in done}
+    if more:
+        known = {**known, **more}
+        keep_result(staging, "reused", known)
+    return known
 
 
 def workers(plan: Plan, *, device: str) -> int:
@@ -246,13 +275,23 @@ def _tokenizer(plan: Plan, source: CheckpointReader | None, staging: Staging) ->
 
 
 def _stage_source_folder(plan: Plan, staging: Staging, progress: Progress) -> None:
-    """Stage the config of the source that the comparison trains, and its tokenizer."""
-    if "source_config" in staged_results(staging):
+    """Stage the config of the source that the comparison trains, and its tokenizer. What is missing is made again, and is the same.
+
+    Where no entry uses the source, they are deleted before the commit. So their digests are a value: as files of the step, their absence
+    would undo it and all jobs after it.
+    """
+    known = staged_results(staging).get("source_files")
+    if known is not None and all(staging.digest(name) == digest for name, digest in known.items()):
         return
     assert plan.pretrain is not None, "without a source the recipe has source.pretrain"
+    for name in _source_files(staging):
+        staging.remove(name)
     stage_source_config(plan, plan.pretrain, staging, progress)
-    made = [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
-    keep_result(staging, "source_config", True, files=made)
+    keep_result(staging, "source_files", {name: staging.digest(name) for name in _source_files(staging)})
+
+
+def _source_files(staging: Staging) -> list[str]:
+    return [name for name in staging.files() if name.startswith(f"{TRAINED_SOURCE}/")]
 
 
 def _stage_weakest_source(scheduler: Scheduler, staging: Staging, *, key: str) -> None:
@@ -422,11 +461,13 @@ class JobLoop:
             self._announce_end(job, result)
 
     def _delete_states(self) -> None:
-        """Delete the states that no later job needs, once the result is staged."""
-        kept = self.scheduler.needed_states() | self.scheduler.running
+        """Delete the states that no later job needs, once the result is staged. A stopped job goes on from its steps."""
+        running = self.scheduler.running
+        kept = self.scheduler.needed_states() | running
+        kept |= {f"{name}.steps" for name in self.scheduler.unfinished() | running}
         for path in (self.staging.work / STATES).glob("*.safetensors"):
             # Names of fits contain dots.
-            if path.name.removesuffix(".safetensors").removesuffix(".steps") not in kept:
+            if path.name.removesuffix(".safetensors") not in kept:
                 remove_any(path)
 
     def _announce_time(self) -> None:

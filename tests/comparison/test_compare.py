@@ -271,20 +271,22 @@ def test_more_methods_from_finished_jobs_are_the_same_comparison(
 
 @pytest.mark.slow
 def test_more_seeds_from_finished_jobs_after_a_stop(smaller: Path, warm: WarmCli) -> None:
-    """The stopped run began with the finished jobs; so does the one that goes on, named again or not."""
+    """If the stopped run began with the finished jobs, so does the one that goes on, named again or not; else it adds them."""
     seeds = ("compare", "recipe.yaml", "--methods", "lemon", "--seeds", "0,1", "--jobs", "1", "--out")
+    reuse = ("--reuse", "first")
     assert warm.run(*seeds, "plain", cwd=smaller).code == 0
-    staged = smaller / ".again.ligo-partial" / ".work" / "results.json"
-    running = warm.start(*seeds, "again", "--reuse", "first", cwd=smaller, save_often=True)
-    wait_for(lambda: staged.exists() and "jobs" in json.loads(staged.read_text()), running)
-    running.send(signal.SIGKILL)
-    assert running.wait(within=300).code == -signal.SIGKILL
-    done = warm.run(*seeds, "again", cwd=smaller)
-    assert done.code == 0, done.err
-    assert "finished jobs are reused" in done.err
-    assert {name: digest for name, (digest, _) in snapshot(smaller / "again").items()} == {
-        name: digest for name, (digest, _) in snapshot(smaller / "plain").items()
-    }
+    for out, before, after in (("again", reuse, ()), ("later", (), reuse)):
+        staged = smaller / f".{out}.ligo-partial" / ".work" / "results.json"
+        running = warm.start(*seeds, out, *before, cwd=smaller, save_often=True)
+        wait_for(lambda staged=staged: staged.exists() and "jobs" in json.loads(staged.read_text()), running)  # type: ignore[misc]
+        running.send(signal.SIGKILL)
+        assert running.wait(within=300).code == -signal.SIGKILL
+        done = warm.run(*seeds, out, *after, cwd=smaller)
+        assert done.code == 0, done.err
+        assert "finished jobs are reused" in done.err
+        assert {name: digest for name, (digest, _) in snapshot(smaller / out).items()} == {
+            name: digest for name, (digest, _) in snapshot(smaller / "plain").items()
+        }
 
 
 @pytest.mark.parametrize(

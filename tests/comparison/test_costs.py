@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.experiments import experiment_of
 
 from ligo_convert.comparison.compare import plan_comparison
+from ligo_convert.comparison.costs import comparison_costs
 from ligo_convert.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,19 @@ def test_a_true_size_has_twenty_tokens_a_parameter(true_size: tuple[str, dict[st
     assert costs["skipped"] == {}
     assert sum(entry["flops"] for entry in costs["entries"].values()) == pytest.approx(costs["total_flops"])
     assert costs["disk_bytes"] > 12 * costs["parameters"]["target"]
+
+
+def test_what_is_tried_for_a_choice_is_a_cost_of_the_entry_that_chooses(tmp_path: Path) -> None:
+    """The trials of its starts and its runs to every budget, so that the rows are all of the total."""
+    experiment = experiment_of(tmp_path, methods=["chosen", "late"], budget_fractions=[0.5, 1.0], rate_factors=[1.0])
+    costs = comparison_costs(experiment)
+    rows = {name: entry["flops"] for name, entry in costs["entries"].items()}
+    assert sum(rows.values()) == pytest.approx(costs["total_flops"])
+    entry = experiment.entries["chosen"]
+    # The start that is taken goes on from its trial; of two lengths, the shorter one leaves where its rate begins to fall.
+    trials = sum(experiment.run_flops(one, experiment.trial_steps(one)) for one in entry.starts[1:])
+    assert trials > 0
+    assert rows["chosen"] > trials + experiment.run_flops(entry, experiment.ends(entry)[-1])
 
 
 def test_a_true_size_says_what_it_costs(true_size: tuple[str, dict[str, Any]]) -> None:

@@ -166,6 +166,28 @@ def test_reasons_warnings_and_versions_are_there(shown: tuple[dict[str, Any], st
     assert "8.2 million tokens" in page.text
 
 
+@pytest.mark.parametrize("ends", [4, 1])
+def test_the_tuning_runs_of_a_length_mark_the_rate_that_was_kept_at_this_length(ends: int) -> None:
+    """Short runs have chosen the lower rate, runs over the whole budget the higher one; with shorter ends or without."""
+    data = measured({"ligo": Grown(paper=40.0, shares=(0.25, 0.4, 0.63, 1.0)[-ends:])})
+    entry = data["methods"]["ligo"]
+    for end in entry["ends"][:-1]:
+        end["learning_rate"] = 1e-2
+    whole = entry["ends"][-1]["step"]
+    entry["tried"] = [
+        {"learning_rate": rate, "steps": steps, "validation_loss": 3.5}
+        for rate, steps in ((5e-3, 800), (1e-2, 800), (2e-2, 800), (1e-2, whole), (2e-2, whole))
+    ]
+    runs = re.findall(r"<li>learning rate ([\d.]+), ([\d,]+) steps: [^<]*, kept</li>", comparison_html(data))
+    assert runs == [("0.01", "800"), ("0.02", f"{whole:,}")]
+    # One rate over the whole budget, which short runs have chosen.
+    entry["tried"] = entry["tried"][:3]
+    for end in entry["ends"]:
+        end["learning_rate"] = 2e-2
+    runs = re.findall(r"<li>learning rate ([\d.]+), ([\d,]+) steps: [^<]*, kept</li>", comparison_html(data))
+    assert runs == [("0.02", "800")]
+
+
 def test_the_savings_are_sorted_and_bounds_are_shown(shown: tuple[dict[str, Any], str, Page]) -> None:
     data, text, page = shown
     rows = [row for row in tables(page, text)["savings"][1:] if row[0] in data["methods"]]

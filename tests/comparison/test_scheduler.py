@@ -237,6 +237,33 @@ def test_a_state_that_was_deleted_is_made_again_when_it_is_needed_after_all(
         assert (staging.work / STATES / f"{left.name}.safetensors").is_file()
 
 
+@pytest.mark.parametrize("kind", ["train", "fit"])
+def test_a_job_that_was_stopped_goes_on_from_its_steps(kind: str, experiment: Experiment, tmp_path: Path) -> None:
+    """Two jobs were stopped, and one worker resumes: when it has done one of them, the steps of the other are still there."""
+    stopped = Executor(experiment)
+    while True:
+        jobs = [job for job in (stopped.begin(), stopped.begin()) if job is not None]
+        if len(jobs) == 2 and all(job.ends or job.kind == kind == "fit" for job in jobs) and jobs[1].kind == kind:
+            break
+        for job in jobs:
+            stopped.end(job)
+    with Staging.open(tmp_path / "out", key="a" * 64) as staging:
+        loop = JobLoop(Scheduler(experiment, stopped.scheduler.results), staging, Progress(), key="b" * 64, jobs=1)
+
+        def save(name: str) -> None:
+            training_state(staging, name, key="b" * 64, progress=Progress()).save({"a": np.zeros(1)}, "{}")
+
+        for name in (*stopped.states, *(f"{one.name}.steps" for one in jobs), "unwanted.steps"):
+            save(name)
+        loop.drop_lost()
+        job = loop.next_job()
+        assert job is not None
+        assert job.name == jobs[0].name
+        loop.done(job, stopped.result(job))
+        steps = [path.name for path in (staging.work / STATES).glob("*.steps.safetensors")]
+        assert steps == [f"{jobs[1].name}.steps.safetensors"]
+
+
 def test_the_cost_is_known_before(whole: Executor, experiment: Experiment) -> None:
     """But for the rates that are added where the best one is at the edge, and the choice that is assumed."""
     spent = sum(job.flops for job in whole.jobs)
