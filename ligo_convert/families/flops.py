@@ -60,7 +60,7 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
         # A row without a read dim is added, and one that reads ids is a lookup: neither is a matrix product.
         if not reads or any(set(dim.parts) <= set(family.lookup_axes) for dim in reads):
             continue
-        count = tokens // sequence_length if row.module in family.pooled_modules else tokens
+        count = tokens // sequence_length if family.is_pooled(row) else tokens
         flops = 2 * math.prod(family.shape(row, sizes)) * count
         below = is_below(family, row)
         for layer in family.layers(row, config):

@@ -15,8 +15,8 @@ from ligo_convert.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from ligo_convert.errors import SourceError, close_matches, some
 from ligo_convert.families.schema import Config, Family, Head, Row
 
-# Canonical name -> the row and layer of the tensor.
-_Wanted = Mapping[str, tuple[Row, int | None]]
+# Canonical name -> the rows that a tensor of this name may belong to: more than one where parts share a name.
+_Wanted = Mapping[str, list[Row]]
 
 # A tensor of `Family.resampled` at another size.
 _RESAMPLE = (
@@ -85,21 +85,23 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
     family.check_config(config, where=f"{label}/config.json")
     complete = family.complete(config)
     _check_depth(family, config, tensors, label)
-    wanted = {
-        row.name(layer): (row, layer)
-        for row in family.table
-        if row.present(complete)
-        for layer in family.layers(row, config)
-    }
+    wanted: dict[str, list[Row]] = {}
+    for row in family.table:
+        if row.present(complete):
+            for layer in family.layers(row, config):
+                wanted.setdefault(row.name(layer), []).append(row)
     stored, ignored = _match(family, config, tensors, wanted, label)
     _refuse_quantised(config, label)
-    bare = not any(spec.name.startswith(family.optional_prefix) for spec in stored.values())
-    family = family.for_head(
-        _class_of(family, {wanted[name][0].layout.part for name in stored}, config, bare=bare, label=label)
-    )
+    bare = not any(spec.name.startswith(family.prefixes) for spec in stored.values())
+    sizes = family.sizes(config)
+    fitting = {name: _fitting_rows(family, wanted[name], spec, sizes) for name, spec in stored.items()}
+    family = family.for_head(_class_of(family, _parts_of(family, config, fitting), config, bare=bare, label=label))
     parts = ("", *family.chosen.parts)
-    extra = [name for name in stored if wanted[name][0].layout.part not in parts]
+    extra = [name for name in stored if not any(row.layout.part in parts for row in wanted[name])]
     left_out = tuple(stored.pop(name).name for name in extra)
+    for name, spec in stored.items():
+        (row,) = (row for row in wanted[name] if row.layout.part in parts)
+        stored[name] = _checked_shape(family, row, spec, family.shape(row, sizes), label)
     copies = _merge_tied(family, config, stored)
     rows = family.rows_for(config)
     missing = [row.name(layer) for row in rows for layer in family.layers(row, config) if row.name(layer) not in stored]
@@ -157,7 +159,6 @@ def _match(
     family: Family, config: Config, tensors: Mapping[str, TensorSpec], wanted: _Wanted, label: str
 ) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:
     """Canonical name -> tensor, and the names of ignored buffers. Raises SourceError."""
-    sizes = family.sizes(config)
     stored: dict[str, TensorSpec] = {}
     ignored, unclaimed = [], []
     for name, spec in tensors.items():
@@ -170,8 +171,7 @@ def _match(
                     found=f"{stored[canonical].name} and {name}",
                     hint="keep one",
                 )
-            row, _ = wanted[canonical]
-            stored[canonical] = _checked_spec(family, row, spec, family.shape(row, sizes), label)
+            stored[canonical] = _checked_dtype(spec, label)
         elif family.is_ignored(name):
             ignored.append(name)
         else:
@@ -186,6 +186,26 @@ def _match(
     if unclaimed:
         raise _unclaimed(family, config, unclaimed, label)
     return stored, tuple(ignored)
+
+
+def _fitting_rows(family: Family, rows: list[Row], spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[Row, ...]:
+    """The rows of one name whose shape a tensor has; all of them if it has the shape of none."""
+    if len(rows) == 1:
+        return (rows[0],)
+    return tuple(row for row in rows if family.shape(row, sizes) == spec.shape) or tuple(rows)
+
+
+def _parts_of(family: Family, config: Config, fitting: Mapping[str, tuple[Row, ...]]) -> set[str]:
+    """The parts that the tensors of a checkpoint belong to.
+
+    A tensor whose name and shape fit several parts counts for that of the class which config.json names, or for all of them.
+    """
+    named = {part for head in family.heads if head.architecture in named_architectures(config) for part in head.parts}
+    parts = set()
+    for rows in fitting.values():
+        own = {row.layout.part for row in rows}
+        parts |= own & named if len(own) > 1 and own & named else own
+    return parts
 
 
 def _merge_tied(family: Family, config: Config, stored: dict[str, TensorSpec]) -> tuple[tuple[str, str], ...]:
@@ -210,7 +230,8 @@ def _class_of(family: Family, parts: set[str], config: Config, *, bare: bool, la
         bare: whether all names lack the family's prefix, as those of a class without a head do.
 
     Raises:
-        SourceError: config.json names a class with more parts, and the names have the prefix, as those of such a class do.
+        SourceError: config.json names a class with more parts, and either some of its own are in the checkpoint, or the names have the
+            prefix, as those of such a class do.
     """
     tied = set(family.tied) if family.complete(config).get(family.tie_key) else set()
     unstored = {row.layout.part for row in family.table if row.layout.part}
@@ -224,7 +245,8 @@ def _class_of(family: Family, parts: set[str], config: Config, *, bare: bool, la
     best = [head for head in fitting if len({*head.parts} - unstored) == most]
     chosen = next((head for head in best if head.architecture in names), best[0])
     cut = [head for head in family.heads if head.architecture in names and head not in fitting]
-    if cut and chosen.base and not bare and chosen.architecture not in names:
+    begun = bool(cut) and bool(parts & {*cut[0].parts} - {*chosen.parts})
+    if cut and chosen.architecture not in names and (begun or (chosen.base and not bare)):
         rows = family.for_head(cut[0]).rows_for(config)
         raise SourceError(
             f"config.json names {cut[0].architecture}, and the tensors of its head are in no weight file",
@@ -242,8 +264,8 @@ def named_architectures(config: Config) -> list[str]:
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
-def _checked_spec(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, ...], label: str) -> TensorSpec:
-    """Return a tensor in the shape of its row. Raises SourceError unless it is floating-point and has that shape."""
+def _checked_dtype(spec: TensorSpec, label: str) -> TensorSpec:
+    """Return a tensor as it is. Raises SourceError unless it is floating-point."""
     if spec.dtype not in FLOAT_DTYPES:
         raise SourceError(
             "a weight is not a floating-point tensor",
@@ -252,6 +274,11 @@ def _checked_spec(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, 
             found=spec.dtype,
             hint="quantised checkpoints cannot grow; use the original checkpoint",
         )
+    return spec
+
+
+def _checked_shape(family: Family, row: Row, spec: TensorSpec, shape: tuple[int, ...], label: str) -> TensorSpec:
+    """Return a tensor in the shape of its row. Raises SourceError unless it has that shape, or one that the library flattens."""
     fewer = len(spec.shape) < len(shape) and spec.shape[:1] == shape[:1]
     if row.pattern in family.flattened and fewer and spec.elements == math.prod(shape):
         return replace(spec, shape=shape)

@@ -12,10 +12,13 @@ A row of a family's table is `name pattern : layout`.
               1 position embed                             `1` is a dummy dim
               query if attention_bias                      exists only if the config key is true (`if not KEY`: false)
               embed <- embed in pooler                     belongs to a part that a checkpoint has completely or not at all
+              label <- pooled in sequence | label <- embed in token
+                                                           one name that means something else in each part; no class has two of them
 
     size      n_inner or 4 * n_embd                        config keys, integers, `*`, `/` (exact), `+`, `or` (if None); a product with
                                                            a fractional factor is rounded down; `img_size[0]` is the first of a
-                                                           pair, and a number stands for a pair of equal ones
+                                                           pair, and a number stands for a pair of equal ones; `#id2label` is the
+                                                           number of entries of a mapping or a list
 
 docs/development/adr/0001-arrow-notation.md gives the reasons for this notation.
 """
@@ -40,8 +43,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 
-# A config key in a size expression, or one entry of a pair.
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\[[01]\])?")
+# A config key in a size expression, one entry of a pair, or the number of a key's entries.
+_KEY = re.compile(r"#?[A-Za-z_][A-Za-z0-9_]*(?:\[[01]\])?")
 
 _DEPTH = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -134,6 +137,19 @@ def parse_layout(text: str) -> Layout:
     if sum(len(dim.parts) > 1 for dim in dims) > 1:
         raise NotationError(f"layout {text!r}: one fused dim at most")
     return layout
+
+
+def parse_layouts(text: str) -> tuple[Layout, ...]:
+    """Parse the layouts of one name, one for each part that has the name. Raises NotationError.
+
+    >>> [layout.part for layout in parse_layouts("label <- pooled in sequence | label <- embed in token")]
+    ['sequence', 'token']
+    """
+    layouts = tuple(parse_layout(alternative) for alternative in text.split("|"))
+    parts = [layout.part for layout in layouts]
+    if len(layouts) > 1 and ("" in parts or len(set(parts)) < len(parts)):
+        raise NotationError(f"layout {text!r}: each alternative needs a part of its own (`in PART`)")
+    return layouts
 
 
 def _suffix(body: str, text: str, mark: str) -> tuple[str, str]:
@@ -236,9 +252,12 @@ def evaluate(expression: str, config: Mapping[str, object], *, zero: bool = Fals
 
 
 def _entry(key: str, config: Mapping[str, object]) -> object:
-    """The value of a key; of `key[0]` or `key[1]` that entry of a pair, or the value itself if it is not a pair."""
-    name, bracket, index = key.rstrip("]").partition("[")
+    """The value of a key; of `key[0]` or `key[1]` that entry of a pair, or the value itself if it is not a pair; of `#key` its entries."""
+    name, bracket, index = key.removeprefix("#").rstrip("]").partition("[")
     value = config.get(name)
+    if key.startswith("#"):
+        # A mapping or list without entries is as good as none: the library makes up names then.
+        return len(value) or None if isinstance(value, dict | list | tuple) else value
     return value[int(index)] if bracket and isinstance(value, list | tuple) and len(value) == 2 else value
 
 

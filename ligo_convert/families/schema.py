@@ -28,7 +28,7 @@ from ligo_convert.families.notation import (
     matcher,
     name_at,
     paired_keys,
-    parse_layout,
+    parse_layouts,
     size_keys,
 )
 from ligo_convert.limits import LABELS, LAYERS, TENSORS
@@ -36,17 +36,36 @@ from ligo_convert.limits import LABELS, LAYERS, TENSORS
 Config = Mapping[str, object]
 
 
-Task = Literal["causal-lm", "masked-lm", "encoder", "decoder", "sequence-classification", "image-classification"]
+Task = Literal[
+    "causal-lm",
+    "masked-lm",
+    "encoder",
+    "decoder",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "image-classification",
+]
 
 
 # Config keys from which the libraries make a name for every class, whether or not the model has a classifier.
 _LABEL_KEYS = ("num_labels", "num_classes")
 
+# Config keys that name the classes, in transformers.
+_NAMES_OF_LABELS = ("id2label", "label2id")
+
 # Tasks of models without a head, whose output is their last hidden states.
 HEADLESS: tuple[Task, ...] = ("encoder", "decoder")
 
 # Tasks without a loss on plain text: their operator is fitted by comparing outputs with the source's.
-WITHOUT_LOSS: tuple[Task, ...] = (*HEADLESS, "sequence-classification")
+WITHOUT_LOSS: tuple[Task, ...] = (
+    *HEADLESS,
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+)
 
 # Tasks in which a token sees only those before it: their text is never masked.
 CAUSAL: tuple[Task, ...] = ("causal-lm", "decoder")
@@ -73,6 +92,7 @@ class Head:
         architecture: the class name in config.json.
         auto_class: the library's class that loads it.
         base: True for the model without a head, which omits the family's prefix from tensor names.
+        prefix: what stands in tensor names of this class instead of the family's prefix; "" for that prefix itself.
         options: keyword arguments of the constructor.
     """
 
@@ -81,6 +101,7 @@ class Head:
     architecture: str
     auto_class: str
     base: bool = False
+    prefix: str = ""
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -323,7 +344,10 @@ class Family:
 
     def written(self, name: str) -> str:
         """Convert a canonical tensor name to the name in the chosen class."""
-        return name.removeprefix(self.optional_prefix) if self.chosen.base else name
+        bare = name.removeprefix(self.optional_prefix)
+        if self.chosen.base or (self.chosen.prefix and bare != name):
+            return self.chosen.prefix + bare
+        return name
 
     # The table, expanded and checked for consistency.
 
@@ -336,8 +360,9 @@ class Family:
     def table(self) -> tuple[Row, ...]:
         """The rows of all classes. Raises NotationError if the table is inconsistent."""
         rows = tuple(
-            Row(pattern=name, layout=parse_layout(layout))
-            for pattern, layout in self.tensors.items()
+            Row(pattern=name, layout=layout)
+            for pattern, text in self.tensors.items()
+            for layout in parse_layouts(text)
             for name in expand(pattern)
         )
         known = {*self.axes, *self.streams, "1"}
@@ -350,8 +375,11 @@ class Family:
                 raise NotationError(f"{self.name}: {row.pattern}: no head has the part {row.layout.part!r}")
             if row.depth is not None and row.depth not in self.axes:
                 raise NotationError(f"{self.name}: {row.pattern}: {row.depth!r} is not an axis")
-        if len({row.pattern for row in rows}) != len(rows):
-            raise NotationError(f"{self.name}: two rows have the same pattern")
+        for head in self.heads:
+            own = [row.pattern for row in rows if row.layout.part in ("", *head.parts)]
+            twice = next((pattern for pattern, count in Counter(own).items() if count > 1), None)
+            if twice is not None:
+                raise NotationError(f"{self.name}: {head.name} has two rows of the pattern {twice}")
         return rows
 
     @cached_property
@@ -369,10 +397,15 @@ class Family:
         return tuple(dict.fromkeys(key for expression in self.axes.values() for key in size_keys(expression)))
 
     @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """The config keys that name the classes, and that decide their number; empty if none do."""
+        return _NAMES_OF_LABELS if set(_NAMES_OF_LABELS) & set(self.size_keys) else ()
+
+    @cached_property
     def config_keys(self) -> frozenset[str]:
         """The config keys that this definition names."""
         named = {*self.defaults, *self.size_keys, *self.required_values, *self.per_layer_keys, *self.layer_index_keys}
-        named |= {*self.conditional_keys, *self.function_irrelevant_keys}
+        named |= {*self.conditional_keys, *self.function_irrelevant_keys, *self.label_names}
         named |= {self.norm.epsilon, self.tie_key, self.scale_key, self.scale_init, self.activation}
         return frozenset(named - {""})
 
@@ -407,6 +440,21 @@ class Family:
     def pooled_modules(self) -> frozenset[str]:
         """`pooled` with alternatives expanded: modules, and tensors without a module, applied to one token of each sequence."""
         return frozenset(name for pattern in self.pooled for name in expand(pattern))
+
+    @cached_property
+    def _pooled_streams(self) -> frozenset[str]:
+        """Streams that only pooled modules write."""
+        written: dict[str, set[str]] = {}
+        for row in self.rows:
+            for dim in row.layout.dims:
+                for part in dim.parts if dim.role == "write" else ():
+                    written.setdefault(part, set()).add(row.module)
+        return frozenset(stream for stream, modules in written.items() if modules <= self.pooled_modules)
+
+    def is_pooled(self, row: Row) -> bool:
+        """Whether a row acts on one token of each sequence: a pooled module, or what reads nothing but the output of one."""
+        reads = {part for dim in row.layout.dims if dim.role == "read" for part in dim.parts}
+        return row.module in self.pooled_modules or (bool(reads) and reads <= self._pooled_streams)
 
     def is_residual_output(self, row: Row) -> bool:
         return row.module in self.residual_output_modules
@@ -583,11 +631,19 @@ class Family:
         """
         name = self.unwrapped(name)
         names = [name, *(name.removesuffix(old) + new for old, new in self.renamed.items() if _ends(name, old))]
-        for known in names:
-            for prefixed in (known, self.optional_prefix + known, known.removeprefix(self.optional_prefix)):
-                if prefixed in wanted:
-                    return prefixed
-        return None
+        return next((spelled for known in names for spelled in self._spellings(known) if spelled in wanted), None)
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        """Yield the canonical names that a name on disk may stand for: with and without the family's prefix, or another class's."""
+        yield from (name, self.optional_prefix + name, name.removeprefix(self.optional_prefix))
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                yield self.optional_prefix + name.removeprefix(prefix)
+
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """The leading parts of tensor names in classes with a head: the family's own first."""
+        return tuple(dict.fromkeys((self.optional_prefix, *(head.prefix for head in self.heads if head.prefix))))
 
     def likeness(self, names: Collection[str]) -> float:
         """How far tensor names on disk are those of this family, from 0 to 1, whatever the sizes.
@@ -609,7 +665,7 @@ class Family:
     def is_ignored(self, name: str) -> bool:
         """Return whether the library's loader passes over a tensor with this name on disk."""
         name = self.unwrapped(name)
-        return any(known.match(name) or known.match(self.optional_prefix + name) for known in self._ignored)
+        return any(known.match(spelled) for spelled in self._spellings(name) for known in self._ignored)
 
     # Targets.
 
@@ -627,8 +683,8 @@ class Family:
             RecipeError: an unknown key, a size that does not fit or shrinks, an axis that cannot grow, a new tie.
         """
         self._check_keys(config, changes, where)
-        target = {**config, **changes}
         try:
+            target = self._relabelled(config, changes)
             old, new = self.sizes(config), self.sizes(target)
         except SizeError as error:
             raise RecipeError(f"the target's sizes do not fit: {error}", where=where) from None
@@ -650,6 +706,27 @@ class Family:
                 raise RecipeError(
                     f"{self.name} with {key} = {brief(changes[key])} is not supported", where=where, expected=value
                 )
+        return target
+
+    def _relabelled(self, config: Config, changes: Mapping[str, object]) -> dict[str, object]:
+        """`changes` applied to a config, without the names of classes that it no longer has."""
+        target = {**config, **changes}
+        ids = changes.get("id2label") if self.label_names else None
+        if isinstance(ids, Mapping):
+            # A number that the config states would win over the names.
+            dropped = {"num_labels", "label2id"}
+        elif (
+            self.label_names
+            and changes.get("num_labels", self.sizes(config)[self.labels]) != self.sizes(config)[self.labels]
+        ):
+            dropped = {*self.label_names}
+        else:
+            dropped = set()
+        target = {key: value for key, value in target.items() if key in changes or key not in dropped}
+        if isinstance(ids, Mapping) and "label2id" not in changes:
+            target["label2id"] = {
+                name: int(number) if str(number).isdigit() else number for number, name in ids.items()
+            }
         return target
 
     def _check_keys(self, config: Config, changes: Mapping[str, object], where: str) -> None:
@@ -721,6 +798,7 @@ class Family:
             *self.size_keys,
             *self.function_irrelevant_keys,
             *self.per_layer_keys,
+            *self.label_names,
             self.norm.epsilon,
             self.tie_key,
         }

@@ -150,7 +150,8 @@ class Loader:
 
         self.read, self.family, self.inventory, self.device = read, family, inventory, device
         self.dtype = dtype or TORCH_DTYPES[compute_dtype(inventory)]
-        self.rows = {row.pattern: row for row in family.table}
+        # Where parts share a name, the row of the chosen class.
+        self.rows = {row.pattern: row for row in (*family.table, *family.rows)}
 
     def load(self, pattern: str, layer: int | None) -> torch.Tensor:
         """Return the tensor of a row at a source layer."""

@@ -32,6 +32,9 @@ PIPELINES = {
     "encoder": "feature-extraction",
     "decoder": "feature-extraction",
     "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
     "image-classification": "image-classification",
 }
 
@@ -44,9 +47,7 @@ _AGREEMENT = (
 LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
-    "encoder": _AGREEMENT,
-    "decoder": _AGREEMENT,
-    "sequence-classification": _AGREEMENT,
+    **dict.fromkeys(WITHOUT_LOSS, _AGREEMENT),
     "image-classification": ("Mean classification loss", "nats an image"),
 }
 

@@ -343,8 +343,10 @@ def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[
     """
     from ligo_convert.training.functional_model import LibraryModel
 
-    rows = {row.name(layer): row for row in family.table for layer in family.layers(row, operator.target)}
-    old = {row.name(layer): row for row in family.table for layer in family.layers(row, operator.source)}
+    # Where parts share a name, the row of the chosen class.
+    table = (*family.table, *family.rows)
+    rows = {row.name(layer): row for row in table for layer in family.layers(row, operator.target)}
+    old = {row.name(layer): row for row in table for layer in family.layers(row, operator.source)}
     group_of: dict[str, set[int]] = {}
     by_dims: dict[int, int] = {}
     for number, group in enumerate(read.names):

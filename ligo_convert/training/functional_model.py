@@ -151,6 +151,10 @@ def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.n
     made = library_config(family, config)
     model = _build(family, config, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
     model.tie_weights()  # type: ignore[operator]
+    if family.task == "sequence-classification" and made.pad_token_id is None:
+        # Decoders classify the last token that is no padding, and refuse a batch if they do not know which those are. No text here is
+        # padded without a padding id: every token counts.
+        made.pad_token_id = _NO_TOKEN
     return model
 
 
@@ -161,6 +165,8 @@ def _timm_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module
     arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
     return _build(family, config, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
 
+
+_NO_TOKEN = -1  # the id of no token
 
 _LIBRARIES: dict[str, Callable[[Family, Mapping[str, object]], torch.nn.Module]] = {
     "transformers": _transformers_model,

@@ -8,6 +8,9 @@ Output: arguments for the library's model, one output tensor, a mean loss. `TASK
     image-classification      cross-entropy of the class, mean nats per image
     encoder                   no head and no loss; the function is the last hidden state (see `objectives`)
     sequence-classification   a head, but text without labels: the function is the logits; fitted like an encoder
+    token-classification      the same, with logits for each token
+    question-answering        the same, with the logits of a span's first and last token
+    multiple-choice           the same; a text is measured as a question with one choice
 """
 
 from __future__ import annotations
@@ -57,6 +60,14 @@ def _unmasked(batch: Tensors) -> dict[str, Any]:
     labels = batch.get("labels")
     ids = batch["input_ids"]
     return {**_tokens(batch), "input_ids": ids if labels is None else torch.where(labels == IGNORED, ids, labels)}
+
+
+def _with_states(batch: Tensors) -> dict[str, Any]:
+    return {**_unmasked(batch), "output_hidden_states": True}
+
+
+def _last_states(returned: Any) -> torch.Tensor:
+    return returned.hidden_states[-1]  # type: ignore[no-any-return]
 
 
 def _causal(batch: Tensors) -> dict[str, Any]:
@@ -124,10 +135,30 @@ TASKS: dict[str, TaskFunctions] = {
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda returned: returned.last_hidden_state, loss=None),
     "decoder": TaskFunctions(inputs=_causal, output=lambda returned: returned.last_hidden_state, loss=None),
     "sequence-classification": TaskFunctions(
-        inputs=lambda batch: {**_unmasked(batch), "output_hidden_states": True},
+        inputs=_with_states,
         output=_logits,
         loss=None,
-        states=lambda returned: returned.hidden_states[-1],
+        states=_last_states,
+    ),
+    "token-classification": TaskFunctions(
+        inputs=_with_states,
+        output=_logits,
+        loss=None,
+        states=_last_states,
+    ),
+    "question-answering": TaskFunctions(
+        inputs=_with_states,
+        output=lambda returned: torch.stack([returned.start_logits, returned.end_logits], -1),
+        loss=None,
+        states=_last_states,
+    ),
+    "multiple-choice": TaskFunctions(
+        inputs=lambda batch: (
+            {name: ids[:, None] for name, ids in _unmasked(batch).items()} | {"output_hidden_states": True}
+        ),
+        output=_logits,
+        loss=None,
+        states=_last_states,
     ),
     "image-classification": TaskFunctions(
         inputs=lambda batch: {"pixel_values": batch["pixel_values"]},

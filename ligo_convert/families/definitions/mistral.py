@@ -20,6 +20,25 @@ MISTRAL = replace(
     model_type="mistral",
     heads=(
         Head(parts=("lm",), task="causal-lm", architecture="MistralForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(
+            parts=("score",),
+            task="sequence-classification",
+            architecture="MistralForSequenceClassification",
+            auto_class="AutoModelForSequenceClassification",
+        ),
+        Head(
+            parts=("score", "score_bias"),
+            task="token-classification",
+            architecture="MistralForTokenClassification",
+            auto_class="AutoModelForTokenClassification",
+        ),
+        Head(
+            parts=("answers",),
+            task="question-answering",
+            architecture="MistralForQuestionAnswering",
+            auto_class="AutoModelForQuestionAnswering",
+            prefix="transformer.",
+        ),
         Head(task="decoder", architecture="MistralModel", auto_class="AutoModel", base=True),
     ),
     tensors={
@@ -33,6 +52,10 @@ MISTRAL = replace(
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed in lm",
+        "score.weight": "label <- embed in score",
+        "score.bias": "label in score_bias",
+        "qa_outputs.weight": "span <- embed in answers",
+        "qa_outputs.bias": "span in answers",
     },
     required_values={},
     integer_expressions=(),

@@ -20,6 +20,18 @@ PHI3 = replace(
     model_type="phi3",
     heads=(
         Head(parts=("lm",), task="causal-lm", architecture="Phi3ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(
+            parts=("score",),
+            task="sequence-classification",
+            architecture="Phi3ForSequenceClassification",
+            auto_class="AutoModelForSequenceClassification",
+        ),
+        Head(
+            parts=("score", "score_bias"),
+            task="token-classification",
+            architecture="Phi3ForTokenClassification",
+            auto_class="AutoModelForTokenClassification",
+        ),
         Head(task="decoder", architecture="Phi3Model", auto_class="AutoModel", base=True),
     ),
     tensors={
@@ -31,6 +43,8 @@ PHI3 = replace(
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed in lm",
+        "score.weight": "label <- embed in score",
+        "score.bias": "label in score_bias",
     },
     required_values={},
     rope_types=("default", "longrope", "su", "yarn"),

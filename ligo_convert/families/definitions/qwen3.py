@@ -20,6 +20,25 @@ QWEN3 = replace(
     model_type="qwen3",
     heads=(
         Head(parts=("lm",), task="causal-lm", architecture="Qwen3ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(
+            parts=("score",),
+            task="sequence-classification",
+            architecture="Qwen3ForSequenceClassification",
+            auto_class="AutoModelForSequenceClassification",
+        ),
+        Head(
+            parts=("score", "score_bias"),
+            task="token-classification",
+            architecture="Qwen3ForTokenClassification",
+            auto_class="AutoModelForTokenClassification",
+        ),
+        Head(
+            parts=("answers",),
+            task="question-answering",
+            architecture="Qwen3ForQuestionAnswering",
+            auto_class="AutoModelForQuestionAnswering",
+            prefix="transformer.",
+        ),
         Head(task="decoder", architecture="Qwen3Model", auto_class="AutoModel", base=True),
     ),
     tensors={
@@ -38,6 +57,10 @@ QWEN3 = replace(
         "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed in lm",
+        "score.weight": "label <- embed in score",
+        "score.bias": "label in score_bias",
+        "qa_outputs.weight": "span <- embed in answers",
+        "qa_outputs.bias": "span in answers",
     },
     # Without a list of layer types, the index of a layer decides whether it has a window.
     layer_index_keys=("use_sliding_window",),

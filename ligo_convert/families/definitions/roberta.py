@@ -33,6 +33,30 @@ ROBERTA = Family(
     other_names=("camembert", "xlm-roberta"),
     heads=(
         Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM", auto_class="AutoModelForMaskedLM"),
+        Head(
+            parts=("sequence",),
+            task="sequence-classification",
+            architecture="RobertaForSequenceClassification",
+            auto_class="AutoModelForSequenceClassification",
+        ),
+        Head(
+            parts=("token",),
+            task="token-classification",
+            architecture="RobertaForTokenClassification",
+            auto_class="AutoModelForTokenClassification",
+        ),
+        Head(
+            parts=("answers",),
+            task="question-answering",
+            architecture="RobertaForQuestionAnswering",
+            auto_class="AutoModelForQuestionAnswering",
+        ),
+        Head(
+            parts=("pooler", "choices"),
+            task="multiple-choice",
+            architecture="RobertaForMultipleChoice",
+            auto_class="AutoModelForMultipleChoice",
+        ),
         Head(parts=("pooler",), task="encoder", architecture="RobertaModel", auto_class="AutoModel", base=True),
         Head(
             task="encoder",
@@ -50,6 +74,8 @@ ROBERTA = Family(
         "vocab": "vocab_size",
         "position": "max_position_embeddings",
         "segment": "type_vocab_size",
+        "label": "num_labels or #id2label or 2",
+        "choice": "1",
         "layer": "num_hidden_layers",
     },
     streams={
@@ -92,6 +118,14 @@ ROBERTA = Family(
         "lm_head.layer_norm.bias": "transformed shift in lm",
         "lm_head.decoder.weight": "vocab <- transformed in lm",
         "lm_head.decoder.bias": "vocab in lm",
+        "classifier.dense.weight": "pooled <- embed in sequence",
+        "classifier.dense.bias": "pooled in sequence",
+        "classifier.out_proj.weight": "label <- pooled in sequence",
+        "classifier.out_proj.bias": "label in sequence",
+        "classifier.weight": "label <- embed in token | choice <- pooled in choices",
+        "classifier.bias": "label in token | choice in choices",
+        "qa_outputs.weight": "label <- embed in answers",
+        "qa_outputs.bias": "label in answers",
     },
     norm=Norm(
         stream="embed",
@@ -109,7 +143,7 @@ ROBERTA = Family(
     # Positions start after the padding id.
     position_offset="pad_token_id + 1",
     lookup_axes=("vocab", "position", "segment"),
-    pooled=("roberta.pooler.dense",),
+    pooled=("roberta.pooler.dense", "classifier.dense"),
     optional_prefix="roberta.",
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     tied={
@@ -121,7 +155,8 @@ ROBERTA = Family(
         "roberta.encoder.layer.{layer}.attention.output.dense",
         "roberta.encoder.layer.{layer}.output.dense",
     ),
-    never_grown=("vocab", "position", "segment"),
+    labels="label",
+    never_grown=("vocab", "position", "segment", "label", "choice"),
     dot_products=(("query", "key"),),
     activation="hidden_act",
     required_values={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},

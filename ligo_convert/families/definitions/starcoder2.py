@@ -20,6 +20,18 @@ STARCODER2 = replace(
     model_type="starcoder2",
     heads=(
         Head(parts=("lm",), task="causal-lm", architecture="Starcoder2ForCausalLM", auto_class="AutoModelForCausalLM"),
+        Head(
+            parts=("score",),
+            task="sequence-classification",
+            architecture="Starcoder2ForSequenceClassification",
+            auto_class="AutoModelForSequenceClassification",
+        ),
+        Head(
+            parts=("score", "score_bias"),
+            task="token-classification",
+            architecture="Starcoder2ForTokenClassification",
+            auto_class="AutoModelForTokenClassification",
+        ),
         Head(task="decoder", architecture="Starcoder2Model", auto_class="AutoModel", base=True),
     ),
     tensors={
@@ -41,6 +53,8 @@ STARCODER2 = replace(
         "model.norm.weight": "embed gain",
         "model.norm.bias": "embed shift",
         "lm_head.weight": "vocab <- embed in lm",
+        "score.weight": "label <- embed in score",
+        "score.bias": "label in score_bias",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="norm_epsilon", head="model.norm"),
     residual_outputs=("model.layers.{layer}.self_attn.o_proj", "model.layers.{layer}.mlp.c_proj"),
