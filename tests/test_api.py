@@ -297,10 +297,10 @@ def test_a_timm_model_without_a_classifier_is_refused() -> None:
 
 
 def test_a_class_that_no_family_lists_is_refused() -> None:
-    from transformers import GPT2ForTokenClassification
+    from transformers import GPT2DoubleHeadsModel
 
-    model = GPT2ForTokenClassification(model_of(config_of("gpt2")).config)
-    with pytest.raises(SourceError, match="GPT2ForTokenClassification is not supported"):
+    model = GPT2DoubleHeadsModel(model_of(config_of("gpt2")).config)
+    with pytest.raises(SourceError, match="GPT2DoubleHeadsModel is not supported"):
         ligo_convert.grow(model, {"n_layer": 3})
 
 

@@ -435,9 +435,15 @@ TOLD: list[tuple[str, Change, dict[str, object], tuple[str, ...]]] = [
     ("llama", lambda tensors: tensors, {"attention_bias": False}, ("attention_bias = False", "set attention_bias")),
     (
         "bert",
+        added(regressor__weight=(2, 16)),
+        {"architectures": ["BertForRegression"]},
+        ("config.json names BertForRegression", "BertForMaskedLM", "AutoModel.from_pretrained"),
+    ),
+    (
+        "bert",
         added(classifier__weight=(2, 16)),
         {"architectures": ["BertForSequenceClassification"]},
-        ("config.json names BertForSequenceClassification", "BertForMaskedLM", "AutoModel.from_pretrained"),
+        ("config.json names BertForSequenceClassification", "bert.pooler.dense.weight", "incomplete"),
     ),
     ("vit", reshaped("pos_embed", (1, 1, 80)), {}, ("timm would adapt it", "save_for_hf")),
     ("vit", added(blocks__0__gamma_1=(16,)), {}, ("no row claims blocks.0.gamma_1",)),

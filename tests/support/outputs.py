@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from ligo_convert.conversion.convert import ConversionResult
+
 # The clock's figures and what vouches for them; all else is the same however often a run was stopped.
 LOGS = ("ligo/fit.jsonl", "ligo/train.jsonl")
 
@@ -44,3 +46,10 @@ def resign(out: Path, *names: str) -> None:
         name = line[66:]
         lines.append(f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n")
     (out / "ligo" / "SHA256SUMS").write_text("".join(lines))
+
+
+def drawn_of(outcome: ConversionResult) -> list[str]:
+    """What provenance.json names as drawn: rows, layers and new entries that took nothing from the source."""
+    statement = json.loads((outcome.out / "ligo" / "provenance.json").read_text())
+    drawn: list[str] = statement["predicate"]["buildDefinition"]["internalParameters"]["drawn"]
+    return drawn

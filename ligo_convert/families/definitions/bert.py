@@ -85,6 +85,8 @@ BERT = Family(
         "segment": "type_vocab_size",
         "label": "num_labels or #id2label or 2",
         "choice": "1",
+        # The logits of an answer's first and last token.
+        "span": "2",
         "next": "2",
         "layer": "num_hidden_layers",
     },
@@ -132,8 +134,8 @@ BERT = Family(
         "cls.seq_relationship.bias": "next in nsp",
         "classifier.weight": "label <- pooled in sequence | label <- embed in token | choice <- pooled in choices",
         "classifier.bias": "label in sequence | label in token | choice in choices",
-        "qa_outputs.weight": "label <- embed in answers",
-        "qa_outputs.bias": "label in answers",
+        "qa_outputs.weight": "span <- embed in answers",
+        "qa_outputs.bias": "span in answers",
     },
     norm=Norm(
         stream="embed",
@@ -162,7 +164,7 @@ BERT = Family(
         "bert.encoder.layer.{layer}.output.dense",
     ),
     labels="label",
-    never_grown=("vocab", "position", "segment", "next", "label", "choice"),
+    never_grown=("vocab", "position", "segment", "next", "label", "choice", "span"),
     dot_products=(("query", "key"),),
     activation="hidden_act",
     required_values={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},

@@ -60,6 +60,7 @@ GPT2 = Family(
         "mlp": "n_inner or 4 * n_embd",
         "vocab": "vocab_size",
         "label": "num_labels or #id2label or 2",
+        # The logits of an answer's first and last token.
         "span": "2",
         "position": "n_positions",
         "layer": "n_layer",

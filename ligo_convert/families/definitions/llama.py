@@ -62,6 +62,7 @@ LLAMA = Family(
         "mlp": "intermediate_size",
         "vocab": "vocab_size",
         "label": "num_labels or #id2label or 2",
+        # The logits of an answer's first and last token.
         "span": "2",
         "layer": "num_hidden_layers",
         "kv_heads": "num_key_value_heads or num_attention_heads",

@@ -37,7 +37,6 @@ MISTRAL = replace(
             task="question-answering",
             architecture="MistralForQuestionAnswering",
             auto_class="AutoModelForQuestionAnswering",
-            prefix="transformer.",
         ),
         Head(task="decoder", architecture="MistralModel", auto_class="AutoModel", base=True),
     ),

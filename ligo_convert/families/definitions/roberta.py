@@ -76,6 +76,8 @@ ROBERTA = Family(
         "segment": "type_vocab_size",
         "label": "num_labels or #id2label or 2",
         "choice": "1",
+        # The logits of an answer's first and last token.
+        "span": "2",
         "layer": "num_hidden_layers",
     },
     streams={
@@ -124,8 +126,8 @@ ROBERTA = Family(
         "classifier.out_proj.bias": "label in sequence",
         "classifier.weight": "label <- embed in token | choice <- pooled in choices",
         "classifier.bias": "label in token | choice in choices",
-        "qa_outputs.weight": "label <- embed in answers",
-        "qa_outputs.bias": "label in answers",
+        "qa_outputs.weight": "span <- embed in answers",
+        "qa_outputs.bias": "span in answers",
     },
     norm=Norm(
         stream="embed",
@@ -156,7 +158,7 @@ ROBERTA = Family(
         "roberta.encoder.layer.{layer}.output.dense",
     ),
     labels="label",
-    never_grown=("vocab", "position", "segment", "label", "choice"),
+    never_grown=("vocab", "position", "segment", "label", "choice", "span"),
     dot_products=(("query", "key"),),
     activation="hidden_act",
     required_values={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
