@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from ligo_convert.families import notation as axes
-from ligo_convert.families.notation import NotationError, SizeError, evaluate, expand, matcher, name_at, parse_layout
+from ligo_convert.families.notation import (
+    NotationError,
+    SizeError,
+    evaluate,
+    expand,
+    matcher,
+    name_at,
+    parse_layout,
+    parse_layouts,
+)
 
 LAYOUTS = [
     ("mlp <- embed", [("mlp", "write"), ("embed", "read")]),
@@ -55,6 +64,18 @@ def test_conditions_and_optional_rows() -> None:
     assert (both.dims[0].role, both.condition, both.part) == ("scale", "init_values", "head")
 
 
+def test_a_name_may_have_a_layout_for_each_part() -> None:
+    both = parse_layouts("label <- pooled in one|label if named in other")
+    assert [(layout.part, layout.streams, layout.condition) for layout in both] == [
+        ("one", ("label", "pooled"), ""),
+        ("other", ("label",), "named"),
+    ]
+    assert [layout.part for layout in parse_layouts("embed <- embed")] == [""]
+    for text in ("a <- b | a <- c in one", "a <- b in one | a <- c in one", "a in one |", "a | b"):
+        with pytest.raises(NotationError):
+            parse_layouts(text)
+
+
 def test_fused_dims_come_apart_in_storage_order() -> None:
     layout = parse_layout("embed -> query+key+value")
     assert layout.fused_dim == 1
@@ -96,6 +117,12 @@ SIZES = [
     ("a[0] / b[0] * a[1] / b[1] + 1", {"a": [32, 64], "b": 16}, 9),
     ("a[0] * a[1]", {"a": (2, 3)}, 6),
     ("a[0] * a[1]", {"a": 3}, 9),
+    ("#a", {"a": {"0": "x", "1": "y"}}, 2),
+    ("#a", {"a": ["x", "y", "z"]}, 3),
+    ("n or #a or 2", {"n": 5, "a": ["x"]}, 5),
+    ("n or #a or 2", {"n": None, "a": ["x"]}, 1),
+    ("n or #a or 2", {"a": {}}, 2),
+    ("n or #a or 2", {}, 2),
 ]
 
 

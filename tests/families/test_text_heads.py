@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.conversion.convert import ConversionResult, convert
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.inventory import claim_tensors
+from ligo_convert.families.notation import NotationError
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family, Head
 from ligo_convert.outputs.verify import verify
@@ -148,6 +150,13 @@ def test_a_body_gets_a_new_head(architecture: str, labels: Mapping[str, object],
     assert loaded(done.out, head).config.num_labels == labels.get("num_labels", 2)
     assert all("(new head)" in name for name in drawn_of(done))
     assert drawn_of(done)
+
+
+def test_no_class_has_two_rows_of_one_name() -> None:
+    bert = FAMILIES["bert"]
+    both = Head(parts=("sequence", "token"), task="encoder", architecture="Both", auto_class="AutoModel")
+    with pytest.raises(NotationError, match=r"bert: Both has two rows of the pattern classifier\.weight"):
+        replace(bert, heads=(*bert.heads, both)).table  # noqa: B018
 
 
 # --- which class a checkpoint is of -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from ligo_convert.cli.inspect import families_list, starts_list
 from ligo_convert.cli.main import cli
 from ligo_convert.errors import Interrupted, LigoError, RecipeError
 from ligo_convert.families.registry import FAMILIES
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import WITHOUT_LOSS, Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
 from ligo_convert.growth.state_maps import POLICIES
@@ -206,9 +206,7 @@ def code(names: Sequence[str]) -> str:
 LEARNED_BY = {
     "causal-lm": "next token",
     "masked-lm": "masked tokens",
-    "encoder": "agreement with the source",
-    "decoder": "agreement with the source",
-    "sequence-classification": "agreement with the source",
+    **dict.fromkeys(WITHOUT_LOSS, "agreement with the source"),
     "image-classification": "class of an image",
 }
 
