@@ -211,6 +211,14 @@ LEARNED_BY = {
 }
 
 
+def by_phrase(tasks: Iterable[str]) -> dict[str, list[str]]:
+    """What the operator is learned by -> the tasks."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(LEARNED_BY[task], []).append(task)
+    return found
+
+
 def family_support() -> str:
     """What each family can be grown by. Its case in `tiny.CASES` is what `test_parity` runs in float64, in the library's own model."""
     rows = []
@@ -221,7 +229,7 @@ def family_support() -> str:
             (
                 f"`{name}`",
                 family.library,
-                "; ".join(f"{task}: {LEARNED_BY[task]}" for task in tasks),
+                "; ".join(f"{', '.join(found)}: {how}" for how, found in by_phrase(tasks).items()),
                 code(grown),
                 width_support(family, "even"),
                 width_support(family, "uneven"),
