@@ -215,7 +215,7 @@ def _claimed(config: dict[str, object], specs: dict[str, TensorSpec], label: str
     return {
         "family": family.name,
         "fits": "every tensor matches one row",
-        "axes": {axis: sizes[axis] for axis in family.axes},
+        "axes": {axis: sizes[axis] for axis in inventory.family.class_axes},
         "ignored": list(inventory.ignored),
     }
 
@@ -254,7 +254,7 @@ def _inspect_operator(path: Path) -> dict[str, Any]:
         "tie": operator.tie,
         "terms": len(operator.terms),
         "parameters": operator.parameters,
-        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in family.axes},
+        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in family.class_axes},
         "streams": sorted({key for term in operator.terms for key in term.widths}),
         "notes": json.loads(json.dumps(dict(operator.notes))),
     }

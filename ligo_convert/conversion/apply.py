@@ -174,7 +174,7 @@ def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, fil
         raise SourceError(
             f"{source.label} lacks tensors that {file.name} grows", where=source.label, expected=", ".join(absent[:4])
         )
-    different = {axis: (wanted[axis], found[axis]) for axis in family.axes if wanted[axis] != found[axis]}
+    different = {axis: (wanted[axis], found[axis]) for axis in family.class_axes if wanted[axis] != found[axis]}
     if different or family.is_tied(operator.source) != family.is_tied(source.config):
         axes = different or {family.tie_key: (family.is_tied(operator.source), family.is_tied(source.config))}
         raise SourceError(

@@ -486,7 +486,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "family": plan.family.name,
         "architecture": plan.family.architecture,
         "source": {"label": plan.label, "revision": plan.revision, "at_hand": plan.at_hand},
-        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in plan.family.axes},
+        "axes": {axis: {"source": old[axis], "target": new[axis]} for axis in plan.family.class_axes},
         "parameters": plan.parameters,
         "growth": {
             "width": plan.start.growth.width,

@@ -95,7 +95,7 @@ class TrainPlan:
 
 def _growth_json(family: Family, before: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     old, new = family.sizes(before), family.sizes(stage.config)
-    grown = [axis for axis in family.axes if old[axis] != new[axis]]
+    grown = [axis for axis in family.class_axes if old[axis] != new[axis]]
     assert stage.growth is not None
     return {
         "step": stage.begin,

@@ -387,6 +387,15 @@ class Family:
         return tuple(dict.fromkeys(row.depth for row in self.rows if row.depth is not None))
 
     @cached_property
+    def class_axes(self) -> tuple[str, ...]:
+        """The axes of the chosen class: all but those that only rows of other classes have, such as the classes of a classifier."""
+        own, all_of_them = (
+            {axis for row in rows for stream in row.layout.streams for axis in self.factors(stream)}
+            for rows in (self.rows, self.table)
+        )
+        return tuple(axis for axis in self.axes if axis in own or axis not in all_of_them)
+
+    @cached_property
     def global_streams(self) -> frozenset[str]:
         """Streams that occur in a row without a depth axis: all layers share one map."""
         return frozenset(stream for row in self.rows if row.depth is None for stream in row.layout.streams)

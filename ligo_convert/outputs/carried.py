@@ -155,7 +155,7 @@ def widths_of(
         new=new[stream],
         deepens=any(old[axis] != new[axis] for axis in family.depth_axes),
         readable=terms == 1 and "mean-preserving" not in rewrites,
-        relabels=bool(family.labels) and old[family.labels] != new[family.labels],
+        relabels=family.labels in family.class_axes and old[family.labels] != new[family.labels],
     )
 
 

@@ -66,8 +66,8 @@ def _with_states(batch: Tensors) -> dict[str, Any]:
     return {**_unmasked(batch), "output_hidden_states": True}
 
 
-def _last_states(returned: Any) -> torch.Tensor:
-    return returned.hidden_states[-1]  # type: ignore[no-any-return]
+def _one_choice(batch: Tensors) -> dict[str, Any]:
+    return {name: value[:, None] for name, value in _unmasked(batch).items()} | {"output_hidden_states": True}
 
 
 def _causal(batch: Tensors) -> dict[str, Any]:
@@ -118,6 +118,13 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _classifier(
+    output: Callable[[Any], torch.Tensor], *, inputs: Callable[[Tensors], dict[str, Any]] = _with_states
+) -> TaskFunctions:
+    """Return the functions of a head whose loss needs labels, which text has not."""
+    return TaskFunctions(inputs=inputs, output=output, loss=None, states=lambda returned: returned.hidden_states[-1])
+
+
 TASKS: dict[str, TaskFunctions] = {
     "causal-lm": TaskFunctions(
         inputs=_causal,
@@ -134,32 +141,10 @@ TASKS: dict[str, TaskFunctions] = {
     ),
     "encoder": TaskFunctions(inputs=_unmasked, output=lambda returned: returned.last_hidden_state, loss=None),
     "decoder": TaskFunctions(inputs=_causal, output=lambda returned: returned.last_hidden_state, loss=None),
-    "sequence-classification": TaskFunctions(
-        inputs=_with_states,
-        output=_logits,
-        loss=None,
-        states=_last_states,
-    ),
-    "token-classification": TaskFunctions(
-        inputs=_with_states,
-        output=_logits,
-        loss=None,
-        states=_last_states,
-    ),
-    "question-answering": TaskFunctions(
-        inputs=_with_states,
-        output=lambda returned: torch.stack([returned.start_logits, returned.end_logits], -1),
-        loss=None,
-        states=_last_states,
-    ),
-    "multiple-choice": TaskFunctions(
-        inputs=lambda batch: (
-            {name: ids[:, None] for name, ids in _unmasked(batch).items()} | {"output_hidden_states": True}
-        ),
-        output=_logits,
-        loss=None,
-        states=_last_states,
-    ),
+    "sequence-classification": _classifier(_logits),
+    "token-classification": _classifier(_logits),
+    "question-answering": _classifier(lambda found: torch.stack([found.start_logits, found.end_logits], -1)),
+    "multiple-choice": _classifier(_logits, inputs=_one_choice),
     "image-classification": TaskFunctions(
         inputs=lambda batch: {"pixel_values": batch["pixel_values"]},
         output=lambda returned: returned,

@@ -303,7 +303,7 @@ def test_a_trained_source_and_a_comparison_are_refused_first_too(gpt2: Path, pla
     assert "use_cache" in line
     compared = recipe_of(place, with_keys(gpt2, place, use_cache="no"), GROWN["gpt2"], fit=fit_section())
     with pytest.raises(SourceError, match="use_cache"):
-        compare(compared, place / "out", methods=["scratch"], steps=2)
+        compare(compared, place / "out", methods=["scratch"], steps=8)
     assert left_behind(place) == []
 
 

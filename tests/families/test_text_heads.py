@@ -19,6 +19,7 @@ from support.tiny import CASES, config_of, model_of
 
 import ligo_convert
 from ligo_convert.checkpoints.tensors import TensorSpec
+from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import ConversionResult, convert
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.inventory import claim_tensors
@@ -150,6 +151,19 @@ def test_a_body_gets_a_new_head(architecture: str, labels: Mapping[str, object],
     assert loaded(done.out, head).config.num_labels == labels.get("num_labels", 2)
     assert all("(new head)" in name for name in drawn_of(done))
     assert drawn_of(done)
+
+
+def test_the_number_of_classes_is_no_size_of_a_model_without_classes(tmp_path: Path) -> None:
+    """An operator of a language model fits one whose config names other classes: many a config names some."""
+    family = FAMILIES["gpt2"]
+    assert {"label", "span"} & {*family.class_axes} == set()
+    assert {"label", "span"} & {*family.for_architecture("GPT2ForTokenClassification").class_axes} == {"label"}
+    source = write_case(tmp_path / "source", "gpt2")
+    done = grown(source, "gpt2", CASES["gpt2"].even)
+    other = shutil.copytree(source, tmp_path / "other")
+    change_config(other, lambda config: {**config, "id2label": {"0": "a", "1": "b", "2": "c"}})
+    applied = apply_operator(done.out / "ligo" / "operator.safetensors", str(other), tmp_path / "applied")
+    assert weights_of(applied.out).keys() == weights_of(done.out).keys()
 
 
 def test_no_class_has_two_rows_of_one_name() -> None:
