@@ -254,7 +254,10 @@ def test_an_output_is_verified_inspected_and_left_alone(
     family = family_named(name)
     sizes = family.sizes({**config_of(name), **target})
     found = inspect_path(outcome.out)
-    assert (found["kind"], found["axes"]) == ("output", {axis: sizes[axis] for axis in family.axes})
+    assert (found["kind"], found["axes"]) == (
+        "output",
+        {axis: sizes[axis] for axis in family_of(config_of(name)).class_axes},
+    )
     recipe = place.recipe(source, target, "hyperclone", "copy", output={"dir": str(outcome.out)})
     again = convert(recipe)
     assert (again.changed, again.json()) == (False, {**outcome.json(), "changed": False})
