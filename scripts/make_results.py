@@ -263,6 +263,10 @@ def _limitations(kinds: Data) -> Iterator[str]:
     if one:
         text = f"- One seed: {'; '.join(one)}. The spread over seeds is unknown there, so small differences decide nothing."
         yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    if any(len(figures["seeds"]) > 1 for figures in kinds.values()):
+        text = "- Several seeds: these comparisons have fewer runs between the smallest and the whole budget. Losses between two runs are"
+        text += " interpolated, so the savings at equal loss are coarser there than with one seed; the losses at equal budget are not."
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
     yield "- The best of many methods is partly the luckiest."
     yield "- *Saved* compares losses. It measures neither time nor memory, and no other task."
     yield "- The search for learning rates is not counted, for scratch as for methods."
