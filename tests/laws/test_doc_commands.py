@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from support.source_models import write_checkpoint
+from support.source_models import write_checkpoint, write_text
 
 from ligo_convert.cli.main import cli
 
@@ -89,11 +89,14 @@ def test_the_first_steps_run_as_they_stand(tmp_path: Path) -> None:
     """Every command of getting-started.md in order, in one directory, with fewer steps of training."""
     page = ROOT / "docs" / "getting-started.md"
     write_checkpoint(tmp_path / "my-gpt2")
-    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    recipe, training = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     # The model here is a tiny one.
-    (tmp_path / "recipe.yaml").write_text(
-        recipe.replace("n_layer: 24, n_embd: 1024, n_head: 16", "n_layer: 4, n_embd: 24, n_head: 3")
-    )
+    recipe = recipe.replace("n_layer: 24, n_embd: 1024, n_head: 16", "n_layer: 4, n_embd: 24, n_head: 3")
+    training = training.replace("steps: 2000", "steps: 4, sequence_length: 16, batch_size: 2")
+    # The page shows what may stand in the file that `init` writes, and what is added for `train`.
+    written = {"plan": recipe, "train": recipe + training}
+    (tmp_path / "corpus").mkdir()
+    write_text(tmp_path / "corpus" / "a.txt")
     scripts = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -110,6 +113,8 @@ def test_the_first_steps_run_as_they_stand(tmp_path: Path) -> None:
         fewer = {}
         if "quickstart" in words and words[1] == "run":
             fewer = {"LIGO_CONVERT_RUN_SET": "fit.steps=5 source.pretrain.steps=20"}
+        if words[1] in written:
+            (tmp_path / "recipe.yaml").write_text(written[words[1]])
         ended = subprocess.run(
             words,
             cwd=tmp_path,
@@ -121,5 +126,6 @@ def test_the_first_steps_run_as_they_stand(tmp_path: Path) -> None:
         )
         assert ended.returncode == 0, f"{line}\n{ended.stderr}"
         done.append(words[1])
-    assert done == ["run", "inspect", "verify", "init", "plan", "run"]
+    assert done == ["run", "inspect", "verify", "init", "plan", "run", "train"]
     assert json.loads((tmp_path / "out" / "grown" / "config.json").read_text())["n_layer"] == 4
+    assert (tmp_path / "out" / "trained" / "model.safetensors").is_file()
