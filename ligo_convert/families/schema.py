@@ -720,17 +720,12 @@ class Family:
     def _relabelled(self, config: Config, changes: Mapping[str, object]) -> dict[str, object]:
         """`changes` applied to a config, without the names of classes that it no longer has."""
         target = {**config, **changes}
-        ids = changes.get("id2label") if self.label_names else None
+        ids, dropped = changes.get("id2label") if self.label_names else None, set[str]()
         if isinstance(ids, Mapping):
             # A number that the config states would win over the names.
             dropped = {"num_labels", "label2id"}
-        elif (
-            self.label_names
-            and changes.get("num_labels", self.sizes(config)[self.labels]) != self.sizes(config)[self.labels]
-        ):
-            dropped = {*self.label_names}
-        else:
-            dropped = set()
+        elif self.label_names and "num_labels" in changes:
+            dropped = {*self.label_names} if changes["num_labels"] != self.sizes(config)[self.labels] else set()
         target = {key: value for key, value in target.items() if key in changes or key not in dropped}
         if isinstance(ids, Mapping) and "label2id" not in changes:
             target["label2id"] = {
