@@ -49,6 +49,18 @@ Task = Literal[
 ]
 
 
+# Task -> the class of transformers that loads a checkpoint of it.
+AUTO_CLASSES: Mapping[Task, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "encoder": "AutoModel",
+    "decoder": "AutoModel",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
+
 # Config keys from which the libraries make a name for every class, whether or not the model has a classifier.
 _LABEL_KEYS = ("num_labels", "num_classes")
 
@@ -90,7 +102,7 @@ class Head:
         parts: the parts of the table (`in PART`) that the class has, besides the rows that every class has.
         task: what the class is trained for.
         architecture: the class name in config.json.
-        auto_class: the library's class that loads it.
+        auto_class: the library's class that loads it; "" for the usual one of its task (`AUTO_CLASSES`).
         base: True for the model without a head, which omits the family's prefix from tensor names.
         prefix: what stands in tensor names of this class instead of the family's prefix; "" for that prefix itself.
         options: keyword arguments of the constructor.
@@ -99,7 +111,7 @@ class Head:
     parts: tuple[str, ...] = ()
     task: Task
     architecture: str
-    auto_class: str
+    auto_class: str = ""
     base: bool = False
     prefix: str = ""
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -109,6 +121,28 @@ class Head:
         """The class with its constructor's arguments, such as `BertModel(add_pooling_layer=False)`."""
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
         return f"{self.architecture}({arguments})" if arguments else self.architecture
+
+    @property
+    def loaded_by(self) -> str:
+        """The library's class that loads a checkpoint of this class; "" in timm, which has none."""
+        return self.auto_class or AUTO_CLASSES.get(self.task, "")
+
+
+def classes(heads: tuple[Head, ...], old: str, new: str, *, without: Collection[Task] = ()) -> tuple[Head, ...]:
+    """Return the classes of another family for a family whose class names begin with `new` instead of `old`.
+
+    Args:
+        without: tasks for which the library has no class of this family.
+
+    >>> [head.architecture for head in classes((Head(task="causal-lm", architecture="LlamaForCausalLM"),), "Llama", "Arcee")]
+    ['ArceeForCausalLM']
+    """
+    assert all(head.architecture.startswith(old) for head in heads), old
+    return tuple(
+        replace(head, architecture=new + head.architecture.removeprefix(old))
+        for head in heads
+        if head.task not in without
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +355,7 @@ class Family:
     @property
     def auto_class(self) -> str:
         """The library's class that loads a model of the chosen class."""
-        return self.chosen.auto_class
+        return self.chosen.loaded_by
 
     @property
     def reads(self) -> Literal["text", "images"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.slow import rest_slow
 from support.source_models import write_case
-from support.tiny import CASES
+from support.tiny import BESIDE, CASES, STATED
 
 from ligo_convert.conversion.new_recipe import MOST_GROWTH, default_file, suggest_recipe
 from ligo_convert.conversion.plan import plan_recipe
@@ -20,27 +20,6 @@ from ligo_convert.families.configs import flat_config
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.recipes.recipe import load_recipe
 
-# Millions of parameters as published, where the name does not say them.
-STATED = {
-    "gpt2": 124,
-    "gpt2-medium": 355,
-    "gpt2-large": 774,
-    "gpt2-xl": 1558,
-    "bert-tiny": 4.4,
-    "bert-mini": 11.2,
-    "bert-small": 28.8,
-    "bert-medium": 41.4,
-    "bert-base": 110,
-    "bert-large": 335,
-    "distilroberta-base": 82,
-    "roberta-base": 125,
-    "roberta-large": 355,
-    "Llama-3.2-1B": 1236,
-    "Phi-3-mini": 3800,
-    "Phi-4-mini": 3800,
-    "Phi-3-medium": 14000,
-    "Phi-4": 14700,
-}
 PUBLISHED = [(family.name, name) for family in FAMILIES.values() for name in family.published]
 
 
@@ -50,27 +29,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def vocabulary(family: str, name: str) -> dict[str, object]:
-    """What else decides the size of a published model: its vocabulary, and whether the head is tied."""
-    if family == "llama":
-        tokens = 49152 if name.startswith("SmolLM2") else 128256 if name.startswith("Llama-3") else 32000
-        return {"vocab_size": tokens, "tie_word_embeddings": name.startswith(("SmolLM2", "Llama-3.2"))}
-    if family in ("qwen2", "qwen3"):
-        size = float(re.search(r"-([\d.]+)B", name)[1])  # type: ignore[index]
-        return {"vocab_size": 151936, "tie_word_embeddings": size <= 4}
-    if family == "phi3" and name.startswith("Phi-4"):
-        mini = name == "Phi-4-mini"
-        return {"vocab_size": 200064 if mini else 100352, "tie_word_embeddings": mini}
-    if name == "Mistral-7B":
-        return {}
-    return {"vocab_size": 131072} if family == "mistral" else {}
-
-
 @pytest.mark.parametrize(("family_name", "name"), PUBLISHED)
 def test_published_sizes_have_the_published_parameters(family_name: str, name: str) -> None:
     family = FAMILIES[family_name]
     sizes = family.published[name]
-    config = flat_config({"model_type": family.model_type, **sizes, **vocabulary(family_name, name)}, where=name)
+    config = flat_config({"model_type": family.model_type, **sizes, **BESIDE.get(name, {})}, where=name)
     found = family.parameters(family.rows_for(config), config)
     number = re.search(r"-([\d.]+)([bBM])", name)
     if name in STATED:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from support.tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, model_of, start_of
+from support.tiny import CONFIGS, FULL_SIZE, TARGETS, config_of, empty_model, family_of, model_of, start_of
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError
@@ -19,68 +19,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import drawn_values
 from ligo_convert.training.functional_model import LibraryModel
 
-
-def llama(width: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, object]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-
-
 CAUSAL = [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
-
-# Real configs, at their real sizes: what the public checkpoints have.
-FULL_SIZE = {
-    "gpt2": [
-        {},
-        {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-        {"n_embd": 1280, "n_layer": 36, "n_head": 20},
-        {"n_embd": 1600, "n_layer": 48, "n_head": 25},
-        {"n_inner": 2048, "tie_word_embeddings": False},
-    ],
-    "llama": [
-        {},
-        {**llama(8192, 28672, 80, 64, 8), "vocab_size": 128256},
-        {**llama(2048, 8192, 16, 32, 8), "vocab_size": 128256, "tie_word_embeddings": True},
-        {**llama(576, 1536, 30, 9, 3), "attention_bias": True, "mlp_bias": True},
-    ],
-    "mistral": [{}, {**llama(5120, 14336, 40, 32, 8), "head_dim": 128, "vocab_size": 131072}],
-    "qwen2": [
-        {**llama(896, 4864, 24, 14, 2), "tie_word_embeddings": True},
-        {**llama(3584, 18944, 28, 28, 4), "vocab_size": 152064},
-        {**llama(8192, 29568, 80, 64, 8), "vocab_size": 152064},
-    ],
-    "qwen3": [
-        {**llama(1024, 3072, 28, 16, 8), "tie_word_embeddings": True},
-        {**llama(4096, 12288, 36, 32, 8)},
-        {**llama(5120, 25600, 64, 64, 8)},
-    ],
-    "phi3": [
-        {},
-        {**llama(5120, 17920, 40, 40, 10)},
-        {**llama(3072, 8192, 32, 24, 8), "vocab_size": 200064, "tie_word_embeddings": True, "pad_token_id": 0},
-    ],
-    "bert": [
-        {"architectures": [name], **sizes}
-        for name in ("BertForMaskedLM", "BertForPreTraining", "BertModel")
-        for sizes in (
-            {},
-            {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
-            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-        )
-    ],
-    "roberta": [
-        {"architectures": [name], "max_position_embeddings": 514, "type_vocab_size": 1, **sizes}
-        for name in ("RobertaForMaskedLM", "RobertaModel")
-        for sizes in (
-            {},
-            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-        )
-    ],
-}
 
 
 def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[str, TensorSpec]:
@@ -95,7 +34,7 @@ def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[st
     ("family", "changes"), [(family, changes) for family, cases in FULL_SIZE.items() for changes in cases]
 )
 def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dict[str, object]) -> None:
-    config = {"model_type": family, **FAMILIES[family].defaults, **changes}
+    config = {"model_type": FAMILIES[family].model_type, **FAMILIES[family].defaults, **changes}
     found = family_of(config)
     with torch.device("meta"):
         model = empty_model(config)
@@ -108,7 +47,7 @@ def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dic
 
 @pytest.mark.parametrize("family", [name for name, found in FAMILIES.items() if found.library == "transformers"])
 def test_defaults_are_the_librarys(family: str) -> None:
-    defaults = transformers.AutoConfig.for_model(family).to_dict()
+    defaults = transformers.AutoConfig.for_model(FAMILIES[family].model_type).to_dict()
     for key, value in FAMILIES[family].defaults.items():
         # What the library works out for itself stands as None in the table.
         assert value is None or defaults[key] == value, key

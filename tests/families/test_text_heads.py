@@ -33,7 +33,7 @@ CLASSIFYING = ("sequence-classification", "token-classification", "question-answ
 
 LABELS = {0: "no", 1: "perhaps", 2: "yes"}
 
-TEXT = [name for name, family in FAMILIES.items() if family.library == "transformers"]
+TEXT = [name for name in CASES if name in FAMILIES and FAMILIES[name].library == "transformers"]
 
 HEADS = [(name, head) for name in TEXT for head in FAMILIES[name].heads if head.task in CLASSIFYING]
 
@@ -61,7 +61,7 @@ def grown(
 
 def loaded(directory: Path, head: Head) -> Any:
     """The checkpoint in the library's class; nothing may be missing, left over or of another shape."""
-    model, info = getattr(transformers, head.auto_class).from_pretrained(
+    model, info = getattr(transformers, head.loaded_by).from_pretrained(
         directory, output_loading_info=True, dtype="auto"
     )
     assert {key: found for key, found in info.items() if found} == {}

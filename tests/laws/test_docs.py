@@ -283,7 +283,7 @@ def family_classes() -> str:
             f"`{head.architecture}`",
             head.task,
             code(head.parts) or ("none beside the body" if parts_of(family) else ""),
-            f"`{head.auto_class}`" if family.library == "transformers" else "`timm.create_model`",
+            f"`{head.loaded_by}`" if family.library == "transformers" else "`timm.create_model`",
         )
         for name, family in FAMILIES.items()
         for head in family.heads

@@ -124,7 +124,7 @@ def load(out: Path) -> Any:
 
 
 def load_as(out: Path, head: Head, options: Mapping[str, object]) -> Any:
-    model, info = getattr(transformers, head.auto_class).from_pretrained(
+    model, info = getattr(transformers, head.loaded_by).from_pretrained(
         out, output_loading_info=True, dtype="auto", **options
     )
     assert {name: found for name, found in info.items() if found} == {}

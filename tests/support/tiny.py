@@ -1,138 +1,38 @@
 """Tiny real models of every family: configs, random sources with every parameter away from its initial value.
 
-One entry of `CASES` puts a family through the whole grid: starts, exact maps, the explicit operator matrix, learning.
+A module of `support/cases/` puts a family through the whole grid: starts, exact maps, the explicit operator matrix, learning.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import transformers
+from support import cases
+from support.case import Case
 
 from ligo_convert.families.configs import flat_config, written_config
-from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower, RowSource
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.operator import Operator
 
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One family at a size of a few thousand parameters.
-
-    Attributes:
-        config: config keys (timm: of the flat config, with the architecture). architecture: the library's class, where not the usual one.
-        even, uneven, depth, both: what a target changes; `even` is whole multiples everywhere, `uneven` nowhere. others: more, by name.
-        tolerance: of exactness in float64, relative to the largest logit; a library may compute some of it in float32.
-    """
-
-    config: Mapping[str, object]
-    even: Mapping[str, object]
-    uneven: Mapping[str, object]
-    depth: Mapping[str, object]
-    both: Mapping[str, object]
-    others: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    architecture: str = ""
-    family: str = ""
-    tolerance: float = 1e-12
-
-
-_LLAMA = {
-    "config": {
-        "vocab_size": 29,
-        "max_position_embeddings": 32,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": 2,
-        "rms_norm_eps": 1e-5,
-    },
-    "even": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4},
-    "uneven": {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3},
-    "depth": {"num_hidden_layers": 5},
-    "both": {
-        "hidden_size": 40,
-        "intermediate_size": 56,
-        "num_attention_heads": 10,
-        "num_key_value_heads": 5,
-        "num_hidden_layers": 3,
-    },
-    "others": {"more groups": {"hidden_size": 24, "num_attention_heads": 6}},
-    # transformers computes RMSNorm in float32 whatever the model's dtype.
-    "tolerance": 1e-5,
+_MODULES = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
+ALL_CASES: dict[str, Case] = {name: case for module in _MODULES for name, case in module.CASES.items()}
+CASES: dict[str, Case] = {name: case for name, case in ALL_CASES.items() if case.thorough}
+# Family -> configs of published checkpoints.
+FULL_SIZE: dict[str, list[dict[str, object]]] = {
+    module.__name__.rpartition(".")[2]: module.FULL_SIZE for module in _MODULES if hasattr(module, "FULL_SIZE")
 }
-_BERT = {
-    "config": {
-        "vocab_size": 29,
-        "max_position_embeddings": 16,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-        "layer_norm_eps": 1e-12,
-    },
-    "even": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4},
-    "uneven": {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3},
-    "depth": {"num_hidden_layers": 5},
-    "both": {"hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 6, "num_hidden_layers": 3},
-}
-_IMAGE = {"img_size": 16, "patch_size": 8, "num_classes": 5, "embed_dim": 16, "num_heads": 2}
-_VIT = {
-    "config": {"architecture": "vit_tiny_patch16_224", "model_args": {**_IMAGE, "depth": 2}},
-    "even": {"embed_dim": 32, "num_heads": 4},
-    "uneven": {"embed_dim": 24, "num_heads": 3},
-    "depth": {"depth": 4},
-    "both": {"embed_dim": 40, "num_heads": 5, "depth": 3},
-}
-
-
-def _case(shared: Mapping[str, object], *, config: Mapping[str, object], **changes: object) -> Case:
-    """A case that is another's but for these config keys."""
-    return Case(**{**shared, "config": {**shared["config"], **config}, **changes})  # type: ignore[arg-type, dict-item]
-
-
-CASES: dict[str, Case] = {
-    "gpt2": Case(
-        config={
-            "vocab_size": 29,
-            "n_positions": 12,
-            "n_embd": 16,
-            "n_head": 2,
-            "n_layer": 2,
-            "layer_norm_epsilon": 1e-5,
-        },
-        even={"n_embd": 32, "n_head": 4},
-        uneven={"n_embd": 24, "n_head": 3},
-        depth={"n_layer": 5},
-        both={"n_embd": 40, "n_head": 5, "n_layer": 3, "n_inner": 100},
-        others={"head size": {"n_embd": 24, "n_head": 2}},
-    ),
-    "llama": _case(_LLAMA, config={"attention_bias": True}),
-    "mistral": _case(_LLAMA, config={"sliding_window": 4}),
-    "qwen2": _case(_LLAMA, config={}),
-    "qwen3": _case(_LLAMA, config={"head_dim": 8}),
-    "phi3": _case(_LLAMA, config={"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
-    "starcoder2": _case(_LLAMA, config={"norm_epsilon": 1e-4, "use_bias": True}, tolerance=1e-7),
-    "bert": _case(_BERT, config={}, architecture="BertForMaskedLM"),
-    "bert full": _case(_BERT, config={}, architecture="BertForPreTraining", family="bert"),
-    "bert encoder": _case(_BERT, config={}, architecture="BertModel", family="bert"),
-    "roberta": _case(_BERT, config={"layer_norm_eps": 1e-9}, tolerance=1e-7),
-    "vit": _case(_VIT, config={}),
-    "deit": _case(_VIT, config={"architecture": "deit_tiny_distilled_patch16_224"}),
-    "deit3": _case(_VIT, config={"architecture": "deit3_small_patch16_224"}, family="deit"),
-    "cait": _case(
-        _VIT,
-        config={
-            "architecture": "cait_xxs24_224",
-            "model_args": {**_IMAGE, "depth": 2, "depth_token_only": 1},
-        },
-        depth={"depth": 4, "depth_token_only": 2},
-    ),
+# Name of a published model -> millions of parameters, where the name does not say them; other config keys that decide their number.
+STATED: dict[str, float] = {name: size for module in _MODULES for name, size in getattr(module, "STATED", {}).items()}
+BESIDE: dict[str, dict[str, object]] = {
+    name: keys for module in _MODULES for name, keys in getattr(module, "BESIDE", {}).items()
 }
 CONFIGS: dict[str, Mapping[str, object]] = {name: case.config for name, case in CASES.items()}
 TARGETS: dict[str, dict[str, dict[str, object]]] = {
@@ -146,24 +46,26 @@ TARGETS: dict[str, dict[str, dict[str, object]]] = {
             **case.others,
         }.items()
     }
-    for name, case in CASES.items()
+    for name, case in ALL_CASES.items()
 }
 
 
 def family_of(config: Mapping[str, object]) -> Family:
     """The family of a config, narrowed to the class that it names."""
     named = config.get("architectures")
-    return FAMILIES[str(config["model_type"])].for_architecture(named[0] if isinstance(named, list) else None)
+    return find_family(config, where="case").for_architecture(named[0] if isinstance(named, list) else None)
 
 
 def config_of(name: str, *, tied: bool = True, **changes: object) -> dict[str, object]:
     """The complete config of a case, as families read it; from transformers, as the library itself writes it."""
-    case = CASES[name]
+    case = ALL_CASES[name]
     family = FAMILIES[case.family or name]
     if family.library == "timm":
         return {**family.defaults, **flat_config(case.config), **changes}
     architecture = case.architecture or family.architecture
-    made = library_config({"model_type": family.name, **case.config, "tie_word_embeddings": tied, **changes}).to_dict()
+    made = library_config(
+        {"model_type": family.model_type, **case.config, "tie_word_embeddings": tied, **changes}
+    ).to_dict()
     made["architectures"] = [architecture]
     return {key: value for key, value in made.items() if key != "transformers_version"}
 

@@ -29,7 +29,7 @@ BERT = Family(
     model_type="bert",
     # The stored parts determine the class: published checkpoints have all parts, fine-tuned encoders have none.
     heads=(
-        Head(parts=("lm",), task="masked-lm", architecture="BertForMaskedLM", auto_class="AutoModelForMaskedLM"),
+        Head(parts=("lm",), task="masked-lm", architecture="BertForMaskedLM"),
         Head(
             parts=("pooler", "lm", "nsp"),
             task="masked-lm",
@@ -43,37 +43,13 @@ BERT = Family(
             auto_class="AutoModelForNextSentencePrediction",
         ),
         Head(
-            parts=("pooler", "sequence"),
-            task="sequence-classification",
-            architecture="BertForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
+            parts=("pooler", "sequence"), task="sequence-classification", architecture="BertForSequenceClassification"
         ),
-        Head(
-            parts=("token",),
-            task="token-classification",
-            architecture="BertForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="BertForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-        ),
-        Head(
-            parts=("pooler", "choices"),
-            task="multiple-choice",
-            architecture="BertForMultipleChoice",
-            auto_class="AutoModelForMultipleChoice",
-        ),
-        Head(parts=("pooler",), task="encoder", architecture="BertModel", auto_class="AutoModel", base=True),
-        Head(
-            task="encoder",
-            architecture="BertModel",
-            auto_class="AutoModel",
-            base=True,
-            options={"add_pooling_layer": False},
-        ),
+        Head(parts=("token",), task="token-classification", architecture="BertForTokenClassification"),
+        Head(parts=("answers",), task="question-answering", architecture="BertForQuestionAnswering"),
+        Head(parts=("pooler", "choices"), task="multiple-choice", architecture="BertForMultipleChoice"),
+        Head(parts=("pooler",), task="encoder", architecture="BertModel", base=True),
+        Head(task="encoder", architecture="BertModel", base=True, options={"add_pooling_layer": False}),
     ),
     axes={
         "embed": "hidden_size",

@@ -32,26 +32,11 @@ GPT2 = Family(
     name="gpt2",
     model_type="gpt2",
     heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="GPT2LMHeadModel", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="GPT2ForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("classifier",),
-            task="token-classification",
-            architecture="GPT2ForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="GPT2ForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-        ),
-        Head(task="decoder", architecture="GPT2Model", auto_class="AutoModel", base=True),
+        Head(parts=("lm",), task="causal-lm", architecture="GPT2LMHeadModel"),
+        Head(parts=("score",), task="sequence-classification", architecture="GPT2ForSequenceClassification"),
+        Head(parts=("classifier",), task="token-classification", architecture="GPT2ForTokenClassification"),
+        Head(parts=("answers",), task="question-answering", architecture="GPT2ForQuestionAnswering"),
+        Head(task="decoder", architecture="GPT2Model", base=True),
     ),
     axes={
         "embed": "n_embd",

@@ -35,27 +35,16 @@ LLAMA = Family(
     name="llama",
     model_type="llama",
     heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="LlamaForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="LlamaForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="LlamaForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
+        Head(parts=("lm",), task="causal-lm", architecture="LlamaForCausalLM"),
+        Head(parts=("score",), task="sequence-classification", architecture="LlamaForSequenceClassification"),
+        Head(parts=("score", "score_bias"), task="token-classification", architecture="LlamaForTokenClassification"),
         Head(
             parts=("answers",),
             task="question-answering",
             architecture="LlamaForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
             prefix="transformer.",
         ),
-        Head(task="decoder", architecture="LlamaModel", auto_class="AutoModel", base=True),
+        Head(task="decoder", architecture="LlamaModel", base=True),
     ),
     axes={
         "embed": "hidden_size",

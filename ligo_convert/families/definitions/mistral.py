@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ligo_convert.families.definitions.llama import LLAMA
-from ligo_convert.families.schema import Head
+from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{jiang2023mistral,
   title  = {Mistral {7B}},
@@ -18,28 +18,8 @@ MISTRAL = replace(
     LLAMA,
     name="mistral",
     model_type="mistral",
-    heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="MistralForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="MistralForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="MistralForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="MistralForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-        ),
-        Head(task="decoder", architecture="MistralModel", auto_class="AutoModel", base=True),
-    ),
+    # transformers keeps the names of its question-answering classes apart: Llama's begin with `transformer.`, these with `model.`.
+    heads=tuple(replace(head, prefix="") for head in classes(LLAMA.heads, "Llama", "Mistral")),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

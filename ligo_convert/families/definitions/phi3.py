@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ligo_convert.families.definitions.llama import LLAMA
-from ligo_convert.families.schema import Head
+from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{abdin2024phi3,
   title  = {Phi-3 Technical Report: A Highly Capable Language Model Locally on Your Phone},
@@ -18,22 +18,7 @@ PHI3 = replace(
     LLAMA,
     name="phi3",
     model_type="phi3",
-    heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="Phi3ForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="Phi3ForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="Phi3ForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(task="decoder", architecture="Phi3Model", auto_class="AutoModel", base=True),
-    ),
+    heads=classes(LLAMA.heads, "Llama", "Phi3", without=("question-answering",)),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ligo_convert.families.definitions.llama import LLAMA
-from ligo_convert.families.schema import Head
+from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{yang2024qwen2,
   title  = {Qwen2 Technical Report},
@@ -18,29 +18,7 @@ QWEN2 = replace(
     LLAMA,
     name="qwen2",
     model_type="qwen2",
-    heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="Qwen2ForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="Qwen2ForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="Qwen2ForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="Qwen2ForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-            prefix="transformer.",
-        ),
-        Head(task="decoder", architecture="Qwen2Model", auto_class="AutoModel", base=True),
-    ),
+    heads=classes(LLAMA.heads, "Llama", "Qwen2"),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

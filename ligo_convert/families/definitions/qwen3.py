@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ligo_convert.families.definitions.llama import LLAMA
-from ligo_convert.families.schema import Head
+from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{yang2025qwen3,
   title  = {Qwen3 Technical Report},
@@ -18,29 +18,7 @@ QWEN3 = replace(
     LLAMA,
     name="qwen3",
     model_type="qwen3",
-    heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="Qwen3ForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="Qwen3ForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="Qwen3ForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="Qwen3ForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-            prefix="transformer.",
-        ),
-        Head(task="decoder", architecture="Qwen3Model", auto_class="AutoModel", base=True),
-    ),
+    heads=classes(LLAMA.heads, "Llama", "Qwen3"),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

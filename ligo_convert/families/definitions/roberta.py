@@ -32,39 +32,13 @@ ROBERTA = Family(
     # Trained on other text, with other tokenizers.
     other_names=("camembert", "xlm-roberta"),
     heads=(
-        Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM", auto_class="AutoModelForMaskedLM"),
-        Head(
-            parts=("sequence",),
-            task="sequence-classification",
-            architecture="RobertaForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("token",),
-            task="token-classification",
-            architecture="RobertaForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(
-            parts=("answers",),
-            task="question-answering",
-            architecture="RobertaForQuestionAnswering",
-            auto_class="AutoModelForQuestionAnswering",
-        ),
-        Head(
-            parts=("pooler", "choices"),
-            task="multiple-choice",
-            architecture="RobertaForMultipleChoice",
-            auto_class="AutoModelForMultipleChoice",
-        ),
-        Head(parts=("pooler",), task="encoder", architecture="RobertaModel", auto_class="AutoModel", base=True),
-        Head(
-            task="encoder",
-            architecture="RobertaModel",
-            auto_class="AutoModel",
-            base=True,
-            options={"add_pooling_layer": False},
-        ),
+        Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM"),
+        Head(parts=("sequence",), task="sequence-classification", architecture="RobertaForSequenceClassification"),
+        Head(parts=("token",), task="token-classification", architecture="RobertaForTokenClassification"),
+        Head(parts=("answers",), task="question-answering", architecture="RobertaForQuestionAnswering"),
+        Head(parts=("pooler", "choices"), task="multiple-choice", architecture="RobertaForMultipleChoice"),
+        Head(parts=("pooler",), task="encoder", architecture="RobertaModel", base=True),
+        Head(task="encoder", architecture="RobertaModel", base=True, options={"add_pooling_layer": False}),
     ),
     axes={
         "embed": "hidden_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ligo_convert.families.definitions.llama import LLAMA
-from ligo_convert.families.schema import Head, Norm
+from ligo_convert.families.schema import Norm, classes
 
 PAPER = r"""@misc{lozhkov2024starcoder2,
   title  = {{StarCoder} 2 and The Stack v2: The Next Generation},
@@ -18,22 +18,7 @@ STARCODER2 = replace(
     LLAMA,
     name="starcoder2",
     model_type="starcoder2",
-    heads=(
-        Head(parts=("lm",), task="causal-lm", architecture="Starcoder2ForCausalLM", auto_class="AutoModelForCausalLM"),
-        Head(
-            parts=("score",),
-            task="sequence-classification",
-            architecture="Starcoder2ForSequenceClassification",
-            auto_class="AutoModelForSequenceClassification",
-        ),
-        Head(
-            parts=("score", "score_bias"),
-            task="token-classification",
-            architecture="Starcoder2ForTokenClassification",
-            auto_class="AutoModelForTokenClassification",
-        ),
-        Head(task="decoder", architecture="Starcoder2Model", auto_class="AutoModel", base=True),
-    ),
+    heads=classes(LLAMA.heads, "Llama", "Starcoder2", without=("question-answering",)),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

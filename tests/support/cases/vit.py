@@ -1,0 +1,3 @@
+from support.case import VIT, like
+
+CASES = {"vit": like(VIT, config={})}
