@@ -128,7 +128,7 @@ class Head:
         return self.auto_class or AUTO_CLASSES.get(self.task, "")
 
 
-def classes(heads: tuple[Head, ...], old: str, new: str, *, without: Collection[Task] = ()) -> tuple[Head, ...]:
+def classes(heads: tuple[Head, ...], old: str, new: str, *, without: Collection[str] = ()) -> tuple[Head, ...]:
     """Return the classes of another family for a family whose class names begin with `new` instead of `old`.
 
     Args:
