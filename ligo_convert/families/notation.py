@@ -7,6 +7,7 @@ A row of a family's table is `name pattern : layout`.
               embed -> mlp                                 stored (in, out): the arrow points at the written dim
               embed                                        no arrow: every dim is written (a bias, a token)
               embed gain | embed shift                     a norm's scale and offset
+              embed 1+gain                                 a norm's scale, of which the file holds what is beyond one
               embed scale                                  a LayerScale, which multiplies a branch before it is added
               query+key+value <- embed                     a fused dim: the parts are concatenated
               1 position embed                             `1` is a dummy dim
@@ -66,12 +67,14 @@ class Layout:
         condition: config key that decides whether the tensor exists; "" if it always does.
         negated: True if the tensor exists when the key is false.
         part: the part of the checkpoint that the tensor belongs to; "" for the body.
+        less_one: True if the file holds a gain less one, which the library adds.
     """
 
     dims: tuple[Dim, ...]
     condition: str = ""
     negated: bool = False
     part: str = ""
+    less_one: bool = False
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -116,6 +119,8 @@ def parse_layout(text: str) -> Layout:
         raise NotationError(f"layout {text!r}: {part!r} is not the name of a part")
     words = body.split()
     role: Role = "write"
+    less_one = bool(words) and words[-1] == "1+gain"
+    words = [*words[:-1], "gain"] if less_one else words
     for named in NAMED_ROLES:
         if words and words[-1] == named:
             role, words = named, words[:-1]
@@ -131,7 +136,7 @@ def parse_layout(text: str) -> Layout:
         after: Role = "write" if words[arrow] == "->" else "read"
         dims = tuple(_dim(word, before, text) for word in words[:arrow])
         dims += tuple(_dim(word, after, text) for word in words[arrow + 1 :])
-    layout = Layout(dims=dims, condition=condition, negated=negated, part=part)
+    layout = Layout(dims=dims, condition=condition, negated=negated, part=part, less_one=less_one)
     if not dims or (arrows and arrows[0] in (0, len(words) - 1)):
         raise NotationError(f"layout {text!r}: a side of the arrow is empty")
     if sum(len(dim.parts) > 1 for dim in dims) > 1:

@@ -162,6 +162,8 @@ class Norm:
         after_mlp: post-norm only: the norm after the MLP branch.
         summed_streams: streams that only a norm (and a tied head) reads, such as sums of embeddings: any linear map is allowed there.
         activated_streams: streams that a norm reads directly from an activation: no linear map acts between the two.
+        inner: stream -> the axes over which another norm of the same kind and epsilon runs: the head size where each head of the queries
+            is normalised, all factors where the queries are normalised as a whole.
     """
 
     stream: str
@@ -174,6 +176,27 @@ class Norm:
     after_mlp: str = ""
     summed_streams: tuple[str, ...] = ()
     activated_streams: tuple[str, ...] = ()
+    inner: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes whose entries a norm reads together: the residual stream's, and those of `inner`."""
+        return frozenset((self.stream, *(axis for axes in self.inner.values() for axis in axes)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRule:
+    """How the library fills in a list with one entry per layer where the config has none: every n-th layer is of another kind.
+
+    Attributes:
+        every: size expression of n.
+        nth: the entry of every n-th layer, counted from one.
+        others: the entry of the other layers.
+    """
+
+    every: str
+    nth: object
+    others: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,9 +284,12 @@ class Family:
         flattened: patterns of rows that the library's loader also takes with fewer dims: the first dim as it is, the others in one.
         resampled: patterns of rows that the library's loader interpolates to the sizes in the config. The table takes them only at
             those sizes.
-        residual_outputs: module patterns of the last projection of each residual branch, in the order of the branches. Depth
-            growth by `identity` sets them to zero in new layers.
+        residual_outputs: module patterns of the last projection of each residual branch, in the order of the branches; of the norm behind
+            it, where a norm follows. Depth growth by `identity` sets them to zero in new layers. A norm is silenced at its gain: zero
+            weights in front of it would have gradients of 1 / sqrt(epsilon).
         layer_scales: residual output -> pattern of the LayerScale that multiplies it.
+        width_factors: pattern of a row -> (axis, power): the library multiplies what the row gives by the axis's size to that power, as
+            Gemma does with its embeddings. Growth divides the row by the change of the factor.
         never_grown: axes that cannot grow.
         rotary_axes: axes along which rotary positions are encoded; their size and order cannot change.
         dot_products: pairs of streams multiplied in a scaled dot product. The scale is 1/sqrt(head size).
@@ -272,6 +298,7 @@ class Family:
         integer_expressions: expressions that the library requires to be integers.
         required_values: config key -> the only value for which this table is valid.
         per_layer_keys: config key of a list with one entry per layer -> depth axis.
+        layer_rules: a key of `per_layer_keys` -> how the library fills in its list.
         layer_index_keys: config keys that make a layer depend on its index.
         function_irrelevant_keys: config keys that do not change the function of a trained model at inference.
         rotary_limit: config key of the most positions of rotary position embeddings; "" if there is none. Only the kinds of rotary
@@ -316,6 +343,7 @@ class Family:
     resampled: tuple[str, ...] = ()
     residual_outputs: tuple[str, ...] = ()
     layer_scales: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    width_factors: Mapping[str, tuple[str, float]] = field(default_factory=lambda: MappingProxyType({}))
     never_grown: tuple[str, ...] = ()
     rotary_axes: tuple[str, ...] = ()
     dot_products: tuple[tuple[str, str], ...] = ()
@@ -324,6 +352,7 @@ class Family:
     integer_expressions: tuple[str, ...] = ()
     required_values: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     per_layer_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    layer_rules: Mapping[str, LayerRule] = field(default_factory=lambda: MappingProxyType({}))
     layer_index_keys: tuple[str, ...] = ()
     function_irrelevant_keys: tuple[str, ...] = ()
     rotary_limit: str = ""
@@ -521,12 +550,31 @@ class Family:
     def feeds_head(self, row: Row) -> bool:
         return row.module == self.norm.head
 
+    def width_change(self, pattern: str, old: Mapping[str, int], new: Mapping[str, int]) -> float:
+        """By how much the factor changes by which the library multiplies what a row gives; 1 if there is no such factor.
+
+        Args:
+            old, new: sizes of the source and of the target.
+        """
+        axis, power = self.width_factors.get(pattern, ("", 0.0))
+        return float((new[axis] / old[axis]) ** power) if axis else 1.0
+
     def norms(self, sizes: Mapping[str, int]) -> int:
         """The number of norms on the residual stream in a model of these sizes."""
         gains = [
             row for row in self.rows if row.layout.dims[0].role == "gain" and self.norm.stream in row.layout.streams
         ]
         return sum(sizes[row.depth] if row.depth else 1 for row in gains)
+
+    def layer_list(self, config: Config, key: str) -> list[object] | None:
+        """Return a list with one entry per layer: the config's, or the one that the library fills in; None if there is neither."""
+        given, rule = config.get(key), self.layer_rules.get(key)
+        if isinstance(given, list) or rule is None:
+            return given if isinstance(given, list) else None
+        complete = self.complete(config)
+        every = evaluate(rule.every, complete)
+        layers = range(1, self.sizes(config)[self.per_layer_keys[key]] + 1)
+        return [rule.others if layer % every else rule.nth for layer in layers]
 
     # Sizes.
 

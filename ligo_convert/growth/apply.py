@@ -204,12 +204,26 @@ class Grower:
         Layers are widened before they are mixed where maps belong to source layers or are shared, because there are fewer source
         layers. They are mixed first where maps belong to target layers.
         """
+        grown = self._grow_stacked(row, stacked)
+        if not row.layout.less_one:
+            return grown
+        ones = self._grow_stacked(row, torch.ones_like(stacked))
+        kept = [self._kept(row, layer) for layer in self.family.layers(row, self.operator.target)]
+        return grown + (ones - 1) * torch.stack(kept)
+
+    def _kept(self, row: Row, layer: int | None) -> torch.Tensor:
+        """Return 1 for the entries of a target tensor that growth makes, and 0 for those that are drawn, in the dtype of the arithmetic."""
+        if not self._drawn_rows[row.pattern]:
+            return torch.ones(self.family.shape(row, self.new), dtype=self.dtype, device=self.device)
+        return self._tensor(~self._drawn_mask(row, layer, self.family.shape(row, self.new)), self.dtype)
+
+    def _grow_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor:
         if row.pattern in self.operator.drawn_rows:
             return torch.stack([self.drawn(row, layer) for layer in self.family.layers(row, self.operator.target)])
         if row.depth is not None and self.old[row.depth] == 0:
             # The model has no layers to grow from.
             layers = self.family.layers(row, self.operator.target)
-            return torch.stack([self.grow_layer(row, layer, RowSource()) for layer in layers])
+            return torch.stack([self._grow_layer(row, layer, RowSource()) for layer in layers])
         if self.family.is_scale(row):
             layers = self.family.layers(row, self.operator.target)
             return torch.stack([self._with_drawn(row, self.scale(row, layer), layer) for layer in layers])
@@ -305,6 +319,15 @@ class Grower:
             layer: target layer; None for a row without a depth axis.
             source: holds the pieces of every layer in `source_layers(row, layer)`. Widened pieces are added for later layers.
         """
+        grown = self._grow_layer(row, layer, source)
+        if not row.layout.less_one:
+            return grown
+        # G(w + 1) - 1 = G(w) + (G(1) - 1): where growth copies, nothing is rounded.
+        pieces = {old: [torch.ones_like(piece) for piece in found] for old, found in source.pieces.items()}
+        ones = self._grow_layer(row, layer, RowSource(pieces=pieces))
+        return grown + (ones - 1) * self._kept(row, layer)
+
+    def _grow_layer(self, row: Row, layer: int | None, source: RowSource) -> torch.Tensor:
         if row.pattern in self.operator.drawn_rows:
             return self.drawn(row, layer)
         if self.family.is_scale(row):
@@ -630,7 +653,7 @@ def drawn_values(
     """
     role, complete = row.layout.dims[0].role, family.complete(config)
     if role == "gain":
-        return np.ones(shape, dtype=np.float32)
+        return np.full(shape, 0.0 if row.layout.less_one else 1.0, dtype=np.float32)
     if role == "scale":
         return np.full(shape, _number(complete[family.scale_init]), dtype=np.float32)
     if role == "shift" or len(shape) == 1:

@@ -71,6 +71,7 @@ class GrowthPlan:
         streams: stream -> its own width request, where it differs from the request of its axis.
         depths: depth axis -> origin of its layers.
         head: factor on the gain and shift of the norm that feeds a tied head.
+        inner: stream of `Norm.inner` -> factor on what is written to it.
         units: pattern of a norm's row -> target layers in which the norm has no affine (post-norm).
         drawn_rows: patterns of rows that are initialised randomly as a whole (a new head).
         rewrites: names of the changes made to the source first.
@@ -86,6 +87,7 @@ class GrowthPlan:
     streams: Mapping[str, WidthRequest]
     depths: Mapping[str, DepthMap]
     head: float
+    inner: Mapping[str, float]
     units: Mapping[str, tuple[int, ...]]
     drawn_rows: tuple[str, ...]
     rewrites: tuple[str, ...]
@@ -185,8 +187,43 @@ def plan_growth(
         drawn_rows=drawn_rows,
         rewrites=_rewrites(family, growth, requests),
         depths=depths,
-        head=math.prod(claim.head for claim in claims.values()),
+        inner=_inner_factors(family, claims, source, final),
+        head=math.prod(claim.head for claim in claims.values()) * _head_factor(family, old, new, tied=tied and WIDTHS[growth.width].rescales),
     )
+
+
+def _head_factor(family: Family, old: Mapping[str, int], new: Mapping[str, int], *, tied: bool) -> float:
+    """Return what the norm before a tied head takes over from the library's own factors (`Family.width_factors`).
+
+    The shared tensor is divided by the change of the embedding's factor, which the head must not see; the head's own factor changes, too.
+    """
+    if not tied:
+        return 1.0
+    return math.prod(
+        family.width_change(canonical, old, new) / family.width_change(alias, old, new)
+        for alias, canonical in family.tied.items()
+        if {alias, canonical} & {*family.width_factors}
+    )
+
+
+def _inner_factors(
+    family: Family, claims: Mapping[str, Claim], source: Mapping[str, object], target: Mapping[str, object]
+) -> dict[str, float]:
+    """Return by how much to scale what is written to a stream that a norm of its own reads (`Norm.inner`).
+
+    The config has one epsilon for all norms. Growth changes it with the residual stream by a factor r; a stream of which growth keeps c
+    of the mean square would need c. Written sqrt(r / c) times larger, the stream sees its old epsilon: the norm removes the factor.
+    """
+    key = family.norm.epsilon
+    if not key or not family.norm.inner:
+        return {}
+    ratio = epsilon_of(family, target) / epsilon_of(family, source)
+    own = {
+        stream: math.prod(claims[axis].epsilon for axis in axes if axis in claims)
+        for stream, axes in family.norm.inner.items()
+    }
+    factors = {stream: ratio / kept for stream, kept in own.items()}
+    return {stream: math.sqrt(factor) for stream, factor in factors.items() if not math.isclose(factor, 1)}
 
 
 def _keep_hint(family: Family, source: Mapping[str, object], changed: tuple[str, ...]) -> str:
@@ -204,8 +241,9 @@ def _request(
         axis=axis,
         old=old[axis],
         new=new[axis],
-        norm=family.norm.kind if axis == family.norm.stream else None,
-        tied_head=tied,
+        norm=family.norm.kind if axis in family.norm.axes else None,
+        # Only the residual stream is read by a head.
+        tied_head=tied and axis == family.norm.stream,
         seed=growth.seed,
         place=family.norm.placement if axis == family.norm.stream else "pre",
         norms=family.norms(old) if axis == family.norm.stream else 0,
@@ -316,7 +354,7 @@ def _plan_depth(
             text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {method.reason}"
             reasons.append(Reason(verdict=method.verdict, text=text))
     # A config list with one entry per layer moves with its layers and replaces what follows from their index.
-    listed = any(isinstance(source.get(key), list) for key in family.per_layer_keys)
+    listed = any(family.layer_list(source, key) is not None for key in family.per_layer_keys)
     moved = [key for key in family.layer_index_keys if family.complete(source).get(key) and not listed]
     if reasons and moved:
         if DEPTHS[growth.depth].verdict == "exact":
@@ -356,7 +394,9 @@ def _edit_config(
     reasons: list[Reason] = []
     _edit_epsilon(family, source, claims, asked, where, final, reasons)
     for name, axis in family.per_layer_keys.items():
-        values = source.get(name)
+        deepens = len(depths[axis].source) != family.sizes(source)[axis]
+        # A list that the library fills in is written out where its layers move.
+        values = family.layer_list(source, name) if deepens else source.get(name)
         if isinstance(values, list) and name not in asked:
             if values:
                 final[name] = [values[layer] for layer in depths[axis].source]
@@ -379,7 +419,7 @@ def _edit_epsilon(
     if not key:
         return  # fixed in the library's code
     old_value = epsilon_of(family, source)
-    ratio = math.prod(claim.epsilon for claim in claims.values())
+    ratio = claims[family.norm.stream].epsilon
     # To 15 digits: 7.5e-06, not 7.500000000000001e-06.
     wanted = float(f"{old_value * ratio:.15g}") if ratio != 1 else old_value
     if key in asked and asked[key] != wanted:

@@ -157,6 +157,14 @@ def _stream_factors(plan: GrowthPlan, stream: str, axes: Mapping[str, Axis], *, 
         axis = factors[-1]
         written = axis.write.scaled(root) if stream == first else axis.read
         factors[-1] = replace(axis, write=written, gain=written, shift=written)
+    # A new query without weights attends evenly and mixes old values: what reads it is not free, as it is where values are zero, too.
+    content = family.content_of.get(stream)
+    for number, name in enumerate(names if content else ()):
+        if name in family.norm.axes and name not in family.factors(content or ""):
+            read = factors[number].read
+            factors[number] = replace(factors[number], read=replace(read, tail=np.zeros_like(read.tail)))
+    if stream in plan.inner:
+        factors[-1] = replace(factors[-1], write=factors[-1].write.scaled(plan.inner[stream]))
     return tuple(factors)
 
 
@@ -166,6 +174,8 @@ def _depth_matrix(
     """Return D [new, old] of one row: one-hot, with zero rows for drawn layers and for the branch outputs of silent layers."""
     if row.depth is None:
         scale = plan.head if plan.family.feeds_head(row) else 1.0
+        if WIDTHS[plan.growth.width].rescales:
+            scale /= plan.family.width_change(row.pattern, old, new)
         return np.full((1, 1), 0.0 if advance else scale)
     found = plan.depths[row.depth]
     matrix = np.zeros((new[row.depth], old[row.depth]))

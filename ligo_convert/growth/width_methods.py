@@ -79,7 +79,8 @@ class WidthMethod:
         preserving: True if the method promises the source's function, and refuses where it cannot keep the promise.
         advance: maps of a second term, which multiplies the difference between the next layer and the layer itself (AKI).
         rewrite: the change to the source that the method needs, where it is exact or applicable.
-        rescales: True if queries are rescaled when the head size grows. False for methods that copy the old block unchanged.
+        rescales: True if weights are rescaled where the library's code multiplies by a size that grows (queries by the head size, Gemma's
+            embeddings by the width). False for methods that copy the old block unchanged.
     """
 
     build: WidthBuilder

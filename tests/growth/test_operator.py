@@ -94,7 +94,9 @@ def explicit(operator: Operator, row, state: dict[str, torch.Tensor]) -> np.ndar
             width = width_matrix(operator, row, j if row.depth else None, i if row.depth else None)
             block = depth_blocks(operator, row, i, j, shape)[:, None] * width
             matrix[i * rows_ : (i + 1) * rows_, j * columns : (j + 1) * columns] = block
-    return (matrix @ np.concatenate(source)).reshape(layers_new, *shape)
+    # A gain that is stored less one grows as the gain itself.
+    one = float(row.layout.less_one)
+    return (matrix @ (np.concatenate(source) + one)).reshape(layers_new, *shape) - one
 
 
 def source_tensor(family, row, layer: int | None, state: dict[str, torch.Tensor], operator: Operator) -> np.ndarray:
@@ -342,9 +344,8 @@ def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -
     assert any(layers_of["layer"])
     for row in ends:
         for layer, is_silent in enumerate(layers_of[row.depth]):
-            assert is_silent == (not grown[family_of(config).written(row.name(layer))].any()) or (
-                row.layout.dims[0].role == "write" and len(row.layout.dims) == 1
-            )
+            gain = grown[family_of(config).written(row.name(layer))] + float(row.layout.less_one)
+            assert is_silent == (not gain.any()) or (row.layout.dims[0].role == "write" and len(row.layout.dims) == 1)
 
 
 def test_an_operator_of_an_unknown_family_is_refused(tmp_path) -> None:

@@ -139,7 +139,7 @@ def test_a_model_without_layers_grows_drawn_ones(family: str) -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_hyperclone_and_lemon_refuse_what_breaks_the_promise(family: str) -> None:
     config = config_of(family)
-    key = next(key for key in FAMILIES[family].defaults if key in ("activation_function", "hidden_act"))
+    key = next(key for key in FAMILIES[family].defaults if key == FAMILIES[family].activation)
     with pytest.raises(RecipeError, match="promises the source's function"):
         start_of(family, config, {**TARGETS[family]["even"], key: "relu"}, width="lemon", depth="identity")
     epsilon = FAMILIES[family].norm.epsilon

@@ -291,7 +291,9 @@ def test_an_applied_operator_says_what_it_drew(
     outcome = place.grow(sources(name), TARGETS[name]["both"], "direct", "random")
     applied = apply_operator(outcome.out / "ligo" / "operator.safetensors", str(sources(name)), tmp_path / "applied")
     assert_same_tensors(weights_of(applied.out), weights_of(outcome.out))
-    assert {"embed (new entries)", "heads (new entries)", "layer (whole)"} <= set(drawn_of(outcome))
+    drawn = set(drawn_of(outcome))
+    assert {"embed (new entries)", "layer (whole)"} <= drawn
+    assert {"heads (new entries)", "kv_heads (new entries)"} & drawn
     assert drawn_of(applied) == drawn_of(outcome)
 
 

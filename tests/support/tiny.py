@@ -94,7 +94,8 @@ def model_of(config: Mapping[str, object], *, seed: int = 0, dtype: torch.dtype 
     names = {name: row for row in family.rows for name in _names(family, row, config)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            role = names[name].layout.dims[0].role
+            layout = names[name].layout
+            role = "shift" if layout.less_one else layout.dims[0].role
             scale = 0.3 if parameter.ndim > 1 else 0.2
             parameter.copy_({"gain": 1.0, "scale": 0.5}.get(role, 0.0) + scale * torch.randn_like(parameter))
     return model

@@ -42,6 +42,7 @@ QWEN3 = replace(
     },
     # Without a list of layer types, the index of a layer decides whether it has a window.
     layer_index_keys=("use_sliding_window",),
+    norm=replace(LLAMA.norm, inner={"query": ("head_dim",), "key": ("head_dim",)}),
     per_layer_keys={"layer_types": "layer"},
     conditional_keys={"use_sliding_window": ("sliding_window", "max_window_layers")},
     required_values={},
