@@ -26,6 +26,7 @@ from ligo_convert.errors import RecipeError, SourceError, close_matches
 from ligo_convert.families.configs import flat_config, image_sides, written_config
 from ligo_convert.families.flops import step_flops
 from ligo_convert.families.inventory import Inventory, claim_tensors
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import CAUSAL, Family
 from ligo_convert.growth.apply import Grower
@@ -43,6 +44,7 @@ from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
 from ligo_convert.training.functional_model import LibraryModel, mean_loss
 from ligo_convert.training.given_model import check_given, copy_requires_grad, drop_rates, grown_config
+from ligo_convert.training.model_tensors import parameters_of, tensors_of
 from ligo_convert.training.objectives import objective_of
 from ligo_convert.training.preservation import MeasuredModel, certificate, in_float64, judged
 from ligo_convert.training.schedules import default_warmup
@@ -109,10 +111,8 @@ class GrowthReport:
     def new_parameter_masks(self) -> dict[str, torch.Tensor]:
         """Return for every parameter name of the grown model a boolean tensor of its shape: True where an entry is new."""
         family = _family_of(self.operator)
-        return {
-            family.written(name): torch.from_numpy(part.mask())
-            for name, part in added_parts(family, self.operator).items()
-        }
+        masks = {name: torch.from_numpy(part.mask()) for name, part in added_parts(family, self.operator).items()}
+        return parameters_of(model_parameters(family, self.operator.target), masks)
 
 
 def grow(
@@ -298,6 +298,7 @@ class _SourceModel:
         if family.library == "transformers" and name not in names:
             raise SourceError(f"{name} is not supported", where="model", expected=" or ".join(names))
         tensors = {key: tensor.detach() for key, tensor in model.named_parameters()}
+        tensors = _as_on_disk(family.for_architecture(name), config, tensors)
         for key, tensor in tensors.items():
             if tensor.dtype not in _DTYPE_NAMES or tensor.is_meta:
                 raise SourceError(
@@ -339,6 +340,18 @@ class _SourceModel:
         tensor = self.tensors[name]
         spec = TensorSpec(name=name, dtype=_DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape))
         return bytearray(tensor_to_bytes(tensor, spec))
+
+
+def _as_on_disk(
+    family: Family, config: Mapping[str, object], values: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the parameters of a model as the library writes them to its files; parameters that no row has keep their names."""
+    if not family.in_model:
+        return values
+    known = [found for found in model_parameters(family, config) if found.name in values]
+    others = {*values} - {found.name for found in known}
+    tensors = tensors_of(known, values)
+    return {family.written(key): tensor for key, tensor in tensors.items()} | {key: values[key] for key in others}
 
 
 def _config_of(model: torch.nn.Module) -> dict[str, object]:
@@ -628,8 +641,18 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
     by_name = {spec.name: spec for spec in planned}
     parameters = dict(made.named_parameters())
     with torch.no_grad():
-        for name, content in grow_stream(source.read, family, source.inventory, operator, planned):
-            parameters[name].data = tensor_from_bytes(content, by_name[name]).to(device=device).clone()
+        stream = grow_stream(source.read, family, source.inventory, operator, planned)
+        grown: Iterator[tuple[str, torch.Tensor]]
+        grown = ((name, tensor_from_bytes(content, by_name[name])) for name, content in stream)
+        if family.in_model:
+            on_disk = dict(grown)
+            tensors = {
+                spec.name: on_disk[family.written(spec.name)]
+                for _, _, spec in family.tensors_of(family.rows_for(plan.target), plan.target, dtype="F32")
+            }
+            grown = iter(parameters_of(model_parameters(family, plan.target), tensors).items())
+        for name, tensor in grown:
+            parameters[name].data = tensor.to(device=device).clone()
     tie_weights = getattr(made, "tie_weights", None)
     if callable(tie_weights):
         tie_weights()
@@ -661,4 +684,4 @@ def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> M
 
 
 def _family_of(operator: Operator) -> Family:
-    return FAMILIES[operator.family].for_architecture(operator.head)
+    return FAMILIES[operator.family].for_config(operator.source).for_architecture(operator.head)

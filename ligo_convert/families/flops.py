@@ -3,7 +3,7 @@
 A forward pass takes 2 operations for each weight of a matrix and token, and 4 * sequence * width for attention in each layer
 and token. A backward pass takes twice as many: once for the inputs, once for the weights. Lookups, norms, softmax, biases and
 the optimizer are not counted, as usual. The head counts, tied or not. An image is a sequence of patches. A module applied to
-one token of a sequence (class attention, classifiers) counts once per sequence.
+one token of a sequence (class attention, classifiers) counts once per sequence. An expert counts for the tokens that pass it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ligo_convert.families.notation import evaluate
 from ligo_convert.families.schema import Family, Row
 
 CONVENTION = (
@@ -62,6 +63,9 @@ def _products(family: Family, config: Mapping[str, object], tokens: int, sequenc
             continue
         count = tokens // sequence_length if family.is_pooled(row) else tokens
         flops = 2 * math.prod(family.shape(row, sizes)) * count
+        if row.expert:
+            # A token passes some of the experts. On average each expert has the same share of tokens.
+            flops = flops * evaluate(family.experts_used, family.complete(config)) // sizes[family.experts]
         below = is_below(family, row)
         for layer in family.layers(row, config):
             yield Product(pattern=row.pattern, axis=row.depth, layer=layer, below=below, flops=flops)

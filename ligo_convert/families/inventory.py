@@ -83,6 +83,7 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
         SourceError: a tensor that no row or two rows claim, an unused row, a wrong shape, a dtype that is not floating-point.
     """
     family.check_config(config, where=f"{label}/config.json")
+    family = family.for_config(config)
     complete = family.complete(config)
     _check_depth(family, config, tensors, label)
     wanted: dict[str, list[Row]] = {}

@@ -6,6 +6,7 @@ A built-in family is a file in `families/definitions/`. An installed package reg
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -237,6 +238,9 @@ def find_family(config: Mapping[str, object], *, where: str, names: Collection[s
     model_type = config.get("model_type")
     for family in FAMILIES.values():
         if family.model_type == model_type:
+            # A wrong number of experts is an error of its own, in `Family.check_config`.
+            with contextlib.suppress(SizeError):
+                family = family.for_config(config)
             return family
     known = sorted(family.model_type for family in FAMILIES.values())
     raise SourceError(

@@ -61,6 +61,9 @@ AUTO_CLASSES: Mapping[Task, str] = {
     "multiple-choice": "AutoModelForMultipleChoice",
 }
 
+# Stands in a pattern for the number of an expert.
+EXPERT = "{expert}"
+
 # Config keys from which the libraries make a name for every class, whether or not the model has a classifier.
 _LABEL_KEYS = ("num_labels", "num_classes")
 
@@ -201,10 +204,15 @@ class LayerRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a family's table with its alternatives expanded: a name pattern and a layout."""
+    """One line of a family's table with its alternatives expanded: a name pattern and a layout.
+
+    Attributes:
+        expert: True if the row is that of one expert, which only some of the tokens pass.
+    """
 
     pattern: str
     layout: Layout
+    expert: bool = False
 
     @property
     def depth(self) -> str | None:
@@ -278,6 +286,12 @@ class Family:
         wrappers: leading parts of tensor names that training wrappers add and the library's loader strips, in its order.
         renamed: last parts of a tensor name in old checkpoints (`LayerNorm.gamma`) -> their present names, as the library's loader
             renames them.
+        in_model: parameter of the library's model -> what it is made of, where the model's names or forms are not those of its files: the
+            pattern of a row, `PATTERN/PART` for a part of a fused row (of its first dim), several joined by ` + ` along the first dim.
+            Rows with `{expert}` are stacked. Alternatives `(a|b)` on both sides stand for each other in order.
+        experts: the axis of the experts that `{expert}` in a pattern counts; "" if there are none.
+        experts_used: size expression of the number of experts that a token passes.
+        expert_count: number of experts that the rows of the table are for (`for_config`).
         tied: alias -> canonical pattern, in effect if the config key `tie_key` is true.
         tie_key: config key that ties the patterns of `tied`.
         ignored: patterns of tensors that some checkpoints store and the library's loader passes over, such as buffers.
@@ -336,6 +350,10 @@ class Family:
     optional_prefix: str = ""
     wrappers: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    in_model: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    experts: str = ""
+    experts_used: str = ""
+    expert_count: int = 1
     tied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tie_key: str = "tie_word_embeddings"
     ignored: tuple[str, ...] = ()
@@ -405,6 +423,18 @@ class Family:
         matches += [head for head in self.heads if head.architecture == name]
         return self.for_head(matches[0] if matches else self.heads[0])
 
+    def for_config(self, config: Config) -> Family:
+        """Return the family with a row for each expert of a model of `config`. Raises SizeError."""
+        if not self.experts:
+            return self
+        return replace(self, expert_count=evaluate(self.axes[self.experts], self.complete(config)))
+
+    def of_each_expert(self, pattern: str) -> tuple[str, ...]:
+        """Return a pattern with the number of each expert in place of `{expert}`."""
+        if EXPERT not in pattern:
+            return (pattern,)
+        return tuple(pattern.replace(EXPERT, str(number)) for number in range(self.expert_count))
+
     def written(self, name: str) -> str:
         """Convert a canonical tensor name to the name in the chosen class."""
         bare = name.removeprefix(self.optional_prefix)
@@ -423,10 +453,11 @@ class Family:
     def table(self) -> tuple[Row, ...]:
         """The rows of all classes. Raises NotationError if the table is inconsistent."""
         rows = tuple(
-            Row(pattern=name, layout=layout)
+            Row(pattern=name, layout=layout, expert=EXPERT in alternative)
             for pattern, text in self.tensors.items()
             for layout in parse_layouts(text)
-            for name in expand(pattern)
+            for alternative in expand(pattern)
+            for name in self.of_each_expert(alternative)
         )
         known = {*self.axes, *self.streams, "1"}
         parts = {part for head in self.heads for part in head.parts}
@@ -478,6 +509,7 @@ class Family:
         """The config keys that this definition names."""
         named = {*self.defaults, *self.size_keys, *self.required_values, *self.per_layer_keys, *self.layer_index_keys}
         named |= {*self.conditional_keys, *self.function_irrelevant_keys, *self.label_names}
+        named |= {*size_keys(self.experts_used)}
         named |= {self.norm.epsilon, self.tie_key, self.scale_key, self.scale_init, self.activation}
         return frozenset(named - {""})
 
@@ -502,7 +534,12 @@ class Family:
     @cached_property
     def residual_output_modules(self) -> tuple[str, ...]:
         """`residual_outputs` with alternatives expanded, in the order of the branches."""
-        return tuple(name for end in self.residual_outputs for name in expand(end))
+        return tuple(
+            name
+            for end in self.residual_outputs
+            for alternative in expand(end)
+            for name in self.of_each_expert(alternative)
+        )
 
     @cached_property
     def _residual_init(self) -> frozenset[str]:

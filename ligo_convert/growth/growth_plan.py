@@ -188,7 +188,8 @@ def plan_growth(
         rewrites=_rewrites(family, growth, requests),
         depths=depths,
         inner=_inner_factors(family, claims, source, final),
-        head=math.prod(claim.head for claim in claims.values()) * _head_factor(family, old, new, tied=tied and WIDTHS[growth.width].rescales),
+        head=math.prod(claim.head for claim in claims.values())
+        * _head_factor(family, old, new, tied=tied and WIDTHS[growth.width].rescales),
     )
 
 

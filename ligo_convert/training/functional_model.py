@@ -18,8 +18,11 @@ from torch.func import functional_call
 from ligo_convert.data.examples import Examples
 from ligo_convert.errors import LigoError
 from ligo_convert.families.configs import written_config
+from ligo_convert.families.notation import depth_axis
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.training.library_config import library_config, quiet, refused
+from ligo_convert.training.model_tensors import parameters_of
 from ligo_convert.training.tasks import TASKS, on_device, weight
 
 Tensors = Mapping[str, torch.Tensor]
@@ -72,16 +75,25 @@ class LibraryModel:
         self.module: torch.nn.Module = model.eval()
         self.buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self.parameters = model_parameters(family, config) if family.in_model else ()
 
     def check_table(self, rows: tuple[Row, ...]) -> None:
         """Require that the family's definition and the library's model agree on every tensor name and shape. Raises LigoError."""
         tensors = self.family.tensors_of(rows, self.config, dtype="F32")
-        wanted = {self.family.written(spec.name): spec.shape for _, _, spec in tensors}
+        specs = {spec.name: spec.shape for _, _, spec in tensors}
+        empty = {name: torch.empty(shape, device="meta") for name, shape in specs.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.named(empty).items()}
         if wanted != self.shapes:
             names = sorted({*wanted.items()} ^ {*self.shapes.items()})[:4]
             raise LigoError(
                 f"{self.family.name}: its definition and {self.family.library}'s {self.family.architecture} differ: {names}"
             )
+
+    def named(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Return tensors of canonical names as the parameters of the library's model, by their names there."""
+        if self.parameters:
+            return parameters_of(self.parameters, tensors)
+        return {self.family.written(name): tensor for name, tensor in tensors.items()}
 
     def __call__(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:
         """Return the model's output for `parameters`, which must have exactly the model's canonical names and shapes."""
@@ -92,7 +104,7 @@ class LibraryModel:
         return (self.task.states or self.task.output)(self._run(parameters, batch))
 
     def _run(self, parameters: Tensors, batch: Tensors) -> Any:
-        named = {self.family.written(name): tensor for name, tensor in parameters.items()}
+        named = self.named(parameters)
         for name, shape in self.shapes.items():
             assert tuple(named[name].shape) == shape, (name, tuple(named[name].shape), shape)
         inputs = self.task.inputs(batch)
@@ -128,7 +140,8 @@ class LibraryModel:
 
     def layers(self, axis: str) -> list[str]:
         """Return the names of the layer modules of a depth axis."""
-        pattern = next(row.pattern for row in self.family.rows if row.depth == axis)
+        patterns = (*self.family.in_model, *(row.pattern for row in self.family.rows))
+        pattern = next(pattern for pattern in patterns if depth_axis(pattern) == axis)
         before = self.family.written(pattern.partition("{" + axis + "}")[0])
         return [f"{before}{layer}" for layer in range(self.family.sizes(self.config)[axis])]
 
@@ -149,6 +162,9 @@ def _build(family: Family, config: Mapping[str, object], make: Callable[[], torc
 
 def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module:
     made = library_config(family, config)
+    if family.experts:
+        # The library's faster ways to run experts take no float64, in which exactness is measured.
+        made._experts_implementation = PLAIN_EXPERTS
     model = _build(family, config, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
     model.tie_weights()  # type: ignore[operator]
     if family.task == "sequence-classification" and made.pad_token_id is None:
@@ -165,6 +181,9 @@ def _timm_model(family: Family, config: Mapping[str, object]) -> torch.nn.Module
     arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
     return _build(family, config, lambda: timm.create_model(made["architecture"], pretrained=False, **arguments))
 
+
+# transformers' name of running one expert after the other.
+PLAIN_EXPERTS = "eager"
 
 _NO_TOKEN = -1  # the id of no token
 

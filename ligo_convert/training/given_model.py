@@ -16,9 +16,10 @@ from torch.func import functional_call
 
 from ligo_convert.errors import SourceError
 from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.parameters import model_names
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import GrowthPlan
-from ligo_convert.training.functional_model import stateless
+from ligo_convert.training.functional_model import PLAIN_EXPERTS, stateless
 from ligo_convert.training.library_config import handed_on, library_config
 from ligo_convert.training.preservation import EXACT, MeasuredModel
 from ligo_convert.training.tasks import on_device, random_batch
@@ -46,7 +47,7 @@ def check_given(model: torch.nn.Module, rebuilt: MeasuredModel, *, dtype: torch.
     library = rebuilt.library
     batch = on_device(random_batch(library.family, library.config, count=_EXAMPLES), library.device, dtype)
     inputs = library.task.inputs(batch)
-    tensors = {library.family.written(name): tensor for name, tensor in rebuilt.parameters.items()}
+    tensors = library.named(rebuilt.parameters)
     for name, buffer in model.named_buffers():
         # A model cast to a narrow dtype has rounded buffers. Rounding is not another function.
         narrow = buffer.is_floating_point() and torch.finfo(buffer.dtype).bits < 32
@@ -93,9 +94,14 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     model.eval()
     if form is not None:
         config.return_dict = True
+    experts = getattr(config, "_experts_implementation", None)
+    if experts is not None:
+        model.set_experts_implementation(PLAIN_EXPERTS)  # type: ignore[operator]
     try:
         yield
     finally:
+        if experts is not None:
+            model.set_experts_implementation(experts)  # type: ignore[operator]
         if form is not None:
             config.return_dict = form
         for module, mode in modes.items():
@@ -133,9 +139,10 @@ def copy_requires_grad(model: torch.nn.Module, made: torch.nn.Module, inventory:
     """Freeze the parameters of a grown model whose source is frozen; a new layer follows the layer that it comes from."""
     given, grown = dict(model.named_parameters()), dict(made.named_parameters())
     family = plan.family
+    old, new = model_names(inventory.family, plan.source), model_names(family, plan.target)
     for row in family.rows_for(plan.target):
         for layer in family.layers(row, plan.target):
             origin = None if row.depth is None or layer is None else plan.depths[row.depth].source[layer]
-            stored = inventory.stored.get(row.name(origin))
-            if stored is not None and not given[stored.name].requires_grad:
-                grown[family.written(row.name(layer))].requires_grad_(False)
+            name = row.name(origin)
+            if name in inventory.stored and not given[old[name]].requires_grad:
+                grown[new[row.name(layer)]].requires_grad_(False)

@@ -27,11 +27,13 @@ from ligo_convert.conversion.plan import Plan, plan_recipe
 from ligo_convert.data.images import Preparation
 from ligo_convert.errors import OutputBusy, RecipeError, SourceError, VerificationError
 from ligo_convert.families.inventory import claim_tensors
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import find_family
 from ligo_convert.growth.operator_file import read_operator
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
+from ligo_convert.training.model_tensors import tensors_of
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors], Mapping[str, torch.Tensor]]
@@ -62,7 +64,13 @@ def read_by_library(source: Path) -> Tensors:
         model, info = getattr(transformers, named).from_pretrained(source, output_loading_info=True, dtype="auto")
         assert not info["missing_keys"]
         assert not info["mismatched_keys"]
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if "architecture" in config:
+        return values
+    family = find_family(config, where="config.json").for_architecture(config["architectures"][0])
+    return {
+        family.written(name): tensor for name, tensor in tensors_of(model_parameters(family, config), values).items()
+    }
 
 
 def read_by_us(source: Path) -> Tensors:

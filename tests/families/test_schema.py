@@ -8,23 +8,25 @@ import warnings
 import pytest
 import torch
 import transformers
-from support.tiny import CONFIGS, FULL_SIZE, TARGETS, config_of, empty_model, family_of, model_of, start_of
+from support.tiny import CONFIGS, FULL_SIZE, TARGETS, config_of, empty_model, family_of, model_of, start_of, state_of
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.inventory import claim_tensors
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import drawn_values
 from ligo_convert.training.functional_model import LibraryModel
+from ligo_convert.training.model_tensors import parameters_of
 
 CAUSAL = [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
 
 
 def specs_of(config: dict[str, object], *, prefix: str | None = None) -> dict[str, TensorSpec]:
     """The tensors of a tiny model as a checkpoint has them."""
-    names = {name: tuple(tensor.shape) for name, tensor in model_of(config).named_parameters()}
+    names = {name: tuple(tensor.shape) for name, tensor in state_of(config, model_of(config)).items()}
     if prefix is not None:
         names = {name.removeprefix(prefix): shape for name, shape in names.items()}
     return {name: TensorSpec(name=name, dtype="F32", shape=shape) for name, shape in names.items()}
@@ -40,8 +42,11 @@ def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dic
         model = empty_model(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     rows = found.rows_for(config)
-    table = {found.written(spec.name): spec.shape for _, _, spec in found.tensors_of(rows, config, dtype="F32")}
-    assert table == parameters
+    table = {
+        spec.name: torch.empty(spec.shape, device="meta") for _, _, spec in found.tensors_of(rows, config, dtype="F32")
+    }
+    made = parameters_of(model_parameters(found, config), table)
+    assert {name: tuple(tensor.shape) for name, tensor in made.items()} == parameters
     assert found.parameters(rows, config) == sum(tensor.numel() for tensor in model.parameters())
 
 

@@ -10,7 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny import config_of, empty_model, family_of, grown_state, logits, model_of, start_of, target_model
+from support.tiny import (
+    config_of,
+    empty_model,
+    family_of,
+    grown_state,
+    logits,
+    model_of,
+    start_of,
+    state_of,
+    target_model,
+)
 
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import initial_operator, learnable
@@ -71,7 +81,7 @@ def source_like_a_trained_one(width: int = 64, layers: int = 3) -> tuple[dict[st
 def apart(width: str, target: dict[str, object], config: dict[str, object], model: torch.nn.Module) -> float:
     start = start_of("bert encoder", config, target, width=width, depth="identity")
     assert start.verdict == "near"
-    grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
+    grown = target_model(initial_operator(start, dtype=np.float64), state_of(config, model))
     return float((logits(grown) - logits(model)).abs().max())
 
 
@@ -89,7 +99,7 @@ def test_the_first_norm_finds_the_old_mean_and_nearly_the_old_variance() -> None
     config, model = source_like_a_trained_one()
     changes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 128}
     start = start_of("bert encoder", config, changes, width="mean-preserving", depth="copy")
-    grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
+    grown = target_model(initial_operator(start, dtype=np.float64), state_of(config, model))
     seen: dict[str, list[torch.Tensor]] = {"old": [], "new": []}
     for name, one in (("old", model), ("new", grown)):
         for module_name, module in one.named_modules():
@@ -108,7 +118,7 @@ def test_the_last_states_hold_nothing_new() -> None:
     start = start_of(
         "bert encoder", config, {"hidden_size": 96, "num_attention_heads": 6}, width="mean-preserving", depth="copy"
     )
-    grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
+    grown = target_model(initial_operator(start, dtype=np.float64), state_of(config, model))
     ids = torch.arange(3, 13)[None]
     with torch.no_grad():
         old, new = model(input_ids=ids).last_hidden_state, grown(input_ids=ids).last_hidden_state
@@ -124,7 +134,7 @@ def test_copies_are_read_apart_and_change_nothing() -> None:
     operator = initial_operator(start, dtype=np.float64)
     reads = operator.terms[0].widths["embed"][0].read.tail
     assert len(np.unique(reads[:, 0])) == len(reads)
-    state = dict(model.state_dict())
+    state = state_of(config, model)
     louder = operator.map_arrays(lambda name, array: 3 * array if name == "0/width/embed/0/read.tail" else array)
     one, other = (logits(target_model(found, state)) for found in (operator, louder))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
@@ -163,7 +173,7 @@ def test_with_too_few_new_entries_it_is_zero() -> None:
     for width in ("mean-preserving", "zero"):
         start = start_of("bert", config, changes, width=width, depth="copy")
         assert start.rewrites == ("centre",)
-        grown.append(logits(target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))))
+        grown.append(logits(target_model(initial_operator(start, dtype=np.float64), state_of(config, model))))
     torch.testing.assert_close(grown[0], grown[1], rtol=0, atol=1e-12)
 
 
@@ -190,7 +200,7 @@ def test_learning_and_streaming_preserve_the_same(keying: str) -> None:
         return array + 0.1 * rng.normal(size=array.shape) if name.endswith(".tail") or "/depth/" in name else array
 
     operator = learnable(initial_operator(start, dtype=np.float64), family).map_arrays(noise)
-    state, rows = dict(model.state_dict()), family.rows_for(operator.target)
+    state, rows = state_of(config, model), family.rows_for(operator.target)
     stacked = {
         row.pattern: torch.stack([state[family.written(row.name(layer))] for layer in family.layers(row, config)])
         for row in rows

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.source_models import GROWN, recipe_text, write_checkpoint
-from support.tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, grown_state, model_of, start_of
+from support.tiny import CONFIGS, TARGETS, config_of, empty_model, family_of, grown_state, model_of, start_of, state_of
 
 from ligo_convert.cli.inspect import inspect_path
 from ligo_convert.conversion.apply import apply_operator
@@ -84,7 +84,8 @@ def test_the_names_and_shapes_are_those_of_the_library_s_parameters(name: str, t
     start = start_of(name, config_of(name, tied=tied), TARGETS[name]["both"], width="zero", depth="identity")
     file = new_parameters(start.family, initial_operator(start))
     model = empty_model({**start.target, "architectures": [start.family.chosen.name]})
-    shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    target = {**start.target, "architectures": [start.family.chosen.name]}
+    shapes = {key: list(tensor.shape) for key, tensor in state_of(target, model).items()}
     assert {*file["old"], *file["new"], *file["mixed"]} == set(shapes)
     assert {key: part["shape"] for key, part in file["mixed"].items()} == {key: shapes[key] for key in file["mixed"]}
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(file["counts"].values())
@@ -100,7 +101,7 @@ def test_what_is_called_old_is_the_source_s(name: str, depth: str) -> None:
     changes = {**TARGETS[name]["both"], **TARGETS[name]["depth"]}
     start = start_of(name, config, changes, width="direct", depth=depth)
     family, operator = start.family, initial_operator(start, dtype=np.float64)
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     grown, parts = grown_state(operator, state), added_parts(family, operator)
     seen: set[str] = set()
     for row in family.rows_for(start.target):

@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.tiny import CONFIGS, TARGETS, config_of, family_of, grown_state, model_of, operator_family, start_of
+from support.tiny import (
+    CONFIGS,
+    TARGETS,
+    config_of,
+    family_of,
+    grown_state,
+    model_of,
+    operator_family,
+    start_of,
+    state_of,
+)
 
 from ligo_convert.checkpoints.writer import safetensors_bytes
 from ligo_convert.errors import SourceError
@@ -33,7 +43,7 @@ def dense_operator(family: str, target: str, keying: str, tie: str | None) -> tu
         learned = name.endswith(".tail") or "/depth/" in name
         return rng.normal(size=array.shape) if learned else array
 
-    return operator.map_arrays(noise), dict(model_of(config).state_dict())
+    return operator.map_arrays(noise), state_of(config, model_of(config))
 
 
 def stream_matrix(
@@ -133,7 +143,7 @@ def test_layer_scales_follow_their_entries(width: str) -> None:
     """A copied entry keeps its scale; an entry that is a mixture or empty takes the mean of absolute values: never nothing."""
     config = config_of("cait")
     start = start_of("cait", config, TARGETS["cait"]["uneven"], width=width, depth="copy")
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     grown = grown_state(initial_operator(start, dtype=np.float64), state)
     old, new = state["blocks.1.gamma_2"], grown["blocks.1.gamma_2"]
     torch.testing.assert_close(new[:16], old)
@@ -192,7 +202,7 @@ def test_without_grouped_queries_the_context_reads_with_the_values_map() -> None
 def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> None:
     config = config_of(family)
     start = start_of(family, config, TARGETS[family]["even"], width=width, depth="stack")
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     initial = initial_operator(start, dtype=np.float64)
     dense = learnable(initial, family_of(config_of(family)))
     assert any(len(axis.write.index) == 0 for factors in dense.terms[0].widths.values() for axis in factors)
@@ -243,7 +253,7 @@ def test_an_operator_survives_its_file(family: str, width: str) -> None:
     data = {spec.name: bytes(view) for spec, view in arrays}
     back = restore(describe(operator), {spec.name: spec for spec, _ in arrays}, data.__getitem__, label="op")
     assert describe(back) == describe(operator)
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     before, after = grown_state(operator, state), grown_state(back, state)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
@@ -321,7 +331,7 @@ def test_an_index_that_points_nowhere_is_refused() -> None:
 def test_a_random_target_owes_nothing_to_its_source(family: str, target: str) -> None:
     config = config_of(family)
     operator = random_operator(start_of(family, config, TARGETS[family][target], width="lemon", depth="identity"))
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     other = dict(model_of(config, seed=1).state_dict())
     one, two = grown_state(operator, state), grown_state(operator, other)
     for name, tensor in one.items():
@@ -334,7 +344,7 @@ def test_a_random_target_owes_nothing_to_its_source(family: str, target: str) ->
 def test_silent_layers_are_silent_beside_drawn_widths(family: str, width: str) -> None:
     config = config_of(family)
     start = start_of(family, config, TARGETS[family]["both"], width=width, depth="identity")
-    grown = grown_state(initial_operator(start), dict(model_of(config).state_dict()))
+    grown = grown_state(initial_operator(start), state_of(config, model_of(config)))
     layers_of = {axis: found.silent for axis, found in start.depths.items()}
     ends = [
         row

@@ -12,11 +12,24 @@ import numpy as np
 import pytest
 import torch
 from support.source_models import recipe_text, write_case
-from support.tiny import CASES, TARGETS, config_of, grown_state, inputs_of, logits, model_of, start_of, target_model
+from support.tiny import (
+    CASES,
+    TARGETS,
+    config_of,
+    grown_state,
+    inputs_of,
+    logits,
+    model_of,
+    operator_family,
+    start_of,
+    state_of,
+    target_model,
+)
 
 from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import SourceError
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
@@ -26,6 +39,7 @@ from ligo_convert.growth.operator_file import check_operator, describe, family_o
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
 from ligo_convert.training.fit import GrownTarget, fetch_from
+from ligo_convert.training.model_tensors import tensors_of
 
 # An even width takes every method.
 BOTH = {name: {**targets["even"], **targets["depth"]} for name, targets in TARGETS.items()}
@@ -57,12 +71,13 @@ def trained(operator: Operator, state: Mapping[str, torch.Tensor], steps: int) -
         ((out - wanted) ** 2).mean().backward()
         if step < steps:
             optimizer.step()
-    return {
-        name: torch.stack(
-            [parameter.detach(), torch.zeros_like(parameter) if parameter.grad is None else parameter.grad]
-        )
-        for name, parameter in model.named_parameters()
-    }
+    family, values, gradients = operator_family(operator), {}, {}
+    for name, parameter in model.named_parameters():
+        values[name] = parameter.detach()
+        gradients[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    rows = model_parameters(family, operator.target)
+    values, gradients = tensors_of(rows, values), tensors_of(rows, gradients)
+    return {family.written(name): torch.stack([values[name], gradients[name]]) for name in values}
 
 
 def entries(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -96,7 +111,7 @@ def twins_in_silent_layers(operator: Operator, state: Mapping[str, torch.Tensor]
 def test_no_twin_is_left_in_a_silent_layer_and_the_function_stays(family: str) -> None:
     config = config_of(family)
     model = model_of(config)
-    state, before = dict(model.state_dict()), logits(model)
+    state, before = state_of(config, model), logits(model)
     for width in ("lemon", "hyperclone", "zero"):
         start = start_of(family, config, BOTH[family], width=width, depth="identity")
         operator = initial_operator(start, dtype=np.float64)
@@ -164,7 +179,7 @@ def test_learning_begins_at_the_parted_start(family: str, keying: str) -> None:
     start = start_of(family, config, BOTH[family], width="mean-preserving", depth="identity", keying=keying)
     initial = initial_operator(start, dtype=np.float64)
     assert initial.parted
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     wanted = grown_state(initial, state)
     unparted = grown_state(replace(initial, parted={}), state)
     assert any(not torch.equal(tensor, wanted[name]) for name, tensor in unparted.items())
@@ -193,7 +208,7 @@ def test_the_plan_counts_the_twins_and_the_dead_that_training_finds(family: str,
     start = start_of(family, config, BOTH[family], width=width, depth="identity")
     found = symmetry(start)
     operator = initial_operator(start, dtype=np.float64)
-    after = trained(operator, dict(model_of(config).state_dict()), steps=3)
+    after = trained(operator, state_of(config, model_of(config)), steps=3)
     for axis in ("embed", "mlp", "kv_heads" if "kv_heads" in start.family.axes else "heads"):
         rows = entries_of(start.family, after, axis, start.family.sizes(start.target))
         dead = ~(rows.abs().amax(1) > 0)
@@ -206,7 +221,7 @@ def test_queries_of_zeros_in_front_of_a_norm_are_steep() -> None:
     start = start_of("qwen3", config, TARGETS["qwen3"]["more groups"], width="zero", depth="identity")
     assert symmetry(start).steep == {"group": 1}
     operator = initial_operator(start, dtype=np.float64)
-    after = trained(operator, dict(model_of(config).state_dict()), steps=1)
+    after = trained(operator, state_of(config, model_of(config)), steps=1)
     # Groups of three heads of eight, of which the third is new.
     query = after["model.layers.0.self_attn.q_proj.weight"][1].unflatten(0, (2, 3, 8))
     ends = after["model.layers.0.self_attn.o_proj.weight"][0].unflatten(1, (2, 3, 8))
@@ -218,7 +233,7 @@ def test_queries_of_zeros_in_front_of_a_norm_are_steep() -> None:
 @pytest.mark.parametrize("family", ["llama", "bert", "cait"])
 def test_a_silent_layer_that_is_drawn_has_no_twins(family: str) -> None:
     config = config_of(family)
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     start = start_of(family, config, BOTH[family], width="hyperclone", depth="silent-drawn")
     operator = initial_operator(start, dtype=np.float64)
     assert not operator.parted, "there is no copy to part"
@@ -246,7 +261,7 @@ def test_a_silent_layer_that_is_drawn_has_no_twins(family: str) -> None:
 def test_learning_and_streaming_part_the_same(family: str) -> None:
     config = config_of(family)
     start = start_of(family, config, BOTH[family], width="zero", depth="identity")
-    operator, state = initial_operator(start, dtype=np.float64), dict(model_of(config).state_dict())
+    operator, state = initial_operator(start, dtype=np.float64), state_of(config, model_of(config))
     rows = start.family.rows_for(operator.target)
     stacked = {
         row.pattern: torch.stack(
@@ -266,7 +281,7 @@ def test_learning_and_streaming_part_the_same(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "bert", "deit3"])
 def test_a_parted_row_has_the_magnitudes_of_the_row_that_it_copies(family: str) -> None:
     config = config_of(family)
-    state = dict(model_of(config).state_dict())
+    state = state_of(config, model_of(config))
     start = start_of(family, config, BOTH[family], width="hyperclone", depth="identity")
     operator = initial_operator(start, dtype=np.float64)
     plain, parted = (grown_state(found, state) for found in (replace(operator, parted={}), operator))
@@ -301,7 +316,7 @@ def test_branch_ends_of_silent_layers_get_gradients_of_the_size_of_the_others(fa
     config = config_of(family)
     start = start_of(family, config, BOTH[family], width="lemon", depth="identity")
     operator = initial_operator(start, dtype=np.float64)
-    after = trained(operator, dict(model_of(config).state_dict()), steps=0)
+    after = trained(operator, state_of(config, model_of(config)), steps=0)
     for row in start.family.rows_for(operator.target):
         if row.depth is None or not start.family.is_residual_output(row) or len(row.layout.dims) < 2:
             continue
@@ -383,7 +398,7 @@ def test_no_twin_is_left_where_one_axis_grows(
     model = model_of(config)
     both = {**changes, **TARGETS[family]["depth"]}
     start = start_of(family, config, both, width=width, depth="identity")
-    operator, state = initial_operator(start, dtype=np.float64), dict(model.state_dict())
+    operator, state = initial_operator(start, dtype=np.float64), state_of(config, model)
     assert set(operator.parted) == axes
     apart = float((logits(target_model(operator, state)) - logits(model)).abs().max())
     assert start.verdict == "exact"

@@ -63,6 +63,7 @@ HEAVY_MODULES = {
     "training.given_model",
     "training.drop_hooks",
     "training.loop",
+    "training.model_tensors",
     "training.muon",
     "training.objectives",
     "training.optimizers",

@@ -18,6 +18,7 @@ from support.tiny import (
     model_of,
     operator_family,
     start_of,
+    state_of,
     target_model,
 )
 
@@ -60,7 +61,7 @@ def source_of():
         if (family, tied) not in made:
             config = config_of(family, tied=tied)
             model = model_of(config)
-            made[family, tied] = config, dict(model.state_dict()), logits(model)
+            made[family, tied] = config, state_of(config, model), logits(model)
         return made[family, tied]
 
     return source
@@ -100,7 +101,7 @@ def test_a_model_without_layers_grows_drawn_ones(family: str) -> None:
     first = kind.axes[kind.depth_axes[0]]
     config = config_of(family, **{first: 0})
     model = model_of(config)
-    state, before = dict(model.state_dict()), logits(model)
+    state, before = state_of(config, model), logits(model)
     changes = {**TARGETS[family]["even"], first: 3}
 
     def start(depth: str):
@@ -161,7 +162,7 @@ def test_a_grown_head_size_keeps_the_dot_products(scaled: bool) -> None:
     config = config_of("gpt2", scale_attn_weights=scaled)
     model = model_of(config)
     start = start_of("gpt2", config, TARGETS["gpt2"]["head size"], width="lemon", depth="identity")
-    grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
+    grown = target_model(initial_operator(start, dtype=np.float64), state_of(config, model))
     torch.testing.assert_close(logits(grown), logits(model), rtol=1e-11, atol=1e-11)
 
 
@@ -173,7 +174,7 @@ def test_a_tied_source_may_be_untied_on_request(family: str, width: str) -> None
     changes = {**TARGETS[family]["even"], "tie_word_embeddings": False}
     start = start_of(family, config, changes, width=width, depth="identity")
     assert start.verdict == "exact"
-    grown = target_model(initial_operator(start, dtype=np.float64), dict(model.state_dict()))
+    grown = target_model(initial_operator(start, dtype=np.float64), state_of(config, model))
     torch.testing.assert_close(
         logits(grown), logits(model), rtol=CASES[family].tolerance, atol=CASES[family].tolerance * 10
     )
@@ -183,7 +184,7 @@ def test_what_the_exact_map_needs_is_what_breaks_it() -> None:
     """Each ingredient of the map under LayerNorm, left out, is seen in the logits: the tests above can fail."""
     config = config_of("gpt2")
     model = model_of(config)
-    state, before = dict(model.state_dict()), logits(model)
+    state, before = state_of(config, model), logits(model)
     start = start_of("gpt2", config, TARGETS["gpt2"]["uneven"], width="lemon", depth="identity")
     operator = initial_operator(start, dtype=np.float64)
 

@@ -16,11 +16,13 @@ from support import cases
 from support.case import Case
 
 from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower, RowSource
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.operator import Operator
+from ligo_convert.training.model_tensors import parameters_of, tensors_of
 
 _MODULES = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
 ALL_CASES: dict[str, Case] = {name: case for module in _MODULES for name, case in module.CASES.items()}
@@ -84,25 +86,33 @@ def empty_model(config: Mapping[str, object]) -> torch.nn.Module:
         made = written_config(family, config, {})
         arguments = {**made["model_args"], "num_classes": made["num_classes"], "in_chans": family.sizes(config)["rgb"]}
         return timm.create_model(made["architecture"], **arguments).eval()
-    return getattr(transformers, family.architecture)(library_config(config), **family.chosen.options).eval()
+    made = library_config(config)
+    if family.experts:
+        made._experts_implementation = "eager"  # the others take no float64
+    return getattr(transformers, family.architecture)(made, **family.chosen.options).eval()
 
 
 def model_of(config: Mapping[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     """A model whose every parameter, gains and biases too, is drawn: nothing is left at a value that hides a mistake."""
     family, model = family_of(config), empty_model(config).to(dtype)
     torch.manual_seed(seed)
-    names = {name: row for row in family.rows for name in _names(family, row, config)}
+    rows = {row.name(layer): row for row in family.rows for layer in family.layers(row, config)}
+    # A parameter is drawn as the first of the tensors that it is made of: all of them have the same role.
+    first = {found.name: found.tensors[0] for found in model_parameters(family, config)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            layout = names[name].layout
+            layout = rows[first[name]].layout
             role = "shift" if layout.less_one else layout.dims[0].role
             scale = 0.3 if parameter.ndim > 1 else 0.2
             parameter.copy_({"gain": 1.0, "scale": 0.5}.get(role, 0.0) + scale * torch.randn_like(parameter))
     return model
 
 
-def _names(family: Family, row, config: Mapping[str, object]) -> list[str]:
-    return [family.written(row.name(layer)) for layer in family.layers(row, config)]
+def state_of(config: Mapping[str, object], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model as the library writes them to its files."""
+    family = family_of(config)
+    found = tensors_of(model_parameters(family, config), model.state_dict())
+    return {family.written(name): tensor for name, tensor in found.items()}
 
 
 def start_of(name: str, config: Mapping[str, object], changes: Mapping[str, object], **growth: object) -> GrowthPlan:
@@ -113,14 +123,21 @@ def start_of(name: str, config: Mapping[str, object], changes: Mapping[str, obje
 
 
 def operator_family(operator: Operator) -> Family:
-    return FAMILIES[operator.family].for_architecture(operator.head)
+    return FAMILIES[operator.family].for_config(operator.source).for_architecture(operator.head)
 
 
 def grown_state(
     operator: Operator, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float64
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the target, layer by layer, as the stream grows them."""
+    """Every tensor of the target, layer by layer, as the stream grows them.
+
+    Args:
+        state: the source's tensors by their names on disk, or the state dict of the library's model.
+    """
     family = operator_family(operator)
+    known = model_parameters(family, operator.source) if family.in_model else ()
+    if known and all(found.name in state for found in known):
+        state = {family.written(name): tensor for name, tensor in tensors_of(known, state).items()}
 
     def fetch(pattern: str, layer: int | None) -> torch.Tensor:
         row = next(row for row in family.rows if row.pattern == pattern)
@@ -145,7 +162,11 @@ def target_model(
     """The library's model of the target with the grown tensors in it; every key must match."""
     family = operator_family(operator)
     model = empty_model({**operator.target, "architectures": [operator.head]}).to(dtype)
-    grown = grown_state(operator, state, dtype=dtype)
+    on_disk = grown_state(operator, state, dtype=dtype)
+    specs = [spec for _, _, spec in family.tensors_of(family.rows_for(operator.target), operator.target, dtype="F32")]
+    assert set(on_disk) == {family.written(spec.name) for spec in specs}
+    tensors = {spec.name: on_disk[family.written(spec.name)] for spec in specs}
+    grown = parameters_of(model_parameters(family, operator.target), tensors)
     assert set(grown) == {name for name, _ in model.named_parameters()}
     for alias, canonical in family.tied.items():
         if family.is_tied(operator.target) and canonical in grown:

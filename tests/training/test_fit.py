@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.tiny import CONFIGS, TARGETS, config_of, family_of, model_of, start_of
+from support.tiny import CONFIGS, TARGETS, config_of, family_of, model_of, start_of, state_of
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.checkpoints.torch_io import tensor_to_bytes
@@ -76,7 +76,7 @@ def settings(**changes: object) -> FitSettings:
 def prepared(family: str, *, dtype: torch.dtype = torch.float32, **growth: object):
     config = config_of(family)
     found = family_of(config)
-    state = {name: tensor.detach() for name, tensor in model_of(config, dtype=dtype).named_parameters()}
+    state = state_of(config, model_of(config, dtype=dtype))
     code = {torch.float32: "F32", torch.float64: "F64"}[dtype]
     specs = {name: TensorSpec(name=name, dtype=code, shape=tuple(tensor.shape)) for name, tensor in state.items()}
     inventory = claim_tensors(found, config, specs, label="tiny")
@@ -262,7 +262,7 @@ def test_a_masked_loss_is_the_same_whatever_the_batches() -> None:
     """A mean over masked tokens, not a mean of the batches' means: rows differ in how many tokens they ask for."""
     config = config_of("bert")
     model = LibraryModel(family_of(config), config)
-    parameters = {name: tensor.detach() for name, tensor in model_of(config, dtype=torch.float32).named_parameters()}
+    parameters = state_of(config, model_of(config, dtype=torch.float32))
     ids = np.random.default_rng(0).integers(3, 29, size=(6, 10))
     labels = np.where(np.arange(10) < np.array([[1], [9], [2], [10], [1], [5]]), ids, -100)
     examples = ArrayExamples(arrays={"input_ids": ids, "labels": labels})

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny import CASES, TARGETS, config_of, empty_model, family_of, model_of
+from support.tiny import CASES, TARGETS, config_of, empty_model, family_of, model_of, state_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -710,10 +710,6 @@ def test_the_teachers_weight_falls_from_one_to_zero(name: str, save_often: None)
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
-def named(model: torch.nn.Module) -> Tensors:
-    return {name: tensor.detach() for name, tensor in model.named_parameters()}
-
-
 def batch_of(name: str, count: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     return on_device(slices_of(name).train.take(range(count), draw=1), "cpu", dtype)
 
@@ -729,7 +725,7 @@ def test_a_model_without_layers_is_the_model_that_never_had_them(name: str, drop
     whole, smaller = (config_of(name, **{key: layers}) for layers in (4, 4 - len(dropped)))
     family, batch = family_of(whole), batch_of(name)
     axis, model = family.depth_axes[0], LibraryModel(family, whole)
-    parameters = named(model_of(whole))
+    parameters = state_of(whole, model_of(whole))
     left = [layer for layer in range(4) if layer not in dropped]
     kept = {
         row.name(layer): parameters[row.name(left[layer] if row.depth == axis and layer is not None else layer)]
@@ -753,7 +749,7 @@ def test_sub_models_go_with_dropped_layers() -> None:
 
 def test_layers_are_there_again_after_a_failure() -> None:
     config = config_of("gpt2", n_layer=4)
-    model, parameters = LibraryModel(family_of(config), config), named(model_of(config))
+    model, parameters = LibraryModel(family_of(config), config), state_of(config, model_of(config))
     with torch.no_grad():
         before = model(parameters, batch_of("gpt2"))
         with pytest.raises(Stop), layer_drop(model, "layer", (0, 2)):
@@ -831,7 +827,7 @@ def test_tokens_that_stay_are_alone_in_the_middle_and_the_others_come_back_as_th
     """Four layers, of which the third is the middle; its input, its output and what the last is given, built by hand."""
     config = config_of(name, **DEEP[name])
     family, library = family_of(config), model_of(config)
-    model, batch, parameters = LibraryModel(family, config), batch_of(name), named(library)
+    model, batch, parameters = LibraryModel(family, config), batch_of(name), state_of(config, library)
     length = family.sequence(config, LENGTH)
     assert list(skipped_layers(4)) == [2]
     plain = Watched(model)
@@ -865,7 +861,7 @@ def test_tokens_that_stay_are_alone_in_the_middle_and_the_others_come_back_as_th
 def kept_rows(labels: torch.Tensor, share: float, *, steps: int) -> list[torch.Tensor]:
     """Which tokens the middle layer of a BERT is given, by step: told by their states, of which no two are alike."""
     config = config_of("bert", num_hidden_layers=4)
-    model, parameters = LibraryModel(family_of(config), config), named(model_of(config))
+    model, parameters = LibraryModel(family_of(config), config), state_of(config, model_of(config))
     draw = torch.Generator().manual_seed(0)
     batch = {"input_ids": torch.randint(2, VOCABULARY, labels.shape, generator=draw), "labels": labels}
     found = []
@@ -925,7 +921,7 @@ def test_tokens_cannot_leave_a_mask() -> None:
         pytest.raises(RecipeError, match="token-drop does not support mistral"),
         token_drop(model, "layer", Dropping(tokens=0.5), drawn(batch, 10)),
     ):
-        model(named(model_of(config, dtype=torch.float32)), batch)
+        model(state_of(config, model_of(config, dtype=torch.float32)), batch)
 
 
 def test_nothing_is_left_out_where_losses_are_read() -> None:

@@ -1,0 +1,30 @@
+from support.case import LLAMA, like, llama
+
+MOE = {
+    "even": {"hidden_size": 32, "moe_intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "uneven": {"hidden_size": 24, "moe_intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3},
+    "both": {
+        "hidden_size": 40,
+        "moe_intermediate_size": 56,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "num_hidden_layers": 3,
+    },
+    "others": {},
+}
+CASES = {
+    "qwen3_moe": like(
+        LLAMA,
+        config={
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "attention_bias": True,
+        },
+        **MOE,
+        thorough=False,
+    )
+}
+
+FULL_SIZE = [{**llama(2048, 6144, 4, 32, 4), "head_dim": 128}]
