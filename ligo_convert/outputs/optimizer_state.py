@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ligo_convert.checkpoints.digests import sha256_of
 from ligo_convert.errors import SourceChanged, SourceError
 from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.parameters import model_names, model_parameters
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.operator import Operator
 from ligo_convert.importing.pickle_reader import PickledFile, PickledTensor, Unread
@@ -298,16 +299,17 @@ def _grown_optimizer(
     wide = any(dtype == torch.float64 for dtype in read.dtypes.values())
     names = _target_names(read, family, operator)
     keys = {name: number for number, name in enumerate(name for group in names for name in group)}
+    called = model_names(family, operator.target)
     state: dict[Any, dict[str, torch.Tensor]] = {}
     grown = grow_moments(operator, family, read.states, policy=policy, dtype=torch.float64 if wide else torch.float32)
     for name, found in grown:
-        key = keys[name] if read.keyed == "number" else family.written(name)
+        key = keys[name] if read.keyed == "number" else called[name]
         state[key] = {kind: value.to(read.dtypes[kind]).contiguous() for kind, value in found.items()}
     if read.keyed == "name":
-        _complete(state, [family.written(name) for group in names for name in group], read, family, operator)
+        _complete(state, [called[name] for group in names for name in group], read, family, operator)
     groups = []
     for settings, group in zip(read.groups, names, strict=True):
-        written = [family.written(name) for name in group]
+        written = [called[name] for name in group]
         own = {"param_names": written} if "param_names" in settings else {}
         groups.append(
             {**settings, **own, "params": [keys[name] for name in group] if read.keyed == "number" else written}
@@ -325,9 +327,9 @@ def _complete(
     import torch
 
     kinds = {kind for found in read.states.values() for kind in found}
-    specs = {
-        family.written(spec.name): spec for _, _, spec in family.tensors_of(family.rows, operator.target, dtype="F32")
-    }
+    called = model_names(family, operator.target)
+    tensors = family.tensors_of(family.rows_for(operator.target), operator.target, dtype="F32")
+    specs = {called[spec.name]: spec for _, _, spec in tensors}
     for name in names:
         if name not in state and kinds:
             state[name] = {
@@ -362,7 +364,7 @@ def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[
         )
     library = LibraryModel(family, operator.target)
     result: list[list[str]] = [[] for _ in read.names]
-    by_stored = {family.written(name): name for name in rows}
+    by_stored = {called: name for name, called in model_names(family, operator.target).items()}
     for stored, _ in library.module.named_parameters():
         name = by_stored[stored]
         row = rows[name]
@@ -453,6 +455,15 @@ def _names(
 ) -> list[list[str]]:
     """Return the canonical names of the parameters of every group."""
     family, config = inventory.family, inventory.config
+    own = model_parameters(family, config) if family.in_model else ()
+    mixed = next((found for found in own if found.stacked or len(found.shares) > 1), None)
+    if mixed is not None:
+        raise SourceError(
+            f"the optimizer's state cannot grow: {family.library} keeps several tensors of this {family.name} in one parameter",
+            where=label,
+            found=f"{mixed.name} ({len(mixed.tensors)} tensors)",
+            hint="grow the weights alone, and make the optimizer anew",
+        )
     if all(isinstance(key, str) for group in keys for key in group):
         stored = keys
     elif all(isinstance(group.get("param_names"), list) for group in groups):
@@ -470,7 +481,11 @@ def _names(
         stored = named_groups(LibraryModel(family, config).module, keys, shapes, label=label)
     wanted = {row.name(layer) for row in family.rows_for(config) for layer in family.layers(row, config)}
     plain = plain_names([str(name) for group in stored for name in group], label=label)
-    named = [[family.canonical(plain[str(name)], wanted) for name in group] for group in stored]
+    in_model = {called: name for name, called in model_names(family, config).items() if name in wanted}
+    named = [
+        [in_model.get(plain[str(name)]) or family.canonical(plain[str(name)], wanted) for name in group]
+        for group in stored
+    ]
     unknown = [
         name
         for group, found in zip(stored, named, strict=True)
