@@ -1,0 +1,102 @@
+"""GPT-J (Wang and Komatsuzaki, 2021) as transformers stores it: parallel branches after one norm, rotary positions, a head with bias."""
+
+from __future__ import annotations
+
+from ligo_convert.families.definitions.gpt2 import DECODERS
+from ligo_convert.families.schema import Family, Head, Norm
+
+PAPER = r"""@misc{wang2021gptj,
+  title  = {{GPT-J-6B}: A 6 Billion Parameter Autoregressive Language Model},
+  author = {Wang, Ben and Komatsuzaki, Aran},
+  year   = {2021},
+  url    = {https://github.com/kingoflolz/mesh-transformer-jax}
+}"""
+
+GPTJ = Family(
+    name="gptj",
+    model_type="gptj",
+    heads=(
+        Head(parts=("lm",), task="causal-lm", architecture="GPTJForCausalLM"),
+        Head(parts=("score",), task="sequence-classification", architecture="GPTJForSequenceClassification"),
+        Head(parts=("answers",), task="question-answering", architecture="GPTJForQuestionAnswering"),
+        Head(task="decoder", architecture="GPTJModel", base=True),
+    ),
+    axes={
+        "embed": "n_embd",
+        "heads": "n_head",
+        "head_dim": "n_embd / n_head",
+        "mlp": "n_inner or 4 * n_embd",
+        "vocab": "vocab_size",
+        "label": "num_labels or #id2label or 2",
+        # The logits of an answer's first and last token.
+        "span": "2",
+        # No tensor has it: the library makes a table of sines of this length, and reads no longer sequence.
+        "position": "n_positions",
+        "layer": "n_layer",
+    },
+    streams={"query": "heads*head_dim", "key": "heads*head_dim", "value": "heads*head_dim"},
+    tensors={
+        "transformer.wte.weight": "vocab -> embed",
+        "transformer.h.{layer}.ln_1.weight": "embed gain",
+        "transformer.h.{layer}.ln_1.bias": "embed shift",
+        "transformer.h.{layer}.attn.k_proj.weight": "key <- embed",
+        "transformer.h.{layer}.attn.v_proj.weight": "value <- embed",
+        "transformer.h.{layer}.attn.q_proj.weight": "query <- embed",
+        "transformer.h.{layer}.attn.out_proj.weight": "embed <- value",
+        "transformer.h.{layer}.mlp.fc_in.weight": "mlp <- embed",
+        "transformer.h.{layer}.mlp.fc_in.bias": "mlp",
+        "transformer.h.{layer}.mlp.fc_out.weight": "embed <- mlp",
+        "transformer.h.{layer}.mlp.fc_out.bias": "embed",
+        "transformer.ln_f.weight": "embed gain",
+        "transformer.ln_f.bias": "embed shift",
+        "lm_head.weight": "vocab <- embed in lm",
+        "lm_head.bias": "vocab in lm",
+        "score.weight": "label <- embed in score",
+        "qa_outputs.weight": "span <- embed in answers",
+        "qa_outputs.bias": "span in answers",
+    },
+    norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_epsilon", head="transformer.ln_f"),
+    positions="position",
+    optional_prefix="transformer.",
+    tied={"lm_head.weight": "transformer.wte.weight"},
+    ignored=("transformer.h.{layer}.attn.(bias|masked_bias)",),
+    residual_outputs=("transformer.h.{layer}.attn.out_proj", "transformer.h.{layer}.mlp.fc_out"),
+    labels="label",
+    never_grown=("vocab", "position", "label", "span"),
+    rotary_axes=("head_dim",),
+    dot_products=(("query", "key"),),
+    activation="activation_function",
+    function_irrelevant_keys=(
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "initializer_range",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+    defaults={
+        "vocab_size": 50400,
+        "n_positions": 2048,
+        "n_embd": 4096,
+        "n_layer": 28,
+        "n_head": 16,
+        "rotary_dim": 64,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+    },
+    published={"gpt-j-6B": {"n_embd": 4096, "n_head": 16, "n_layer": 28}},
+    paper=PAPER,
+    trained=DECODERS,
+)
