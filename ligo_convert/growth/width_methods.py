@@ -299,8 +299,14 @@ def lemon_claim(request: WidthRequest) -> Claim:
         verdict="exact",
         reason=f"{times} tile(s) and {kind}, {_norm_change(request)}",
         epsilon=1.0 if request.fixed_epsilon else times * request.old / request.new,
-        head=1.0 / times if request.tied_head else 1.0,
+        head=_tied_head(request, times),
     )
+
+
+def _tied_head(request: WidthRequest, times: int) -> float:
+    """Return the factor on the last norm that a tied head needs: it reads `times` tiles with the write map, as `_normed` scales it."""
+    root = float(np.sqrt(times * request.old / request.new)) if request.fixed_epsilon else 1.0
+    return root / times if request.tied_head else 1.0
 
 
 def _norm_change(request: WidthRequest) -> str:
@@ -429,8 +435,10 @@ def zero_claim(request: WidthRequest) -> Claim:
             verdict="near",
             reason="the residual stream keeps its mean: a tied head does not allow centring",
             epsilon=epsilon,
+            head=_tied_head(request, 1),
         )
-    return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon)
+    head = _tied_head(request, 1) if request.norm else 1.0
+    return Claim(verdict="exact", reason="old block in the corner, norms rescaled", epsilon=epsilon, head=head)
 
 
 @width_method(

@@ -170,7 +170,8 @@ def target_model(
     assert set(grown) == {name for name, _ in model.named_parameters()}
     for alias, canonical in family.tied.items():
         if family.is_tied(operator.target) and canonical in grown:
-            grown[alias] = grown[canonical]
+            called = next((parameter for parameter, row in family.in_model.items() if row == alias), alias)
+            grown[called] = grown[canonical]
     missing, unexpected = model.load_state_dict(grown, strict=False)
     assert not unexpected
     assert not set(missing) & set(grown)

@@ -60,6 +60,7 @@ GPT_NEOX = Family(
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_eps", head="gpt_neox.final_layer_norm"),
     optional_prefix="gpt_neox.",
+    in_model={"lm_head.weight": "embed_out.weight"},
     tied={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored=(
         "gpt_neox.layers.{layer}.attention.(bias|masked_bias)",
