@@ -53,7 +53,7 @@ ARCEE = replace(
         "hidden_act": "relu2",
         "max_position_embeddings": 4096,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 128000,

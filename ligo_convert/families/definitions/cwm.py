@@ -50,7 +50,7 @@ CWM = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 128000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ligo_convert.families.definitions.llama import LLAMA
+from ligo_convert.families.definitions.granite import GRANITE
 from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{baidu2025ernie45,
@@ -15,24 +15,10 @@ PAPER = r"""@misc{baidu2025ernie45,
 }"""
 
 ERNIE4_5 = replace(
-    LLAMA,
+    GRANITE,
     name="ernie4_5",
     model_type="ernie4_5",
-    heads=classes(
-        LLAMA.heads,
-        "Llama",
-        "Ernie4_5",
-        without=("sequence-classification", "token-classification", "question-answering"),
-    ),
-    axes={
-        "embed": "hidden_size",
-        "mlp": "intermediate_size",
-        "vocab": "vocab_size",
-        "layer": "num_hidden_layers",
-        "kv_heads": "num_key_value_heads or num_attention_heads",
-        "group": "num_attention_heads / num_key_value_heads or 1",
-        "head_dim": "head_dim or hidden_size / num_attention_heads",
-    },
+    heads=classes(GRANITE.heads, "Granite", "Ernie4_5"),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -51,10 +37,6 @@ ERNIE4_5 = replace(
         "model.norm.weight": "embed gain",
         "lm_head.weight": "vocab <- embed in lm",
     },
-    labels="",
-    never_grown=("vocab",),
-    required_values={},
-    integer_expressions=(),
     defaults={
         "vocab_size": 103424,
         "hidden_size": 1024,
@@ -66,7 +48,7 @@ ERNIE4_5 = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": 0,
         "bos_token_id": 1,

@@ -60,7 +60,7 @@ GLM = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1.5625e-07,
+        "rms_norm_eps": 1.5625e-7,
         "use_cache": True,
         "pad_token_id": 151329,
         "bos_token_id": None,

@@ -18,8 +18,6 @@ GRANITE = replace(
     LLAMA,
     name="granite",
     model_type="granite",
-    # The embeddings, each branch, the attention scores and the logits are multiplied by numbers from the config. They do not
-    # depend on a size, so that a map which preserves the function keeps them.
     heads=classes(
         LLAMA.heads,
         "Llama",
@@ -67,7 +65,7 @@ GRANITE = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-06,
+        "rms_norm_eps": 1e-6,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 1,
@@ -76,6 +74,7 @@ GRANITE = replace(
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
+        # Factors of the embeddings, the logits, each branch and the attention scores. None depends on a size, so they stay.
         "embedding_multiplier": 1.0,
         "logits_scaling": 1.0,
         "residual_multiplier": 1.0,

@@ -1,4 +1,4 @@
-"""Granite with sliding windows (IBM, 2026) as transformers stores it: Granite's layers, and a sink for the attention of each head."""
+"""Granite with sliding windows (IBM) as transformers stores it: Granite's layers, and a sink for the attention of each head."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import replace
 from ligo_convert.families.definitions.granite import GRANITE
 from ligo_convert.families.schema import classes
 
-PAPER = r"""@misc{ibm2026graniteswa,
+PAPER = r"""@misc{ibmgraniteswa,
   title  = {{Granite} with Sliding Window Attention},
   author = {{IBM Granite Team}},
-  year   = {2026},
   url    = {https://huggingface.co/ibm-granite/granite-swash-2b}
 }"""
 
@@ -35,7 +34,7 @@ GRANITE_SWA = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 8192,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 100257,

@@ -66,7 +66,7 @@ HELIUM = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-08,
+        "rms_norm_eps": 1e-8,
         "use_cache": True,
         "pad_token_id": 3,
         "bos_token_id": 1,

@@ -62,7 +62,7 @@ HUNYUAN_V1_DENSE = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": 0,
         "bos_token_id": 1,

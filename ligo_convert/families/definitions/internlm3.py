@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ligo_convert.families.definitions.granite import GRANITE
 from ligo_convert.families.definitions.llama import LLAMA
+from ligo_convert.families.schema import classes
 
 PAPER = r"""@misc{internlm2025internlm3,
   title  = {{InternLM3}},
@@ -14,41 +16,12 @@ PAPER = r"""@misc{internlm2025internlm3,
 }"""
 
 INTERNLM3 = replace(
-    LLAMA,
+    GRANITE,
     name="internlm3",
     model_type="internlm3",
     # The library has no other classes of this type.
-    heads=tuple(head for head in LLAMA.heads if head.task in ("causal-lm", "decoder")),
-    axes={
-        "embed": "hidden_size",
-        "mlp": "intermediate_size",
-        "vocab": "vocab_size",
-        "layer": "num_hidden_layers",
-        "kv_heads": "num_key_value_heads or num_attention_heads",
-        "group": "num_attention_heads / num_key_value_heads or 1",
-        "head_dim": "head_dim or hidden_size / num_attention_heads",
-    },
-    tensors={
-        "model.embed_tokens.weight": "vocab -> embed",
-        "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
-        "model.layers.{layer}.self_attn.q_proj.weight": "query <- embed",
-        "model.layers.{layer}.self_attn.k_proj.weight": "key <- embed",
-        "model.layers.{layer}.self_attn.v_proj.weight": "value <- embed",
-        "model.layers.{layer}.self_attn.o_proj.weight": "embed <- context",
-        "model.layers.{layer}.self_attn.q_proj.bias": "query if attention_bias",
-        "model.layers.{layer}.self_attn.k_proj.bias": "key if attention_bias",
-        "model.layers.{layer}.self_attn.v_proj.bias": "value if attention_bias",
-        "model.layers.{layer}.self_attn.o_proj.bias": "embed if attention_bias",
-        "model.layers.{layer}.mlp.(gate|up)_proj.weight": "mlp <- embed",
-        "model.layers.{layer}.mlp.down_proj.weight": "embed <- mlp",
-        "model.layers.{layer}.mlp.(gate|up)_proj.bias": "mlp if mlp_bias",
-        "model.layers.{layer}.mlp.down_proj.bias": "embed if mlp_bias",
-        "model.norm.weight": "embed gain",
-        "lm_head.weight": "vocab <- embed in lm",
-    },
-    labels="",
-    never_grown=("vocab",),
-    required_values={},
+    heads=classes(GRANITE.heads, "Granite", "Llama"),
+    integer_expressions=LLAMA.integer_expressions,
     defaults={
         "vocab_size": 128512,
         "hidden_size": 4096,
@@ -60,7 +33,7 @@ INTERNLM3 = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": 2,
         "bos_token_id": 1,

@@ -1,38 +1,25 @@
-"""Jais 2 (Inception, 2025) as transformers stores it: Llama's attention, LayerNorm, an MLP without a gate."""
+"""Jais 2 (MBZUAI and Inception, 2025) as transformers stores it: Llama's attention, LayerNorm, an MLP without a gate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from ligo_convert.families.definitions.granite import GRANITE
 from ligo_convert.families.definitions.llama import LLAMA
 from ligo_convert.families.schema import Norm, classes
 
 PAPER = r"""@misc{inception2025jais2,
   title  = {Jais 2},
-  author = {{Inception}},
+  author = {{MBZUAI} and {Inception}},
   year   = {2025},
   url    = {https://huggingface.co/inceptionai/Jais-2-8B-Chat}
 }"""
 
 JAIS2 = replace(
-    LLAMA,
+    GRANITE,
     name="jais2",
     model_type="jais2",
-    heads=classes(
-        LLAMA.heads,
-        "Llama",
-        "Jais2",
-        without=("sequence-classification", "token-classification", "question-answering"),
-    ),
-    axes={
-        "embed": "hidden_size",
-        "mlp": "intermediate_size",
-        "vocab": "vocab_size",
-        "layer": "num_hidden_layers",
-        "kv_heads": "num_key_value_heads or num_attention_heads",
-        "group": "num_attention_heads / num_key_value_heads or 1",
-        "head_dim": "head_dim or hidden_size / num_attention_heads",
-    },
+    heads=classes(GRANITE.heads, "Granite", "Jais2"),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",
@@ -54,9 +41,7 @@ JAIS2 = replace(
         "lm_head.weight": "vocab <- embed in lm",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_eps", head="model.norm"),
-    labels="",
-    never_grown=("vocab",),
-    required_values={},
+    integer_expressions=LLAMA.integer_expressions,
     defaults={
         "vocab_size": 150272,
         "hidden_size": 3328,
@@ -68,7 +53,7 @@ JAIS2 = replace(
         "hidden_act": "relu2",
         "max_position_embeddings": 8192,
         "initializer_range": 0.02,
-        "layer_norm_eps": 1e-05,
+        "layer_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 0,

@@ -33,7 +33,7 @@ MINISTRAL = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-06,
+        "rms_norm_eps": 1e-6,
         "use_cache": True,
         "pad_token_id": None,
         "bos_token_id": 1,

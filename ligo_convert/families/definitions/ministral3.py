@@ -32,7 +32,7 @@ MINISTRAL3 = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 262144,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": 1e-5,
         "use_cache": True,
         "pad_token_id": 11,
         "bos_token_id": 1,

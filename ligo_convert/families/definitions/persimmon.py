@@ -70,7 +70,7 @@ PERSIMMON = replace(
         "hidden_act": "relu2",
         "max_position_embeddings": 16384,
         "initializer_range": 0.02,
-        "layer_norm_eps": 1e-05,
+        "layer_norm_eps": 1e-5,
         "use_cache": True,
         "tie_word_embeddings": False,
         "qk_layernorm": True,

@@ -55,7 +55,7 @@ SEED_OSS = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 524288,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-06,
+        "rms_norm_eps": 1e-6,
         "use_cache": True,
         "pad_token_id": 1,
         "bos_token_id": 0,

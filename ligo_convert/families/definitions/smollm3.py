@@ -34,7 +34,7 @@ SMOLLM3 = replace(
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "initializer_range": 0.02,
-        "rms_norm_eps": 1e-06,
+        "rms_norm_eps": 1e-6,
         "use_cache": True,
         "pad_token_id": 128004,
         "bos_token_id": 128000,
