@@ -209,7 +209,7 @@ def _source(runner: JobRunner, job: TrainingJob, report: ReportProgress) -> dict
             source.read, runner.family, plan.inventory, rows, device=runner.device, dtype=torch.float32
         )
     tensors = {
-        row.name(layer): stacked[row.pattern][layer or 0]
+        row.name(layer): stacked[row.pattern][row.index(layer)]
         for row in dict.fromkeys((*plan.inventory.rows, *rows))
         if row.pattern in stacked
         for layer in family.layers(row, plan.start.source)

@@ -176,7 +176,7 @@ def measuring_reads(load: ModelLoad, measuring: Method | None) -> int:
     # A target tensor grows from the tensor of one layer. A streamed target that is stored in a narrower dtype grows again as stored.
     narrow = any(DTYPE_BYTES[spec.dtype] < DTYPE_BYTES[compute_dtype(inventory)] for spec in load.specs)
     grown = sum(
-        source_name(family, inventory, row, None if row.depth is None else 0).nbytes
+        source_name(family, inventory, row, None if row.depth is None else row.first).nbytes
         for row, _, _ in family.tensors_of(family.rows_for(target), target, dtype="F32")
         if stored_dtypes(family, inventory, row)
     )

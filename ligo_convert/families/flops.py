@@ -89,6 +89,8 @@ def is_below(family: Family, row: Row) -> bool:
     # Norms and biases come after the layers if they feed the head or belong to a module that does.
     if family.feeds_head(row):
         return False
+    if family.norm.after_embeddings and row.layout.dims[0].role in ("gain", "shift"):
+        return row.module == family.norm.after_embeddings
     beside = [other for other in family.rows if other.module == row.module and other is not row]
     return all(
         {part for dim in other.layout.dims if dim.role == "read" for part in dim.parts} <= given for other in beside

@@ -3,6 +3,7 @@
 A row of a family's table is `name pattern : layout`.
 
     pattern   transformer.h.{layer}.(ln_1|ln_2).weight     `{layer}` is a depth axis, `(a|b)` alternatives
+              model.layers.{layer>0}.attn_norm.weight      in every layer but the first
     layout    mlp <- embed                                 stored (out, in): `mlp` is written, `embed` is read
               embed -> mlp                                 stored (in, out): the arrow points at the written dim
               embed                                        no arrow: every dim is written (a bias, a token)
@@ -47,7 +48,7 @@ _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 # A config key in a size expression, one entry of a pair, or the number of a key's entries.
 _KEY = re.compile(r"#?[A-Za-z_][A-Za-z0-9_]*(?:\[[01]\])?")
 
-_DEPTH = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_DEPTH = re.compile(r"\{([a-z][a-z0-9_]*)(>0)?\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,23 +191,33 @@ def depth_axis(pattern: str) -> str | None:
     axes = _DEPTH.findall(pattern)
     if len(axes) > 1:
         raise NotationError(f"pattern {pattern!r}: one depth axis at most")
-    return axes[0] if axes else None
+    return axes[0][0] if axes else None
+
+
+def first_layer(pattern: str) -> int:
+    """The first layer that has the tensor of a pattern: 1 for `{layer>0}`, else 0."""
+    found = _DEPTH.search(pattern)
+    return int(bool(found and found[2]))
 
 
 def matcher(pattern: str) -> re.Pattern[str]:
     """Compile an expanded pattern to a regular expression for its tensor names; the only group is the layer."""
-    axis = depth_axis(pattern)
-    if axis is None:
+    if depth_axis(pattern) is None:
         return re.compile(re.escape(pattern) + r"\Z")
-    head, tail = pattern.split("{" + axis + "}")
+    head, _, _, tail = _DEPTH.split(pattern)
     # No leading zeros: `h.01.weight` is not the name of a layer.
-    return re.compile(re.escape(head) + r"(0|[1-9][0-9]{0,5})" + re.escape(tail) + r"\Z")
+    number = "[1-9][0-9]{0,5}" if first_layer(pattern) else "0|[1-9][0-9]{0,5}"
+    return re.compile(f"{re.escape(head)}({number}){re.escape(tail)}\\Z")
 
 
 def name_at(pattern: str, layer: int | None) -> str:
     """The tensor name of a pattern at one layer (None if the pattern has no depth axis)."""
-    axis = depth_axis(pattern)
-    return pattern if axis is None else pattern.replace("{" + axis + "}", str(layer))
+    return _DEPTH.sub(str(layer), pattern)
+
+
+def before_layers(pattern: str) -> str:
+    """What stands before the number of the layer in a pattern: `h.{layer}.weight` -> `h.`."""
+    return _DEPTH.split(pattern)[0]
 
 
 class SizeError(ValueError):

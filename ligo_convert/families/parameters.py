@@ -61,7 +61,7 @@ def model_parameters(family: Family, config: Config) -> tuple[Parameter, ...]:
     taken: set[str] = set()
     for pattern, text in _expanded(family):
         blocks: list[tuple[tuple[str, int, int], ...]] = []
-        depth: str | None = None
+        layers: range | tuple[None] = (None,)
         for term in text.split(" + "):
             source, _, part = term.partition("/")
             block = []
@@ -75,14 +75,14 @@ def model_parameters(family: Family, config: Config) -> tuple[Parameter, ...]:
                     parts = row.layout.dims[0].parts
                     begin = sum(sizes[before] for before in parts[: parts.index(part)])
                     end = begin + sizes[part]
-                depth = row.depth
+                layers = family.layers(row, config)
                 taken.add(row_pattern)
                 block.append((row_pattern, begin, end))
             blocks.append(tuple(block))
         if not all(blocks):
             # Of a part that the class lacks, or tied.
             continue
-        for layer in (None,) if depth is None else range(sizes[depth]):
+        for layer in layers:
             shares = tuple(
                 tuple(Share(tensor=name_at(row, layer), begin=begin, end=end) for row, begin, end in block)
                 for block in blocks

@@ -25,6 +25,7 @@ from ligo_convert.families.notation import (
     depth_axis,
     evaluate,
     expand,
+    first_layer,
     matcher,
     name_at,
     paired_keys,
@@ -160,7 +161,7 @@ class Norm:
         epsilon: config key of the epsilon; "" if the library fixes it in its code.
         head: the norm before the head.
         placement: `pre`, before each branch, or `post`, after the branch has been added to the stream.
-        after_embeddings: post-norm only: the norm of the embeddings.
+        after_embeddings: the norm of the embeddings, whose output is the residual stream; post-norm, and pre-norm where there is one.
         after_attention: post-norm only: the norm after the attention branch.
         after_mlp: post-norm only: the norm after the MLP branch.
         summed_streams: streams that only a norm (and a tied head) reads, such as sums of embeddings: any linear map is allowed there.
@@ -182,6 +183,11 @@ class Norm:
     inner: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
+    def place(self) -> Literal["pre", "post", "embedded"]:
+        """Where the norms of the residual stream are, for `growth.width_methods`."""
+        return "embedded" if self.placement == "pre" and self.after_embeddings else self.placement
+
+    @property
     def axes(self) -> frozenset[str]:
         """The axes whose entries a norm reads together: the residual stream's, and those of `inner`."""
         return frozenset((self.stream, *(axis for axes in self.inner.values() for axis in axes)))
@@ -193,13 +199,15 @@ class LayerRule:
 
     Attributes:
         every: size expression of n.
-        nth: the entry of every n-th layer, counted from one.
+        begin: number of the first layer in this count.
+        nth: the entry of every n-th layer.
         others: the entry of the other layers.
     """
 
     every: str
     nth: object
     others: object
+    begin: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +225,15 @@ class Row:
     @property
     def depth(self) -> str | None:
         return depth_axis(self.pattern)
+
+    @property
+    def first(self) -> int:
+        """The first layer that has the row."""
+        return first_layer(self.pattern)
+
+    def index(self, layer: int | None) -> int:
+        """The position of a layer among those that have the row; 0 for a row without a depth axis."""
+        return 0 if layer is None else layer - self.first
 
     @property
     def module(self) -> str:
@@ -601,7 +618,7 @@ class Family:
         gains = [
             row for row in self.rows if row.layout.dims[0].role == "gain" and self.norm.stream in row.layout.streams
         ]
-        return sum(sizes[row.depth] if row.depth else 1 for row in gains)
+        return sum(sizes[row.depth] - row.first if row.depth else 1 for row in gains)
 
     def layer_list(self, config: Config, key: str) -> list[object] | None:
         """Return a list with one entry per layer: the config's, or the one that the library fills in; None if there is neither."""
@@ -610,8 +627,8 @@ class Family:
             return given if isinstance(given, list) else None
         complete = self.complete(config)
         every = evaluate(rule.every, complete)
-        layers = range(1, self.sizes(config)[self.per_layer_keys[key]] + 1)
-        return [rule.others if layer % every else rule.nth for layer in layers]
+        layers = range(self.sizes(config)[self.per_layer_keys[key]])
+        return [rule.others if (layer + rule.begin) % every else rule.nth for layer in layers]
 
     # Sizes.
 
@@ -669,7 +686,7 @@ class Family:
         return tuple(sum(sizes.get(part, 1) for part in dim.parts) for dim in row.layout.dims)
 
     def layers(self, row: Row, config: Config) -> range | tuple[None]:
-        return (None,) if row.depth is None else range(self.sizes(config)[row.depth])
+        return (None,) if row.depth is None else range(row.first, self.sizes(config)[row.depth])
 
     def is_tied(self, config: Config) -> bool:
         """Return whether a model of `config` and of the chosen class has a tied alias: a class without a head has none."""
@@ -686,7 +703,7 @@ class Family:
         sizes = self.sizes(config)
         for row in rows:
             shape = self.shape(row, sizes)
-            for layer in (None,) if row.depth is None else range(sizes[row.depth]):
+            for layer in (None,) if row.depth is None else range(row.first, sizes[row.depth]):
                 yield row, layer, TensorSpec(name=row.name(layer), dtype=dtype, shape=shape)
 
     def rows_for(self, config: Config) -> tuple[Row, ...]:

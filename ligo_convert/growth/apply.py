@@ -220,7 +220,7 @@ class Grower:
     def _grow_stacked(self, row: Row, stacked: torch.Tensor) -> torch.Tensor:
         if row.pattern in self.operator.drawn_rows:
             return torch.stack([self.drawn(row, layer) for layer in self.family.layers(row, self.operator.target)])
-        if row.depth is not None and self.old[row.depth] == 0:
+        if row.depth is not None and self.old[row.depth] <= row.first:
             # The model has no layers to grow from.
             layers = self.family.layers(row, self.operator.target)
             return torch.stack([self._grow_layer(row, layer, RowSource()) for layer in layers])
@@ -236,7 +236,8 @@ class Grower:
         for (_, dims), key, piece in zip(row.layout.pieces(), row.piece_keys(), self.pieces(row, stacked), strict=True):
             total = None
             for term in self.operator.terms:
-                matrix = self.depth_matrix(term, key)
+                # Without the layers that lack the row.
+                matrix = self.depth_matrix(term, key)[row.first :, row.first :]
                 grown = self._stacked_term(term, row, dims, piece, matrix)
                 total = grown if total is None else total + grown
             assert total is not None
@@ -267,10 +268,12 @@ class Grower:
         if not keyed:
             return _mix(matrix, self.widen(term, row, dims, piece, None, None))
         if self.operator.keying == "source":
-            wide = [self.widen(term, row, dims, layer, number, None) for number, layer in enumerate(piece)]
+            wide = [self.widen(term, row, dims, layer, number, None) for number, layer in enumerate(piece, row.first)]
             return _mix(matrix, torch.stack(wide))
         mixed = _mix(matrix, piece)
-        return torch.stack([self.widen(term, row, dims, layer, None, number) for number, layer in enumerate(mixed)])
+        return torch.stack(
+            [self.widen(term, row, dims, layer, None, number) for number, layer in enumerate(mixed, row.first)]
+        )
 
     def source_layers(self, row: Row, layer: int | None) -> tuple[int | None, ...]:
         """Return the source layers whose tensor of this row `grow_layer` needs, in rising order.
@@ -288,6 +291,7 @@ class Grower:
             for term in self.operator.terms
             for key in row.piece_keys()
             for source in torch.nonzero(self.depth_matrix(term, key)[layer or 0]).flatten().tolist()
+            if source >= row.first
         }
         if row.depth is None:
             return (None,) if used else ()
@@ -337,7 +341,7 @@ class Grower:
             total = torch.zeros([self.new.get(dim.parts[0], 1) for dim in dims], dtype=self.dtype, device=self.device)
             for position, term in enumerate(self.operator.terms):
                 weights = self.depth_matrix(term, key)[layer or 0]
-                used = torch.nonzero(weights).flatten().tolist()
+                used = [old for old in torch.nonzero(weights).flatten().tolist() if old >= row.first]
                 if used:
                     tensors = {old: source.pieces[None if row.depth is None else old][number] for old in used}
                     widened = source.widened.setdefault((number, position), {})

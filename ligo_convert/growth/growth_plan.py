@@ -219,9 +219,12 @@ def _inner_factors(
     if not key or not family.norm.inner:
         return {}
     ratio = epsilon_of(family, target) / epsilon_of(family, source)
+    normed = {name for name, roles in family.roles_for(source).items() if "gain" in roles}
     own = {
         stream: math.prod(claims[axis].epsilon for axis in axes if axis in claims)
         for stream, axes in family.norm.inner.items()
+        # Models of some configs have no such norm.
+        if normed & {stream, *axes}
     }
     factors = {stream: ratio / kept for stream, kept in own.items()}
     return {stream: math.sqrt(factor) for stream, factor in factors.items() if not math.isclose(factor, 1)}
@@ -246,7 +249,7 @@ def _request(
         # Only the residual stream is read by a head.
         tied_head=tied and axis == family.norm.stream,
         seed=growth.seed,
-        place=family.norm.placement if axis == family.norm.stream else "pre",
+        place=family.norm.place if axis == family.norm.stream else "pre",
         norms=family.norms(old) if axis == family.norm.stream else 0,
         fixed_epsilon=not family.norm.epsilon,
     )
@@ -287,7 +290,10 @@ def _drawn_rows(
     return tuple(
         row.pattern
         for row in family.rows_for(target)
-        if row.layout.part not in parts or (labels and labels in row.layout.streams)
+        if row.layout.part not in parts
+        or (labels and labels in row.layout.streams)
+        # Only layers that the source does not have need it.
+        or (row.depth is not None and 0 < old[row.depth] <= row.first < new[row.depth])
     )
 
 
@@ -354,9 +360,11 @@ def _plan_depth(
             method = DEPTHS[growth.depth]
             text = f"{axis} {old[axis]} to {new[axis]} by {growth.depth}: {method.reason}"
             reasons.append(Reason(verdict=method.verdict, text=text))
-    # A config list with one entry per layer moves with its layers and replaces what follows from their index.
-    listed = any(family.layer_list(source, key) is not None for key in family.per_layer_keys)
-    moved = [key for key in family.layer_index_keys if family.complete(source).get(key) and not listed]
+    # Config lists with one entry per layer move with their layers and replace what follows from their index.
+    listed = [family.layer_list(source, key) is not None for key in family.per_layer_keys]
+    moved = [
+        key for key in family.layer_index_keys if family.complete(source).get(key) and not (listed and all(listed))
+    ]
     if reasons and moved:
         if DEPTHS[growth.depth].verdict == "exact":
             raise RecipeError(
@@ -404,6 +412,10 @@ def _edit_config(
             else:
                 # Without old layers the library fills in the entries of the new ones.
                 del final[name]
+        before = family.layer_list(source, name)
+        if name in asked and before and asked[name] != [before[layer] for layer in depths[axis].source]:
+            text = f"the recipe sets {name} otherwise than the layers move"
+            reasons.append(Reason(verdict="lossy", text=text, breaks=True))
     return final, reasons
 
 

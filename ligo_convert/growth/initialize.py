@@ -183,7 +183,11 @@ def _depth_matrix(
     units = plan.units.get(row.pattern, ())
     if advance and plan.family.is_scale(row):
         return matrix
-    for layer, source in enumerate(found.source):
+    for layer, origin in enumerate(found.source):
+        if layer < row.first:
+            continue
+        # A silent copy of the first layer takes from the second what the first lacks.
+        source = max(origin, row.first)
         if draws_row(plan.family, row, drawn=found.drawn[layer], silent=found.silent[layer]):
             continue
         if (end and found.silent[layer]) or layer in units:

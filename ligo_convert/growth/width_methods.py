@@ -43,8 +43,9 @@ class WidthRequest:
         norm: the norm between the writers and the readers of this axis; None if there is none.
         tied_head: True if the head shares the embedding's weights, and so reads with the write map.
         seed: seed of every random draw.
-        place: position of the norm. `pre`: before a residual branch. `post`: after the residual sum. `summed`: directly after
-            a sum of embeddings. `activated`: directly after an activation. The last two have no skip connection around them.
+        place: position of the norm. `pre`: before a residual branch. `post`: after the residual sum. `embedded`: before a residual
+            branch, and the stream begins with the output of a norm. `summed`: directly after a sum of embeddings. `activated`: directly
+            after an activation. The last two have no skip connection around them.
         norms: number of norms that the stream passes in the whole source.
         fixed_epsilon: True if the library's code fixes the norm's epsilon, so that the config cannot rescale it.
     """
@@ -55,7 +56,7 @@ class WidthRequest:
     norm: Literal["layernorm", "rmsnorm"] | None
     tied_head: bool
     seed: int
-    place: Literal["pre", "post", "summed", "activated"] = "pre"
+    place: Literal["pre", "post", "embedded", "summed", "activated"] = "pre"
     norms: int = 0
     fixed_epsilon: bool = False
 
@@ -290,9 +291,10 @@ def lemon_claim(request: WidthRequest) -> Claim:
     if request.norm is None:
         return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
     if request.place != "pre" and request.new % request.old:
+        where = "embeddings pass a norm" if request.place == "embedded" else "the norm comes after the sum (post-norm)"
         raise CannotPreserve(
-            f"{request.axis} grows from {request.old} to {request.new}: where the norm comes after the sum (post-norm) only whole"
-            " multiples are exact; `mean-preserving` is the nearest method there, then `zero`"
+            f"{request.axis} grows from {request.old} to {request.new}: where {where} only whole multiples are exact;"
+            " `mean-preserving` is the nearest method there, then `zero`"
         )
     kind = "mean rows under LayerNorm" if request.norm == "layernorm" else "zero rows under RMSNorm"
     return Claim(
@@ -425,9 +427,10 @@ def zero_claim(request: WidthRequest) -> Claim:
     """Claim exactness unless the stream's mean reaches a LayerNorm and cannot be centred away."""
     epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
     if request.place != "pre":
+        where = "of the embeddings" if request.place == "embedded" else "after the sum (post-norm)"
         return Claim(
             verdict="near",
-            reason="the output of a norm after the sum (post-norm) keeps its mean: no linear map removes it",
+            reason=f"the output of a norm {where} keeps its mean: no linear map removes it",
             epsilon=epsilon,
         )
     if request.norm == "layernorm" and request.tied_head:
@@ -502,7 +505,9 @@ def _after_activation(request: WidthRequest, times: int = 1) -> Axis:
 def preserves_mean(request: WidthRequest) -> bool:
     """Return True if new entries need to hold the stream's mean, and can: uneven post-norm width, enough new entries."""
     rest = request.new % request.old
-    return request.place != "pre" and rest > 0 and mean_preserving_cells(request.norms, rest) is not None
+    return (
+        request.place not in ("pre", "embedded") and rest > 0 and mean_preserving_cells(request.norms, rest) is not None
+    )
 
 
 def mean_preserving_claim(request: WidthRequest) -> Claim:
@@ -511,6 +516,8 @@ def mean_preserving_claim(request: WidthRequest) -> Claim:
         return lemon_claim(request)
     if not preserves_mean(request):
         claim = zero_claim(request)
+        if request.place == "embedded":
+            return replace(claim, reason=f"as `zero`: {claim.reason}")
         return replace(claim, reason=f"too few new entries to hold the mean of the stream; as `zero`: {claim.reason}")
     times = request.new // request.old
     return Claim(

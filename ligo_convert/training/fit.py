@@ -19,6 +19,7 @@ import torch
 from ligo_convert.checkpoints.torch_io import tensor_from_bytes
 from ligo_convert.data.examples import Batch, Examples
 from ligo_convert.families.inventory import Inventory
+from ligo_convert.families.notation import first_layer
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.apply import Grower
 from ligo_convert.growth.initialize import learnable
@@ -96,13 +97,13 @@ def stacked_source(
 
 def fetch_from(stacked: Tensors) -> Fetch:
     """Return a function that looks up a tensor of a stacked source."""
-    return lambda pattern, layer: stacked[pattern][layer or 0]
+    return lambda pattern, layer: stacked[pattern][(layer or 0) - first_layer(pattern)]
 
 
 def named_source(inventory: Inventory, stacked: Tensors) -> Tensors:
     """Return the stacked source by canonical tensor name, as `LibraryModel` takes it."""
     return {
-        row.name(layer): stacked[row.pattern][layer or 0]
+        row.name(layer): stacked[row.pattern][row.index(layer)]
         for row in inventory.rows
         for layer in inventory.family.layers(row, inventory.config)
     }

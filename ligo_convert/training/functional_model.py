@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ligo_convert.data.examples import Examples
 from ligo_convert.errors import LigoError
 from ligo_convert.families.configs import written_config
-from ligo_convert.families.notation import depth_axis
+from ligo_convert.families.notation import before_layers, depth_axis
 from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.schema import Family, Row
 from ligo_convert.training.library_config import library_config, quiet, refused
@@ -142,7 +142,7 @@ class LibraryModel:
         """Return the names of the layer modules of a depth axis."""
         patterns = (*self.family.in_model, *(row.pattern for row in self.family.rows))
         pattern = next(pattern for pattern in patterns if depth_axis(pattern) == axis)
-        before = self.family.written(pattern.partition("{" + axis + "}")[0])
+        before = self.family.written(before_layers(pattern))
         return [f"{before}{layer}" for layer in range(self.family.sizes(self.config)[axis])]
 
     def loss(self, parameters: Tensors, batch: Tensors) -> torch.Tensor:

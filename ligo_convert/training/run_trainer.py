@@ -155,7 +155,7 @@ def source_state(
     rows = family.rows_for(target)
     stacked = stacked_source(read, family, inventory, rows, device=device, dtype=torch.float32)
     tensors = {
-        row.name(layer): stacked[row.pattern][layer or 0]
+        row.name(layer): stacked[row.pattern][row.index(layer)]
         for row in dict.fromkeys((*inventory.rows, *rows))
         if row.pattern in stacked
         for layer in family.layers(row, config)

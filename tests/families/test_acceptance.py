@@ -367,7 +367,7 @@ def test_a_model_under_another_name_is_read_as_the_hint_says(other: str, tmp_pat
 
 def test_another_computation_on_like_tensors_is_not_assumed(sources: Callable[..., Path], tmp_path: Path) -> None:
     source = shutil.copytree(sources("phi3"), tmp_path / "source")
-    change_config(source, lambda config: {**config, "model_type": "granite"})
+    change_config(source, lambda config: {**config, "model_type": "apertus"})
     fits = inspect_path(source)["fits"]
     assert "the tensor names are those of phi3; another model_type may compute another function" in fits
 

@@ -29,6 +29,7 @@ HUNYUAN_V1_DENSE = replace(
         "group": "num_attention_heads / num_key_value_heads or 1",
         "head_dim": "head_dim or hidden_size / num_attention_heads",
     },
+    norm=replace(LLAMA.norm, inner={"query": ("head_dim",), "key": ("head_dim",)}),
     tensors={
         "model.embed_tokens.weight": "vocab -> embed",
         "model.layers.{layer}.(input|post_attention)_layernorm.weight": "embed gain",

@@ -1,0 +1,172 @@
+"""ModernBERT (Warner et al., 2024) as transformers stores it: pre-norm layers behind a norm of the embeddings, rotary positions."""
+
+from __future__ import annotations
+
+from ligo_convert.families.definitions.bert import TRAININGS
+from ligo_convert.families.schema import Family, Head, LayerRule, Norm
+
+PAPER = r"""@misc{warner2024modernbert,
+  title  = {Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder for Fast, Memory Efficient, and Long Context
+            Finetuning and Inference},
+  author = {Warner, Benjamin and Chaffin, Antoine and Clavi{\'e}, Benjamin and others},
+  year   = {2024},
+  url    = {https://arxiv.org/abs/2412.13663}
+}"""
+
+MODERNBERT = Family(
+    name="modernbert",
+    model_type="modernbert",
+    heads=(
+        Head(parts=("head", "lm"), task="masked-lm", architecture="ModernBertForMaskedLM"),
+        Head(
+            parts=("head", "sequence"),
+            task="sequence-classification",
+            architecture="ModernBertForSequenceClassification",
+        ),
+        Head(parts=("head", "sequence"), task="token-classification", architecture="ModernBertForTokenClassification"),
+        Head(parts=("head", "answers"), task="question-answering", architecture="ModernBertForQuestionAnswering"),
+        Head(parts=("head", "choices"), task="multiple-choice", architecture="ModernBertForMultipleChoice"),
+        Head(task="encoder", architecture="ModernBertModel", base=True),
+    ),
+    axes={
+        "embed": "hidden_size",
+        "heads": "num_attention_heads",
+        "head_dim": "hidden_size / num_attention_heads",
+        "mlp": "intermediate_size",
+        "vocab": "vocab_size",
+        "label": "num_labels or #id2label or 2",
+        "choice": "1",
+        # The logits of an answer's first and last token.
+        "span": "2",
+        "layer": "num_hidden_layers",
+    },
+    streams={
+        "query": "heads*head_dim",
+        "key": "heads*head_dim",
+        "value": "heads*head_dim",
+        # The embeddings before their norm, and what the norm of the head reads, have the width of the residual stream.
+        "token": "embed",
+        "transformed": "embed",
+    },
+    tensors={
+        "model.embeddings.tok_embeddings.weight": "vocab -> token",
+        "model.embeddings.norm.weight": "embed gain",
+        "model.embeddings.norm.bias": "embed shift if norm_bias",
+        # The embeddings are normalised: the first layer's attention reads them as they are.
+        "model.layers.{layer>0}.attn_norm.weight": "embed gain",
+        "model.layers.{layer>0}.attn_norm.bias": "embed shift if norm_bias",
+        "model.layers.{layer}.attn.Wqkv.weight": "query+key+value <- embed",
+        "model.layers.{layer}.attn.Wqkv.bias": "query+key+value if attention_bias",
+        "model.layers.{layer}.attn.Wo.weight": "embed <- value",
+        "model.layers.{layer}.attn.Wo.bias": "embed if attention_bias",
+        "model.layers.{layer}.mlp_norm.weight": "embed gain",
+        "model.layers.{layer}.mlp_norm.bias": "embed shift if norm_bias",
+        "model.layers.{layer}.mlp.Wi.weight": "mlp+mlp <- embed",
+        "model.layers.{layer}.mlp.Wi.bias": "mlp+mlp if mlp_bias",
+        "model.layers.{layer}.mlp.Wo.weight": "embed <- mlp",
+        "model.layers.{layer}.mlp.Wo.bias": "embed if mlp_bias",
+        "model.final_norm.weight": "embed gain",
+        "model.final_norm.bias": "embed shift if norm_bias",
+        "head.dense.weight": "transformed <- embed in head",
+        "head.dense.bias": "transformed if classifier_bias in head",
+        "head.norm.weight": "transformed gain in head",
+        "head.norm.bias": "transformed shift if norm_bias in head",
+        "decoder.weight": "vocab <- transformed in lm",
+        "decoder.bias": "vocab if decoder_bias in lm",
+        "classifier.weight": "label <- transformed in sequence | span <- transformed in answers | choice <- transformed in choices",
+        "classifier.bias": "label in sequence | span in answers | choice in choices",
+    },
+    norm=Norm(
+        stream="embed",
+        kind="layernorm",
+        epsilon="norm_eps",
+        head="head.norm",
+        after_embeddings="model.embeddings.norm",
+        summed_streams=("token",),
+        activated_streams=("transformed",),
+    ),
+    lookup_axes=("vocab",),
+    optional_prefix="model.",
+    tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    residual_outputs=("model.layers.{layer}.attn.Wo", "model.layers.{layer}.mlp.Wo"),
+    residual_init=("model.layers.{layer}.(attn|mlp).Wo.weight",),
+    labels="label",
+    never_grown=("vocab", "label", "choice", "span"),
+    rotary_axes=("head_dim",),
+    rotary_limit="max_position_embeddings",
+    dot_products=(("query", "key"),),
+    activation="hidden_activation",
+    # The first of every three layers sees the whole text. The first files have the number in place of the list.
+    per_layer_keys={"layer_types": "layer"},
+    layer_rules={
+        "layer_types": LayerRule(
+            every="global_attn_every_n_layers or 3", begin=0, nth="full_attention", others="sliding_attention"
+        )
+    },
+    function_irrelevant_keys=(
+        "attention_dropout",
+        "embedding_dropout",
+        "mlp_dropout",
+        "classifier_dropout",
+        "initializer_range",
+        "initializer_cutoff_factor",
+        "deterministic_flash_attn",
+        # Which tokens the loss computes logits for.
+        "sparse_prediction",
+        "sparse_pred_ignore_index",
+        "pad_token_id",
+        "eos_token_id",
+        "bos_token_id",
+        "cls_token_id",
+        "sep_token_id",
+    ),
+    defaults={
+        "vocab_size": 50368,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "hidden_activation": "gelu",
+        "max_position_embeddings": 8192,
+        "initializer_range": 0.02,
+        "initializer_cutoff_factor": 2.0,
+        "norm_eps": 1e-5,
+        "norm_bias": False,
+        "pad_token_id": 50283,
+        "eos_token_id": 50282,
+        "bos_token_id": 50281,
+        "cls_token_id": 50281,
+        "sep_token_id": 50282,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "local_attention": 128,
+        "embedding_dropout": 0.0,
+        "mlp_bias": False,
+        "mlp_dropout": 0.0,
+        "decoder_bias": True,
+        "classifier_pooling": "cls",
+        "classifier_dropout": 0.0,
+        "classifier_bias": False,
+        "classifier_activation": "gelu",
+        "deterministic_flash_attn": False,
+        "sparse_prediction": False,
+        "sparse_pred_ignore_index": -100,
+        "tie_word_embeddings": True,
+    },
+    published={
+        "ModernBERT-base": {
+            "hidden_size": 768,
+            "intermediate_size": 1152,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 22,
+        },
+        "ModernBERT-large": {
+            "hidden_size": 1024,
+            "intermediate_size": 2624,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+        },
+    },
+    paper=PAPER,
+    trained=TRAININGS,
+)
