@@ -35,6 +35,7 @@ CASES = {
             "shared_expert_intermediate_size": 20,
         },
         **MOE,
+        thorough=False,
     )
 }
 
