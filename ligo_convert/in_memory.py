@@ -172,7 +172,8 @@ def grow(
         raise RecipeError("changes is not a mapping of config keys", where=WHERE, found=type(changes).__name__)
     family, config = source.inventory.family, source.config
     target = family.resize(config, changes, where=WHERE)
-    plan = plan_growth(family, settings, config, target, asked=changes, where=WHERE)
+    made = family.for_config(target)
+    plan = plan_growth(made, settings, config, target, asked=changes, where=WHERE, source_family=family)
     splits = None
     if data is not None:
         format_ = _batch_format(family, config, sequence_length=sequence_length, batch_size=batch_size, seed=seed)
@@ -400,9 +401,15 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
             arguments["depth_token_only"] = len(model.blocks_token_only)
             arguments["mlp_ratio_token_only"] = last.mlp.fc1.out_features / model.embed_dim
         elif not hasattr(block.ls1, "gamma"):
-            arguments["init_values"] = None
+            arguments["init_values"] = 0.0
         elif not flat.get("init_values"):
             arguments["init_values"] = 1e-5  # it only decides how new entries are drawn
+        if "reg_tokens" in flat:
+            arguments["class_token"] = model.cls_token is not None
+            arguments["reg_tokens"] = model.num_reg_tokens
+            arguments["no_embed_class"] = model.no_embed_class
+            arguments["fc_norm"] = not isinstance(model.fc_norm, torch.nn.Identity)
+        arguments["global_pool"] = getattr(model, "global_pool", "token")
         channels = model.patch_embed.proj.in_channels
     except (AttributeError, IndexError) as error:
         raise SourceError(
@@ -413,7 +420,6 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
         {
             **named,
             "num_classes": model.num_classes,
-            "global_pool": getattr(model, "global_pool", "token"),
             "model_args": {**arguments, "in_chans": channels},
             "pretrained_cfg": {**kept, "input_size": (channels, *model.patch_embed.img_size)},
         },
@@ -467,7 +473,7 @@ def _batch_format(
     sizes = family.sizes(config)
     if family.reads == "images":
         image: tuple[int, int, int] | None = (sizes["rgb"], *image_sides(family.complete(config)))
-        labels, longest = sizes[family.labels], None
+        labels, longest = family.class_count(config), None
     else:
         image, labels, longest = None, sizes[family.vocabulary], family.longest(config)
     return BatchFormat(
@@ -684,4 +690,4 @@ def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> M
 
 
 def _family_of(operator: Operator) -> Family:
-    return FAMILIES[operator.family].for_config(operator.source).for_architecture(operator.head)
+    return FAMILIES[operator.family].with_experts(operator.source).for_architecture(operator.head)

@@ -120,7 +120,9 @@ def test_a_recipe_from_its_file_to_a_verified_output(tmp_path: Path, monkeypatch
 # --- grow -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "cait", "deit", "deit3"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "bert", "vit", "vit encoder", "vit pooled", "vit gap", "cait", "deit", "deit3"]
+)
 def test_the_figures_hang_on_the_grown_model(name: str) -> None:
     model = model_of(config_of(name), dtype=torch.float32)
     kind = "even" if name == "bert" else "both"
@@ -289,11 +291,19 @@ def test_a_model_without_weights_is_a_source_error() -> None:
         ligo_convert.grow(model, {"n_layer": 3})
 
 
-def test_a_timm_model_without_a_classifier_is_refused() -> None:
+def test_a_timm_model_without_a_classifier_grows_and_may_get_one() -> None:
     model = model_of(config_of("vit"), dtype=torch.float32)
     model.reset_classifier(0)
-    with pytest.raises(SourceError, match="without a head"):
-        ligo_convert.grow(model, {"depth": 3})
+    # Nobody asks for the classes of its images.
+    data = [{"pixel_values": torch.randn(2, 3, 16, 16)} for _ in range(4)]
+    grown = ligo_convert.grow(model, TARGETS["vit"]["uneven"], width="lemon", depth="copy", data=data, steps=2)
+    assert (grown.num_classes, grown.ligo.loss["source"]) == (0, 0.0)
+    assert grown.ligo.loss["initial"] == pytest.approx(0, abs=1e-9)
+    headed = ligo_convert.grow(model, {**TARGETS["vit"]["even"], "num_classes": 7})
+    assert headed(data[0]["pixel_values"]).shape == (2, 7)
+    assert headed.ligo.preservation["verdict"] == "exact"
+    with pytest.raises(RecipeError, match="cannot learn from this data"):
+        ligo_convert.grow(headed, {"depth": 3}, data=data, steps=2)
 
 
 def test_a_class_that_no_family_lists_is_refused() -> None:

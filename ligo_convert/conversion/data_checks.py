@@ -115,10 +115,10 @@ def _at_data(recipe: Recipe, error: RecipeError) -> RecipeError:
 
 
 def _check_classes(recipe: Recipe, data: DataConfig, family: Family, start: GrowthPlan) -> None:
-    """Require as many class folders as the target has classes. Raises RecipeError."""
+    """Require as many class folders as the target has classes; any number for a model without a head. Raises RecipeError."""
     assert data.images is not None, "a family that reads images has fit.data.images"
     folder = recipe.base / Path(data.images).expanduser()
-    wanted = family.sizes(start.target)[family.labels]
+    wanted = family.class_count(start.target)
     try:
         check_classes(class_folders(folder), wanted, where=data.images)
     except RecipeError as error:

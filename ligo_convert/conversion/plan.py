@@ -298,7 +298,7 @@ def _plan_growth(
     inventory = inventory_of(family, config, source, label)
     changes, where = target_changes(recipe, family, config)
     target = family.resize(config, changes, where=where)
-    family = family_of_target(recipe, inventory)
+    family = family_of_target(recipe, inventory, target)
     growth = GrowthSettings(
         width=recipe.growth.width,
         depth=recipe.growth.depth,
@@ -430,7 +430,7 @@ def inventory_of(family: Family, config: dict[str, object], source: CheckpointRe
     family.check_config(config, where=label)
     # A config without `architectures` gets the family's default class.
     named = config.get("architectures")
-    chosen = family.for_architecture(named[0] if isinstance(named, list) and named else None)
+    chosen = family.for_architecture(named[0] if isinstance(named, list) and named else None).for_config(config)
     rows = chosen.rows_for(config)
     specs = {spec.name: spec for _, _, spec in chosen.tensors_of(rows, config, dtype="F32")}
     return claim_tensors(family, config, specs, label=label)

@@ -155,7 +155,7 @@ def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress
             settings.data.images,
             base=plan.recipe.base,
             preparation=preparation,
-            classes=sizes[family.labels],
+            classes=family.class_count(config),
             train_images=train_images,
             heldout_images=settings.heldout_images,
             seed=settings.seed,

@@ -14,11 +14,15 @@ from ligo_convert.hub.resolve import read_config
 from ligo_convert.recipes.recipe import Recipe
 
 
-def family_of_target(recipe: Recipe, inventory: Inventory) -> Family:
-    """Return the family narrowed to the target's class: the source's class, unless the recipe names another."""
+def family_of_target(recipe: Recipe, inventory: Inventory, target: Mapping[str, object]) -> Family:
+    """Return the family narrowed to the target's class: the source's class, unless the recipe names another or the config decides it.
+
+    Args:
+        target: the target's config.
+    """
     architecture = recipe.target.architecture
     if architecture in (None, inventory.family.architecture):
-        return inventory.family
+        return inventory.family.for_config(target)
     names = [head.architecture for head in inventory.family.heads]
     if architecture not in names:
         raise RecipeError(
@@ -26,7 +30,7 @@ def family_of_target(recipe: Recipe, inventory: Inventory) -> Family:
             where=recipe.where("target", "architecture"),
             expected=" or ".join(dict.fromkeys(names)),
         )
-    return inventory.family.for_architecture(architecture)
+    return inventory.family.for_architecture(architecture).for_config(target)
 
 
 def left_out_parts(inventory: Inventory, family: Family) -> list[str]:

@@ -33,7 +33,7 @@ class BatchFormat:
         reads: kind of input.
         task: task of the model, such as `causal-lm`.
         causal: whether a token sees only those before it.
-        labels: number of classes, or size of the vocabulary; every id must be smaller.
+        labels: number of classes, or size of the vocabulary; every id must be smaller. None for images without classes.
         image: channels, height and width; None for text.
         longest: most tokens in a sequence; None where the model sets no limit.
         sequence_length: tokens in a sequence that is cut from texts.
@@ -44,7 +44,7 @@ class BatchFormat:
     reads: Literal["text", "images"]
     task: str
     causal: bool
-    labels: int
+    labels: int | None
     image: tuple[int, int, int] | None
     longest: int | None
     sequence_length: int
@@ -300,9 +300,11 @@ def _image_arrays(item: object, wanted: BatchFormat) -> _Arrays:
         pixels, labels = item
     else:
         pixels, labels = None, None
-    if pixels is None or labels is None:
+    if pixels is None or (labels is None and wanted.labels is not None):
         raise _unusable(item, wanted)
-    images, classes = _array(pixels), _array(labels)
+    images = _array(pixels)
+    # A model without a head asks for no class.
+    classes = np.zeros(images.shape[:-3], dtype=np.int64) if labels is None else _array(labels)
     if images.ndim not in (3, 4) or not np.issubdtype(images.dtype, np.floating) or images.shape[-3:] != wanted.image:
         raise RecipeError(
             "the images do not fit the model",
@@ -324,6 +326,8 @@ def _image_arrays(item: object, wanted: BatchFormat) -> _Arrays:
 
 
 def _check_ids(array: np.ndarray, wanted: BatchFormat, *, name: str) -> None:
+    if wanted.labels is None:
+        return
     ids = array[array != IGNORED] if name == "labels" else array
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < wanted.labels:
         raise RecipeError(
@@ -387,6 +391,7 @@ def _sequences(texts: Sequence[str], wanted: BatchFormat, tokenizer: Any, number
         return
     _check_ids(blocks, wanted, name="token ids")
     if frame:
+        assert wanted.labels is not None, "text has a vocabulary"
         first, last = (np.full((len(blocks), 1), token, dtype=np.uint32) for token in frame)
         masked = MaskedExamples(
             blocks=np.concatenate([first, blocks, last], axis=1),

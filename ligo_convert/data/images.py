@@ -190,7 +190,7 @@ def image_splits(
     *,
     base: Path,
     preparation: Preparation,
-    classes: int,
+    classes: int | None,
     train_images: int,
     heldout_images: int,
     seed: int,
@@ -205,7 +205,7 @@ def image_splits(
         folder: the folder as the recipe names it.
         base: the folder that a relative `folder` starts from.
         preparation: the preprocessing of the model.
-        classes: the number of classes of the model.
+        classes: the number of classes of the model; None for a model without a head.
         train_images: the largest number of training images.
         heldout_images: the largest number of images of each held-out split.
         seed: seed of the order.
@@ -296,9 +296,9 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return images
 
 
-def check_classes(images: dict[str, list[Path]], classes: int, *, where: str) -> None:
-    """Raise RecipeError unless the number of class folders is the number of classes of the model."""
-    if len(images) != classes:
+def check_classes(images: dict[str, list[Path]], classes: int | None, *, where: str) -> None:
+    """Raise RecipeError unless the number of class folders is the number of classes of the model; None for a model without a head."""
+    if classes is not None and len(images) != classes:
         raise RecipeError(
             "data.images: the number of class folders is not the number of classes of the model",
             where=where,

@@ -19,7 +19,7 @@ from ligo_convert.families.schema import Config, Family
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Arguments that timm's configs hold outside `model_args`; inside it, transformers would pass them twice.
-_BESIDE = ("num_classes", "in_chans", "global_pool")
+_BESIDE = ("num_classes", "in_chans")
 
 _PREPARED = (
     "input_size",
@@ -36,8 +36,14 @@ _PREPARED = (
 # Sizes are always written, so that a target does not depend on the meaning of its architecture's name.
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_token_only")
 
-# Determined by the architecture's name; not arguments.
-_IMPLIED = ("prefix_tokens", "distilled")
+# Determined by the architecture's name or by other arguments; not arguments.
+_IMPLIED = ("prefix_tokens", "distilled", "activation")
+
+# Worked out from other arguments where a family has them.
+_DERIVED = ("fc_norm", "prefix_tokens")
+
+# Poolings after which timm normalises, not before, where no argument says.
+_NORMED_POOLINGS = ("avg", "avgmax", "max")
 
 # What timm reads about images and classes. Its other keys say where the source's weights lie: no key that is not listed is handed on.
 _DESCRIBED = (
@@ -82,6 +88,8 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
         family = next((family for family in FAMILIES.values() if family.model_type == config.get("model_type")), None)
         if family is not None and family.library == "timm":
             _check_known(family, config, where=where)
+            derived = _derived({**family.defaults, **_unset(family), **config})
+            return {**config, **{key: derived[key] for key in _DERIVED if key in family.defaults}}
         return dict(config)
     architecture = named.partition(".")[0]
     family = next((family for family in FAMILIES.values() if architecture in family.architectures), None)
@@ -101,35 +109,59 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     arguments = config.get("model_args")
     _check_known(family, arguments if isinstance(arguments, dict) else {}, where=where)
     flat: dict[str, object] = {"model_type": family.model_type, "architecture": architecture, **family.defaults}
-    flat.update(family.architectures[architecture])
+    flat.update({**_unset(family), **family.architectures[architecture]})
     shape = prepared.get("input_size")
     if isinstance(shape, list | tuple) and len(shape) == 3:
         flat.update({"in_chans": shape[0], "img_size": list(shape[1:])})
     flat.update({key: prepared[key] for key in ("num_classes",) if key in prepared})
-    flat.update(arguments if isinstance(arguments, dict) else {})
-    # Top-level keys describe the trained model and take precedence.
+    # timm leaves out arguments that are None.
+    stated = arguments.items() if isinstance(arguments, dict) else ()
+    flat.update({key: value for key, value in stated if value is not None})
+    # Top-level keys describe the trained model and take precedence. timm does not read the pooling there.
     flat.update(
         {
             key: value
             for key, value in config.items()
-            if key not in ("architecture", "model_args", "num_features", *_PREPARED)
+            if key not in ("architecture", "model_args", "num_features", "global_pool", *_PREPARED)
         }
     )
-    flat.update({"model_type": family.model_type, "architecture": architecture})
-    flat["pretrained_cfg"] = prepared
-    if flat["num_classes"] == 0:
+    if config.get("global_pool", flat["global_pool"]) != flat["global_pool"]:
         raise SourceError(
-            "an image model without a head (num_classes: 0) is not supported",
+            f"global_pool: {brief(config['global_pool'])} is not what timm builds for this config.json",
             where=where,
-            expected="a classifier",
-            hint="use a checkpoint with a classifier, such as a fine-tuned one",
+            expected=flat["global_pool"],
+            hint="timm reads the pooling from the architecture and from model_args: state it there",
         )
+    flat.update({"model_type": family.model_type, "architecture": architecture})
+    flat = _derived(flat)
+    flat["pretrained_cfg"] = prepared
     # timm writes side lengths as pairs: height and width.
     for key in ("img_size", "patch_size"):
         pair = flat[key]
         if isinstance(pair, list | tuple) and len(pair) == 2:
             flat[key] = pair[0] if pair[0] == pair[1] else list(pair)
     return flat
+
+
+def _derived(flat: Config) -> dict[str, object]:
+    """A flat config with the keys that timm works out from others."""
+    found = dict(flat)
+    if "fc_norm" in found and found["fc_norm"] is None:
+        found["fc_norm"] = found["global_pool"] in _NORMED_POOLINGS
+    if "reg_tokens" in found and isinstance(found["reg_tokens"], int):
+        tokens = bool(found["class_token"]) + bool(found["distilled"]) + found["reg_tokens"]
+        found["prefix_tokens"] = 0 if found["no_embed_class"] else tokens
+    return found
+
+
+def _implied(family: Family, architecture: str) -> dict[str, object]:
+    """The flat config that an architecture's name stands for."""
+    return _derived({**family.defaults, **_unset(family), **family.architectures[architecture]})
+
+
+def _unset(family: Family) -> dict[str, object]:
+    """The arguments whose default depends on others, as timm's constructor finds them."""
+    return {"fc_norm": None} if "fc_norm" in family.defaults else {}
 
 
 def _check_known(family: Family, arguments: Config, *, where: str) -> None:
@@ -169,11 +201,14 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
     """
     complete = family.complete(target)
     architecture = _architecture_of(family, complete)
-    implied = {**family.defaults, **family.architectures[architecture]}
+    implied = _implied(family, architecture)
+    # A pooling that the architecture does not have brings another default of the norm with it.
+    stated = (*_SIZES, "fc_norm") if complete["global_pool"] != implied["global_pool"] else _SIZES
+    # No LayerScale is a zero where the architecture has one: timm leaves out arguments that are None.
     arguments = {
-        key: complete[key]
+        key: 0.0 if complete[key] is None else complete[key]
         for key in family.defaults
-        if key not in (*_BESIDE, *_IMPLIED) and (key in _SIZES or complete[key] != implied[key])
+        if key not in (*_BESIDE, *_IMPLIED) and (key in stated or complete[key] != implied[key])
     }
     prepared = complete.get("pretrained_cfg")
     kept = {key: value for key, value in (prepared.items() if isinstance(prepared, dict) else ()) if key in _DESCRIBED}
@@ -197,22 +232,25 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
 
 
 def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
-    """The architecture with exactly these sizes, else the source's architecture, whose arguments are then written out."""
+    """The architecture with exactly these sizes, else the source's architecture, whose arguments are then written out.
+
+    Raises:
+        SourceError: no architecture has the values of the keys that are no arguments.
+    """
     keys = [key for key in family.defaults if key not in _BESIDE]
-    for name, entry in family.architectures.items():
-        implied = {**family.defaults, **entry}
+    # A count of tokens follows from arguments.
+    named = [key for key in _IMPLIED if key in family.defaults and (key != "prefix_tokens" or "reg_tokens" not in keys)]
+    known = {name: _implied(family, name) for name in family.architectures}
+    fitting = {name: implied for name, implied in known.items() if all(implied[key] == complete[key] for key in named)}
+    for name, implied in fitting.items():
         if all(implied[key] == complete[key] for key in keys):
             return name
-    named = complete.get("architecture")
-    if isinstance(named, str) and named in family.architectures:
-        return named
-    # A source trained by the recipe names no architecture. Any with the same implied keys fits, since all arguments are written.
-    same = [
-        name
-        for name, entry in family.architectures.items()
-        if all({**family.defaults, **entry}[key] == complete[key] for key in _IMPLIED if key in family.defaults)
-    ]
-    return same[0]
+    if not fitting:
+        values = ", ".join(f"{key} = {brief(complete[key])}" for key in named)
+        raise SourceError(f"timm has no {family.name} with {values}", where="config.json")
+    architecture = complete.get("architecture")
+    # A source trained by the recipe names no architecture. Any that fits will do, since all arguments are written.
+    return architecture if isinstance(architecture, str) and architecture in fitting else next(iter(fitting))
 
 
 def image_sides(config: Config) -> tuple[int, int]:

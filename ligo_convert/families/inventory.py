@@ -83,7 +83,7 @@ def claim_tensors(family: Family, config: Config, tensors: Mapping[str, TensorSp
         SourceError: a tensor that no row or two rows claim, an unused row, a wrong shape, a dtype that is not floating-point.
     """
     family.check_config(config, where=f"{label}/config.json")
-    family = family.for_config(config)
+    family = family.with_experts(config)
     complete = family.complete(config)
     _check_depth(family, config, tensors, label)
     wanted: dict[str, list[Row]] = {}
@@ -237,10 +237,11 @@ def _class_of(family: Family, parts: set[str], config: Config, *, bare: bool, la
     tied = set(family.tied) if family.complete(config).get(family.tie_key) else set()
     unstored = {row.layout.part for row in family.table if row.layout.part}
     unstored -= {*parts, *(row.layout.part for row in family.table if row.pattern not in tied)}
-    fitting = [head for head in family.heads if (parts | unstored).issuperset(head.parts)]
+    heads = family.heads_for(config)
+    fitting = [head for head in heads if (parts | unstored).issuperset(head.parts)]
     if not fitting:
         # Every class lacks a part. The usual class reports the missing tensors.
-        return family.heads[0]
+        return heads[0]
     names = named_architectures(config)
     most = max(len({*head.parts} - unstored) for head in fitting)
     best = [head for head in fitting if len({*head.parts} - unstored) == most]
@@ -318,11 +319,12 @@ def _told_by_name(family: Family, config: Config, name: str) -> str:
     absent = {row.name(layer): row for row in family.table for layer in family.layers(row, config)}
     canonical = family.canonical(name, absent)
     if canonical is not None:
-        key = absent[canonical].layout.condition
-        wanted = not absent[canonical].layout.negated
+        failing = absent[canonical].layout.failing(complete)
+        assert failing is not None, name
+        key = failing.key
         return (
             f"config.json has {key} = {complete.get(key)!r}, so {family.library} builds a model without this tensor\n"
-            f"set {key} to {'a true value' if wanted else 'false'} in its config.json if the tensor belongs to the model"
+            f"set {key} to {failing.wanted} in its config.json if the tensor belongs to the model"
         )
     supported = [head.architecture for head in family.heads]
     for architecture in named_architectures(config):

@@ -13,6 +13,7 @@ A row of a family's table is `name pattern : layout`.
               query+key+value <- embed                     a fused dim: the parts are concatenated
               1 position embed                             `1` is a dummy dim
               query if attention_bias                      exists only if the config key is true (`if not KEY`: false)
+              embed if pool=map and pre_norm               only if the key has that value (`KEY!=VALUE`: another), and both hold
               embed <- embed in pooler                     belongs to a part that a checkpoint has completely or not at all
               label <- pooled in sequence | label <- embed in token
                                                            one name that means something else in each part; no class has two of them
@@ -43,6 +44,8 @@ NAMED_ROLES: tuple[Role, ...] = ("gain", "shift", "scale")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
+_CONDITION = re.compile(r"(?:not +)?(?P<key>[a-z][a-z0-9_]*)(?:(?P<sign>!?=)(?P<value>[^\s=!]+))?\Z")
+
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 
 # A config key in a size expression, one entry of a pair, or the number of a key's entries.
@@ -60,22 +63,50 @@ class Dim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a config must have for a tensor to exist.
+
+    Attributes:
+        key: the config key.
+        value: the value that it is compared with, as text; None to ask whether it is true.
+        negated: True if the comparison must fail.
+    """
+
+    key: str
+    value: str | None = None
+    negated: bool = False
+
+    def holds(self, config: Mapping[str, object]) -> bool:
+        found = config.get(self.key)
+        return (bool(found) if self.value is None else str(found) == self.value) != self.negated
+
+    @property
+    def wanted(self) -> str:
+        """The value that the key must have, in words."""
+        if self.value is None:
+            return "false" if self.negated else "a true value"
+        return f"another value than {self.value}" if self.negated else self.value
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The meaning of a tensor's stored dims, and the condition for its existence.
+    """The meaning of a tensor's stored dims, and the conditions for its existence.
 
     Attributes:
         dims: the dims in storage order.
-        condition: config key that decides whether the tensor exists; "" if it always does.
-        negated: True if the tensor exists when the key is false.
+        conditions: what must hold for the tensor to exist; empty if it always does.
         part: the part of the checkpoint that the tensor belongs to; "" for the body.
         less_one: True if the file holds a gain less one, which the library adds.
     """
 
     dims: tuple[Dim, ...]
-    condition: str = ""
-    negated: bool = False
+    conditions: tuple[Condition, ...] = ()
     part: str = ""
     less_one: bool = False
+
+    def failing(self, config: Mapping[str, object]) -> Condition | None:
+        """The first condition that a config does not meet; None if the tensor exists."""
+        return next((condition for condition in self.conditions if not condition.holds(config)), None)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -112,10 +143,7 @@ def parse_layout(text: str) -> Layout:
     """
     body, part = _suffix(text, text, " in ")
     body, condition = _suffix(body, text, " if ")
-    negated = condition.startswith("not ")
-    condition = condition.removeprefix("not ").strip()
-    if condition and not _NAME.match(condition):
-        raise NotationError(f"layout {text!r}: {condition!r} is not a config key")
+    conditions = tuple(_condition(word.strip(), text) for word in condition.split(" and ")) if condition else ()
     if part and not _NAME.match(part):
         raise NotationError(f"layout {text!r}: {part!r} is not the name of a part")
     words = body.split()
@@ -137,7 +165,7 @@ def parse_layout(text: str) -> Layout:
         after: Role = "write" if words[arrow] == "->" else "read"
         dims = tuple(_dim(word, before, text) for word in words[:arrow])
         dims += tuple(_dim(word, after, text) for word in words[arrow + 1 :])
-    layout = Layout(dims=dims, condition=condition, negated=negated, part=part, less_one=less_one)
+    layout = Layout(dims=dims, conditions=conditions, part=part, less_one=less_one)
     if not dims or (arrows and arrows[0] in (0, len(words) - 1)):
         raise NotationError(f"layout {text!r}: a side of the arrow is empty")
     if sum(len(dim.parts) > 1 for dim in dims) > 1:
@@ -164,6 +192,15 @@ def _suffix(body: str, text: str, mark: str) -> tuple[str, str]:
     if separator and not (head.strip() and tail.strip()):
         raise NotationError(f"layout {text!r}: no text before or after {mark.strip()!r}")
     return head, tail.strip()
+
+
+def _condition(word: str, text: str) -> Condition:
+    """Parse `KEY`, `not KEY`, `KEY=VALUE` or `KEY!=VALUE`. Raises NotationError."""
+    found = _CONDITION.match(word)
+    if not found or (found["sign"] and word.startswith("not ")):
+        raise NotationError(f"layout {text!r}: {word!r} is not a config key, nor one compared with a value")
+    negated = word.startswith("not ") or found["sign"] == "!="
+    return Condition(key=found["key"], value=found["value"], negated=negated)
 
 
 def _dim(word: str, role: Role, text: str) -> Dim:

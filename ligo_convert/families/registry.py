@@ -240,7 +240,7 @@ def find_family(config: Mapping[str, object], *, where: str, names: Collection[s
         if family.model_type == model_type:
             # A wrong number of experts is an error of its own, in `Family.check_config`.
             with contextlib.suppress(SizeError):
-                family = family.for_config(config)
+                family = family.with_experts(config)
             return family
     known = sorted(family.model_type for family in FAMILIES.values())
     raise SourceError(

@@ -47,6 +47,7 @@ Task = Literal[
     "question-answering",
     "multiple-choice",
     "image-classification",
+    "image-encoder",
 ]
 
 
@@ -72,9 +73,12 @@ _LABEL_KEYS = ("num_labels", "num_classes")
 _NAMES_OF_LABELS = ("id2label", "label2id")
 
 # Tasks of models without a head, whose output is their last hidden states.
-HEADLESS: tuple[Task, ...] = ("encoder", "decoder")
+HEADLESS: tuple[Task, ...] = ("encoder", "decoder", "image-encoder")
 
-# Tasks without a loss on plain text: their operator is fitted by comparing outputs with the source's.
+# Tasks of models that read images; all others read text.
+IMAGES: tuple[Task, ...] = ("image-classification", "image-encoder")
+
+# Tasks without a loss on plain text or images: their operator is fitted by comparing outputs with the source's.
 WITHOUT_LOSS: tuple[Task, ...] = (
     *HEADLESS,
     "sequence-classification",
@@ -159,7 +163,7 @@ class Norm:
         stream: the residual stream.
         kind: LayerNorm or RMSNorm.
         epsilon: config key of the epsilon; "" if the library fixes it in its code.
-        head: the norm before the head.
+        head: the norm before the head; alternatives `(a|b)` where conditions leave one of them.
         placement: `pre`, before each branch, or `post`, after the branch has been added to the stream.
         after_embeddings: the norm of the embeddings, whose output is the residual stream; post-norm, and pre-norm where there is one.
         after_attention: post-norm only: the norm after the attention branch.
@@ -245,9 +249,7 @@ class Row:
 
     def present(self, config: Config) -> bool:
         """Return whether a model of `config` has this row, provided that it has the row's part."""
-        if not self.layout.condition:
-            return True
-        return bool(config.get(self.layout.condition)) != self.layout.negated
+        return self.layout.failing(config) is None
 
     def piece_keys(self) -> tuple[str, ...]:
         """The names of the depth matrices, one for each unfused piece: the pattern, or `pattern/part`."""
@@ -308,7 +310,7 @@ class Family:
             Rows with `{expert}` are stacked. Alternatives `(a|b)` on both sides stand for each other in order.
         experts: the axis of the experts that `{expert}` in a pattern counts; "" if there are none.
         experts_used: size expression of the number of experts that a token passes.
-        expert_count: number of experts that the rows of the table are for (`for_config`).
+        expert_count: number of experts that the rows of the table are for (`with_experts`).
         tied: alias -> canonical pattern, in effect if the config key `tie_key` is true.
         tie_key: config key that ties the patterns of `tied`.
         ignored: patterns of tensors that some checkpoints store and the library's loader passes over, such as buffers.
@@ -327,7 +329,7 @@ class Family:
         scale_key: config key that must be true for that scale to apply; "" if it always applies.
         content_of: stream -> the stream with the same content, for the ties between maps in the LiGO paper (arXiv:2303.00980).
         integer_expressions: expressions that the library requires to be integers.
-        required_values: config key -> the only value for which this table is valid.
+        required_values: config key -> the only value for which this table is valid; a tuple for several.
         per_layer_keys: config key of a list with one entry per layer -> depth axis.
         layer_rules: a key of `per_layer_keys` -> how the library fills in its list.
         layer_index_keys: config keys that make a layer depend on its index.
@@ -423,11 +425,15 @@ class Family:
 
     @property
     def reads(self) -> Literal["text", "images"]:
-        return "images" if self.task == "image-classification" else "text"
+        return "images" if self.task in IMAGES else "text"
 
     def sequence(self, config: Config, length: int) -> int:
         """Tokens of one example: `length` for text, the number of positions for an image."""
         return self.sizes(config)[self.positions] if self.reads == "images" else length
+
+    def class_count(self, config: Config) -> int | None:
+        """The number of classes of the chosen class's head; None if it has no such head."""
+        return self.sizes(config)[self.labels] if self.labels in self.class_axes else None
 
     def for_head(self, head: Head) -> Family:
         """Narrow the family to the rows of one class."""
@@ -440,7 +446,7 @@ class Family:
         matches += [head for head in self.heads if head.architecture == name]
         return self.for_head(matches[0] if matches else self.heads[0])
 
-    def for_config(self, config: Config) -> Family:
+    def with_experts(self, config: Config) -> Family:
         """Return the family with a row for each expert of a model of `config`. Raises SizeError."""
         if not self.experts:
             return self
@@ -451,6 +457,31 @@ class Family:
         if EXPERT not in pattern:
             return (pattern,)
         return tuple(pattern.replace(EXPERT, str(number)) for number in range(self.expert_count))
+
+    def for_config(self, config: Config) -> Family:
+        """Narrow the family to a class that a config allows: the chosen one if it does, else the first that does.
+
+        transformers names the class beside the sizes, and its configs allow every class. In timm `num_classes` decides.
+        """
+        allowed = self.heads_for(config)
+        return self if self.chosen in allowed else self.for_head(allowed[0])
+
+    def heads_for(self, config: Config) -> tuple[Head, ...]:
+        """The classes that a config allows: all that agree with it on the parts whose every row has a condition."""
+        decided = {part for part, rows in self._parts.items() if all(row.layout.conditions for row in rows)}
+        there = decided - self._absent_parts(config)
+        return tuple(head for head in self.heads if decided.intersection(head.parts) == there) or self.heads
+
+    @cached_property
+    def _parts(self) -> Mapping[str, tuple[Row, ...]]:
+        """Part -> its rows."""
+        parts = dict.fromkeys(row.layout.part for row in self.table if row.layout.part)
+        return {part: tuple(row for row in self.table if row.layout.part == part) for part in parts}
+
+    def _absent_parts(self, config: Config) -> set[str]:
+        """The parts of which a config calls for no row."""
+        complete = self.complete(config)
+        return {part for part, rows in self._parts.items() if not any(row.present(complete) for row in rows)}
 
     def written(self, name: str) -> str:
         """Convert a canonical tensor name to the name in the chosen class."""
@@ -602,7 +633,11 @@ class Family:
         return any(dim.role == "scale" for dim in row.layout.dims)
 
     def feeds_head(self, row: Row) -> bool:
-        return row.module == self.norm.head
+        return row.module in self._head_norms
+
+    @cached_property
+    def _head_norms(self) -> tuple[str, ...]:
+        return expand(self.norm.head)
 
     def width_change(self, pattern: str, old: Mapping[str, int], new: Mapping[str, int]) -> float:
         """By how much the factor changes by which the library multiplies what a row gives; 1 if there is no such factor.
@@ -639,9 +674,8 @@ class Family:
     def sizes(self, config: Config) -> dict[str, int]:
         """Axis and stream -> size. Raises SizeError."""
         complete = self.complete(config)
-        sizes = {
-            axis: evaluate(expression, complete, zero=axis in self.depth_axes) for axis, expression in self.axes.items()
-        }
+        zero = {*self.depth_axes, *self._conditional_axes}
+        sizes = {axis: evaluate(expression, complete, zero=axis in zero) for axis, expression in self.axes.items()}
         for expression in self.integer_expressions:
             evaluate(expression, complete)
         self._offset(config)
@@ -652,6 +686,21 @@ class Family:
             sizes[stream] = size
         self._check_limits(config, sizes)
         return sizes
+
+    @cached_property
+    def _conditional_axes(self) -> frozenset[str]:
+        """The axes that may be zero: those whose every row exists only if a config key of the axis is true."""
+        found: dict[str, bool] = {}
+        for row in self.table:
+            keys = {
+                condition.key
+                for condition in row.layout.conditions
+                if condition.value is None and not condition.negated
+            }
+            for axis in {axis for stream in row.layout.streams for axis in self.factors(stream)} & {*self.axes}:
+                own = self.axes[axis] in keys
+                found[axis] = found.get(axis, True) and own
+        return frozenset(axis for axis, own in found.items() if own)
 
     @cached_property
     def _rows_per_layer(self) -> Mapping[str, int]:
@@ -745,12 +794,12 @@ class Family:
 
     def check_config(self, config: Config, *, where: str) -> None:
         """Raise SourceError if this table is not valid for a config."""
-        for key, value in self.required_values.items():
-            if key in config and config[key] != value:
+        for key in self.required_values:
+            if key in config and not self._allows(key, config[key]):
                 raise SourceError(
                     f"{self.name} with {key} = {brief(config[key])} is not supported",
                     where=where,
-                    expected=f"{key} = {value!r}",
+                    expected=f"{key} = {' or '.join(map(repr, self._required(key)))}",
                 )
         try:
             self.sizes(config)
@@ -798,7 +847,7 @@ class Family:
         numbered = {re.sub(r"(?<=\.)[0-9]+(?=\.)", "0", name) for name in names}
         rows = {row.name(0 if row.depth else None): row for row in self.table}
         claimed = {name: self.canonical(name, rows) for name in numbered if not self.is_ignored(name)}
-        needed = {name for name, row in rows.items() if not (row.layout.condition or row.layout.part)}
+        needed = {name for name, row in rows.items() if not (row.layout.conditions or row.layout.part)}
         found = {name for name in claimed.values() if name is not None}
         named = sum(name is not None for name in claimed.values())
         return min(named / max(1, len(claimed)), len(needed & found) / max(1, len(needed)))
@@ -846,12 +895,22 @@ class Family:
             raise RecipeError(
                 f"{self.tie_key}: an untied head cannot become tied", where=where, expected=False, found=True
             )
-        for key, value in self.required_values.items():
-            if key in changes and changes[key] != value:
+        for key in self.required_values:
+            if key in changes and not self._allows(key, changes[key]):
                 raise RecipeError(
-                    f"{self.name} with {key} = {brief(changes[key])} is not supported", where=where, expected=value
+                    f"{self.name} with {key} = {brief(changes[key])} is not supported",
+                    where=where,
+                    expected=" or ".join(map(str, self._required(key))),
                 )
         return target
+
+    def _required(self, key: str) -> tuple[object, ...]:
+        """The values of a key for which this table is valid."""
+        value = self.required_values[key]
+        return value if isinstance(value, tuple) else (value,)
+
+    def _allows(self, key: str, value: object) -> bool:
+        return value in self._required(key)
 
     def _relabelled(self, config: Config, changes: Mapping[str, object]) -> dict[str, object]:
         """`changes` applied to a config, without the names of classes that it no longer has."""
@@ -910,11 +969,15 @@ class Family:
             )
 
     def _check_conditions(self, config: Config, target: Config, where: str) -> None:
-        """Refuse a target with a conditional row that the source lacks. Raises RecipeError."""
+        """Refuse a target with a conditional row that the source lacks; a part that it lacks as a whole is drawn. Raises RecipeError."""
         old, new = self.complete(config), self.complete(target)
+        drawn = self._absent_parts(config)
         for row in self.rows:
-            if row.present(new) and not row.present(old):
-                key = row.layout.condition
+            if row.layout.part in drawn:
+                continue
+            failing = row.layout.failing(old)
+            if failing is not None and row.present(new):
+                key = failing.key
                 raise RecipeError(
                     f"{key}: the target would have {row.pattern}, and the source has no such tensor",
                     where=where,

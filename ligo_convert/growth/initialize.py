@@ -90,7 +90,7 @@ def _kept(plan: GrowthPlan) -> dict[str, Axis]:
     old, new = family.sizes(plan.source), family.sizes(plan.target)
     axes = {axis: identity_axis(old[axis]) for axis in family.never_grown}
     labels = family.labels
-    if labels and old[labels] != new[labels]:
+    if labels and old[labels] and old[labels] != new[labels]:
         nothing = selection(np.zeros(new[labels]), old[labels], np.zeros(new[labels]))
         axes[labels] = plain_axis(nothing, nothing)
     return axes

@@ -89,7 +89,7 @@ def read_operator(path: Path) -> Operator:
 
 def family_of(operator: Operator) -> Family:
     """Return the family of an operator, narrowed to the class of the target (`operator.head`)."""
-    return FAMILIES[operator.family].for_config(operator.source).for_architecture(operator.head)
+    return FAMILIES[operator.family].with_experts(operator.source).for_architecture(operator.head)
 
 
 def _is_sound(found: Map) -> bool:

@@ -36,6 +36,7 @@ PIPELINES = {
     "question-answering": "question-answering",
     "multiple-choice": "multiple-choice",
     "image-classification": "image-classification",
+    "image-encoder": "image-feature-extraction",
 }
 
 _AGREEMENT = (
@@ -48,6 +49,10 @@ LOSSES = {
     "causal-lm": ("Mean next-token loss", "nats a token"),
     "masked-lm": ("Mean loss on masked tokens", "nats a masked token"),
     **dict.fromkeys(WITHOUT_LOSS, _AGREEMENT),
+    "image-encoder": (
+        "Disagreement with the source (relative error of pooled states and of cosines between images; 0 is equal)",
+        "relative",
+    ),
     "image-classification": ("Mean classification loss", "nats an image"),
 }
 

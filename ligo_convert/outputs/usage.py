@@ -19,7 +19,7 @@ def family_of_output(out: Path) -> Family:
     config = read_config(str(out.absolute()), base=out)
     named = config.get("architectures")
     family = find_family(config, where=f"{out}/config.json")
-    return family.for_architecture(named[0] if isinstance(named, list) and named else None)
+    return family.for_architecture(named[0] if isinstance(named, list) and named else None).for_config(config)
 
 
 def loading_lines(family: Family, place: str, *, tokenizer: bool, note: str = "") -> Iterator[str]:
@@ -46,8 +46,9 @@ def _load_transformers(family: Family, place: str, *, tokenizer: bool, note: str
 def _load_timm(family: Family, place: str, *, tokenizer: bool, note: str) -> Iterator[str]:
     yield "import timm"
     yield ""
+    options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
     note = f"  # {note}" if note else ""
-    yield f"model = timm.create_model({json.dumps(f'local-dir:{place}')}, pretrained=True){note}"
+    yield f"model = timm.create_model({json.dumps(f'local-dir:{place}')}, pretrained=True{options}){note}"
 
 
 _LOADING = {"transformers": _load_transformers, "timm": _load_timm}

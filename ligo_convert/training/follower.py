@@ -46,7 +46,7 @@ def follow(processes: Processes) -> None:
     """Take part in every segment that the leader sends, until it sends none."""
     while (work := processes.receive()) is not None:
         setup = TrainSetup(
-            family=FAMILIES[work.family].for_config(work.run.stages[0].config).for_architecture(work.architecture),
+            family=FAMILIES[work.family].with_experts(work.run.stages[0].config).for_architecture(work.architecture),
             slices=ReceivedBatches(processes=processes),
             # The leader evaluates.
             examples=ArrayExamples(arrays={}),

@@ -3,7 +3,7 @@
 Input: the source with its weights, the target's model, a batch.
 Output: a scalar that is zero where the target reproduces the source. docs/development/log.md records how the default was chosen.
 
-    reconstruct   map the target's hidden states back to the source's width by the pseudo-inverse of the stream's write map:
+    reconstruct   map the target's hidden states back to the source's width by the pseudo-inverse of the map of the last norm's output:
                   mean squared difference divided by the mean square of the source's states
     relations     mean squared difference of the cosine similarities between the mean-pooled sequences of a batch;
                   independent of the basis of the hidden states
@@ -13,6 +13,7 @@ Output: a scalar that is zero where the target reproduces the source. docs/devel
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def objective_of(
     """Return the loss that the operator is fitted with: the task's loss, or, without one, agreement with the source.
 
     Args:
-        start: the initial operator; its write map relates the residual streams of source and target.
+        start: the initial operator; its maps relate the residual streams of source and target.
         name: key of `OBJECTIVES`, for a model without a task loss.
     """
     if target.task.loss is not None:
@@ -78,11 +79,16 @@ def objective_of(
 
 
 def read_back(start: Operator, target: LibraryModel, dtype: torch.dtype) -> torch.Tensor:
-    """Return the pseudo-inverse of the residual stream's write map: [old width, new width]."""
+    """Return the pseudo-inverse of the map of the last hidden states: [old width, new width].
+
+    The states are the output of the last norm. The map of its shift, a term of that output, is the map of the output, too. Where the norm
+    follows the sum, the output is the residual stream, which grows by its write map.
+    """
     family = target.family
     factors = start.stream(start.terms[0], family.norm.stream, None, None, None)
     old = family.sizes(start.source)[family.norm.stream]
-    written = kronecker([axis.write for axis in factors]) if factors else np.eye(old)
+    role: Literal["write", "shift"] = "shift" if family.norm.placement == "pre" else "write"
+    grown = kronecker([axis.role(role) for axis in factors]) if factors else np.eye(old)
     # By torch, whose threads are set (`environment.compute_threads`), unlike numpy's.
-    inverse: torch.Tensor = torch.linalg.pinv(torch.tensor(written, dtype=torch.float64))
+    inverse: torch.Tensor = torch.linalg.pinv(torch.tensor(grown, dtype=torch.float64))
     return inverse.to(dtype=dtype, device=target.device)

@@ -6,6 +6,7 @@ Output: arguments for the library's model, one output tensor, a mean loss. `TASK
     causal-lm                 next-token loss, mean nats per token
     masked-lm                 loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats per masked token
     image-classification      cross-entropy of the class, mean nats per image
+    image-encoder             no head and no loss; the function is the pooled state of the image (see `objectives`)
     encoder                   no head and no loss; the function is the last hidden state (see `objectives`)
     sequence-classification   a head, but text without labels: the function is the logits; fitted like an encoder
     token-classification      the same, with logits for each token
@@ -72,6 +73,10 @@ def _one_choice(batch: Tensors) -> dict[str, Any]:
 
 def _causal(batch: Tensors) -> dict[str, Any]:
     return {"input_ids": batch["input_ids"], "use_cache": False}
+
+
+def _pixels(batch: Tensors) -> dict[str, Any]:
+    return {"pixel_values": batch["pixel_values"]}
 
 
 def _logits(returned: Any) -> torch.Tensor:
@@ -146,11 +151,18 @@ TASKS: dict[str, TaskFunctions] = {
     "question-answering": _classifier(lambda found: torch.stack([found.start_logits, found.end_logits], -1)),
     "multiple-choice": _classifier(_logits, inputs=_one_choice),
     "image-classification": TaskFunctions(
-        inputs=lambda batch: {"pixel_values": batch["pixel_values"]},
+        inputs=_pixels,
         output=lambda returned: returned,
         loss=_class_loss,
         accuracy=_class_accuracy,
         answers=lambda batch: batch["labels"],
+    ),
+    "image-encoder": TaskFunctions(
+        inputs=_pixels,
+        output=lambda returned: returned,
+        loss=None,
+        # An image has one state: a sequence of length one.
+        states=lambda returned: returned[:, None],
     ),
 }
 
@@ -183,10 +195,10 @@ def weight(batch: Tensors) -> float:
 def random_batch(family: Family, config: Mapping[str, object], *, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Return seeded random token ids or images that fit a config, with random labels, for measuring without data."""
     sizes, complete = family.sizes(config), family.complete(config)
-    if family.task == "image-classification":
+    if family.reads == "images":
         rng = np.random.Generator(np.random.Philox(seed))
         pixels = rng.standard_normal((count, sizes["rgb"], *image_sides(complete)), dtype=np.float32)
-        return {"pixel_values": pixels, "labels": rng.integers(0, sizes[family.labels], size=count)}
+        return {"pixel_values": pixels, "labels": rng.integers(0, max(1, sizes[family.labels]), size=count)}
     length = min(128, family.longest(config) or 128)
     ids = random_token_ids(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
     tokens = ids.astype(np.int64)

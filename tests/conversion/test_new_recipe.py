@@ -34,7 +34,7 @@ def test_published_sizes_have_the_published_parameters(family_name: str, name: s
     family = FAMILIES[family_name]
     sizes = family.published[name]
     config = flat_config({"model_type": family.model_type, **sizes, **BESIDE.get(name, {})}, where=name)
-    family = family.for_config(config)
+    family = family.with_experts(config)
     found = family.parameters(family.rows_for(config), config)
     number = re.search(r"-([\d.]+)([bBM])", name)
     if name in STATED:

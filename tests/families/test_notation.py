@@ -6,6 +6,7 @@ import pytest
 
 from ligo_convert.families import notation as axes
 from ligo_convert.families.notation import (
+    Condition,
     NotationError,
     SizeError,
     evaluate,
@@ -56,19 +57,47 @@ def test_what_is_no_layout_is_refused(text: str) -> None:
 
 
 def test_conditions_and_optional_rows() -> None:
-    assert parse_layout("query if attention_bias").condition == "attention_bias"
-    assert parse_layout("vocab <- embed if not tied").negated
+    assert parse_layout("query if attention_bias").conditions == (Condition(key="attention_bias"),)
+    assert parse_layout("vocab <- embed if not tied").conditions == (Condition(key="tied", negated=True),)
     assert parse_layout("embed <- embed in pooler").part == "pooler"
     assert parse_layout("embed <- embed").part == ""
     both = parse_layout("embed scale if init_values in head")
-    assert (both.dims[0].role, both.condition, both.part) == ("scale", "init_values", "head")
+    assert (both.dims[0].role, both.conditions, both.part) == ("scale", (Condition(key="init_values"),), "head")
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "exists"),
+    [
+        ("embed if pool=map", {"pool": "map"}, True),
+        ("embed if pool=map", {"pool": "token"}, False),
+        ("embed if pool=map", {}, False),
+        ("embed if pool!=map", {"pool": "map"}, False),
+        ("embed if pool!=map", {}, True),
+        ("embed if tokens=4", {"tokens": 4}, True),
+        ("embed if tokens", {"tokens": 0}, False),
+        ("embed if a and not b", {"a": True}, True),
+        ("embed if a and not b", {"a": True, "b": True}, False),
+        ("embed if a and pool=map in head", {"a": 1, "pool": "map"}, True),
+        ("embed if a and pool=map in head", {"pool": "map"}, False),
+    ],
+)
+def test_a_condition_asks_the_config(text: str, config: dict[str, object], exists: bool) -> None:
+    assert (parse_layout(text).failing(config) is None) == exists
+
+
+@pytest.mark.parametrize(
+    "text", ["not pool=map", "pool==map", "pool=", "=map", "a and", "a and and b", "Pool", "a or b"]
+)
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(NotationError):
+        parse_layout(f"embed if {text}")
 
 
 def test_a_name_may_have_a_layout_for_each_part() -> None:
     both = parse_layouts("label <- pooled in one|label if named in other")
-    assert [(layout.part, layout.streams, layout.condition) for layout in both] == [
-        ("one", ("label", "pooled"), ""),
-        ("other", ("label",), "named"),
+    assert [(layout.part, layout.streams, layout.conditions) for layout in both] == [
+        ("one", ("label", "pooled"), ()),
+        ("other", ("label",), (Condition(key="named"),)),
     ]
     assert [layout.part for layout in parse_layouts("embed <- embed")] == [""]
     for text in ("a <- b | a <- c in one", "a <- b in one | a <- c in one", "a in one |", "a | b"):

@@ -12,7 +12,7 @@ from support.tiny import CONFIGS, FULL_SIZE, TARGETS, config_of, empty_model, fa
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError
-from ligo_convert.families.configs import flat_config
+from ligo_convert.families.configs import flat_config, written_config
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES
@@ -209,25 +209,95 @@ def test_every_cait_and_deit_of_timm_is_listed() -> None:
 
 @pytest.mark.slow
 def test_every_plain_vit_of_timm_is_listed() -> None:
-    """With a class token and a head, and no parameters but the table's: timm has no such model that is not listed."""
+    """With a norm after the blocks, whole patches, and no parameters but the table's: timm has no such model that is not listed."""
     import timm
+    from timm.layers import Mlp
     from timm.models.vision_transformer import VisionTransformer
 
     known = {name for found in FAMILIES.values() for name in found.architectures}
     ours = {re.sub(r"\{\w+\}", "#", row.pattern) for row in FAMILIES["vit"].table}
     left_out = []
     for name in timm.list_models(module="vision_transformer"):
-        if name in known or timm.get_pretrained_cfg(name).num_classes == 0:
+        if name in known:
             continue
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # some names are deprecated, and say so
             model = timm.create_model(name)
-        if type(model) is not VisionTransformer or model.global_pool != "token":
+        if type(model) is not VisionTransformer or type(getattr(model.blocks[0], "mlp", None)) is not Mlp:
             continue
         theirs = {re.sub(r"blocks\.\d+\.", "blocks.#.", parameter) for parameter, _ in model.named_parameters()}
-        if theirs <= ours and {"cls_token", "head.weight"} <= theirs:
+        if theirs <= ours and theirs & {"norm.weight", "fc_norm.weight"}:
             left_out.append(name)
-    assert left_out == []
+    # Its images are no whole number of patches.
+    assert left_out == ["vit_so400m_patch14_siglip_gap_384"]
+
+
+def test_what_a_listed_architecture_computes_is_what_the_config_says() -> None:
+    """Keys without parameters: pooling, activation, and which norm is meant."""
+    import timm
+
+    activations = {"gelu": "GELU", "gelu_tanh": "GELUTanh"}
+    for name in FAMILIES["vit"].architectures:
+        config = flat_config({"architecture": name})
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            model = timm.create_model(name)
+        assert model.global_pool == config["global_pool"], name
+        assert type(model.blocks[0].mlp.act).__name__ == activations[str(config["activation"])], name
+        assert isinstance(model.fc_norm, torch.nn.Identity) != config["fc_norm"], name
+        assert (model.num_classes, model.num_reg_tokens) == (config["num_classes"], config["reg_tokens"]), name
+
+
+@pytest.mark.parametrize(
+    ("stated", "built"),
+    [
+        ({}, {"global_pool": "token", "fc_norm": False, "prefix_tokens": 1}),
+        ({"global_pool": "avg"}, {"global_pool": "avg", "fc_norm": True, "prefix_tokens": 1}),
+        ({"global_pool": "avg", "fc_norm": None}, {"global_pool": "avg", "fc_norm": True}),
+        ({"global_pool": "avg", "fc_norm": False, "class_token": False}, {"fc_norm": False, "prefix_tokens": 0}),
+        ({"fc_norm": True}, {"global_pool": "token", "fc_norm": True}),
+        ({"reg_tokens": 4}, {"reg_tokens": 4, "prefix_tokens": 5}),
+        ({"reg_tokens": 4, "no_embed_class": True}, {"prefix_tokens": 0}),
+        ({"num_classes": 0}, {"num_classes": 0}),
+    ],
+)
+def test_arguments_of_timm_are_read_and_written_as_timm_reads_them(
+    stated: dict[str, object], built: dict[str, object]
+) -> None:
+    import timm
+
+    sizes = {"img_size": 32, "embed_dim": 24, "depth": 1}
+    config = flat_config({"architecture": "vit_tiny_patch16_224", "model_args": {**sizes, **stated}})
+    assert {key: config[key] for key in built} == built
+    family = FAMILIES["vit"].for_config(config)
+    assert (family.task == "image-encoder") == (stated.get("num_classes") == 0)
+    made = written_config(family, config, {})
+    again = flat_config(made)
+    assert {key: again[key] for key in FAMILIES["vit"].defaults if key != "img_size"} == {
+        key: config[key] for key in FAMILIES["vit"].defaults if key != "img_size"
+    }
+    table = {spec.name: spec.shape for _, _, spec in family.tensors_of(family.rows_for(config), config, dtype="F32")}
+    with torch.device("meta"):
+        for arguments in ({**sizes, **stated}, {**made["model_args"], "num_classes": made["num_classes"]}):
+            model = timm.create_model("vit_tiny_patch16_224", **arguments)
+            assert table == {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+            assert model.global_pool == config["global_pool"]
+
+
+def test_a_pooling_beside_the_arguments_is_no_argument() -> None:
+    with pytest.raises(SourceError, match="is not what timm builds"):
+        flat_config({"architecture": "vit_tiny_patch16_224", "global_pool": "avg"})
+
+
+@pytest.mark.parametrize(("stored", "classes"), [(True, 0), (False, 5)])
+def test_a_head_that_the_config_denies_or_lacks_is_refused(stored: bool, classes: int) -> None:
+    config = config_of("vit")
+    specs = {name: spec for name, spec in specs_of(config).items() if stored or not name.startswith("head")}
+    wrong = {**config, "num_classes": classes}
+    with pytest.raises(SourceError, match="no row claims head" if stored else "in no weight file") as caught:
+        claim_tensors(FAMILIES["vit"], wrong, specs, label="source")
+    assert ("num_classes" in str(caught.value.hint)) == stored
+    assert claim_tensors(FAMILIES["vit"], {**config, "num_classes": 5 if stored else 0}, specs, label="source").rows
 
 
 # Which class a checkpoint is of, by what it holds.

@@ -303,8 +303,11 @@ def family_layouts() -> str:
         names += [f"`{old}` for `{new}`" for old, new in family.renamed.items()]
         names += [f"`{pattern}` as a matrix" for pattern in family.flattened]
         tied = [f"`{alias}` is `{canonical}`" for alias, canonical in family.tied.items()]
-        needs = [f"`{key}`: {json.dumps(value)}" for key, value in family.required_values.items()]
-        conditions = dict.fromkeys(row.layout.condition for row in family.table if row.layout.condition)
+        needs = [
+            f"`{key}`: {' or '.join(map(json.dumps, value if isinstance(value, tuple) else (value,)))}"
+            for key, value in family.required_values.items()
+        ]
+        conditions = dict.fromkeys(condition.key for row in family.table for condition in row.layout.conditions)
         rows.append(
             (
                 f"`{name}`",

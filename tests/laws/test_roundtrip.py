@@ -39,6 +39,7 @@ from ligo_convert.conversion.apply import apply_operator
 from ligo_convert.conversion.convert import convert, fit_operator
 from ligo_convert.conversion.plan import plan_recipe
 from ligo_convert.conversion.run_record import ConversionResult
+from ligo_convert.conversion.train_plan import plan_training
 from ligo_convert.errors import LigoError, RecipeError, SourceError
 from ligo_convert.families.configs import flat_config
 from ligo_convert.families.notation import expand
@@ -905,6 +906,97 @@ def test_a_new_head_learns_other_classes(name: str, sources: Callable[..., Path]
     verify(outcome.out, source=str(sources(name)), load=True)
 
 
+# Poolings, registers, and models without a head; DeiT and CaiT lose theirs by `num_classes` alone.
+POOLED = ("vit encoder", "vit pooled", "vit gap")
+BARE = {
+    "vit encoder": {},
+    "vit gap": {},
+    "vit": {"num_classes": 0},
+    "deit": {"num_classes": 0},
+    "cait": {"num_classes": 0},
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_every_pooling_grows_and_loads(name: str, sources: Callable[..., Path], place: Place) -> None:
+    source = sources(name)
+    outcome = place.grow(source, TARGETS[name]["both"], "lemon", "identity")
+    kept = outcome.metrics["preservation"]
+    assert (kept["verdict"], kept["measured"]) == ("exact", "exact")
+    old, new = load(source), load(outcome.out)
+    assert (new.global_pool, new.num_classes) == (old.global_pool, old.num_classes)
+    assert apart(logits(old.double()), logits(new.double())) <= 1e-4
+    verify(outcome.out, source=str(source), load=True)
+    # Growing again changes nothing that its config says.
+    again = place.grow(outcome.out, {"depth": 4}, "copy", "identity")
+    assert load(again.out).global_pool == old.global_pool
+    verify(again.out, source=str(outcome.out), load=True)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_an_image_model_without_a_head_learns_to_agree_with_its_source(
+    name: str, sources: Callable[..., Path], place: Place
+) -> None:
+    """Images of any number of classes: nothing asks for them."""
+    source = sources(name, **BARE[name])
+    # Not a whole multiple: the norm's output has entries that are in no copy.
+    outcome = place.grow(source, TARGETS[name]["uneven"], "lemon", fit=image_fit(place, 3))
+    assert outcome.metrics["task"] == "image-encoder"
+    kept, loss = outcome.metrics["preservation"], outcome.metrics["loss"]
+    assert (kept["compared"], kept["verdict"], kept["measured"]) == ("hidden states", "exact", "exact")
+    assert loss["source"] == 0, "the source agrees with itself"
+    assert loss["initial"] == pytest.approx(0, abs=1e-9)
+    assert loss["fitted"] <= 1e-6, "learning keeps the best"
+    assert loss["random_target"] > 0.1
+    check_fit(outcome.out)
+    assert not [key for key in weights_of(outcome.out) if key.startswith("head")]
+    assert load(outcome.out).num_classes == 0
+    verify(outcome.out, source=str(source), load=True)
+    card = (outcome.out / "README.md").read_text()
+    assert "pipeline_tag: image-feature-extraction" in card
+    (line,) = [line for line in card.splitlines() if line.startswith("model = timm.create_model(")]
+    assert "pretrained=True, num_classes=0)" in line
+    assert "cosines between images" in card
+    # transformers' wrapper reads it, too.
+    wrapper = transformers.AutoModel.from_pretrained(outcome.out)
+    assert wrapper.timm_model.num_classes == 0
+
+
+def test_a_new_head_on_a_bare_image_model(sources: Callable[..., Path], place: Place, tmp_path: Path) -> None:
+    source, target = sources("vit encoder"), {**TARGETS["vit encoder"]["even"], "num_classes": 3}
+    outcome = place.grow(source, target, "hyperclone", fit=image_fit(place, 3))
+    assert drawn_of(outcome) == ["head.weight (new head)", "head.bias (new head)"]
+    loss, kept = outcome.metrics["loss"], outcome.metrics["preservation"]
+    assert loss["source"] is None
+    assert loss["initial"] == pytest.approx(math.log(3), abs=0.3)
+    assert (kept["compared"], kept["verdict"]) == ("hidden states", "exact")
+    assert logits(load(outcome.out)).shape == (3, 3)
+    verify(outcome.out, source=str(source), load=True)
+    applied = apply_operator(outcome.out / "ligo" / "operator.safetensors", str(source), tmp_path / "applied")
+    assert load(applied.out).num_classes == 3
+
+
+def test_a_head_may_be_left_out(sources: Callable[..., Path], place: Place) -> None:
+    outcome = place.grow(sources("vit"), {**TARGETS["vit"]["even"], "num_classes": 0}, "hyperclone")
+    assert load(outcome.out).num_classes == 0
+    kept = outcome.metrics["preservation"]
+    assert (kept["compared"], kept["verdict"]) == ("hidden states", "exact")
+    verify(outcome.out, source=str(sources("vit")), load=True)
+
+
+def test_a_bare_image_model_has_no_loss_to_train_with(sources: Callable[..., Path], place: Place) -> None:
+    recipe = place.recipe(
+        sources("vit encoder"),
+        TARGETS["vit encoder"]["even"],
+        "hyperclone",
+        "copy",
+        fit=image_fit(place, 3),
+        train={"steps": 4},
+    )
+    with pytest.raises(RecipeError, match="no training loss"):
+        plan_training(recipe)
+
+
 @pytest.mark.parametrize("name", TEXT)
 @pytest.mark.slow
 def test_a_text_model_learns_and_says_what_it_lost(name: str, sources: Callable[..., Path], place: Place) -> None:
@@ -1117,9 +1209,8 @@ def test_an_architecture_that_no_family_lists_is_refused(
 
 # What timm's models can be told that no table describes; each is in `model_args` of some checkpoint.
 NOT_DESCRIBED = {
-    "registers": {"reg_tokens": 4},
-    "pooled": {"global_pool": "avg"},
-    "no head": {"num_classes": 0},
+    "norms in attention": {"qk_norm": True},
+    "pooled": {"global_pool": "max"},
     "another activation": {"act_layer": "relu"},
 }
 

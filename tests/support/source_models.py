@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.tiny import CASES, config_of, family_of, model_of
+from support.tiny import ALL_CASES, config_of, family_of, model_of
 
 from ligo_convert.data.train_tokenizer import train_tokenizer
 from ligo_convert.families.configs import written_config
@@ -116,7 +116,7 @@ def write_checkpoint(
 
 def family_named(name: str) -> Family:
     """The family of a case of `tiny`."""
-    return FAMILIES[CASES[name].family or name]
+    return FAMILIES[ALL_CASES[name].family or name]
 
 
 def text_sizes(family: Family) -> dict[str, object]:

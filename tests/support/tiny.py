@@ -53,9 +53,10 @@ TARGETS: dict[str, dict[str, dict[str, object]]] = {
 
 
 def family_of(config: Mapping[str, object]) -> Family:
-    """The family of a config, narrowed to the class that it names."""
+    """The family of a config, narrowed to the class that it names or decides."""
     named = config.get("architectures")
-    return find_family(config, where="case").for_architecture(named[0] if isinstance(named, list) else None)
+    family = find_family(config, where="case").for_architecture(named[0] if isinstance(named, list) else None)
+    return family.for_config(config)
 
 
 def config_of(name: str, *, tied: bool = True, **changes: object) -> dict[str, object]:
@@ -123,7 +124,7 @@ def start_of(name: str, config: Mapping[str, object], changes: Mapping[str, obje
 
 
 def operator_family(operator: Operator) -> Family:
-    return FAMILIES[operator.family].for_config(operator.source).for_architecture(operator.head)
+    return FAMILIES[operator.family].with_experts(operator.source).for_architecture(operator.head)
 
 
 def grown_state(
@@ -200,11 +201,13 @@ def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, ba
                 for name, value in inputs.items()
             }
         )
-    if isinstance(found, torch.Tensor):
+    bare = isinstance(found, torch.Tensor) and not model.num_classes
+    if isinstance(found, torch.Tensor) and not bare:
         return found
-    if "last_hidden_state" in found:
-        # A model without a head tells by angles: those between the states of all tokens, which know no basis.
-        states = torch.nn.functional.normalize(found.last_hidden_state.flatten(0, 1), dim=-1)
+    if bare or "last_hidden_state" in found:
+        # A model without a head tells by angles: those between the states of all tokens or images, which know no basis.
+        states = found if bare else found.last_hidden_state.flatten(0, 1)
+        states = torch.nn.functional.normalize(states, dim=-1)
         return states @ states.T
     given = found.get("logits") if found.get("logits") is not None else found["prediction_logits"]
     assert isinstance(given, torch.Tensor)

@@ -66,7 +66,9 @@ def test_a_model_that_its_config_does_not_describe_is_refused(what: str, copies:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "bert encoder", "vit", "cait", "deit"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "bert", "bert encoder", "vit", "vit encoder", "vit pooled", "cait", "deit"]
+)
 def test_a_model_that_its_config_describes_is_grown_and_left_as_it_was(name: str, dtype: torch.dtype) -> None:
     model = model_of(config_of(name), dtype=dtype).train()
     frozen = (

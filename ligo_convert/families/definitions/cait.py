@@ -17,7 +17,15 @@ CAIT = Family(
     name="cait",
     model_type="cait",
     library="timm",
-    heads=(Head(task="image-classification", architecture="Cait", auto_class="AutoModelForImageClassification"),),
+    heads=(
+        Head(
+            parts=("head",),
+            task="image-classification",
+            architecture="Cait",
+            auto_class="AutoModelForImageClassification",
+        ),
+        Head(task="image-encoder", architecture="Cait", auto_class="AutoModel", base=True, options={"num_classes": 0}),
+    ),
     axes={
         "embed": "embed_dim",
         "heads": "num_heads",
@@ -71,8 +79,8 @@ CAIT = Family(
         "blocks_token_only.{class_layer}.mlp.fc2.bias": "embed",
         "norm.weight": "embed gain",
         "norm.bias": "embed shift",
-        "head.weight": "classes <- embed",
-        "head.bias": "classes",
+        "head.weight": "classes <- embed if num_classes in head",
+        "head.bias": "classes if num_classes in head",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="", head="norm"),
     vocabulary="",
