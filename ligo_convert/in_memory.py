@@ -42,7 +42,7 @@ from ligo_convert.outputs.html import pairs_html
 from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
-from ligo_convert.training.functional_model import LibraryModel, mean_loss
+from ligo_convert.training.functional_model import LibraryModel, mean_loss, table_parameters
 from ligo_convert.training.given_model import check_given, copy_requires_grad, drop_rates, grown_config
 from ligo_convert.training.model_tensors import parameters_of, tensors_of
 from ligo_convert.training.objectives import objective_of
@@ -645,7 +645,7 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
     made = _empty_like(model, family, plan.target)
     planned = target_specs(family, source.inventory, plan.target, dtype=None)
     by_name = {spec.name: spec for spec in planned}
-    parameters = dict(made.named_parameters())
+    parameters = table_parameters(family, made)
     with torch.no_grad():
         stream = grow_stream(source.read, family, source.inventory, operator, planned)
         grown: Iterator[tuple[str, torch.Tensor]]

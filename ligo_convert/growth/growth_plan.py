@@ -142,15 +142,22 @@ def plan_growth(
         for place, found in beside.items()
         for stream in found
     }
-    claims = {}
-    for axis, request in requests.items():
+    # A norm behind an activation asks for more than the norms before the branches, in a class that has it.
+    behind = {
+        stream: request
+        for stream, request in streams.items()
+        if request.place == "activated" and family.norm.placement == "pre" and stream in family.roles
+    }
+    every = {}
+    for axis, request in {**requests, **behind}.items():
         try:
-            claims[axis] = width_claim(growth.width, request)
+            every[axis] = width_claim(growth.width, request)
         except CannotPreserve as error:
             raise RecipeError(f"growth.width: {growth.width}: {error}", where=where) from None
+    claims = {axis: every[axis] for axis in requests}
     reasons = [
         Reason(verdict=claim.verdict, text=f"{axis} {old[axis]} to {new[axis]} by {growth.width}: {claim.reason}")
-        for axis, claim in claims.items()
+        for axis, claim in every.items()
         if old[axis] != new[axis]
     ]
     depths, depth_reasons = _plan_depth(family, growth, source, old, new, where)
@@ -251,7 +258,8 @@ def _request(
         seed=growth.seed,
         place=family.norm.place if axis == family.norm.stream else "pre",
         norms=family.norms(old) if axis == family.norm.stream else 0,
-        fixed_epsilon=not family.norm.epsilon,
+        # After the sum a larger branch would not fit the skip connection beside it, so the stream keeps its scale there.
+        fixed_epsilon=not family.norm.epsilon and family.norm.placement == "pre",
     )
 
 

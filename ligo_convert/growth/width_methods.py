@@ -291,7 +291,9 @@ def lemon_claim(request: WidthRequest) -> Claim:
     if request.norm is None:
         return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
     if request.place != "pre" and request.new % request.old:
-        where = "embeddings pass a norm" if request.place == "embedded" else "the norm comes after the sum (post-norm)"
+        where = {"embedded": "embeddings pass a norm", "activated": "a norm reads an activation"}.get(
+            request.place, "the norm comes after the sum (post-norm)"
+        )
         raise CannotPreserve(
             f"{request.axis} grows from {request.old} to {request.new}: where {where} only whole multiples are exact;"
             " `mean-preserving` is the nearest method there, then `zero`"
@@ -427,7 +429,9 @@ def zero_claim(request: WidthRequest) -> Claim:
     """Claim exactness unless the stream's mean reaches a LayerNorm and cannot be centred away."""
     epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
     if request.place != "pre":
-        where = "of the embeddings" if request.place == "embedded" else "after the sum (post-norm)"
+        where = {"embedded": "of the embeddings", "activated": "behind an activation"}.get(
+            request.place, "after the sum (post-norm)"
+        )
         return Claim(
             verdict="near",
             reason=f"the output of a norm {where} keeps its mean: no linear map removes it",

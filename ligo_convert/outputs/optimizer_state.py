@@ -343,7 +343,7 @@ def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[
 
     A parameter belongs to the group of its row of the family's table. A row that the source lacks joins the parameters of as many dims.
     """
-    from ligo_convert.training.functional_model import LibraryModel
+    from ligo_convert.training.functional_model import LibraryModel, table_parameters
 
     # Where parts share a name, the row of the chosen class.
     table = (*family.table, *family.rows)
@@ -365,7 +365,7 @@ def _target_names(read: _Read, family: Family, operator: Operator) -> list[list[
     library = LibraryModel(family, operator.target)
     result: list[list[str]] = [[] for _ in read.names]
     by_stored = {called: name for name, called in model_names(family, operator.target).items()}
-    for stored, _ in library.module.named_parameters():
+    for stored in table_parameters(family, library.module):
         name = by_stored[stored]
         row = rows[name]
         known = group_of.get(row.pattern)
@@ -482,10 +482,13 @@ def _names(
     wanted = {row.name(layer) for row in family.rows_for(config) for layer in family.layers(row, config)}
     plain = plain_names([str(name) for group in stored for name in group], label=label)
     in_model = {called: name for name, called in model_names(family, config).items() if name in wanted}
-    named = [
-        [in_model.get(plain[str(name)]) or family.canonical(plain[str(name)], wanted) for name in group]
+    # A tied parameter has either of its two names.
+    tied = {alias: name for alias, name in family.tied.items() if family.is_tied(config)}
+    known = [
+        [in_model.get(plain[str(name)]) or family.canonical(plain[str(name)], {*wanted, *tied}) for name in group]
         for group in stored
     ]
+    named = [[name if name is None else tied.get(name, name) for name in group] for group in known]
     unknown = [
         name
         for group, found in zip(stored, named, strict=True)

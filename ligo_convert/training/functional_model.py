@@ -59,6 +59,19 @@ def stateless(model: torch.nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
+def table_parameters(family: Family, model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of a library's model, a tied one under the name that the family's table keeps.
+
+    torch names a tied parameter by the module that was registered first. In some classes that is the head.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = {family.written(alias): family.written(canonical) for alias, canonical in family.tied.items()}
+    return {
+        names[name] if name in names and every.get(names[name]) is parameter else name: parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
 class LibraryModel:
     """A model of the library without weights of its own, in evaluation mode (no dropout).
 
@@ -74,7 +87,7 @@ class LibraryModel:
         model = _LIBRARIES[family.library](family, config)
         self.module: torch.nn.Module = model.eval()
         self.buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in table_parameters(family, model).items()}
         self.parameters = model_parameters(family, config) if family.in_model else ()
 
     def check_table(self, rows: tuple[Row, ...]) -> None:

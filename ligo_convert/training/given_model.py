@@ -19,7 +19,7 @@ from ligo_convert.families.inventory import Inventory
 from ligo_convert.families.parameters import model_names
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.growth_plan import GrowthPlan
-from ligo_convert.training.functional_model import PLAIN_EXPERTS, stateless
+from ligo_convert.training.functional_model import PLAIN_EXPERTS, stateless, table_parameters
 from ligo_convert.training.library_config import handed_on, library_config
 from ligo_convert.training.preservation import EXACT, MeasuredModel
 from ligo_convert.training.tasks import on_device, random_batch
@@ -137,8 +137,8 @@ def drop_rates(model: torch.nn.Module) -> dict[str, float]:
 
 def copy_requires_grad(model: torch.nn.Module, made: torch.nn.Module, inventory: Inventory, plan: GrowthPlan) -> None:
     """Freeze the parameters of a grown model whose source is frozen; a new layer follows the layer that it comes from."""
-    given, grown = dict(model.named_parameters()), dict(made.named_parameters())
     family = plan.family
+    given, grown = table_parameters(inventory.family, model), table_parameters(family, made)
     old, new = model_names(inventory.family, plan.source), model_names(family, plan.target)
     for row in family.rows_for(plan.target):
         for layer in family.layers(row, plan.target):

@@ -18,7 +18,7 @@ from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import drawn_values
-from ligo_convert.training.functional_model import LibraryModel
+from ligo_convert.training.functional_model import LibraryModel, table_parameters
 from ligo_convert.training.model_tensors import parameters_of
 
 CAUSAL = [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].task == "causal-lm"]
@@ -40,7 +40,7 @@ def test_the_table_is_the_librarys_model_at_real_sizes(family: str, changes: dic
     found = family_of(config)
     with torch.device("meta"):
         model = empty_model(config)
-    parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    parameters = {name: tuple(tensor.shape) for name, tensor in table_parameters(found, model).items()}
     rows = found.rows_for(config)
     table = {
         spec.name: torch.empty(spec.shape, device="meta") for _, _, spec in found.tensors_of(rows, config, dtype="F32")

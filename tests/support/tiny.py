@@ -22,6 +22,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower, RowSource
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.operator import Operator
+from ligo_convert.training.functional_model import table_parameters
 from ligo_convert.training.model_tensors import parameters_of, tensors_of
 
 _MODULES = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
@@ -101,7 +102,7 @@ def model_of(config: Mapping[str, object], *, seed: int = 0, dtype: torch.dtype 
     # A parameter is drawn as the first of the tensors that it is made of: all of them have the same role.
     first = {found.name: found.tensors[0] for found in model_parameters(family, config)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in table_parameters(family, model).items():
             layout = rows[first[name]].layout
             role = "shift" if layout.less_one else layout.dims[0].role
             scale = 0.3 if parameter.ndim > 1 else 0.2
@@ -168,7 +169,7 @@ def target_model(
     assert set(on_disk) == {family.written(spec.name) for spec in specs}
     tensors = {spec.name: on_disk[family.written(spec.name)] for spec in specs}
     grown = parameters_of(model_parameters(family, operator.target), tensors)
-    assert set(grown) == {name for name, _ in model.named_parameters()}
+    assert set(grown) == set(table_parameters(family, model))
     for alias, canonical in family.tied.items():
         if family.is_tied(operator.target) and canonical in grown:
             called = next((parameter for parameter, row in family.in_model.items() if row == alias), alias)

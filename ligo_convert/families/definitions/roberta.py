@@ -29,8 +29,6 @@ TRAININGS = tuple(
 ROBERTA = Family(
     name="roberta",
     model_type="roberta",
-    # Trained on other text, with other tokenizers.
-    other_names=("camembert", "xlm-roberta"),
     heads=(
         Head(parts=("lm",), task="masked-lm", architecture="RobertaForMaskedLM"),
         Head(parts=("sequence",), task="sequence-classification", architecture="RobertaForSequenceClassification"),
