@@ -127,7 +127,7 @@ def describe_family(name: str) -> dict[str, Any]:
         near = close_matches(name, FAMILIES, n=1)
         raise RecipeError(
             f"unknown family {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
-            hint="families: " + ", ".join(FAMILIES),
+            hint="`ligo-convert families` lists them",
         )
     family = FAMILIES[name]
     sizes = family.sizes(family.defaults)
@@ -167,7 +167,11 @@ def family_layout(family: Family, pattern: str) -> str:
     """Return the layout of an expanded row as the family's table writes it."""
     from ligo_convert.families.notation import expand
 
-    return next(layout for key, layout in family.tensors.items() if pattern in expand(key))
+    return next(
+        layout
+        for key, layout in family.tensors.items()
+        if any(pattern in family.of_each_expert(alternative) for alternative in expand(key))
+    )
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def find_family(config: Mapping[str, object], *, where: str, names: Collection[s
     raise SourceError(
         f"model_type {brief(model_type)} is not supported" if model_type else "config.json names no model_type",
         where=where,
-        expected=f"one of: {', '.join(known)}",
+        expected=f"one of {len(known)} types, which `ligo-convert families` lists",
         hint=_other_name(str(model_type)) or _look_alike(names, model_type) or _near(str(model_type), known),
     )
 

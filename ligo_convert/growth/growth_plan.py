@@ -420,8 +420,17 @@ def _edit_config(
             else:
                 # Without old layers the library fills in the entries of the new ones.
                 del final[name]
-        before = family.layer_list(source, name)
-        if name in asked and before and asked[name] != [before[layer] for layer in depths[axis].source]:
+        before, found = family.layer_list(source, name), depths[axis]
+        # What a silent layer is does not matter to the function.
+        moved = (
+            [None if silent else before[layer] for layer, silent in zip(found.source, found.silent, strict=True)]
+            if before
+            else []
+        )
+        chosen = asked.get(name)
+        if isinstance(chosen, list) and any(
+            entry not in (None, own) for entry, own in zip(moved, chosen, strict=False)
+        ):
             text = f"the recipe sets {name} otherwise than the layers move"
             reasons.append(Reason(verdict="lossy", text=text, breaks=True))
     return final, reasons

@@ -27,7 +27,7 @@ def completed(*typed: str) -> list[str]:
     ("typed", "wanted"),
     [
         (("ru",), ["run"]),
-        (("describe", "qw"), ["qwen2", "qwen3"]),
+        (("describe", "qw"), ["qwen2", "qwen2_moe", "qwen3", "qwen3_moe"]),
         (("run", "a.yaml", "--set", "fit.st"), ["fit.steps="]),
         (("run", "a.yaml", "--set", "growth.width=le"), ["growth.width=lemon"]),
         (("run", "a.yaml", "--set", "train.optimizer="), ["train.optimizer=adamw", "train.optimizer=muon"]),

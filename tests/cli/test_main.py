@@ -308,7 +308,7 @@ def test_what_is_there(call: Call) -> None:
     assert all(start["summary"] in lemon and start["paper"] in lemon for start in starts if start["name"] == "lemon")
     missing = call("methods", "lemn")
     assert (missing.code, "did you mean 'lemon'?" in missing.err) == (2, True)
-    wrong = call("describe", "gpt")
+    wrong = call("describe", "gpt2s")
     assert wrong.code == 2
     assert "did you mean 'gpt2'?" in wrong.err
 
@@ -580,7 +580,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "the root": (("run", "recipe.yaml", "--out", "/"), "root"),
     "inside the source": (("run", "recipe.yaml", "--out", "source/out"), "inside the source"),
     "fit without fit": (("fit", "recipe.yaml", "--operator", "x"), "no `fit`"),
-    "no family": (("describe", "x"), "gpt2, llama"),
+    "no family": (("describe", "x"), "`ligo-convert families` lists them"),
 }
 
 

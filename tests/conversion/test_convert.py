@@ -530,7 +530,7 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
         HIDDEN,
         {},
         SourceError,
-        r"one of: bert, cait, deit, gpt2, llama",
+        r"one of \d+ types, which `ligo-convert families` lists",
     ),
     "misspelt model type": (
         config_set(model_type="gpt"),

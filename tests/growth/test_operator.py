@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.tiny import (
     CONFIGS,
+    GRIDS,
     TARGETS,
     config_of,
     family_of,
@@ -29,8 +30,6 @@ from ligo_convert.growth.operator import Operator
 from ligo_convert.growth.operator_file import check_operator, describe, read_operator, restore, stored_arrays
 from ligo_convert.training.fit import GrownTarget, fetch_from
 
-# Rows that the first layer lacks.
-LACKING = ["modernbert"]
 KEYINGS = [("source", None), ("target", None), ("shared", None), ("source", "paper")]
 
 
@@ -122,7 +121,7 @@ def source_tensor(family, row, layer: int | None, state: dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
-@pytest.mark.parametrize("family", [*CONFIGS, *LACKING])
+@pytest.mark.parametrize("family", GRIDS)
 def test_growth_is_the_explicit_matrix(family: str, keying: str, tie: str | None) -> None:
     operator, state = dense_operator(family, "both", keying, tie)
     grown = grown_state(operator, state)
@@ -157,7 +156,7 @@ def test_layer_scales_follow_their_entries(width: str) -> None:
 
 
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
-@pytest.mark.parametrize("family", [*CONFIGS, *LACKING])
+@pytest.mark.parametrize("family", GRIDS)
 def test_learning_and_streaming_grow_the_same(family: str, keying: str, tie: str | None) -> None:
     operator, state = dense_operator(family, "both", keying, tie)
     found = family_of(config_of(family))
@@ -215,7 +214,7 @@ def test_the_learned_form_begins_where_its_start_is(family: str, width: str) -> 
 
 
 @pytest.mark.parametrize(("keying", "tie"), KEYINGS)
-@pytest.mark.parametrize("family", [*CONFIGS, *LACKING])
+@pytest.mark.parametrize("family", GRIDS)
 def test_the_count_of_learned_coefficients_is_what_the_plan_says(family: str, keying: str, tie: str | None) -> None:
     start = start_of(
         family, config_of(family), TARGETS[family]["both"], width="lemon", depth="identity", keying=keying, tie=tie

@@ -10,6 +10,7 @@ import torch
 from support.tiny import (
     ALL_CASES,
     CASES,
+    GRIDS,
     TARGETS,
     config_of,
     family_of,
@@ -47,7 +48,7 @@ GRID = [
     )
     # A family that differs from another in its names alone has that one's maps.
     and (
-        family in (*CASES, "modernbert")
+        family in GRIDS
         or (target in ("even", "both") and width in ("lemon", "net2net") and depth in ("identity", "stack"))
     )
 ]

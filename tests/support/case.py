@@ -16,6 +16,8 @@ class Case:
         tolerance: of exactness in float64, relative to the largest logit; a library may compute some of it in float32.
         thorough: whether every test of `CASES` runs it. A family that differs from another in its names alone needs the grid of
             `test_parity`, a round trip and the comparison at real sizes, and not each of the others.
+        grid: whether the whole grids of `test_parity` and `test_operator` run it nevertheless: a structure of its own, which some tests of
+            the thorough cases cannot have (layers with masks of several kinds, branches without a norm before them).
     """
 
     config: Mapping[str, object]
@@ -28,6 +30,7 @@ class Case:
     family: str = ""
     tolerance: float = 1e-12
     thorough: bool = True
+    grid: bool = False
 
 
 LLAMA: Mapping[str, object] = {

@@ -28,6 +28,7 @@ from ligo_convert.training.model_tensors import parameters_of, tensors_of
 _MODULES = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
 ALL_CASES: dict[str, Case] = {name: case for module in _MODULES for name, case in module.CASES.items()}
 CASES: dict[str, Case] = {name: case for name, case in ALL_CASES.items() if case.thorough}
+GRIDS: list[str] = [name for name, case in ALL_CASES.items() if case.thorough or case.grid]
 # Family -> configs of published checkpoints.
 FULL_SIZE: dict[str, list[dict[str, object]]] = {
     module.__name__.rpartition(".")[2]: module.FULL_SIZE for module in _MODULES if hasattr(module, "FULL_SIZE")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from ligo_convert.families.definitions.llama import LLAMA
 from ligo_convert.families.schema import classes
 
-PAPER = r"""@misc{glm2024chatglm,
-  title  = {{ChatGLM}: A Family of Large Language Models from {GLM-130B} to {GLM-4} All Tools},
-  author = {{Team GLM} and Zeng, Aohan and Xu, Bin and others},
-  year   = {2024},
-  url    = {https://arxiv.org/abs/2406.12793}
+PAPER = r"""@misc{glm2025glm4,
+  title  = {{GLM-4-0414}: Models of 9 and 32 Billion Parameters},
+  author = {{Team GLM}},
+  year   = {2025},
+  url    = {https://github.com/THUDM/GLM-4}
 }"""
 
 GLM4 = replace(

@@ -1,6 +1,10 @@
 from support.case import LLAMA, like, llama
 
-CASES = {"gemma2": like(LLAMA, config={"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 6})}
+CASES = {
+    "gemma2": like(
+        LLAMA, config={"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 6}, thorough=False, grid=True
+    )
+}
 
 FULL_SIZE = [{}, {**llama(4608, 36864, 46, 32, 16), "head_dim": 128}]
 

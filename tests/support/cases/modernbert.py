@@ -22,6 +22,7 @@ CASES = {
         both={"hidden_size": 48, "intermediate_size": 56, "num_attention_heads": 6, "num_hidden_layers": 5},
         # The library builds no model without layers, and its layers get an attention mask. Some tests name it beside the thorough ones.
         thorough=False,
+        grid=True,
     )
 }
 

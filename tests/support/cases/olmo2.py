@@ -1,6 +1,6 @@
 from support.case import LLAMA, like, llama
 
-CASES = {"olmo2": like(LLAMA, config={"attention_bias": True})}
+CASES = {"olmo2": like(LLAMA, config={"attention_bias": True}, thorough=False, grid=True)}
 
 FULL_SIZE = [
     {},

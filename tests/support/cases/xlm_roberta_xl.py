@@ -1,7 +1,7 @@
 from support.case import BERT, like
 
 CASES = {
-    "xlm_roberta_xl": like(BERT, config={"layer_norm_eps": 1e-4}, thorough=False),
+    "xlm_roberta_xl": like(BERT, config={"layer_norm_eps": 1e-4}, thorough=False, grid=True),
     "xlm_roberta_xl encoder": like(
         BERT, config={}, architecture="XLMRobertaXLModel", family="xlm_roberta_xl", thorough=False
     ),
