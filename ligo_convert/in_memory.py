@@ -394,21 +394,29 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
             "depth": len(model.blocks),
             "num_heads": block.attn.num_heads,
             "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
-            "qkv_bias": block.attn.qkv.bias is not None,
+            "qkv_bias": block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None,
         }
+        scaled = hasattr(getattr(block, "ls1", None), "gamma") or getattr(block, "gamma_1", None) is not None
         if hasattr(model, "blocks_token_only"):
             last = model.blocks_token_only[0]
             arguments["depth_token_only"] = len(model.blocks_token_only)
             arguments["mlp_ratio_token_only"] = last.mlp.fc1.out_features / model.embed_dim
-        elif not hasattr(block.ls1, "gamma"):
-            arguments["init_values"] = 0.0
+        elif not scaled:
+            # timm leaves out arguments that are None, and for these a zero is as good.
+            if flat.get("init_values") and "use_abs_pos_emb" not in flat:
+                arguments["init_values"] = 0.0
         elif not flat.get("init_values"):
             arguments["init_values"] = 1e-5  # it only decides how new entries are drawn
-        if "reg_tokens" in flat:
+        if "class_token" in flat:
+            vit = "reg_tokens" in flat
+            registers = 0 if model.reg_token is None else model.reg_token.shape[1]
             arguments["class_token"] = model.cls_token is not None
-            arguments["reg_tokens"] = model.num_reg_tokens
+            arguments["reg_tokens" if vit else "num_reg_tokens"] = registers
             arguments["no_embed_class"] = model.no_embed_class
-            arguments["fc_norm"] = not isinstance(model.fc_norm, torch.nn.Identity)
+            arguments["fc_norm" if vit else "use_fc_norm"] = not isinstance(model.fc_norm, torch.nn.Identity)
+        if "use_abs_pos_emb" in flat:
+            arguments["use_abs_pos_emb"] = model.pos_embed is not None
+            arguments["use_rot_pos_emb"] = model.rope is not None
         arguments["global_pool"] = getattr(model, "global_pool", "token")
         channels = model.patch_embed.proj.in_channels
     except (AttributeError, IndexError) as error:

@@ -121,7 +121,22 @@ def test_a_recipe_from_its_file_to_a_verified_output(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "bert", "vit", "vit encoder", "vit pooled", "vit gap", "cait", "deit", "deit3"]
+    "name",
+    [
+        "gpt2",
+        "bert",
+        "vit",
+        "vit encoder",
+        "vit pooled",
+        "vit gap",
+        "eva",
+        "eva rope",
+        "eva pooled",
+        "eva plain",
+        "cait",
+        "deit",
+        "deit3",
+    ],
 )
 def test_the_figures_hang_on_the_grown_model(name: str) -> None:
     model = model_of(config_of(name), dtype=torch.float32)

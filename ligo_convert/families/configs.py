@@ -37,10 +37,14 @@ _PREPARED = (
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "depth_token_only")
 
 # Determined by the architecture's name or by other arguments; not arguments.
-_IMPLIED = ("prefix_tokens", "distilled", "activation")
+_IMPLIED = ("prefix_tokens", "distilled", "activation", "norm_epsilon")
+
+# timm's names of one argument: whether the norm follows the pooling, and the number of registers.
+_POOLED_NORM = ("fc_norm", "use_fc_norm")
+_REGISTERS = ("reg_tokens", "num_reg_tokens")
 
 # Worked out from other arguments where a family has them.
-_DERIVED = ("fc_norm", "prefix_tokens")
+_DERIVED = (*_POOLED_NORM, "prefix_tokens")
 
 # Poolings after which timm normalises, not before, where no argument says.
 _NORMED_POOLINGS = ("avg", "avgmax", "max")
@@ -146,11 +150,14 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
 def _derived(flat: Config) -> dict[str, object]:
     """A flat config with the keys that timm works out from others."""
     found = dict(flat)
-    if "fc_norm" in found and found["fc_norm"] is None:
-        found["fc_norm"] = found["global_pool"] in _NORMED_POOLINGS
-    if "reg_tokens" in found and isinstance(found["reg_tokens"], int):
-        tokens = bool(found["class_token"]) + bool(found["distilled"]) + found["reg_tokens"]
-        found["prefix_tokens"] = 0 if found["no_embed_class"] else tokens
+    for key in _POOLED_NORM:
+        if key in found and found[key] is None:
+            found[key] = found["global_pool"] in _NORMED_POOLINGS
+    for key in _REGISTERS:
+        registers = found.get(key)
+        if isinstance(registers, int):
+            tokens = bool(found["class_token"]) + bool(found.get("distilled")) + registers
+            found["prefix_tokens"] = 0 if found["no_embed_class"] else tokens
     return found
 
 
@@ -161,7 +168,7 @@ def _implied(family: Family, architecture: str) -> dict[str, object]:
 
 def _unset(family: Family) -> dict[str, object]:
     """The arguments whose default depends on others, as timm's constructor finds them."""
-    return {"fc_norm": None} if "fc_norm" in family.defaults else {}
+    return {key: None for key in _POOLED_NORM if key in family.defaults}
 
 
 def _check_known(family: Family, arguments: Config, *, where: str) -> None:
@@ -203,10 +210,10 @@ def written_config(family: Family, target: Config, stored: Config) -> dict[str, 
     architecture = _architecture_of(family, complete)
     implied = _implied(family, architecture)
     # A pooling that the architecture does not have brings another default of the norm with it.
-    stated = (*_SIZES, "fc_norm") if complete["global_pool"] != implied["global_pool"] else _SIZES
+    stated = (*_SIZES, *_POOLED_NORM) if complete["global_pool"] != implied["global_pool"] else _SIZES
     # No LayerScale is a zero where the architecture has one: timm leaves out arguments that are None.
     arguments = {
-        key: 0.0 if complete[key] is None else complete[key]
+        key: 0.0 if complete[key] is None and key == family.scale_init else complete[key]
         for key in family.defaults
         if key not in (*_BESIDE, *_IMPLIED) and (key in stated or complete[key] != implied[key])
     }
@@ -239,7 +246,8 @@ def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
     """
     keys = [key for key in family.defaults if key not in _BESIDE]
     # A count of tokens follows from arguments.
-    named = [key for key in _IMPLIED if key in family.defaults and (key != "prefix_tokens" or "reg_tokens" not in keys)]
+    derived = {"prefix_tokens"} if set(_REGISTERS) & set(keys) else set()
+    named = [key for key in _IMPLIED if key in family.defaults and key not in derived]
     known = {name: _implied(family, name) for name in family.architectures}
     fitting = {name: implied for name, implied in known.items() if all(implied[key] == complete[key] for key in named)}
     for name, implied in fitting.items():

@@ -212,7 +212,7 @@ def test_every_plain_vit_of_timm_is_listed() -> None:
     """With a norm after the blocks, whole patches, and no parameters but the table's: timm has no such model that is not listed."""
     import timm
     from timm.layers import Mlp
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
     known = {name for found in FAMILIES.values() for name in found.architectures}
     ours = {re.sub(r"\{\w+\}", "#", row.pattern) for row in FAMILIES["vit"].table}
@@ -223,13 +223,53 @@ def test_every_plain_vit_of_timm_is_listed() -> None:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # some names are deprecated, and say so
             model = timm.create_model(name)
-        if type(model) is not VisionTransformer or type(getattr(model.blocks[0], "mlp", None)) is not Mlp:
+        block = model.blocks[0]
+        if type(model) is not VisionTransformer or type(block) is not Block or type(block.mlp) is not Mlp:
             continue
         theirs = {re.sub(r"blocks\.\d+\.", "blocks.#.", parameter) for parameter, _ in model.named_parameters()}
-        if theirs <= ours and theirs & {"norm.weight", "fc_norm.weight"}:
+        # RMSNorm has no shift.
+        if theirs <= ours and theirs & {"norm.bias", "fc_norm.bias"}:
             left_out.append(name)
     # Its images are no whole number of patches.
     assert left_out == ["vit_so400m_patch14_siglip_gap_384"]
+
+
+@pytest.mark.slow
+def test_every_plain_eva_of_timm_is_listed() -> None:
+    """With a norm after the blocks, a plain feed-forward layer, and no parameters but the table's."""
+    import timm
+    from timm.layers import Mlp
+
+    ours = {re.sub(r"\{\w+\}", "#", row.pattern) for row in FAMILIES["eva"].table}
+    left_out = []
+    for name in set(timm.list_models(module="eva")) - set(FAMILIES["eva"].architectures):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        theirs = {re.sub(r"blocks\.\d+\.", "blocks.#.", parameter) for parameter, _ in model.named_parameters()}
+        # Blocks that normalise after the branch have the same names.
+        post = type(model.blocks[0]).__name__ == "EvaBlockPostNorm"
+        if theirs <= ours and type(model.blocks[0].mlp) is Mlp and not post:
+            left_out.append(name)
+    assert left_out == []
+
+
+def test_what_a_listed_eva_computes_is_what_the_config_says() -> None:
+    """Keys without parameters: pooling, kinds of positions, and the epsilon that tells its architectures apart."""
+    import timm
+
+    ropes = {"cat": "RotaryEmbeddingCat", "dinov3": "RotaryEmbeddingDinoV3"}
+    for name in FAMILIES["eva"].architectures:
+        config = flat_config({"architecture": name})
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        assert model.global_pool == config["global_pool"], name
+        assert isinstance(model.fc_norm, torch.nn.Identity) != config["use_fc_norm"], name
+        assert model.blocks[0].norm1.eps == config["norm_epsilon"], name
+        assert (model.rope is not None) == config["use_rot_pos_emb"], name
+        if model.rope is not None:
+            assert type(model.rope).__name__ == ropes[str(config["rope_type"])], name
+            assert model.rope.temperature == config["rope_temperature"], name
+            assert model.blocks[0].attn.rotate_half == config["rope_rotate_half"], name
 
 
 def test_what_a_listed_architecture_computes_is_what_the_config_says() -> None:

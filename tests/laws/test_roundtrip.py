@@ -907,10 +907,11 @@ def test_a_new_head_learns_other_classes(name: str, sources: Callable[..., Path]
 
 
 # Poolings, registers, and models without a head; DeiT and CaiT lose theirs by `num_classes` alone.
-POOLED = ("vit encoder", "vit pooled", "vit gap")
+POOLED = ("vit encoder", "vit pooled", "vit gap", "eva", "eva rope", "eva pooled", "eva plain")
 BARE = {
     "vit encoder": {},
     "vit gap": {},
+    "eva": {},
     "vit": {"num_classes": 0},
     "deit": {"num_classes": 0},
     "cait": {"num_classes": 0},
