@@ -20,6 +20,7 @@ import click
 import pytest
 from laws.test_layering import FILES, LAYERS, ROOT_MODULES, ROOT_SENTENCES, sentence_of
 from support.promises import PROMISES
+from support.scripts import load_script
 
 import ligo_convert
 from ligo_convert import errors
@@ -360,6 +361,11 @@ def timm_architectures() -> str:
     return table(("family", "architectures of timm"), rows)
 
 
+def library_scan() -> str:
+    """The record of the libraries' classes: `tests/families/test_library_scan.py` compares it with the libraries."""
+    return load_script("scan_libraries").page_block()
+
+
 def section_keys(section: type[Section]) -> str:
     schema = section.model_json_schema()
     # `publish` is a recipe's section, which has a page of its own.
@@ -536,6 +542,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "family notes": family_notes,
     "families by kind": families_by_kind,
     "timm architectures": timm_architectures,
+    "library scan": library_scan,
     "starts": start_table,
     "state policies": policy_table,
     "verdicts by width start": width_verdicts,
