@@ -440,7 +440,7 @@ def _fits(family: Family, built: Built) -> bool:
 def _names_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     """The tensor names of a family's first layer: all of them, and those that each of its models has."""
     rows = {row.name(0 if row.depth else None): row for row in FAMILIES[name].table}
-    needed = {known for known, row in rows.items() if not (row.layout.condition or row.layout.part)}
+    needed = {known for known, row in rows.items() if not (row.layout.conditions or row.layout.part)}
     return frozenset(rows), frozenset(needed)
 
 
