@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ligo_convert.families.definitions.vit import TRAININGS, VIT
+from ligo_convert.families.definitions.vit import VIT
 
 PAPER = r"""@inproceedings{fang2023eva,
   title     = {EVA: Exploring the Limits of Masked Visual Representation Learning at Scale},
@@ -424,5 +424,4 @@ EVA = replace(
         },
     },
     paper=PAPER,
-    trained=TRAININGS,
 )
