@@ -23,7 +23,7 @@ from ligo_convert.data.batches import BatchFormat, read_batches
 from ligo_convert.data.examples import ArrayExamples, Batch, Examples
 from ligo_convert.environment import compute_threads
 from ligo_convert.errors import RecipeError, SourceError, close_matches
-from ligo_convert.families.configs import flat_config, image_sides, written_config
+from ligo_convert.families.configs import flat_config, image_sides, with_tokens, written_config
 from ligo_convert.families.flops import step_flops
 from ligo_convert.families.inventory import Inventory, claim_tensors
 from ligo_convert.families.parameters import model_parameters
@@ -171,6 +171,7 @@ def grow(
     if not isinstance(changes, Mapping):
         raise RecipeError("changes is not a mapping of config keys", where=WHERE, found=type(changes).__name__)
     family, config = source.inventory.family, source.config
+    changes = with_tokens(family, config, changes)
     target = family.resize(config, changes, where=WHERE)
     made = family.for_config(target)
     plan = plan_growth(made, settings, config, target, asked=changes, where=WHERE, source_family=family)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ligo_convert.errors import RecipeError
-from ligo_convert.families.configs import flat_config
+from ligo_convert.families.configs import flat_config, with_tokens
 from ligo_convert.families.inventory import Inventory, named_architectures
 from ligo_convert.families.notation import size_keys
 from ligo_convert.families.registry import FAMILIES, find_family
@@ -57,7 +57,7 @@ def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object])
     if recipe.target.model is None or unknown:
         # An error about sizes often concerns several keys: then the whole section is shown.
         at = unknown[:1] or (list(changes) if len(changes) == 1 else [])
-        return changes, recipe.where("target", "config", *at)
+        return with_tokens(family, config, changes), recipe.where("target", "config", *at)
     where = recipe.where("target", "model")
     wanted = target_model_config(recipe)
     if find_family(wanted, where=where).name != family.name:
@@ -74,7 +74,7 @@ def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object])
     keys = [key for key in keys if key not in head]
     # Both configs may omit a key that the library derives.
     named = {key: complete[key] for key in keys if key in complete and complete[key] != old.get(key)}
-    return {**named, **changes}, where
+    return with_tokens(family, config, {**named, **changes}), where
 
 
 def target_model_config(recipe: Recipe) -> dict[str, object]:

@@ -161,6 +161,13 @@ def _derived(flat: Config) -> dict[str, object]:
     return found
 
 
+def with_tokens(family: Family, config: Config, changes: Mapping[str, object]) -> dict[str, object]:
+    """Changes of a timm config, with the number of tokens beside the patches where it follows from them; other changes as they are."""
+    old = family.complete(config)
+    tokens = _derived({**old, **changes}).get("prefix_tokens") if family.library == "timm" else None
+    return {**changes} if tokens == old.get("prefix_tokens") else {**changes, "prefix_tokens": tokens}
+
+
 def _implied(family: Family, architecture: str) -> dict[str, object]:
     """The flat config that an architecture's name stands for."""
     return _derived({**family.defaults, **_unset(family), **family.architectures[architecture]})

@@ -12,7 +12,7 @@ from support.tiny import CONFIGS, FULL_SIZE, TARGETS, config_of, empty_model, fa
 
 from ligo_convert.checkpoints.tensors import TensorSpec
 from ligo_convert.errors import RecipeError, SourceError
-from ligo_convert.families.configs import flat_config, written_config
+from ligo_convert.families.configs import flat_config, with_tokens, written_config
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.parameters import model_parameters
 from ligo_convert.families.registry import FAMILIES
@@ -322,6 +322,18 @@ def test_arguments_of_timm_are_read_and_written_as_timm_reads_them(
             model = timm.create_model("vit_tiny_patch16_224", **arguments)
             assert table == {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
             assert model.global_pool == config["global_pool"]
+
+
+def test_a_token_that_goes_takes_its_position_along() -> None:
+    family, config = FAMILIES["vit"], config_of("vit")
+    pooled = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    changes = with_tokens(family, config, pooled)
+    assert changes == {**pooled, "prefix_tokens": 0}
+    with pytest.raises(RecipeError, match="position cannot grow"):
+        family.resize(config, changes)
+    assert with_tokens(family, config, {"depth": 9}) == {"depth": 9}
+    llama = config_of("llama")
+    assert with_tokens(FAMILIES["llama"], llama, {"hidden_size": 32}) == {"hidden_size": 32}
 
 
 def test_a_pooling_beside_the_arguments_is_no_argument() -> None:
