@@ -69,6 +69,8 @@ TRANSFORMERS_OF_TIMM = frozenset(
 
 # Type -> config keys without which its class cannot be built: the library's defaults leave them out.
 NEEDED: Mapping[str, Mapping[str, object]] = {
+    # The default has a projection behind the embeddings, which the table has not.
+    "electra": {"embedding_size": 256},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "hunyuan_v1_dense": {"head_dim": 128},
