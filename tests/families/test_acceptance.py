@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
+from support.registered import families_restored
 from support.source_models import change_config, change_weights, family_named, recipe_text, weights_of, write_case
 from support.tiny import CASES, config_of, start_of
 
@@ -348,14 +349,21 @@ def test_a_config_that_names_no_model_is_told_what_the_tensors_are(
     assert NAMELESS[name] in inspect_path(source)["fits"]
 
 
+@pytest.fixture
+def families() -> Iterator[dict[str, Any]]:
+    """The table of families, to change."""
+    with families_restored() as table:
+        yield table
+
+
 @pytest.mark.parametrize("other", ["camembert", "xlm-roberta"])
 def test_a_model_under_another_name_is_read_as_the_hint_says(
-    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    other: str, tmp_path: Path, families: dict[str, Any]
 ) -> None:
     """The library implements it by the same tensors and the same computation, as its own class proves."""
     # Both have tables of their own. Without them they are RoBERTa under another name.
-    monkeypatch.delitem(FAMILIES, find_family({"model_type": other}, where="case").name)
-    monkeypatch.setitem(FAMILIES, "roberta", replace(FAMILIES["roberta"], other_names=(other,)))
+    del families[find_family({"model_type": other}, where="case").name]
+    families["roberta"] = replace(FAMILIES["roberta"], other_names=(other,))
     config = transformers.AutoConfig.for_model(other, **{**CASES["roberta"].config, "pad_token_id": 1})
     torch.manual_seed(0)
     model = transformers.AutoModelForMaskedLM.from_config(config).eval()

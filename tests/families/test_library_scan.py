@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from support.registered import families_restored
 from support.scripts import load_script
 
 from ligo_convert.families.registry import FAMILIES, family_source
@@ -19,6 +21,13 @@ SCAN = load_script("scan_libraries")
 SAME = SCAN.read_record()[0] == SCAN.versions()
 
 UPDATE = f"if this is meant, update the record: {SCAN.COMMAND}"
+
+
+@pytest.fixture
+def families() -> Iterator[dict[str, Any]]:
+    """The table of families, to change."""
+    with families_restored() as table:
+        yield table
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +74,9 @@ def test_every_family_is_scanned(recorded: list[Any]) -> None:
     assert [name for name in FAMILIES if family_source(name) is None and name not in grown] == [], UPDATE
 
 
-def test_a_family_taken_out_is_noticed(
-    subjects: list[Any], recorded: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_family_taken_out_is_noticed(subjects: list[Any], recorded: list[Any], families: dict[str, Any]) -> None:
     kept = [record for record in recorded if record.family in ("gpt2", "llama")]
-    monkeypatch.delitem(FAMILIES, "llama")
+    del families["llama"]
     known = SCAN.known_subjects(subjects)
     assert not any(subject.type == "llama" for subject in known)
     found = SCAN.scan(subject for subject in known if subject.type in ("gpt2", "gpt-sw3"))
@@ -78,12 +85,12 @@ def test_a_family_taken_out_is_noticed(
     assert all(" llama " in line for line in lost)
 
 
-def test_a_table_that_lacks_a_row_is_noticed(recorded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_lacks_a_row_is_noticed(recorded: list[Any], families: dict[str, Any]) -> None:
     from dataclasses import replace
 
     llama = FAMILIES["llama"]
     tensors = {name: layout for name, layout in llama.tensors.items() if name != "model.norm.weight"}
-    monkeypatch.setitem(FAMILIES, "llama", replace(llama, tensors=tensors))
+    families["llama"] = replace(llama, tensors=tensors)
     subject = SCAN.Subject(kind="causal-lm", type="llama", name="LlamaForCausalLM")
     kept = [record for record in recorded if record.key == ("causal-lm", "llama", "LlamaForCausalLM")]
     (line,) = SCAN.differences(SCAN.scan([subject]), kept, gained=True)
@@ -97,8 +104,8 @@ def test_what_grows_and_is_not_recorded_is_noticed() -> None:
     assert SCAN.differences(SCAN.scan([subject]), [], gained=False) == []
 
 
-def test_a_refusal_says_what_the_nearest_table_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(FAMILIES, "qwen3")
+def test_a_refusal_says_what_the_nearest_table_lacks(families: dict[str, Any]) -> None:
+    del families["qwen3"]
     found = SCAN.judge(SCAN.Subject(kind="causal-lm", type="qwen3", name="Qwen3ForCausalLM"))
     assert found.verdict == "refused"
     assert found.lacks == ("model.layers.*.self_attn.k_norm.weight", "model.layers.*.self_attn.q_norm.weight")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.registered import families_restored
 from support.source_models import recipe_text, write_case
 
 from ligo_convert.cli.main import main
@@ -32,12 +33,8 @@ ALPACA = replace(LLAMA, name="alpaca")
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """The registry is a table of the process: every test leaves it as it was."""
-    tables: list[dict[Any, Any]] = [FAMILIES, registry._SOURCES, registry._FILES]
-    kept = [dict(table) for table in tables]
-    yield
-    for table, before in zip(tables, kept, strict=True):
-        table.clear()
-        table.update(before)
+    with families_restored():
+        yield
 
 
 def written(folder: Path, text: str, name: str = "alpaca.py") -> Path:
