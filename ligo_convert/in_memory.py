@@ -42,7 +42,7 @@ from ligo_convert.outputs.html import pairs_html
 from ligo_convert.outputs.metrics import COPIES, Preservation
 from ligo_convert.progress import Progress
 from ligo_convert.training.fit import FitSettings, GrownTarget, fetch_from, fit, named_source, stacked_source
-from ligo_convert.training.functional_model import LibraryModel, mean_loss, table_parameters
+from ligo_convert.training.functional_model import LibraryModel, mean_loss, table_parameters, untie
 from ligo_convert.training.given_model import check_given, copy_requires_grad, drop_rates, grown_config
 from ligo_convert.training.model_tensors import parameters_of, tensors_of
 from ligo_convert.training.objectives import objective_of
@@ -669,7 +669,7 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
         for name, tensor in grown:
             parameters[name].data = tensor.to(device=device).clone()
     tie_weights = getattr(made, "tie_weights", None)
-    if callable(tie_weights):
+    if callable(tie_weights) and family.is_tied(plan.target):
         tie_weights()
     copy_requires_grad(model, made, source.inventory, plan)
     if getattr(model, "generation_config", None) is not None:
@@ -680,7 +680,9 @@ def _grown_model(model: Model, source: _SourceModel, plan: GrowthPlan, operator:
 def _empty_like(model: Model, family: Family, config: Mapping[str, object]) -> Model:
     """Build a model of the same class for a config, with weights that are about to be replaced."""
     if family.library == "transformers":
-        return type(model)(grown_config(family, model.config, config), **family.chosen.options)
+        empty = type(model)(grown_config(family, model.config, config), **family.chosen.options)
+        untie(family, config, empty)
+        return empty
     import timm
 
     written = written_config(family, config, {})

@@ -48,6 +48,7 @@ Task = Literal[
     "multiple-choice",
     "image-classification",
     "image-encoder",
+    "text-to-text",
 ]
 
 
@@ -61,6 +62,7 @@ AUTO_CLASSES: Mapping[Task, str] = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
+    "text-to-text": "AutoModelForSeq2SeqLM",
 }
 
 # Stands in a pattern for the number of an expert.
@@ -85,10 +87,11 @@ WITHOUT_LOSS: tuple[Task, ...] = (
     "token-classification",
     "question-answering",
     "multiple-choice",
+    "text-to-text",
 )
 
-# Tasks in which a token sees only those before it: their text is never masked.
-CAUSAL: tuple[Task, ...] = ("causal-lm", "decoder")
+# Tasks whose text is never masked: a token sees only those before it, or a decoder reads the text again.
+CAUSAL: tuple[Task, ...] = ("causal-lm", "decoder", "text-to-text")
 
 
 # Kind of rotary positions in transformers -> keys of its parameters. Where one key of each group is given, `max_position_embeddings`
@@ -293,6 +296,7 @@ class Family:
         tensors: name pattern -> layout.
         norm: the normalisation of the residual stream.
         defaults: config key -> the library's default.
+        defaults_from: config key -> the key whose value the library takes for it where it is missing.
         library: the library that builds and loads the models.
         head: the class that this family is narrowed to; None for the usual one.
         vocabulary: the axis of token ids; "" if there is none.
@@ -322,7 +326,8 @@ class Family:
             weights in front of it would have gradients of 1 / sqrt(epsilon).
         layer_scales: residual output -> pattern of the LayerScale that multiplies it.
         width_factors: pattern of a row -> (axis, power): the library multiplies what the row gives by the axis's size to that power, as
-            Gemma does with its embeddings. Growth divides the row by the change of the factor.
+            Gemma does with its embeddings. Growth divides the row by the change of the factor. That of a tied alias is in effect while it
+            is tied.
         never_grown: axes that cannot grow.
         rotary_axes: axes along which rotary positions are encoded; their size and order cannot change.
         dot_products: pairs of streams multiplied in a scaled dot product. The scale is 1/sqrt(head size).
@@ -340,6 +345,7 @@ class Family:
         activation: config key of the activation's name; "" if the library fixes it.
         rope_types: kinds of rotary positions that the library accepts, where it does not accept all that it knows.
         initializer: standard deviation of the library's initialisation: a config key, or a number.
+        root_init: pattern of a row -> streams: its deviation is one over the root of the product of their sizes.
         residual_init: patterns of rows initialised with that deviation divided by sqrt(2 * layers).
         scale_init: config key of a LayerScale's initial value.
         architectures: name of a complete config (timm) -> the values it sets on top of `defaults`.
@@ -357,6 +363,7 @@ class Family:
     tensors: Mapping[str, str]
     norm: Norm
     defaults: Mapping[str, object]
+    defaults_from: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     other_names: tuple[str, ...] = ()
     library: Literal["transformers", "timm"] = "transformers"
     head: Head | None = None
@@ -397,6 +404,7 @@ class Family:
     activation: str = ""
     rope_types: tuple[str, ...] = ()
     initializer: str | float = "initializer_range"
+    root_init: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     residual_init: tuple[str, ...] = ()
     scale_init: str = ""
     architectures: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
@@ -620,6 +628,14 @@ class Family:
         """Whether `row` belongs to a norm that follows the sum of a residual branch and its skip connection (post-norm models)."""
         return self.norm.placement == "post" and row.module in (self.norm.after_attention, self.norm.after_mlp)
 
+    @cached_property
+    def _root_init(self) -> Mapping[str, tuple[str, ...]]:
+        return {name: streams for pattern, streams in self.root_init.items() for name in expand(pattern)}
+
+    def root_of(self, row: Row) -> tuple[str, ...]:
+        """The streams whose sizes decide the deviation of a row that is initialised by them; empty for any other row."""
+        return self._root_init.get(row.pattern, ())
+
     def has_residual_init(self, row: Row) -> bool:
         return row.pattern in self._residual_init
 
@@ -669,7 +685,9 @@ class Family:
 
     def complete(self, config: Config) -> dict[str, object]:
         """`config` with the library's defaults for missing keys."""
-        return {**self.defaults, **config}
+        complete = {**self.defaults, **config}
+        complete.update({key: complete.get(other) for key, other in self.defaults_from.items() if key not in config})
+        return complete
 
     def sizes(self, config: Config) -> dict[str, int]:
         """Axis and stream -> size. Raises SizeError."""
@@ -1003,8 +1021,10 @@ class Family:
             *self.per_layer_keys,
             *self.label_names,
             self.norm.epsilon,
-            self.tie_key,
         }
+        if not {*self.tied} & {*self.width_factors}:
+            # Where the library scales what a tied head reads, untying it changes more than where its weights lie.
+            free.add(self.tie_key)
         return tuple(key for key in new if key not in free and old.get(key) != new.get(key))
 
 

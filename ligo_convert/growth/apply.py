@@ -664,6 +664,9 @@ def drawn_values(
         return np.zeros(shape, dtype=np.float32)
     chosen = family.initializer
     deviation = _number(complete[chosen] if isinstance(chosen, str) else chosen)
+    if roots := family.root_of(row):
+        sizes = family.sizes(config)
+        deviation = math.prod(sizes[stream] for stream in roots) ** -0.5
     if row.depth is not None and family.has_residual_init(row):
         deviation = deviation / math.sqrt(2 * family.sizes(config)[row.depth])
     rng = generator(seed, "drawn", row.name(layer))

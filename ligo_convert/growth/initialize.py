@@ -174,7 +174,7 @@ def _depth_matrix(
     """Return D [new, old] of one row: one-hot, with zero rows for drawn layers and for the branch outputs of silent layers."""
     if row.depth is None:
         scale = plan.head if plan.family.feeds_head(row) else 1.0
-        if WIDTHS[plan.growth.width].rescales:
+        if WIDTHS[plan.growth.width].rescales and row.pattern not in plan.family.tied:
             scale /= plan.family.width_change(row.pattern, old, new)
         return np.full((1, 1), 0.0 if advance else scale)
     found = plan.depths[row.depth]

@@ -35,6 +35,7 @@ PIPELINES = {
     "token-classification": "token-classification",
     "question-answering": "question-answering",
     "multiple-choice": "multiple-choice",
+    "text-to-text": "text2text-generation",
     "image-classification": "image-classification",
     "image-encoder": "image-feature-extraction",
 }

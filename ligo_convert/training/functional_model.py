@@ -59,6 +59,21 @@ def stateless(model: torch.nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
+def untie(family: Family, config: Mapping[str, object], model: torch.nn.Module) -> None:
+    """Give the tied aliases parameters of their own where a config unties them and the library's class ties them nevertheless (T5).
+
+    Such a class keeps a head of its own that it finds in a checkpoint.
+    """
+    if family.is_tied(config):
+        return
+    every = dict(model.named_parameters(remove_duplicate=False))
+    for alias, canonical in family.tied.items():
+        name, shared = family.written(alias), every.get(family.written(canonical))
+        if shared is not None and every.get(name) is shared:
+            module, _, own = name.rpartition(".")
+            model.get_submodule(module).register_parameter(own, torch.nn.Parameter(torch.empty_like(shared)))
+
+
 def table_parameters(family: Family, model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters of a library's model, a tied one under the name that the family's table keeps.
 
@@ -180,6 +195,7 @@ def _transformers_model(family: Family, config: Mapping[str, object]) -> torch.n
         made._experts_implementation = PLAIN_EXPERTS
     model = _build(family, config, lambda: getattr(transformers, family.architecture)(made, **family.chosen.options))
     model.tie_weights()  # type: ignore[operator]
+    untie(family, config, model)
     if family.task == "sequence-classification" and made.pad_token_id is None:
         # Decoders classify the last token that is no padding, and refuse a batch if they do not know which those are. No text here is
         # padded without a padding id: every token counts.

@@ -11,6 +11,7 @@ Output: arguments for the library's model, one output tensor, a mean loss. `TASK
     sequence-classification   a head, but text without labels: the function is the logits; fitted like an encoder
     token-classification      the same, with logits for each token
     question-answering        the same, with the logits of a span's first and last token
+    text-to-text              an encoder and a decoder read the same text: the function is the decoder's logits; fitted like an encoder
     multiple-choice           the same; a text is measured as a question with one choice
 """
 
@@ -65,6 +66,12 @@ def _unmasked(batch: Tensors) -> dict[str, Any]:
 
 def _with_states(batch: Tensors) -> dict[str, Any]:
     return {**_unmasked(batch), "output_hidden_states": True}
+
+
+def _both_sides(batch: Tensors) -> dict[str, Any]:
+    """Return the text for the encoder, and the same text for the decoder."""
+    ids = _unmasked(batch)
+    return {**ids, "decoder_input_ids": ids["input_ids"], "use_cache": False, "output_hidden_states": True}
 
 
 def _one_choice(batch: Tensors) -> dict[str, Any]:
@@ -150,6 +157,9 @@ TASKS: dict[str, TaskFunctions] = {
     "token-classification": _classifier(_logits),
     "question-answering": _classifier(lambda found: torch.stack([found.start_logits, found.end_logits], -1)),
     "multiple-choice": _classifier(_logits, inputs=_one_choice),
+    "text-to-text": TaskFunctions(
+        inputs=_both_sides, output=_logits, loss=None, states=lambda returned: returned.decoder_hidden_states[-1]
+    ),
     "image-classification": TaskFunctions(
         inputs=_pixels,
         output=lambda returned: returned,

@@ -304,6 +304,7 @@ def families_by_kind() -> str:
 FAMILY_KINDS = {
     "causal-lm": "text decoders: language models, classifiers, question answering, bodies without a head",
     "masked-lm": "text encoders: masked language models, classifiers, question answering, multiple choice, bodies without a head",
+    "text-to-text": "encoder-decoders for text",
     "image-classification": "vision transformers of timm: classifiers, and models without a head",
 }
 

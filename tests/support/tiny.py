@@ -22,7 +22,7 @@ from ligo_convert.families.schema import Family
 from ligo_convert.growth.apply import Grower, RowSource
 from ligo_convert.growth.growth_plan import GrowthPlan, GrowthSettings, plan_growth
 from ligo_convert.growth.operator import Operator
-from ligo_convert.training.functional_model import table_parameters
+from ligo_convert.training.functional_model import table_parameters, untie
 from ligo_convert.training.model_tensors import parameters_of, tensors_of
 
 _MODULES = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
@@ -72,6 +72,9 @@ def config_of(name: str, *, tied: bool = True, **changes: object) -> dict[str, o
         {"model_type": family.model_type, **case.config, "tie_word_embeddings": tied, **changes}
     ).to_dict()
     made["architectures"] = [architecture]
+    if "tie_word_embeddings" in made:
+        # T5's class ties whatever the config says; files have what they were written with.
+        made["tie_word_embeddings"] = tied
     return {key: value for key, value in made.items() if key != "transformers_version"}
 
 
@@ -92,7 +95,9 @@ def empty_model(config: Mapping[str, object]) -> torch.nn.Module:
     made = library_config(config)
     if family.experts:
         made._experts_implementation = "eager"  # the others take no float64
-    return getattr(transformers, family.architecture)(made, **family.chosen.options).eval()
+    model = getattr(transformers, family.architecture)(made, **family.chosen.options).eval()
+    untie(family, config, model)
+    return model
 
 
 def model_of(config: Mapping[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
@@ -190,7 +195,13 @@ def inputs_of(
         side = model.patch_embed.img_size[0]  # type: ignore[union-attr, index]
         channels = model.patch_embed.proj.in_channels  # type: ignore[union-attr]
         return {"x": torch.tensor(rng.normal(size=(batch, channels, side, side)))}  # type: ignore[arg-type]
-    return {"input_ids": torch.tensor(rng.integers(3, vocabulary, size=(batch, length)))}
+    ids = torch.tensor(rng.integers(3, vocabulary, size=(batch, length)))
+    if model.config.is_encoder_decoder:
+        return {
+            "input_ids": ids,
+            "decoder_input_ids": torch.tensor(rng.integers(3, vocabulary, size=(batch, length - 2))),
+        }
+    return {"input_ids": ids}
 
 
 def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3) -> torch.Tensor:
