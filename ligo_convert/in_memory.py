@@ -138,7 +138,7 @@ def grow(
         model: of a supported family, with its head. It is not changed.
         changes: config keys over the model's own, such as `{"n_layer": 24, "n_embd": 1024, "n_head": 16}`.
         data: what the operator is fitted on; None: no fit. An iterable of batches (token ids `[batch, sequence]`, mappings
-            with `input_ids` and, for a masked language model, `labels`; pairs of images and labels for timm), a torch
+            with `input_ids` and, for a masked language model, `labels`; pairs of images and labels for a vision transformer), a torch
             `DataLoader`, a `datasets` dataset, or texts with `tokenizer`. Each batch is one step; batches are used again
             in turn where there are fewer than `steps`. One batch in twelve chooses the best operator, and as many report
             its loss. Three batches are the minimum.
@@ -385,7 +385,7 @@ def _timm_config(model: Any, pretrained: Mapping[str, Any]) -> dict[str, object]
     """Read the sizes of a timm model off its modules: timm keeps no config of the arguments that built it."""
     named = {"architecture": pretrained["architecture"]}
     flat = flat_config(named, where="model")
-    family = next(family for family in FAMILIES.values() if family.model_type == flat["model_type"])
+    family = find_family(flat, where="model")
     try:
         block = model.blocks[0]
         arguments: dict[str, object] = {

@@ -34,6 +34,9 @@ VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.t
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
+# How an image processor of transformers prepares images.
+PROCESSOR = "preprocessor_config.json"
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,7 +51,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
+    PROCESSOR,
     "processor_config.json",
 )
 

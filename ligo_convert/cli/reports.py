@@ -360,13 +360,16 @@ def run_report(outcome: ConversionResult) -> None:
 
 def print_loading(console: Console, out: Path) -> None:
     """Print how to load an output, and what to do with it next."""
+    from ligo_convert.checkpoints.files import PROCESSOR
     from ligo_convert.outputs.card_training import has_tokenizer
     from ligo_convert.outputs.usage import family_of_output, loading_lines
 
-    tokenizer = has_tokenizer([path.name for path in out.iterdir()])
+    names = [path.name for path in out.iterdir()]
     place = str(out) if out.is_absolute() else f"./{out}"
     console.print("\nLoad it in Python:", style="bold")
-    for line in loading_lines(family_of_output(out), place, tokenizer=tokenizer):
+    for line in loading_lines(
+        family_of_output(out), place, tokenizer=has_tokenizer(names), processor=PROCESSOR in names
+    ):
         console.print(Text(f"  {line}" if line else ""))
     console.print("\nNext:", style="bold")
     console.print(Text(f"  train it: {printable(out)}/README.md has settings to start from"))

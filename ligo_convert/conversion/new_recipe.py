@@ -300,7 +300,7 @@ def _recipe_text(suggestion: Suggestion, family: Family, source: str, path: Path
         "# fit:",
         "#   steps: 100",
         "#   data:",
-        f"#     {_IMAGE_DATA if family.library == 'timm' else _TEXT_DATA}",
+        f"#     {_IMAGE_DATA if family.reads == 'images' else _TEXT_DATA}",
         "output:",
         f"  dir: {_yaml(f'out/{name}')}",
         "# publish: {repo: YOU/NAME, license: apache-2.0}",

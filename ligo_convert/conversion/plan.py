@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ligo_convert.checkpoints.files import PROCESSOR
 from ligo_convert.checkpoints.reader import CheckpointReader
 from ligo_convert.checkpoints.tensors import DTYPE_NAMES, TensorSpec
 from ligo_convert.checkpoints.writer import ShardPlan, plan_shards
@@ -43,6 +44,7 @@ from ligo_convert.growth.twins import Symmetry
 from ligo_convert.hub.licenses import license_to_publish
 from ligo_convert.hub.resolve import open_source
 from ligo_convert.io.files import check_place, check_room, reporting
+from ligo_convert.io.strict_json import strict_json
 from ligo_convert.outputs.advice import Advice, advise
 from ligo_convert.outputs.carried import CarriedFiles, carried_files, widths_of
 from ligo_convert.outputs.html import pairs_html
@@ -77,6 +79,7 @@ class Plan:
         micro_batch: sequences or images of one forward pass.
         measuring: how models are run to measure preservation; None where none is run, and the figures are null.
         carried: what becomes of the source's files beside the weights; None where the source is not at hand.
+        processor: the source's preprocessor_config.json, for a family that reads images; None where it has none.
         asked: config keys that the recipe changes, with their new values.
     """
 
@@ -96,6 +99,7 @@ class Plan:
     micro_batch: int
     measuring: Method | None
     carried: CarriedFiles | None
+    processor: Mapping[str, object] | None
     warnings: tuple[str, ...]
     asked: Mapping[str, object]
 
@@ -178,6 +182,13 @@ class Plan:
             step = step_flops(family, old, tokens=trained.batch_size * length, sequence_length=length)
             found["pretrain"] = trained.steps * step
         return found
+
+
+def _processor(source: CheckpointReader) -> dict[str, object] | None:
+    """Return the source's preprocessor_config.json; None where it has none. Raises SourceError for one that is no JSON."""
+    if PROCESSOR not in source.side_files:
+        return None
+    return strict_json(source.file_bytes(PROCESSOR), label=f"{source.label}/{PROCESSOR}")
 
 
 def open_planned(recipe: Recipe, *, weights: bool) -> CheckpointReader | None:
@@ -265,6 +276,7 @@ def make_plan(
         micro_batch=load.micro_batch,
         measuring=measuring,
         carried=carried,
+        processor=_processor(source) if source is not None and family.reads == "images" else None,
         warnings=tuple(warnings),
         asked=asked,
     )

@@ -230,7 +230,7 @@ def stage_source_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, pr
     from ligo_convert.families.configs import written_config
 
     family, path = plan.inventory.family, f"{TRAINED_SOURCE}/config.json"
-    if family.reads == "images":
+    if family.library == "timm":
         config = family.complete(plan.start.source)
         staging.write_bytes(path, json_bytes(written_config(family, config, {})))
         return config
@@ -239,6 +239,9 @@ def stage_source_config(plan: Plan, pretrain: PretrainPlan, staging: Staging, pr
         "architectures": [family.architecture],
         "dtype": "float32",
     }
+    if family.reads == "images":
+        staging.write_bytes(path, json_bytes(config))
+        return config
     for name, data in _tokenizer_files(plan, pretrain, config, progress).items():
         staging.write_bytes(f"{TRAINED_SOURCE}/{name}", data)
     # The tokenizer needs a config beside it to load; its token ids then belong into that config.

@@ -149,7 +149,7 @@ def _load_images(plan: Plan, fit: FitPlan, train_images: int, progress: Progress
     settings, family, config = fit.settings, plan.family, plan.start.target
     assert settings.data.images is not None, "a family that reads images has fit.data.images"
     sizes = family.sizes(config)
-    preparation = Preparation(channels=sizes["rgb"], **image_preprocessing(config))
+    preparation = Preparation(channels=sizes["rgb"], **image_preprocessing(family.complete(config), plan.processor))
     with progress.task("reading images", unit="images") as task:
         splits = image_splits(
             settings.data.images,

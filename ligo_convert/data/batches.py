@@ -311,7 +311,7 @@ def _image_arrays(item: object, wanted: BatchFormat) -> _Arrays:
             where=WHERE,
             expected=f"floating point, [batch, {', '.join(map(str, wanted.image or ()))}]",
             found=f"{images.dtype} {list(images.shape)}",
-            hint="prepare them with the model's own transform: timm.data.create_transform",
+            hint="prepare them with the model's own transform: timm.data.create_transform, or AutoImageProcessor of transformers",
         )
     if classes.shape != images.shape[:-3] or not np.issubdtype(classes.dtype, np.integer):
         raise RecipeError(

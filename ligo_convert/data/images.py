@@ -2,8 +2,9 @@
 
 Input: a folder with one subfolder per class. Output: normalised pixels with class labels.
 
-Images are prepared as timm does for evaluation: resize to cover the input, crop the centre, normalise by mean and standard deviation. The
-order depends only on the names inside the folder and the seed, so a folder gives the same splits in any location.
+Images are prepared as timm does for evaluation: resize to cover the input, crop the centre, normalise by mean and standard deviation. For
+most models of transformers both sides are resized to the input's instead. The order depends only on the names inside the folder and the
+seed, so a folder gives the same splits in any location.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Preparation:
         std: standard deviation of each channel.
         interpolation: name of the resize filter of PIL.
         crop_pct: share of the shorter side that the centre crop keeps.
+        squash: resize both sides to the input's, whatever the shape of the image; nothing is cropped then.
+        described: the file that states all this, for errors.
     """
 
     size: tuple[int, int]
@@ -52,6 +55,8 @@ class Preparation:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    squash: bool = False
+    described: str = "config.json: pretrained_cfg"
 
     def __post_init__(self) -> None:
         """Raise SourceError for numbers of a config.json with which no image can be prepared."""
@@ -60,8 +65,8 @@ class Preparation:
         enough = min(len(self.mean), len(self.std)) >= self.channels
         if not finite or not enough or not 0 < self.crop_pct <= 1 or not all(value > 0 for value in self.std):
             raise SourceError(
-                "the images cannot be prepared as this config.json says",
-                where="config.json: pretrained_cfg",
+                "the images cannot be prepared as the source's files say",
+                where=self.described,
                 expected=f"crop_pct above 0, at most 1; mean, and std above 0, of {self.channels} channels",
                 found=f"crop_pct {brief(self.crop_pct)}, mean {brief(self.mean)}, std {brief(self.std)}",
             )
@@ -77,8 +82,25 @@ class Preparation:
         with self._opened(path) as opened:
             opened.load()
             image = opened if opened.mode == mode else opened.convert(mode)
-            array = np.asarray(_cropped(image, self.size, self.crop_pct, self.interpolation))
+            array = np.asarray(self._resized(image))
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+    def _target(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Return width and height of a resized image of this width and height."""
+        height, width = self.size
+        return (width, height) if self.squash else _resized_size(image, self.size, self.crop_pct)
+
+    def _resized(self, image: Any) -> Any:
+        """Resize an image, and crop the centre."""
+        from PIL import Image
+
+        target = self._target(image.size)
+        filters = {name.lower(): member for name, member in Image.Resampling.__members__.items()}
+        chosen = filters.get(self.interpolation, filters["bicubic"])
+        resized = image if image.size == target else image.resize(target, chosen)
+        height, width = self.size
+        left, top = round((target[0] - width) / 2), round((target[1] - height) / 2)
+        return resized.crop((left, top, left + width, top + height))
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
@@ -91,7 +113,7 @@ class Preparation:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 opened = Image.open(path, formats=FORMATS)
             with opened:
-                resized = _resized_size(opened.size, self.size, self.crop_pct)
+                resized = self._target(opened.size)
                 for sides, verb in ((opened.size, "has"), (resized, "would be resized to")):
                     if math.prod(sides) > PIXELS.most:
                         raise RecipeError(
@@ -117,20 +139,8 @@ class Preparation:
         return scaled
 
 
-def _cropped(image: Any, size: tuple[int, int], crop_pct: float, interpolation: str) -> Any:
-    """Resize an image so that it covers `size` (height, width) divided by `crop_pct`, and crop the centre, as timm does."""
-    from PIL import Image
-
-    target = _resized_size(image.size, size, crop_pct)
-    filters = {name.lower(): member for name, member in Image.Resampling.__members__.items()}
-    resized = image if image.size == target else image.resize(target, filters.get(interpolation, filters["bicubic"]))
-    height, width = size
-    left, top = round((target[0] - width) / 2), round((target[1] - height) / 2)
-    return resized.crop((left, top, left + width, top + height))
-
-
 def _resized_size(image: tuple[int, int], size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
-    """Return width and height of the resized image.
+    """Return width and height of an image that is resized to cover the input, as timm does.
 
     Args:
         image: width and height of the image.

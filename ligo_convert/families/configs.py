@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ligo_convert.errors import SourceError, brief, close_matches
-from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families.registry import FAMILIES, family_of_type
 from ligo_convert.families.schema import Config, Family
 
 # Mean and standard deviation of ImageNet, for a config.json without its own.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# PIL's resize filters in the order of their numbers.
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 # Arguments that timm's configs hold outside `model_args`; inside it, transformers would pass them twice.
 _BESIDE = ("num_classes", "in_chans")
@@ -89,7 +92,7 @@ def flat_config(config: Config, *, where: str = "config.json") -> dict[str, obje
     """
     named = config.get("architecture")
     if "model_type" in config or not isinstance(named, str):
-        family = next((family for family in FAMILIES.values() if family.model_type == config.get("model_type")), None)
+        family = family_of_type(config)
         if family is not None and family.library == "timm":
             _check_known(family, config, where=where)
             derived = _derived({**family.defaults, **_unset(family), **config})
@@ -269,14 +272,22 @@ def _architecture_of(family: Family, complete: Mapping[str, object]) -> str:
 
 
 def image_sides(config: Config) -> tuple[int, int]:
-    """The height and width of a model's images: `img_size` is one side of a square, or a pair."""
-    size: Any = config["img_size"]
+    """The height and width of a model's images: one side of a square, or a pair."""
+    # timm's key, or that of transformers.
+    size: Any = config["img_size"] if "img_size" in config else config["image_size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return height, width
 
 
-def image_preprocessing(config: Config) -> dict[str, Any]:
-    """The preprocessing of images: height and width, mean, standard deviation, interpolation and the share of the centre crop."""
+def image_preprocessing(config: Config, processor: Config | None = None) -> dict[str, Any]:
+    """The preprocessing of images, as keyword arguments of `data.images.Preparation`.
+
+    Args:
+        config: the complete flat config. timm's configs describe the preprocessing, too.
+        processor: preprocessor_config.json of transformers; None where there is none.
+    """
+    if processor is not None:
+        return {"size": image_sides(config), **_processed(processor), "described": "preprocessor_config.json"}
     prepared = config.get("pretrained_cfg")
     found: dict[str, Any] = dict(prepared) if isinstance(prepared, dict) else {}
     return {
@@ -286,3 +297,44 @@ def image_preprocessing(config: Config) -> dict[str, Any]:
         "interpolation": found.get("interpolation") or "bicubic",
         "crop_pct": found.get("crop_pct") or 1.0,
     }
+
+
+def _processed(processor: Config) -> dict[str, Any]:
+    """What an image processor of transformers does. Its images have the size in the model's config.
+
+    Raises:
+        SourceError: the processor does not scale pixels to the range from 0 to 1.
+    """
+    factor = processor.get("rescale_factor", 1 / 255)
+    if processor.get("do_rescale", True) is not True or factor is None or factor != 1 / 255:
+        raise SourceError(
+            "the images cannot be prepared as this preprocessor_config.json says",
+            where="preprocessor_config.json",
+            expected="do_rescale = true and rescale_factor = 1/255",
+            found=f"do_rescale = {brief(processor.get('do_rescale'))}, rescale_factor = {brief(factor)}",
+        )
+    plain = processor.get("do_normalize", True) is False
+    mean, deviation = (
+        tuple(value) if isinstance(value := processor.get(key), list | tuple) else default
+        for key, default in (("image_mean", _MEAN), ("image_std", _DEVIATION))
+    )
+    filter_ = processor.get("resample")
+    size, crop = (_sides(processor.get(key)) for key in ("size", "crop_size"))
+    cropped = processor.get("do_center_crop") is True
+    return {
+        "mean": (0.0,) * len(mean) if plain else mean,
+        "std": (1.0,) * len(deviation) if plain else deviation,
+        "interpolation": _FILTERS[filter_] if isinstance(filter_, int) and 0 <= filter_ < len(_FILTERS) else "bicubic",
+        "crop_pct": min(1.0, min(crop) / min(size)) if cropped and crop and size else 1.0,
+        # Both sides are resized, whatever the shape of the image, unless the shorter side alone is stated.
+        "squash": not cropped and len(size) == 2,
+    }
+
+
+def _sides(size: object) -> tuple[int, ...]:
+    """The sides in a size of an image processor: height and width, or the shorter side alone; empty if there are none."""
+    if isinstance(size, int) and size > 0:
+        return size, size
+    stated = size if isinstance(size, Mapping) else {}
+    sides = [stated[key] for key in ("height", "width", "shortest_edge") if isinstance(stated.get(key), int)]
+    return tuple(side for side in sides if side > 0)

@@ -224,6 +224,25 @@ _SOURCES: dict[str, FamilySource] = {}
 _register_plugins()
 
 
+def family_of_type(config: Mapping[str, object]) -> Family | None:
+    """The family with the `model_type` of a config; None if there is none.
+
+    Both libraries have a model of some types. Such a config is of transformers if it names a class of transformers, or has more of the size
+    keys of transformers than of timm.
+    """
+    found: dict[str, Family] = {}
+    for family in FAMILIES.values():
+        if family.model_type == config.get("model_type"):
+            # A family of the user's comes before a built-in one.
+            found.setdefault(family.library, family)
+    if len(found) < 2:
+        return next(iter(found.values()), None)
+    other, named = found["transformers"], config.get("architectures")
+    if isinstance(named, list) and any(head.architecture in named for head in other.heads):
+        return other
+    return max(found["timm"], other, key=lambda family: sum(key in config for key in family.size_keys))
+
+
 def find_family(config: Mapping[str, object], *, where: str, names: Collection[str] = ()) -> Family:
     """The family with the `model_type` of a config.
 
@@ -236,13 +255,12 @@ def find_family(config: Mapping[str, object], *, where: str, names: Collection[s
         SourceError: no family has the `model_type`, or the config has none.
     """
     model_type = config.get("model_type")
-    for family in FAMILIES.values():
-        if family.model_type == model_type:
-            # A wrong number of experts is an error of its own, in `Family.check_config`.
-            with contextlib.suppress(SizeError):
-                family = family.with_experts(config)
-            return family
-    known = sorted(family.model_type for family in FAMILIES.values())
+    if (family := family_of_type(config)) is not None:
+        # A wrong number of experts is an error of its own, in `Family.check_config`.
+        with contextlib.suppress(SizeError):
+            family = family.with_experts(config)
+        return family
+    known = sorted({family.model_type for family in FAMILIES.values()})
     raise SourceError(
         f"model_type {brief(model_type)} is not supported" if model_type else "config.json names no model_type",
         where=where,

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from ligo_convert.checkpoints.files import PROCESSOR
 from ligo_convert.checkpoints.model_files import MODULES
 from ligo_convert.families.registry import FAMILIES
 from ligo_convert.families.schema import HEADLESS, WITHOUT_LOSS
@@ -428,7 +429,7 @@ def loading(record: Record, files: Collection[str]) -> Iterator[str]:
         if family.library == "timm"
         else "or the name of its repository on the Hub"
     )
-    yield from loading_lines(family, ".", tokenizer=has_tokenizer(files), note=note)
+    yield from loading_lines(family, ".", tokenizer=has_tokenizer(files), processor=PROCESSOR in files, note=note)
     yield "```"
     if _is_pipeline(record):
         yield ""

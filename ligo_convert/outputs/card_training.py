@@ -63,7 +63,7 @@ def training_advice(record: Record, files: Collection[str]) -> Iterator[str]:
 
 def vocabulary_advice(record: Record, files: Collection[str]) -> str:
     """Return a sentence on how inputs must be prepared for the model."""
-    if family_of_record(record).library == "timm":
+    if family_of_record(record).reads == "images":
         if set(files) & set(TOKENIZER_FILES):
             return "Prepare images as for the source, according to the preprocessor files in this directory."
         return "Prepare images as for the source: the same size, mean and standard deviation."

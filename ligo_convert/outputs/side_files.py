@@ -40,6 +40,10 @@ _DROPPED_KEYS = (
     "transformers_version",
     "transformers_weights",
     "quantization_config",
+    # Names and numbers of layers, which the library works out anew.
+    "stage_names",
+    "out_features",
+    "out_indices",
 )
 
 

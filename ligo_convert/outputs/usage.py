@@ -22,28 +22,34 @@ def family_of_output(out: Path) -> Family:
     return family.for_architecture(named[0] if isinstance(named, list) and named else None).for_config(config)
 
 
-def loading_lines(family: Family, place: str, *, tokenizer: bool, note: str = "") -> Iterator[str]:
+def loading_lines(
+    family: Family, place: str, *, tokenizer: bool, processor: bool = False, note: str = ""
+) -> Iterator[str]:
     """Yield the Python lines that load a model.
 
     Args:
         place: the directory.
         tokenizer: whether the directory has one.
+        processor: whether the directory has the file of an image processor.
         note: comment on the line that loads the model.
     """
-    yield from _LOADING[family.library](family, place, tokenizer=tokenizer, note=note)
+    lines = _LOADING[family.library]
+    yield from lines(family, place, tokenizer=tokenizer, processor=processor and family.reads == "images", note=note)
 
 
-def _load_transformers(family: Family, place: str, *, tokenizer: bool, note: str) -> Iterator[str]:
+def _load_transformers(family: Family, place: str, *, tokenizer: bool, processor: bool, note: str) -> Iterator[str]:
     options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())
-    yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{family.auto_class}"
+    beside = {"tokenizer": "AutoTokenizer"} if tokenizer else {}
+    beside |= {"processor": "AutoImageProcessor"} if processor else {}
+    yield f"from transformers import {', '.join((*beside.values(), family.auto_class))}"
     yield ""
     note = f"  # {note}" if note else ""
     yield f"model = {family.auto_class}.from_pretrained({json.dumps(place)}{options}){note}"
-    if tokenizer:
-        yield f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})"
+    for name, loader in beside.items():
+        yield f"{name} = {loader}.from_pretrained({json.dumps(place)})"
 
 
-def _load_timm(family: Family, place: str, *, tokenizer: bool, note: str) -> Iterator[str]:
+def _load_timm(family: Family, place: str, *, tokenizer: bool, processor: bool, note: str) -> Iterator[str]:
     yield "import timm"
     yield ""
     options = "".join(f", {name}={value!r}" for name, value in family.chosen.options.items())

@@ -6,7 +6,7 @@ Output: arguments for the library's model, one output tensor, a mean loss. `TASK
     causal-lm                 next-token loss, mean nats per token
     masked-lm                 loss on masked tokens (Devlin et al., arXiv:1810.04805, section 3.1), mean nats per masked token
     image-classification      cross-entropy of the class, mean nats per image
-    image-encoder             no head and no loss; the function is the pooled state of the image (see `objectives`)
+    image-encoder             no head and no loss; the function is the last hidden state, in timm the pooled one (see `objectives`)
     encoder                   no head and no loss; the function is the last hidden state (see `objectives`)
     sequence-classification   a head, but text without labels: the function is the logits; fitted like an encoder
     token-classification      the same, with logits for each token
@@ -90,6 +90,20 @@ def _logits(returned: Any) -> torch.Tensor:
     return returned.logits  # type: ignore[no-any-return]
 
 
+def _image_logits(returned: Any) -> torch.Tensor:
+    # timm's models return a tensor.
+    return returned if isinstance(returned, torch.Tensor) else _logits(returned)
+
+
+def _image_output(returned: Any) -> torch.Tensor:
+    return returned if isinstance(returned, torch.Tensor) else returned.last_hidden_state
+
+
+def _image_states(returned: Any) -> torch.Tensor:
+    # An image of timm has one pooled state: a sequence of length one.
+    return returned[:, None] if isinstance(returned, torch.Tensor) else _image_output(returned)
+
+
 def _masked_logits(returned: Any) -> torch.Tensor:
     # The class with an additional next-sentence head calls them `prediction_logits`.
     logits = returned.get("logits")
@@ -162,17 +176,16 @@ TASKS: dict[str, TaskFunctions] = {
     ),
     "image-classification": TaskFunctions(
         inputs=_pixels,
-        output=lambda returned: returned,
+        output=_image_logits,
         loss=_class_loss,
         accuracy=_class_accuracy,
         answers=lambda batch: batch["labels"],
     ),
     "image-encoder": TaskFunctions(
         inputs=_pixels,
-        output=lambda returned: returned,
+        output=_image_output,
         loss=None,
-        # An image has one state: a sequence of length one.
-        states=lambda returned: returned[:, None],
+        states=_image_states,
     ),
 }
 
@@ -208,7 +221,7 @@ def random_batch(family: Family, config: Mapping[str, object], *, count: int, se
     if family.reads == "images":
         rng = np.random.Generator(np.random.Philox(seed))
         pixels = rng.standard_normal((count, sizes["rgb"], *image_sides(complete)), dtype=np.float32)
-        return {"pixel_values": pixels, "labels": rng.integers(0, max(1, sizes[family.labels]), size=count)}
+        return {"pixel_values": pixels, "labels": rng.integers(0, max(1, sizes.get(family.labels, 1)), size=count)}
     length = min(128, family.longest(config) or 128)
     ids = random_token_ids(vocabulary=sizes[family.vocabulary], sequence_length=length, blocks=count, seed=seed)
     tokens = ids.astype(np.int64)

@@ -73,6 +73,22 @@ BERT: Mapping[str, object] = {
     "depth": {"num_hidden_layers": 5},
     "both": {"hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 6, "num_hidden_layers": 3},
 }
+# A vision transformer of transformers.
+PATCHES: Mapping[str, object] = {
+    "config": {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "layer_norm_eps": 1e-5,
+    },
+    "even": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4},
+    "uneven": {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3},
+    "depth": {"num_hidden_layers": 4},
+    "both": {"hidden_size": 40, "intermediate_size": 56, "num_attention_heads": 5, "num_hidden_layers": 3},
+}
 IMAGE: Mapping[str, object] = {"img_size": 16, "patch_size": 8, "num_classes": 5, "embed_dim": 16, "num_heads": 2}
 VIT: Mapping[str, object] = {
     "config": {"architecture": "vit_tiny_patch16_224", "model_args": {**IMAGE, "depth": 2}},

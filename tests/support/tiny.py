@@ -189,8 +189,11 @@ def target_model(
 def inputs_of(
     model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, batch: int = 3
 ) -> dict[str, torch.Tensor]:
-    """Random inputs that fit the model: token ids, or images for a timm model."""
+    """Random inputs that fit the model: token ids, or images for a vision transformer."""
     rng = np.random.default_rng(1)
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        shape = (batch, model.config.num_channels, model.config.image_size, model.config.image_size)  # type: ignore[union-attr]
+        return {"pixel_values": torch.tensor(rng.normal(size=shape))}  # type: ignore[arg-type]
     if not isinstance(model, transformers.PreTrainedModel):
         side = model.patch_embed.img_size[0]  # type: ignore[union-attr, index]
         channels = model.patch_embed.proj.in_channels  # type: ignore[union-attr]
@@ -210,7 +213,7 @@ def logits(model: torch.nn.Module, vocabulary: int = 29, *, length: int = 10, ba
     with torch.no_grad():
         found = model(
             **{
-                name: value.to(next(model.parameters()).dtype) if name == "x" else value
+                name: value.to(next(model.parameters()).dtype) if value.is_floating_point() else value
                 for name, value in inputs.items()
             }
         )

@@ -1,0 +1,155 @@
+"""Vision transformers of transformers: real tiny checkpoints grow, load in the library, and read images as its processors do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from support.source_models import fit_section, recipe_text, write_case, write_images
+from support.tiny import ALL_CASES, TARGETS, config_of, family_of, inputs_of, logits, model_of
+
+import ligo_convert
+from ligo_convert.conversion.convert import convert
+from ligo_convert.data.images import Preparation
+from ligo_convert.errors import SourceError
+from ligo_convert.families.configs import image_preprocessing
+from ligo_convert.families.registry import FAMILIES
+from ligo_convert.outputs.usage import family_of_output, loading_lines
+from ligo_convert.outputs.verify import verify
+from ligo_convert.recipes.recipe import load_recipe
+
+VISION = [
+    name
+    for name, case in ALL_CASES.items()
+    if (family := FAMILIES[case.family or name]).library == "transformers" and family.reads == "images"
+]
+CLASSIFIERS = [name for name in VISION if family_of(config_of(name)).task == "image-classification"]
+PROCESSOR = "preprocessor_config.json"
+
+
+def loaded(place: Path, name: str) -> torch.nn.Module:
+    """The model of a directory as the library loads it by its usual class; every key must match."""
+    family = family_of(config_of(name))
+    model, info = getattr(transformers, family.auto_class).from_pretrained(
+        place, output_loading_info=True, dtype=torch.float64, **family.chosen.options
+    )
+    assert type(model).__name__ == family.architecture
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_checkpoint_of_the_library_grows_and_loads_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_case(tmp_path / "source", name)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(source)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(source, TARGETS[name]["both"]))
+    outcome = convert(load_recipe(recipe))
+    assert outcome.metrics["preservation"]["verdict"] == "exact"
+    verify(outcome.out, source=str(source), load=True)
+    before, after = loaded(source, name), loaded(outcome.out, name)
+    expected = logits(before)
+    assert float((logits(after) - expected).abs().max() / expected.abs().max()) < 1e-5
+    assert (outcome.out / PROCESSOR).read_bytes() == (source / PROCESSOR).read_bytes()
+    lines = list(loading_lines(family_of_output(outcome.out), "out", tokenizer=False, processor=True))
+    assert lines[-1] == 'processor = AutoImageProcessor.from_pretrained("out")'
+    assert lines[-1] in (outcome.out / "README.md").read_text().replace('"."', '"out"')
+    made: dict[str, object] = {}
+    exec("\n".join(lines), made)
+    assert type(made["model"]) is type(after)
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_model_in_memory_grows(name: str) -> None:
+    model = model_of(config_of(name), dtype=torch.float32)
+    grown = ligo_convert.grow(model, TARGETS[name]["both"], progress=False)
+    assert type(grown) is type(model)
+    assert grown.ligo.preservation["verdict"] == "exact"
+    before = logits(model)
+    assert float((logits(grown) - before).abs().max() / before.abs().max()) < 1e-4
+    # The model is built anew from the config that it has.
+    again = type(grown)(grown.config, **family_of(config_of(name)).chosen.options).eval()
+    again.load_state_dict(grown.state_dict())
+    assert torch.equal(logits(again), logits(grown))
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_an_operator_is_fitted_to_batches_in_memory(name: str) -> None:
+    model = model_of(config_of(name), dtype=torch.float32)
+    rng = np.random.default_rng(0)
+    batches = [
+        {"pixel_values": inputs_of(model, batch=4)["pixel_values"].float(), "labels": rng.integers(0, 2, size=4)}
+        for _ in range(4)
+    ]
+    grown = ligo_convert.grow(model, TARGETS[name]["both"], data=batches, steps=2, depth="stack", progress=False)
+    assert grown.ligo.fit is not None
+    assert grown.ligo.loss["fitted"] <= grown.ligo.loss["initial"] * 1.1
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_an_operator_is_fitted_to_a_folder_of_images(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_case(tmp_path / "source", name)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(source)
+    write_images(tmp_path / "photos", classes=5)
+    fit = {**fit_section(), "data": {"images": "photos"}, "heldout_images": 4}
+    del fit["sequence_length"], fit["heldout_tokens"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        recipe_text(source, TARGETS[name]["both"], growth={"width": "net2net", "depth": "stack"}, fit=fit)
+    )
+    outcome = convert(load_recipe(recipe))
+    assert outcome.metrics["fit"]["steps"] == 6
+    assert outcome.metrics["task"] == family_of(config_of(name)).task
+    loaded(outcome.out, name)
+
+
+PROCESSORS = {
+    "squash": lambda: transformers.ViTImageProcessor(size={"height": 16, "width": 16}),
+    "crop": lambda: transformers.BitImageProcessor(
+        size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, resample=3
+    ),
+    "plain": lambda: transformers.ViTImageProcessor(size={"height": 16, "width": 16}, do_normalize=False, resample=3),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("shape", [(40, 40), (40, 24), (31, 57)])
+def test_images_are_prepared_as_the_librarys_processor_does(name: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    processor = PROCESSORS[name]()
+    processor.save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / PROCESSOR).read_text())
+    smooth = np.outer(np.linspace(0, 200, shape[0]), np.linspace(0, 1, shape[1]))[..., None] + np.array([0, 20, 50])
+    image = Image.fromarray(smooth.astype(np.uint8))
+    image.save(tmp_path / "image.png")
+    preparation = Preparation(channels=3, **image_preprocessing({"image_size": 16}, stated))
+    ours = preparation.normalised(preparation.pixels(tmp_path / "image.png")[None])
+    theirs = np.asarray(processor(images=image, return_tensors="np")["pixel_values"])
+    # The library resizes by torch, this by PIL: they round to steps of 1/255, which a narrow deviation widens.
+    assert ours.shape == theirs.shape
+    assert float(np.abs(ours - theirs).max()) < 3 / 255 / 0.25
+
+
+@pytest.mark.parametrize(
+    "stated", [{"do_rescale": False}, {"rescale_factor": 1.0}, {"do_rescale": None}, {"rescale_factor": "a"}]
+)
+def test_a_processor_with_another_range_is_refused(stated: dict[str, object]) -> None:
+    with pytest.raises(SourceError, match="cannot be prepared"):
+        image_preprocessing({"image_size": 16}, stated)
+
+
+@pytest.mark.parametrize("stated", [{"image_std": [0, 1, 1]}, {"image_mean": [0.5]}, {"image_mean": ["a", 0, 0]}])
+def test_numbers_that_prepare_no_image_are_refused(stated: dict[str, object]) -> None:
+    with pytest.raises(SourceError, match="cannot be prepared") as caught:
+        Preparation(channels=3, **image_preprocessing({"image_size": 16}, stated))
+    assert caught.value.where == PROCESSOR
