@@ -17,8 +17,9 @@ import ligo_convert
 from ligo_convert.conversion.convert import convert
 from ligo_convert.data.images import Preparation
 from ligo_convert.errors import SourceError
-from ligo_convert.families.configs import image_preprocessing
-from ligo_convert.families.registry import FAMILIES
+from ligo_convert.families import registry
+from ligo_convert.families.configs import flat_config, image_preprocessing
+from ligo_convert.families.registry import FAMILIES, find_family
 from ligo_convert.outputs.usage import family_of_output, loading_lines
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
@@ -153,3 +154,64 @@ def test_numbers_that_prepare_no_image_are_refused(stated: dict[str, object]) ->
     with pytest.raises(SourceError, match="cannot be prepared") as caught:
         Preparation(channels=3, **image_preprocessing({"image_size": 16}, stated))
     assert caught.value.where == PROCESSOR
+
+
+TIMM = {"model_type": "vit", "img_size": 32, "patch_size": 4, "embed_dim": 24}
+LIBRARY = {"model_type": "vit", "image_size": 32, "patch_size": 4, "hidden_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        # Flat configs, as recipes and operator files have them.
+        (TIMM, "vit"),
+        ({**TIMM, "architecture": "vit_tiny_patch16_224"}, "vit"),
+        ({"model_type": "vit"}, "vit"),
+        ({"model_type": "vit", "depth": 3, "patch_size": 4}, "vit"),
+        (LIBRARY, "transformers_vit"),
+        ({"model_type": "vit", "num_hidden_layers": 3}, "transformers_vit"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "transformers_vit"),
+        ({"model_type": "vit", "patch_size": 4, "architectures": ["ViTForImageClassification"]}, "transformers_vit"),
+        ({"model_type": "vit", "architectures": "ViTModel"}, "vit"),
+    ],
+)
+def test_a_model_type_of_both_libraries(config: dict[str, object], name: str) -> None:
+    assert find_family(flat_config(config), where="config.json").name == name
+
+
+def test_a_users_family_comes_before_the_built_in_one_of_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_FILES", {})
+    monkeypatch.setattr(registry, "_SOURCES", {})
+    before = dict(FAMILIES)
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from ligo_convert.families.definitions.transformers_vit import TRANSFORMERS_VIT\n"
+        'OWN = replace(TRANSFORMERS_VIT, name="own_vit")\n'
+    )
+    try:
+        registry.load_family_file(file)
+        assert find_family(LIBRARY, where="config.json").name == "own_vit"
+        assert find_family(TIMM, where="config.json").name == "vit"
+    finally:
+        FAMILIES.clear()
+        FAMILIES.update(before)
+
+
+def test_a_pooled_token_without_a_width_of_its_own_grows_with_the_width() -> None:
+    config = {key: value for key, value in config_of("transformers_vit encoder").items() if key != "pooler_output_size"}
+    model = model_of({**config, "pooler_output_size": None}, dtype=torch.float64)
+    model.config.pooler_output_size = None
+    grown = ligo_convert.grow(model, TARGETS["transformers_vit encoder"]["even"], progress=False)
+    with torch.no_grad():
+        old, new = (found(**inputs_of(found)).pooler_output for found in (model, grown))
+    assert (old.shape[-1], new.shape[-1]) == (16, 32)
+    assert sorted({round(float(value), 9) for value in old[0]}) == sorted({round(float(value), 9) for value in new[0]})
+
+
+def test_a_class_that_is_not_supported_is_refused() -> None:
+    model = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**LIBRARY, num_hidden_layers=1))
+    with pytest.raises(SourceError, match="ViTForMaskedImageModeling is not supported"):
+        ligo_convert.grow(model, {"num_hidden_layers": 2}, progress=False)
