@@ -315,14 +315,23 @@ def _entry(key: str, config: Mapping[str, object]) -> object:
 
 
 def _product(expression: str, values: Mapping[str, object]) -> int:
-    words = re.findall(rf"{_KEY.pattern}|[0-9]+|[*/]", expression)
+    words = re.findall(rf"{_KEY.pattern}|[0-9]+|//|[*/]", expression)
     if "".join(words) != expression.replace(" ", "") or len(words) % 2 == 0:
-        raise NotationError(f"size {expression!r}: keys and integers joined by * and /")
+        raise NotationError(f"size {expression!r}: keys and integers joined by *, / and //")
     known = ", ".join(f"{key} = {number}" for key, number in values.items())
-    result: int | float = 1
+    factors: list[tuple[str, int | float]] = []
     for operator, word in zip(["*", *words[1::2]], words[::2], strict=True):
         value = values[word] if word in values else int(word)
         assert isinstance(value, int | float)
+        if operator != "//":
+            factors.append((operator, value))
+        elif value:
+            # It binds more tightly than the others.
+            factors[-1] = (factors[-1][0], factors[-1][1] // value)
+        else:
+            raise SizeError(f"{expression} divides by zero ({known})")
+    result: int | float = 1
+    for operator, value in factors:
         if operator == "*":
             result *= value
         elif not value or result % value:

@@ -164,6 +164,12 @@ def plan_growth(
     reasons += depth_reasons
     units = _units(family, depths)
     drawn_rows = _drawn_rows(family, source_family or family, target, old, new)
+    rewrites = _rewrites(family, growth, requests)
+    beside_norms = [name for name in family.norm.beside if name in family.roles_for(target)]
+    if rewrites and beside_norms:
+        # The rewrites change what is written to the residual stream alone.
+        text = f"{' and '.join(beside_norms)}: a norm of its own, which {growth.width} does not keep"
+        reasons.append(Reason(verdict="lossy", text=text, breaks=True))
     changed = family.changed_function(source, target)
     if changed:
         reasons.append(Reason(verdict="lossy", text="the target's config changes " + ", ".join(changed), breaks=True))
@@ -192,7 +198,7 @@ def plan_growth(
         streams=streams,
         units=units,
         drawn_rows=drawn_rows,
-        rewrites=_rewrites(family, growth, requests),
+        rewrites=rewrites,
         depths=depths,
         inner=_inner_factors(family, claims, source, final),
         head=math.prod(claim.head for claim in claims.values())

@@ -10,16 +10,31 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from support.source_models import fit_section, recipe_text, write_case, write_images
-from support.tiny import ALL_CASES, TARGETS, config_of, family_of, inputs_of, logits, model_of
+from support.source_models import change_weights, fit_section, recipe_text, write_case, write_images
+from support.tiny import (
+    ALL_CASES,
+    TARGETS,
+    config_of,
+    family_of,
+    grown_state,
+    inputs_of,
+    logits,
+    model_of,
+    start_of,
+    state_of,
+    target_model,
+)
 
 import ligo_convert
 from ligo_convert.conversion.convert import convert
 from ligo_convert.data.images import Preparation
-from ligo_convert.errors import SourceError
+from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families import registry
 from ligo_convert.families.configs import flat_config, image_preprocessing
 from ligo_convert.families.registry import FAMILIES, find_family
+from ligo_convert.growth.initialize import initial_operator
+from ligo_convert.growth.maps import kronecker
+from ligo_convert.growth.width_methods import WIDTHS
 from ligo_convert.outputs.usage import family_of_output, loading_lines
 from ligo_convert.outputs.verify import verify
 from ligo_convert.recipes.recipe import load_recipe
@@ -50,7 +65,8 @@ def test_a_checkpoint_of_the_library_grows_and_loads_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = write_case(tmp_path / "source", name)
-    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(source)
+    side = config_of(name)["image_size"]
+    transformers.ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(source)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_text(source, TARGETS[name]["both"]))
     outcome = convert(load_recipe(recipe))
@@ -101,7 +117,8 @@ def test_an_operator_is_fitted_to_a_folder_of_images(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = write_case(tmp_path / "source", name)
-    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(source)
+    side = config_of(name)["image_size"]
+    transformers.ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(source)
     write_images(tmp_path / "photos", classes=5)
     fit = {**fit_section(), "data": {"images": "photos"}, "heldout_images": 4}
     del fit["sequence_length"], fit["heldout_tokens"]
@@ -215,3 +232,62 @@ def test_a_class_that_is_not_supported_is_refused() -> None:
     model = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**LIBRARY, num_hidden_layers=1))
     with pytest.raises(SourceError, match="ViTForMaskedImageModeling is not supported"):
         ligo_convert.grow(model, {"num_hidden_layers": 2}, progress=False)
+
+
+def pooled(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found = model(**inputs).pooler_output
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("target", "width"),
+    [("even", "lemon"), ("even", "hyperclone"), ("uneven", "lemon"), ("both", "lemon"), ("depth", "lemon")],
+)
+def test_an_attention_pool_keeps_what_it_returns(target: str, width: str) -> None:
+    """The state of a model is measured in front of its pool, so what the pool returns is compared here."""
+    config = config_of("siglip_vision_model")
+    model = model_of(config)
+    plan = start_of(
+        "siglip_vision_model", config, TARGETS["siglip_vision_model"][target], width=width, depth="identity"
+    )
+    assert plan.verdict == "exact"
+    operator = initial_operator(plan, dtype=np.float64)
+    grown = target_model(operator, state_of(config, model))
+    inputs = inputs_of(model)
+    old, new = pooled(model, **inputs), pooled(grown, **inputs)
+    stream = operator.stream(operator.terms[0], "pooled", None, None, None)
+    write = torch.tensor(kronecker([axis.write for axis in stream]) if stream else np.eye(old.shape[-1]))
+    assert torch.allclose(new, old @ write.T, rtol=0, atol=1e-11)
+    assert float((new - new.mean()).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_width_that_rewrites_the_stream_does_not_keep_the_pool(width: str) -> None:
+    verdicts = {}
+    for name in ("siglip_vision_model", "siglip_vision_model without pool"):
+        config = config_of(name)
+        if width in ("copy", "hyperclone"):
+            with pytest.raises(RecipeError):
+                start_of(name, config, TARGETS[name]["uneven"], width=width, depth="identity")
+            return
+        plan = start_of(name, config, TARGETS[name]["uneven"], width=width, depth="identity")
+        verdicts[name] = plan.verdict
+        grown_state(initial_operator(plan, dtype=np.float64), state_of(config, model_of(config)))
+        if plan.rewrites:
+            assert ("pooled: a norm of its own" in "; ".join(plan.reasons)) == (name == "siglip_vision_model")
+    assert width != "zero" or verdicts == dict(zip(verdicts, ("lossy", "exact"), strict=True))
+
+
+def test_old_names_are_read(tmp_path: Path) -> None:
+    """Before transformers 5 the names of the vision tower began with `vision_model.`."""
+    source = write_case(tmp_path / "source", "siglip_vision_model")
+    new = model_of(config_of("siglip_vision_model"), dtype=torch.float32)
+    change_weights(source, lambda tensors: {f"vision_model.{name}": tensor for name, tensor in tensors.items()})
+    assert torch.allclose(logits(loaded(source, "siglip_vision_model")), logits(new).double(), atol=1e-5)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        recipe_text(source, TARGETS["siglip_vision_model"]["even"], output={"dir": str(tmp_path / "out")})
+    )
+    loaded(convert(load_recipe(recipe)).out, "siglip_vision_model")
