@@ -83,7 +83,12 @@ def _load_transformers(scratch: Path, family: Family, written: CheckpointReader,
     from ligo_convert.training.library_config import check_written_config, handed_on
 
     check_written_config(family, written.stored_config)
-    config = {**handed_on(family, written.config), "model_type": family.model_type}
+    # Some of the library's auto classes choose by the class's name.
+    config = {
+        **handed_on(family, written.config),
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+    }
     (scratch / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     options = {"output_loading_info": True, "local_files_only": True, **family.chosen.options}
     if whole:

@@ -190,6 +190,8 @@ LIBRARY = {"model_type": "vit", "image_size": 32, "patch_size": 4, "hidden_size"
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "transformers_vit"),
         ({"model_type": "vit", "patch_size": 4, "architectures": ["ViTForImageClassification"]}, "transformers_vit"),
         ({"model_type": "vit", "architectures": "ViTModel"}, "vit"),
+        ({**TIMM, "model_type": "deit"}, "deit"),
+        ({**LIBRARY, "model_type": "deit"}, "transformers_deit"),
     ],
 )
 def test_a_model_type_of_both_libraries(config: dict[str, object], name: str) -> None:
