@@ -30,7 +30,7 @@ from ligo_convert.cli.inspect import families_list, starts_list
 from ligo_convert.cli.main import cli
 from ligo_convert.errors import Interrupted, LigoError, RecipeError
 from ligo_convert.families.registry import FAMILIES
-from ligo_convert.families.schema import WITHOUT_LOSS, Family
+from ligo_convert.families.schema import IMAGES, WITHOUT_LOSS, Family
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.growth_plan import GrowthSettings, plan_growth
 from ligo_convert.growth.state_maps import POLICIES
@@ -305,7 +305,7 @@ FAMILY_KINDS = {
     "causal-lm": "text decoders: language models, classifiers, question answering, bodies without a head",
     "masked-lm": "text encoders: masked language models, classifiers, question answering, multiple choice, bodies without a head",
     "text-to-text": "encoder-decoders for text",
-    "image-classification": "vision transformers of timm: classifiers, and models without a head",
+    **dict.fromkeys(IMAGES, "vision transformers of timm and of transformers: classifiers, and models without a head"),
 }
 
 
