@@ -154,12 +154,13 @@ def _refuse_other_function(operator: Operator, family: Family, source: Checkpoin
 
 def _fitted_to(operator: Operator, family: Family, source: CheckpointReader, file: Path) -> tuple[Operator, Inventory]:
     """Return the operator for this source, and the source's tensors. Sizes must match; other config keys are carried over."""
-    if find_family(source.config, where=f"{source.label}: config.json", names=source.tensors).name != family.name:
+    other = find_family(source.config, where=f"{source.label}: config.json", names=source.tensors)
+    if other.name != family.name:
         raise SourceError(
             "the operator belongs to another family",
             where=source.label,
             expected=family.name,
-            found=source.config.get("model_type"),
+            found=other.name,
         )
     inventory = claim_tensors(
         family, source.config, {name: tensor.spec for name, tensor in source.tensors.items()}, label=source.label

@@ -60,12 +60,12 @@ def target_changes(recipe: Recipe, family: Family, config: Mapping[str, object])
         return with_tokens(family, config, changes), recipe.where("target", "config", *at)
     where = recipe.where("target", "model")
     wanted = target_model_config(recipe)
-    if find_family(wanted, where=where).name != family.name:
+    if (other := find_family(wanted, where=where)).name != family.name:
         raise RecipeError(
             "target.model belongs to another family than the source",
             where=where,
-            expected=family.model_type,
-            found=wanted.get("model_type"),
+            expected=family.name,
+            found=other.name,
         )
     complete, old = family.complete(wanted), family.complete(config)
     # The target keeps the source's number of classes; target.config can change it.

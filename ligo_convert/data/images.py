@@ -314,7 +314,7 @@ def check_classes(images: dict[str, list[Path]], classes: int | None, *, where: 
             where=where,
             expected=f"{classes} folders",
             found=len(images),
-            hint="set target.config.num_classes for a new head, or give another folder",
+            hint="set target.config.num_classes (in transformers: num_labels) for a new head, or give another folder",
         )
 
 

@@ -293,3 +293,68 @@ def test_old_names_are_read(tmp_path: Path) -> None:
         recipe_text(source, TARGETS["siglip_vision_model"]["even"], output={"dir": str(tmp_path / "out")})
     )
     loaded(convert(load_recipe(recipe)).out, "siglip_vision_model")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"image_size": [16, 32], "patch_size": [8, 4]},
+        {"image_size": 20, "num_channels": 1},
+        {"image_size": 23, "patch_size": 4, "head_dim": 6},
+    ],
+)
+@pytest.mark.parametrize("name", ["transformers_vit", "dinov2 classifier"])
+def test_images_of_other_shapes(name: str, sizes: dict[str, object]) -> None:
+    model = model_of({**config_of(name), **sizes}, dtype=torch.float32)
+    grown = ligo_convert.grow(model, TARGETS[name]["both"], progress=False)
+    assert grown.ligo.preservation["verdict"] == "exact"
+    with pytest.raises(RecipeError, match="image_height cannot grow"):
+        ligo_convert.grow(model, {"image_size": 24}, progress=False)
+
+
+def test_a_model_without_a_pooler_grows() -> None:
+    model = transformers.ViTModel(transformers.ViTConfig(**LIBRARY, num_hidden_layers=1), add_pooling_layer=False)
+    grown = ligo_convert.grow(model, {"hidden_size": 36}, progress=False)
+    assert (grown.ligo.preservation["verdict"], grown.pooler) == ("exact", None)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_another_number_of_classes_is_a_new_head(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_case(tmp_path / "source", name)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(source, {**TARGETS[name]["even"], "num_labels": 3}))
+    outcome = convert(load_recipe(recipe))
+    assert outcome.metrics["preservation"]["verdict"] == "exact"
+    assert logits(loaded(outcome.out, name)).shape[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "found"),
+    [("transformers_vit", "vit_base_patch16_224", "vit"), ("vit", "library", "transformers_vit")],
+)
+def test_a_target_of_the_other_library_is_refused(source: str, target: str, found: str, tmp_path: Path) -> None:
+    write_case(tmp_path / "source", source)
+    write_case(tmp_path / "library", "transformers_vit")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        recipe_text("source", {}, target={"model": target, "config": {}}, output={"dir": str(tmp_path / "out")})
+    )
+    with pytest.raises(RecipeError, match="another family") as caught:
+        ligo_convert.plan(load_recipe(recipe))
+    assert (caught.value.expected, caught.value.found) == (source, found)
+
+
+def test_a_recipe_trains_a_source_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", classes=5)
+    fit = {**fit_section(), "data": {"images": "photos"}, "heldout_images": 4}
+    del fit["sequence_length"], fit["heldout_tokens"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = {"model_type": "vit", "image_size": 16, "patch_size": 8, "num_labels": 5, **sizes}
+    source = {"model": None, "pretrain": {"config": config, "steps": 3, "batch_size": 2}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text("-", TARGETS["transformers_vit"]["even"], source=source, fit=fit))
+    outcome = convert(load_recipe(recipe))
+    assert (outcome.family, outcome.metrics["preservation"]["verdict"]) == ("transformers_vit", "exact")
+    loaded(outcome.out, "transformers_vit")
