@@ -6,7 +6,9 @@ Everything foreign (names, labels, reasons) passes `printable` and becomes `Text
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -184,3 +186,15 @@ def make_pairs(console: Console, title: str, pairs: Mapping[str, object]) -> Non
     for key, value in pairs.items():
         table.add_row(Text(key, style="dim"), value if isinstance(value, Text) else text_of(value))
     console.print(table)
+
+
+def config_edits(edits: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the changes of a config in one text: key, old and new value; of a list with an entry per layer its kinds and their number."""
+    return ", ".join(f"{key} {_value(edit['source'])} -> {_value(edit['target'])}" for key, edit in edits.items())
+
+
+def _value(value: object) -> str:
+    if not isinstance(value, list) or len(value) < 5:
+        return str(value)
+    counts = Counter(map(str, value))
+    return f"[{len(value)} layers: {', '.join(f'{count} {kind}' for kind, count in counts.items())}]"

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import make_pairs
+from ligo_convert.cli.format import config_edits, make_pairs
 from ligo_convert.cli.reports import VERDICT_STYLES, out_console, preservation_lines, print_loading
 from ligo_convert.errors import printable, some
 from ligo_convert.units import amount, size
@@ -79,7 +79,7 @@ def _made(predicate: Mapping[str, Any]) -> dict[str, object]:
         pairs["growth"] = f"width {growth['width']}, depth {growth['depth']}"
     edits = definition["internalParameters"].get("config") or {}
     if edits:
-        pairs["config"] = ", ".join(f"{key} {edit['source']} -> {edit['target']}" for key, edit in edits.items())
+        pairs["config"] = config_edits(edits)
     if kept is not None:
         fitted = bool((metrics.get("fit") or {}).get("best_step"))
         for name, line in preservation_lines(kept, fitted=fitted).items():

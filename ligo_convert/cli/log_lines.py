@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -76,7 +78,10 @@ class LogWriter:
             data = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "text": text}
             line = json.dumps({**data, **{key: value for key, value in fields.items() if value is not None}})
         else:
-            line = self._coloured(event, "\n".join(printable(part) for part in text.splitlines()))
+            parts = [printable(part) for part in text.splitlines()]
+            if event in COLOURS and self.stream.isatty():
+                parts = [line for part in parts for line in _wrapped(part, shutil.get_terminal_size().columns)]
+            line = self._coloured(event, "\n".join(parts))
         print(line, file=self.stream, flush=True)
 
     def _coloured(self, event: str, line: str) -> str:
@@ -97,6 +102,14 @@ class LogWriter:
             hint=error.hint or None,
             exit_code=error.exit_code,
         )
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a line in lines of at most `width` columns, broken between words: paths and names stay whole."""
+    indent = line[: len(line) - len(line.lstrip())] + "  "
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
+        line
+    ]
 
 
 class LoggedProgress(Progress):

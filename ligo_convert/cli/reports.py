@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ligo_convert.cli.format import (
     STATE_STYLES,
+    config_edits,
     make_pairs,
     make_table,
     print_lines,
@@ -188,9 +189,7 @@ def _plan_details(plan: Plan, data: Mapping[str, Any], training: TrainPlan | Non
         pairs["measured"] = f"{_MEASURED[preservation['method']]}; reads {size(preservation['read_bytes'])}"
     pairs |= _symmetry_pairs(data["symmetry"])
     if data["config_edits"]:
-        pairs["config"] = ", ".join(
-            f"{key} {edit['source']} -> {edit['target']}" for key, edit in data["config_edits"].items()
-        )
+        pairs["config"] = config_edits(data["config_edits"])
     if plan.fits:
         pairs["operator"] = f"{amount(growth['learned_parameters'])} coefficients, keying {growth['keying']}" + (
             ", tied as in the paper" if growth["tie"] else ""

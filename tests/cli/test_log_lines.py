@@ -155,6 +155,25 @@ def test_errors_have_a_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b" not in shown(NO_COLOR="1")
 
 
+def test_errors_break_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    error = RecipeError(
+        "one two three four five six seven", where="a/long-path/of-a-recipe.yaml:1:2", hint="mend " * 12
+    )
+    narrow, pipe = Terminal(), io.StringIO()
+    for stream in (narrow, pipe):
+        LogWriter(stream, LogSettings()).error(error)
+    assert max(map(len, narrow.getvalue().splitlines())) <= 40
+    assert "a/long-path/of-a-recipe.yaml:1:2:" in narrow.getvalue(), "a place in a file stays whole"
+    assert narrow.getvalue().split() == pipe.getvalue().split()
+    assert len(pipe.getvalue().splitlines()) == 2, "a log has one line for each part"
+
+
 def test_json_has_one_object_a_line(clock: Clock) -> None:
     progress, shown = logged(form="json")
     fit(progress, clock, until=3)

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from ligo_convert.cli import reports
+from ligo_convert.cli.format import config_edits
 from ligo_convert.cli.inspect import describe_family, families_list
 from ligo_convert.families.registry import FAMILIES
 
@@ -43,3 +44,13 @@ def test_no_name_of_a_tensor_is_broken(name: str, width: int, capsys: pytest.Cap
     longest = max(len(row.pattern) for row in family.rows)
     if width == 80 or longest < 60:
         assert (shape in shown) == (width == 160)
+
+
+def test_a_list_with_an_entry_a_layer_is_told_by_its_kinds() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    shown = config_edits(
+        {"layer_types": {"source": kinds, "target": kinds * 20}, "hidden_size": {"source": 16, "target": 24}}
+    )
+    assert shown == (
+        "layer_types ['sliding_attention', 'full_attention'] -> [40 layers: 20 sliding_attention, 20 full_attention], hidden_size 16 -> 24"
+    )

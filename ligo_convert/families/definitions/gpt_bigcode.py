@@ -45,7 +45,7 @@ GPT_BIGCODE = replace(
         "classifier.bias": "label in classifier",
     },
     ignored=(),
-    never_grown=("vocab", "position", "label"),
+    never_grown=("vocab", "position", "label", "span"),
     content_of={"context": "value"},
     # With a key for each head, the library lays the projection out by head: another table.
     required_values={"multi_query": True, "add_cross_attention": False},

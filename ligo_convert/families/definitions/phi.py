@@ -52,7 +52,7 @@ PHI = replace(
         inner={"query": ("head_dim",), "key": ("head_dim",)},
     ),
     residual_outputs=("model.layers.{layer}.self_attn.dense", "model.layers.{layer}.mlp.fc2"),
-    never_grown=("vocab", "label"),
+    never_grown=("vocab", "label", "span"),
     required_values={},
     integer_expressions=(),
     function_irrelevant_keys=(*LLAMA.function_irrelevant_keys, "resid_pdrop", "embd_pdrop", "classifier_dropout"),

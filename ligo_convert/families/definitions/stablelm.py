@@ -43,7 +43,7 @@ STABLELM = replace(
         "score.bias": "label in score_bias",
     },
     norm=Norm(stream="embed", kind="layernorm", epsilon="layer_norm_eps", head="model.norm"),
-    never_grown=("vocab", "label"),
+    never_grown=("vocab", "label", "span"),
     # With `qk_layernorm` each head has a norm of its own. The rotary positions read `head_dim`, the projections do not.
     required_values={"qk_layernorm": False, "head_dim": None},
     integer_expressions=(),
