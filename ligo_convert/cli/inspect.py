@@ -6,6 +6,7 @@ Output: plain data that the command line prints.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ligo_convert.comparison.strategies import OPTIONS, STRATEGIES
 from ligo_convert.errors import RecipeError, SourceError, VerificationError, brief, close_matches
 from ligo_convert.families.inventory import claim_tensors
 from ligo_convert.families.registry import FAMILIES, find_family
-from ligo_convert.families.schema import Family
+from ligo_convert.families.schema import Family, Row
 from ligo_convert.growth.depth_methods import DEPTHS
 from ligo_convert.growth.operator_file import family_of, read_operator
 from ligo_convert.growth.width_methods import WIDTHS
@@ -132,6 +133,8 @@ def describe_family(name: str) -> dict[str, Any]:
     family = FAMILIES[name]
     sizes = family.sizes(family.defaults)
     tied = family.is_tied(family.defaults)
+    # The definition itself is for one expert.
+    whole = family.with_experts(family.defaults)
     return {
         "family": name,
         "architecture": family.architecture,
@@ -147,12 +150,18 @@ def describe_family(name: str) -> dict[str, Any]:
                 "pattern": row.pattern,
                 "layout": family_layout(family, row.pattern),
                 "shape": list(family.shape(row, sizes)),
-                "note": f"tied to {family.tied[row.pattern]}" if tied and row.pattern in family.tied else "",
+                "note": _row_note(family, row, sizes, tied=tied),
             }
             for row in family.rows
         ],
-        "parameters": family.parameters(family.rows_for(family.defaults), family.defaults),
+        "parameters": whole.parameters(whole.rows_for(family.defaults), family.defaults),
     }
+
+
+def _row_note(family: Family, row: Row, sizes: Mapping[str, int], *, tied: bool) -> str:
+    if row.expert:
+        return f"the first of {sizes[family.experts]} experts"
+    return f"tied to {family.tied[row.pattern]}" if tied and row.pattern in family.tied else ""
 
 
 def _note(family: Family, axis: str) -> str:

@@ -13,6 +13,7 @@ from support.source_models import recipe_text, write_case
 from support.tiny import ALL_CASES, TARGETS, config_of, family_of, logits, model_of, state_of
 
 import ligo_convert
+from ligo_convert.cli.inspect import describe_family
 from ligo_convert.conversion.convert import convert
 from ligo_convert.errors import RecipeError, SourceError
 from ligo_convert.families.flops import forward_flops
@@ -114,3 +115,10 @@ def test_the_state_of_stacked_experts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="several tensors of this mixtral in one parameter"):
         convert(load_recipe(recipe))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_description_counts_all_experts() -> None:
+    described = describe_family("mixtral")
+    assert described["parameters"] == pytest.approx(46.7e9, rel=0.01)
+    (gate, *_) = [row for row in described["rows"] if "experts.0.w1" in row["pattern"]]
+    assert gate["note"] == "the first of 8 experts"
