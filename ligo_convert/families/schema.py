@@ -166,6 +166,7 @@ class Norm:
         stream: the residual stream.
         kind: LayerNorm or RMSNorm.
         epsilon: config key of the epsilon; "" if the library fixes it in its code.
+        affine: False if the norms have no gain and no shift.
         head: the norm before the head; alternatives `(a|b)` where conditions leave one of them.
         placement: `pre`, before each branch, or `post`, after the branch has been added to the stream.
         after_embeddings: the norm of the embeddings, whose output is the residual stream; post-norm, and pre-norm where there is one.
@@ -183,6 +184,7 @@ class Norm:
     kind: Literal["layernorm", "rmsnorm"]
     epsilon: str
     head: str
+    affine: bool = True
     placement: Literal["pre", "post"] = "pre"
     after_embeddings: str = ""
     after_attention: str = ""

@@ -164,6 +164,11 @@ def plan_growth(
     reasons += depth_reasons
     units = _units(family, depths)
     drawn_rows = _drawn_rows(family, source_family or family, target, old, new)
+    head = math.prod(claim.head for claim in claims.values())
+    head *= _head_factor(family, old, new, tied=tied and WIDTHS[growth.width].rescales)
+    if head != 1 and not family.norm.affine:
+        text = f"the head is tied, and no norm before it has a gain that could take a factor back (set {family.tie_key} to false)"
+        reasons.append(Reason(verdict="lossy", text=text, breaks=True))
     rewrites = _rewrites(family, growth, requests)
     beside_norms = [name for name in family.norm.beside if name in family.roles_for(target)]
     if rewrites and beside_norms:
@@ -201,8 +206,7 @@ def plan_growth(
         rewrites=rewrites,
         depths=depths,
         inner=_inner_factors(family, claims, source, final),
-        head=math.prod(claim.head for claim in claims.values())
-        * _head_factor(family, old, new, tied=tied and WIDTHS[growth.width].rescales),
+        head=head,
     )
 
 
@@ -266,6 +270,7 @@ def _request(
         norms=family.norms(old) if axis == family.norm.stream else 0,
         # After the sum a larger branch would not fit the skip connection beside it, so the stream keeps its scale there.
         fixed_epsilon=not family.norm.epsilon and family.norm.placement == "pre",
+        affine=family.norm.affine,
     )
 
 

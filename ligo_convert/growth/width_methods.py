@@ -48,6 +48,7 @@ class WidthRequest:
             after an activation. The last two have no skip connection around them.
         norms: number of norms that the stream passes in the whole source.
         fixed_epsilon: True if the library's code fixes the norm's epsilon, so that the config cannot rescale it.
+        affine: False if the norm has no gain, which could take a factor.
     """
 
     axis: str
@@ -59,6 +60,7 @@ class WidthRequest:
     place: Literal["pre", "post", "embedded", "summed", "activated"] = "pre"
     norms: int = 0
     fixed_epsilon: bool = False
+    affine: bool = True
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of this axis for one purpose."""
@@ -196,13 +198,17 @@ def _normed(request: WidthRequest, *, write: Map, read: Map, gain: Map, shift: M
     """Return the maps of a normed stream, compensated for the factor `kappa` by which `write` changes its variance.
 
     The gain takes sqrt(kappa), and the config's epsilon takes kappa (`Claim.epsilon`). Where the library's code fixes epsilon,
-    the stream is written larger by 1 / sqrt(kappa) instead, so that its variance does not change.
+    the stream is written larger by 1 / sqrt(kappa) instead, so that its variance does not change. Where the norm has no gain, its output
+    is larger by that factor, and the reads take sqrt(kappa).
 
     Args:
         kappa: new variance over old variance; under RMSNorm of the mean square.
     """
     root = float(np.sqrt(kappa))
     written = write.scaled(1 / root) if request.fixed_epsilon else write
+    if not request.affine:
+        # `shift` is the map of the norm's output, which hidden states are compared by.
+        read, shift = read.scaled(root), shift.scaled(1 / root)
     return Axis(write=written, read=read, gain=gain.scaled(root), shift=shift, scale=scale_like(write))
 
 
