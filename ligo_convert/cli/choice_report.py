@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import make_pairs, print_table
+from ligo_convert.cli.format import make_pairs, print_table, print_wrapped
 from ligo_convert.errors import printable
 from ligo_convert.units import amount, flops
 
@@ -31,9 +31,11 @@ def print_choice(record: Mapping[str, Any], out: Path, *, width: int | None = No
     console.print(Text(printable(title), style="bold"))
     console.print()
     for sentence in record["text"]:
+        command = record["longer"]["command"] if record["longer"] is not None else ""
+        print_wrapped(console, f"- {sentence.removesuffix(command)}")
         # A command is copied, so that no line break may stand in it.
-        command = record["longer"] is not None and sentence.endswith(record["longer"]["command"])
-        console.print(Text(f"- {printable(sentence)}"), soft_wrap=command)
+        if command and sentence.endswith(command):
+            console.print(Text(f"  {printable(command)}"), soft_wrap=True)
     console.print()
     columns = ["candidate", "kind", *(f"at {share:.1%}" for share in record["rounds"]), "projected", "leads"]
     rounds, rows = len(record["rounds"]), record["candidates"]

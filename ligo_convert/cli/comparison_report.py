@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ligo_convert.cli.format import make_pairs, make_table, print_table, text_of
+from ligo_convert.cli.format import make_pairs, make_table, print_table, print_wrapped, text_of
 from ligo_convert.comparison.naming import entry_text
 from ligo_convert.comparison.tables import Table, break_even, equal_budget, names_of, savings, sources
 from ligo_convert.errors import printable
-from ligo_convert.units import amount, size
+from ligo_convert.units import amount, duration, size
 
 _STYLES = {"scratch": "dim", "control": "yellow", "best": "green"}
 
@@ -37,7 +37,7 @@ def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None 
     console.print(Text(_title(record), style="bold"))
     console.print()
     for sentence in record["verdict"]["text"]:
-        console.print(Text(f"- {printable(sentence)}"))
+        print_wrapped(console, f"- {sentence}")
     console.print()
     make_pairs(console, "Methods", {printable(name): what for name, what in names_of(record).items()})
     for table in (savings(record), equal_budget(record), sources(record), break_even(record)):
@@ -54,7 +54,7 @@ def print_comparison(record: Mapping[str, Any], out: Path, *, width: int | None 
     make_pairs(console, "", pairs)
     for warning in record["fairness_warnings"]:
         about = f" ({', '.join(map(entry_text, warning['methods']))})" if warning["methods"] else ""
-        Console(stderr=True).print(Text(f"fairness: {printable(warning['text'])}{printable(about)}", style="yellow"))
+        print_wrapped(Console(stderr=True), f"fairness: {warning['text']}{about}", style="yellow")
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -103,7 +103,7 @@ def _next(record: Mapping[str, Any]) -> str | None:
     )
 
 
-# FLOPs per second for which hours are given: a core, a workstation's GPU, a server's GPU, at the share of their peak that training reaches.
+# FLOPs per second for which times are given: a core, a workstation's GPU, a server's GPU, at the share of their peak that training reaches.
 _SPEEDS = {"3e10": 3e10, "5e13": 5e13, "4e14": 4e14}
 
 
@@ -113,7 +113,7 @@ def print_costs(costs: Mapping[str, Any]) -> None:
     unit = "images" if "images" in costs["budget"] else "tokens"
     scratch = costs["budget"]["flops"]
     table = make_table(
-        f"{costs['recipe']}: cost of every entry, all {len(costs['seeds'])} seed(s) and budgets",
+        f"{costs['recipe']}: cost of every entry, all seeds ({len(costs['seeds'])}) and budgets",
         "entry",
         "parameters",
         "steps",
@@ -133,10 +133,10 @@ def print_costs(costs: Mapping[str, Any]) -> None:
         )
     console.print(table)
     total = costs["total_flops"]
-    hours = ", ".join(f"{total / speed / 3600:,.1f} h at {name} FLOP/s" for name, speed in _SPEEDS.items())
+    times = ", ".join(f"{duration(total / speed)} at {name} FLOP/s" for name, speed in _SPEEDS.items())
     pairs: dict[str, object] = {
         "scratch": f"{scratch:.2e} FLOPs, {costs['budget']['tokens_per_parameter']:.1f} tokens per parameter",
-        "total": f"{total:.2e} FLOPs, {total / scratch:.1f} times scratch: {hours}",
+        "total": f"{total:.2e} FLOPs, {total / scratch:.1f} times scratch: {times}",
         "disk": f"at most {size(costs['disk_bytes'])} of training states and tokens",
     }
     for name, reason in costs["skipped"].items():

@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ligo_convert.cli.wrapping import wrapped
 from ligo_convert.errors import printable
 
 # State of a batch entry -> style of rich.
@@ -31,6 +32,12 @@ STATE_STYLES = {
 def text_of(value: object) -> Text:
     """Return a value as text that cannot control the terminal; `-` for None."""
     return Text(printable("-" if value is None else value))
+
+
+def print_wrapped(console: Console, text: str, *, style: str = "") -> None:
+    """Print foreign text in the width of the console (see `wrapped`)."""
+    for line in wrapped(printable(text), console.width):
+        console.print(Text(line, style=style), soft_wrap=True)
 
 
 _GAP = 2  # spaces between two columns

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
+from ligo_convert.cli.wrapping import wrapped
 from ligo_convert.errors import LigoError, printable
 from ligo_convert.progress import Progress, Task
 from ligo_convert.units import amount, duration, flops, size
@@ -80,7 +80,7 @@ class LogWriter:
         else:
             parts = [printable(part) for part in text.splitlines()]
             if event in COLOURS and self.stream.isatty():
-                parts = [line for part in parts for line in _wrapped(part, shutil.get_terminal_size().columns)]
+                parts = [line for part in parts for line in wrapped(part, shutil.get_terminal_size().columns)]
             line = self._coloured(event, "\n".join(parts))
         print(line, file=self.stream, flush=True)
 
@@ -102,14 +102,6 @@ class LogWriter:
             hint=error.hint or None,
             exit_code=error.exit_code,
         )
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    """Return a line in lines of at most `width` columns, broken between words: paths and names stay whole."""
-    indent = line[: len(line) - len(line.lstrip())] + "  "
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
-        line
-    ]
 
 
 class LoggedProgress(Progress):

@@ -859,8 +859,11 @@ def publish(
         packed = pack(directory, license=license, progress=progress)
         if dry_run:
             foreseen = destination.plan(packed, progress=progress)
-        else:
+    if not dry_run:
+        # Between two groups of bars: what else is written to a terminal while bars are drawn is drawn over.
+        if _Log.settings.form == "text" and _Log.settings.level != "quiet":
             contents_report(packed, console=message_console())
+        with _showing() as progress:
             published = destination.put(packed, progress=progress)
     if dry_run:
         _print(foreseen, as_json, lambda: foreseen_report(packed, foreseen))

@@ -16,7 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from ligo_convert.cli.format import STATE_STYLES, make_table, text_of
+from ligo_convert.cli.format import STATE_STYLES, make_table, print_wrapped, text_of
 from ligo_convert.cli.log_lines import DEFAULT_LOG, EntryLines, LoggedProgress, LogSettings, LogWriter
 from ligo_convert.errors import printable
 from ligo_convert.progress import Progress, Task
@@ -71,10 +71,10 @@ class ShownProgress(Progress):
         self.bars.update(number, total=ended, completed=ended)
 
     def say(self, text: str) -> None:
-        self.console.print(Text(printable(text)))
+        print_wrapped(self.console, text)
 
     def warn(self, text: str) -> None:
-        self.console.print(Text("warning: " + printable(text), style="yellow"))
+        print_wrapped(self.console, f"warning: {text}", style="yellow")
 
 
 def message_console() -> Console:
@@ -132,7 +132,7 @@ def shown_batch(names: Sequence[str], settings: LogSettings = DEFAULT_LOG) -> It
 
     with Live(get_renderable=table, console=console, refresh_per_second=4, transient=True) as live:
         # The table shows what an entry does.
-        lines = EntryLines(lambda _, text, **fields: live.console.print(text_of(text)), math.inf)
+        lines = EntryLines(lambda _, text, **fields: print_wrapped(live.console, text), math.inf)
 
         def changed(name: str, status: EntryStatus) -> None:
             statuses[name] = status

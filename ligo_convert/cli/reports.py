@@ -19,6 +19,7 @@ from ligo_convert.cli.format import (
     print_lines,
     print_records,
     print_table,
+    print_wrapped,
     text_of,
 )
 from ligo_convert.errors import printable, some
@@ -39,14 +40,15 @@ _FILES = 8  # file names in a line
 def batch_report(done: Batch) -> None:
     """Print the state of every entry, and the error of each that failed."""
     record = done.json()
-    table = make_table(
-        "", "entry", "state", "parameters", "loss", "preservation", "seconds", "published", right=(2, 3, 5)
-    )
+    columns = ["entry", "state", "parameters", "loss", "preservation", "seconds", "published"]
+    if not any(entry.get("published") for entry in record["entries"].values()):
+        columns.remove("published")
+    table = make_table("", *columns, right=(2, 3, 5))
     for name, entry in record["entries"].items():
         sizes, losses, kept = entry.get("parameters"), entry.get("loss") or {}, entry.get("preservation") or {}
         loss = next((losses[key] for key in ("fitted", "initial") if losses.get(key) is not None), None)
         published = entry.get("published")
-        table.add_row(
+        cells = (
             text_of(name),
             Text(entry["state"], style=STATE_STYLES[entry["state"]]),
             f"{amount(sizes['source'])} -> {amount(sizes['target'])}" if sizes else "",
@@ -55,15 +57,16 @@ def batch_report(done: Batch) -> None:
             f"{entry['seconds']:.1f}",
             text_of(f"{published['repo']} at {published['commit'][:12]}" if published else ""),
         )
+        table.add_row(*cells[: len(columns)])
     console = out_console()
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in record["counts"].items() if count)
-    console.print(Text(f"\n{counts}, in {record['seconds']:.1f} s by {record['engine']}"))
+    console.print(Text(f"\n{counts}, in {duration(record['seconds'])}, by the {record['engine']} engine"))
     for name, entry in record["entries"].items():
         if entry["why"]:
             console.print(Text(f"\n{printable(name)}: exit code {entry['code']}", style="bold"))
             for line in entry["why"].splitlines():
-                console.print(text_of(f"  {line}"))
+                print_wrapped(console, f"  {line}")
 
 
 def pairs_report(pairs: Mapping[str, str]) -> None:
@@ -101,7 +104,7 @@ def suggestion_report(suggestion: Suggestion, file: Path) -> None:
         )
     console.print(
         "\nNext:\n"
-        f"  ligo-convert plan {shlex.quote(printable(file))}    # sizes, memory, disk; reads no weights\n"
+        f"  ligo-convert plan {shlex.quote(printable(file))}    # sizes, memory, disk\n"
         f"  ligo-convert run {shlex.quote(printable(file))}     # carries it out",
         markup=False,
     )

@@ -101,7 +101,7 @@ def _cost_message(experiment: Experiment) -> str:
     kinds = [entry.kind for entry in experiment.entries.values()]
     times = Scheduler.expected_flops(experiment) / scratch
     return (
-        f"{kinds.count('method')} methods, {kinds.count('control')} controls, {len(experiment.seeds)} seed(s);"
+        f"{kinds.count('method')} methods, {kinds.count('control')} controls, seeds: {len(experiment.seeds)};"
         f" scratch: {experiment.steps} steps, {scratch:.3g} FLOPs, {experiment.tokens_per_parameter:.1f} tokens per parameter;"
         f" total: about {times:.1f} times scratch"
     )

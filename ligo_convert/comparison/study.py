@@ -41,6 +41,7 @@ from ligo_convert.outputs.layout import TRAINED_SOURCE
 from ligo_convert.progress import Progress, Task
 from ligo_convert.recipes.recipe import Recipe
 from ligo_convert.training.state import STATES, FolderState, state_of
+from ligo_convert.units import duration
 
 if TYPE_CHECKING:
     from ligo_convert.comparison.worker import JobRunner
@@ -472,8 +473,10 @@ class JobLoop:
 
     def _announce_time(self) -> None:
         speed = self.scheduler.results["probe"]["flops_a_second"]
-        hours = max(0.0, self._expected - self._spent) / speed / self.jobs / 3600
-        self.progress.say(f"about {hours:.1f} h to go: {self.jobs} worker(s), {speed / 1e9:.0f} GFLOP/s each")
+        seconds = max(0.0, self._expected - self._spent) / speed / self.jobs
+        self.progress.say(
+            f"about {duration(seconds)} to go: worker processes: {self.jobs}, each at {speed / 1e9:.0f} GFLOP/s"
+        )
 
     def _announce_end(self, job: TrainingJob, result: Mapping[str, Any]) -> None:
         assert job.run is not None

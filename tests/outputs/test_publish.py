@@ -741,6 +741,11 @@ def test_the_command_shows_what_goes_and_a_dry_run_sends_nothing(grown: Path, tm
         assert "everyone" in done.stdout
         assert TOKEN not in done.stdout + done.stderr
         assert not hub.repositories[REPO].closed
+        logged = cli(hub, tmp_path, "publish", str(grown), REPO, "--public", "--log-format", "json")
+        assert logged.returncode == 0, logged.stderr
+        assert all(json.loads(line)["event"] for line in logged.stderr.splitlines())
+        quiet = cli(hub, tmp_path, "publish", str(grown), REPO, "--public", "--quiet")
+        assert (quiet.returncode, quiet.stderr) == (0, "")
         refused = cli(hub, tmp_path, "publish", str(grown), REPO, "--pr", "--tag", "v2")
         assert refused.returncode == 2
 
