@@ -22,7 +22,7 @@ START_SECONDS = 120.0
 
 # Long enough to be interrupted; different seeds keep the fits apart.
 LONG = [
-    {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 1500, "fit.seed": number}}
+    {"name": f"long-{number}", "recipe": "fitted.yaml", "set": {"fit.steps": 500, "fit.seed": number}}
     for number in range(2)
 ]
 

@@ -257,6 +257,7 @@ def smaller(warm: WarmCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_more_methods_from_finished_jobs_are_the_same_comparison(
     smaller: Path, whole: tuple[Path, Ended], warm: WarmCli
 ) -> None:

@@ -182,6 +182,7 @@ def test_the_order_of_the_jobs_decides_nothing(workers: int, whole: Executor, ex
         assert other.record() == whole.record()
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_from_any_prefix_of_its_results(whole: Executor, experiment: Experiment) -> None:
     count = len(whole.jobs)
     for done in (1, 25, count // 2, count):
@@ -191,6 +192,7 @@ def test_a_comparison_goes_on_from_any_prefix_of_its_results(whole: Executor, ex
         assert resumed.scheduler.results == whole.scheduler.results
 
 
+@pytest.mark.slow
 def test_a_result_that_is_forgotten_is_done_again_with_all_that_it_needs(
     whole: Executor, experiment: Experiment
 ) -> None:

@@ -85,6 +85,7 @@ def stop_at(effect: str, out: Path) -> None:
         compare(load_recipe(out.parent / "recipe.yaml"), out, methods=["late"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["rename", "rename_new"])
 def test_a_stop_before_the_output_has_its_name_costs_no_job(effect: str, trained: list[str], tmp_path: Path) -> None:
     """Before the work directory is moved away and after that: the files of the source that no entry uses are deleted by then."""
@@ -102,6 +103,7 @@ def test_a_stop_before_the_output_has_its_name_costs_no_job(effect: str, trained
     assert not (out / "ligo" / "source").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_tokenizer_of_the_source_is_made_again_and_costs_no_job(trained: list[str], tmp_path: Path) -> None:
     out, found = tmp_path / "out", list[bytes]()
     file = partial_path(out) / "ligo" / "source" / "tokenizer.json"

@@ -274,6 +274,7 @@ def test_what_a_listed_eva_computes_is_what_the_config_says() -> None:
             assert model.blocks[0].attn.rotate_half == config["rope_rotate_half"], name
 
 
+@pytest.mark.slow
 def test_what_a_listed_architecture_computes_is_what_the_config_says() -> None:
     """Keys without parameters: pooling, activation, and which norm is meant."""
     import timm

@@ -56,11 +56,14 @@ def source_parameters(start: GrowthPlan) -> int:
 # --- laws -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["even", "uneven", "depth", "both"])
+@pytest.mark.parametrize(("number", "target"), list(enumerate(["even", "uneven", "depth", "both"])))
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.slow
-def test_every_parameter_is_counted_once_and_the_old_ones_are_as_many_as_the_source_has(name: str, target: str) -> None:
-    found = starts(name, target)
+def test_every_parameter_is_counted_once_and_the_old_ones_are_as_many_as_the_source_has(
+    name: str, number: int, target: str
+) -> None:
+    """Slow: at each target another fifth of the starts, tied and not."""
+    found = starts(name, target)[number::5]
     assert found
     for start in found:
         family, file = start.family, new_parameters(start.family, initial_operator(start))

@@ -18,6 +18,7 @@ def build(docs: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, str(docs), str(out)], capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_every_page_is_built_without_a_warning(tmp_path: Path) -> None:
     done = build(DOCS, tmp_path / "out")
     assert done.returncode == 0, done.stderr
