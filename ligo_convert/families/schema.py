@@ -173,7 +173,8 @@ class Norm:
         after_attention: post-norm only: the norm after the attention branch.
         after_mlp: post-norm only: the norm after the MLP branch.
         summed_streams: streams that only a norm (and a tied head) reads, such as sums of embeddings: any linear map is allowed there.
-        activated_streams: streams that a norm reads directly from an activation: no linear map acts between the two.
+        activated_streams: streams that a norm reads directly from an activation: no linear map acts between the two. Also streams that
+            a head reads without a norm, beside a norm that reads them: their entries keep their scale.
         beside: streams as wide as the residual stream that linear maps write and a norm of their own reads, such as the output of an
             attention pool. They grow by the same maps, but methods that rewrite the source's tensors do not keep them.
         inner: stream -> the axes over which another norm of the same kind and epsilon runs: the head size where each head of the queries

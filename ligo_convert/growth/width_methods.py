@@ -45,7 +45,7 @@ class WidthRequest:
         seed: seed of every random draw.
         place: position of the norm. `pre`: before a residual branch. `post`: after the residual sum. `embedded`: before a residual
             branch, and the stream begins with the output of a norm. `summed`: directly after a sum of embeddings. `activated`: directly
-            after an activation. The last two have no skip connection around them.
+            after an activation, or of a stream that others read without a norm. The last two have no skip connection around them.
         norms: number of norms that the stream passes in the whole source.
         fixed_epsilon: True if the library's code fixes the norm's epsilon, so that the config cannot rescale it.
         affine: False if the norm has no gain, which could take a factor.
@@ -297,9 +297,10 @@ def lemon_claim(request: WidthRequest) -> Claim:
     if request.norm is None:
         return Claim(verdict="exact", reason="copied entries, reads that sum to one over the copies")
     if request.place != "pre" and request.new % request.old:
-        where = {"embedded": "embeddings pass a norm", "activated": "a norm reads an activation"}.get(
-            request.place, "the norm comes after the sum (post-norm)"
-        )
+        where = {
+            "embedded": "embeddings pass a norm",
+            "activated": "a norm reads an activation or an attention pool",
+        }.get(request.place, "the norm comes after the sum (post-norm)")
         raise CannotPreserve(
             f"{request.axis} grows from {request.old} to {request.new}: where {where} only whole multiples are exact;"
             " `mean-preserving` is the nearest method there, then `zero`"
@@ -435,7 +436,7 @@ def zero_claim(request: WidthRequest) -> Claim:
     """Claim exactness unless the stream's mean reaches a LayerNorm and cannot be centred away."""
     epsilon = request.old / request.new if request.norm and not request.fixed_epsilon else 1.0
     if request.place != "pre":
-        where = {"embedded": "of the embeddings", "activated": "behind an activation"}.get(
+        where = {"embedded": "of the embeddings", "activated": "behind an activation or an attention pool"}.get(
             request.place, "after the sum (post-norm)"
         )
         return Claim(

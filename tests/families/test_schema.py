@@ -217,7 +217,8 @@ def test_every_plain_vit_of_timm_is_listed() -> None:
     from timm.models.vision_transformer import Block, VisionTransformer
 
     known = {name for found in FAMILIES.values() for name in found.architectures}
-    ours = {re.sub(r"\{\w+\}", "#", row.pattern) for row in FAMILIES["vit"].table}
+    tables = [FAMILIES[name].table for name in ("vit", "vit_map")]
+    ours = {re.sub(r"\{\w+\}", "#", row.pattern) for table in tables for row in table}
     left_out = []
     for name in timm.list_models(module="vision_transformer"):
         if name in known:
@@ -232,8 +233,8 @@ def test_every_plain_vit_of_timm_is_listed() -> None:
         # RMSNorm has no shift.
         if theirs <= ours and theirs & {"norm.bias", "fc_norm.bias"}:
             left_out.append(name)
-    # Its images are no whole number of patches.
-    assert left_out == ["vit_so400m_patch14_siglip_gap_384"]
+    # Their images are no whole number of patches.
+    assert left_out == ["vit_so400m_patch14_siglip_384", "vit_so400m_patch14_siglip_gap_384"]
 
 
 @pytest.mark.slow
@@ -280,7 +281,7 @@ def test_what_a_listed_architecture_computes_is_what_the_config_says() -> None:
     import timm
 
     activations = {"gelu": "GELU", "gelu_tanh": "GELUTanh"}
-    for name in FAMILIES["vit"].architectures:
+    for name in (*FAMILIES["vit"].architectures, *FAMILIES["vit_map"].architectures):
         config = flat_config({"architecture": name})
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")

@@ -265,6 +265,23 @@ def test_an_attention_pool_keeps_what_it_returns(target: str, width: str) -> Non
     assert float((new - new.mean()).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("name", ["vit_map", "vit_map encoder"])
+def test_what_timm_reads_behind_an_attention_pool_is_exact_at_whole_multiples(name: str) -> None:
+    """The pool's output is read without a norm: a stream that is scaled would be seen."""
+    plans = {
+        (target, width): start_of(name, config_of(name), TARGETS[name][target], width=width, depth="identity").verdict
+        for target, width in (
+            ("even", "lemon"),
+            ("even", "hyperclone"),
+            ("uneven", "mean-preserving"),
+            ("depth", "copy"),
+        )
+    }
+    assert list(plans.values()) == ["exact", "exact", "near", "exact"]
+    with pytest.raises(RecipeError, match="an attention pool only whole multiples are exact"):
+        start_of(name, config_of(name), TARGETS[name]["uneven"], width="lemon", depth="identity")
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_width_that_rewrites_the_stream_does_not_keep_the_pool(width: str) -> None:
     verdicts = {}

@@ -1194,7 +1194,7 @@ def test_an_image_model_is_refused_text(data: dict[str, object], sources: Callab
 UNKNOWN = {
     "cait_xxs25_224": "cait_xxs24_224",
     "convnext_tiny.fb_in1k": "ligo-convert families",
-    "vit_base_patch16_siglip_224": "vit_",
+    "vit_base_patch16_clip_224": "vit_",
 }
 
 
