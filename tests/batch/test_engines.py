@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import finish
+from support.slow import rest_slow
 from support.zoos import CHAIN, POISON, Zoo, cli, source, weights, zoo
 
 from ligo_convert.batch.engine import EngineOptions
@@ -17,7 +18,7 @@ from ligo_convert.errors import LigoError
 __all__ = ["source", "zoo"]
 
 
-@pytest.fixture(scope="module", params=[*ENGINES, "local-jobs"])
+@pytest.fixture(scope="module", params=rest_slow([*ENGINES, "local-jobs"], lambda name: name != "ray"))
 def options(request: pytest.FixtureRequest) -> list[str]:
     """Command-line options of an engine; `local` is two engines, by its number of jobs."""
     name, _, jobs = request.param.partition("-")

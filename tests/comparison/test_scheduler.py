@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.experiments import experiment_of, trained_here
+from support.slow import rest_slow
 
 from ligo_convert.comparison.experiment import SOURCE_SIZE, Experiment
 from ligo_convert.comparison.outcome import outcome
@@ -174,7 +175,7 @@ def test_states_are_kept_as_long_as_needed_and_no_longer(whole: Executor, experi
     assert whole.most_states < 0.5 * len(whole.jobs)
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", rest_slow([2, 5], lambda workers: workers == 2))
 def test_the_order_of_the_jobs_decides_nothing(workers: int, whole: Executor, experiment: Experiment) -> None:
     for seed in range(2):
         other = Executor(experiment).run(workers=workers, seed=seed)

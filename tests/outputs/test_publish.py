@@ -18,6 +18,7 @@ from support.checkpoints import HERE
 from support.loopback import server as loopback
 from support.loopback.server import Fault, Pull
 from support.pipelines import NORMALIZE, dense, pooling, write_pipeline
+from support.slow import rest_slow
 from support.source_models import DEEPER, recipe_text, write_case, write_checkpoint
 
 from ligo_convert.checkpoints.layout import stated_license
@@ -640,7 +641,7 @@ print(json.dumps(all(one[0] == two[0] and torch.equal(one[1], two[1]) for one, t
 """
 
 
-@pytest.mark.parametrize("kind", ["transformers", "timm"])
+@pytest.mark.parametrize("kind", rest_slow(["transformers", "timm"], lambda kind: kind == "transformers"))
 def test_people_load_it_by_its_name(kind: str, grown: Path, send: Send, tmp_path: Path) -> None:
     out = grown
     if kind == "timm":
