@@ -177,6 +177,8 @@ IDS = [torch.randint(0, 29, (2, 8), generator=torch.Generator().manual_seed(numb
 
 def batches_of(kind: str) -> object:
     """The same six batches of token ids as different kinds of data."""
+    import datasets
+
     rows = torch.cat(IDS)
     match kind:
         case "list of tensors":
@@ -186,9 +188,7 @@ def batches_of(kind: str) -> object:
         case "DataLoader":
             return torch.utils.data.DataLoader([{"input_ids": row} for row in rows], batch_size=2)
         case "Dataset":
-            return pytest.importorskip("datasets", reason="the extra `datasets` is not installed").Dataset.from_dict(
-                {"input_ids": rows.tolist(), "label": [0] * len(rows)}
-            )
+            return datasets.Dataset.from_dict({"input_ids": rows.tolist(), "label": [0] * len(rows)})
         case "one tensor":
             return rows
         case _:
@@ -213,18 +213,14 @@ def test_data_comes_in_many_forms(kind: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 @pytest.mark.parametrize("as_dataset", [False, True])
 def test_texts_are_tokenized(family: str, as_dataset: bool, tmp_path: Path) -> None:
+    import datasets
+
     for name, content in tokenizer_files(family, tmp_path / "training").items():
         (tmp_path / name).write_bytes(content)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = model_of(config_of(family, vocab_size=VOCABULARY), dtype=torch.float32)
     texts = [f"line {number} of a text that is long enough" for number in range(200)]
-    data = (
-        pytest.importorskip("datasets", reason="the extra `datasets` is not installed").Dataset.from_dict(
-            {"text": texts}
-        )
-        if as_dataset
-        else texts
-    )
+    data = datasets.Dataset.from_dict({"text": texts}) if as_dataset else texts
     options = {"tokenizer": tokenizer, "sequence_length": 8, "batch_size": 4, "steps": 2}
     depth = TARGETS[family]["depth"]
     report = ligo_convert.grow(model, depth, data=data, **options).ligo

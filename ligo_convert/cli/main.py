@@ -857,18 +857,16 @@ def publish(
         if not dry_run:
             destination.check_access()
         packed = pack(directory, license=license, progress=progress)
-        if dry_run:
-            foreseen = destination.plan(packed, progress=progress)
-    if not dry_run:
-        # Between two groups of bars: what else is written to a terminal while bars are drawn is drawn over.
-        if _Log.settings.form == "text" and _Log.settings.level != "quiet":
-            contents_report(packed, console=message_console())
-        with _showing() as progress:
-            published = destination.put(packed, progress=progress)
-    if dry_run:
+        foreseen = destination.plan(packed, progress=progress) if dry_run else None
+    if foreseen is not None:
         _print(foreseen, as_json, lambda: foreseen_report(packed, foreseen))
-    else:
-        _print(published.json(), as_json, lambda: publish_report(published))
+        return
+    # Between two groups of bars: what else is written to a terminal while bars are drawn is drawn over.
+    if _Log.settings.form == "text" and _Log.settings.level != "quiet":
+        contents_report(packed, console=message_console())
+    with _showing() as progress:
+        published = destination.put(packed, progress=progress)
+    _print(published.json(), as_json, lambda: publish_report(published))
 
 
 @cli.command("import")

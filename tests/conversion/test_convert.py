@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.corpora import not_installed
 from support.outputs import resign
 from support.source_models import DEEPER, GROWN, fit_section, recipe_text, weights_of, write_checkpoint, write_text
 
@@ -616,12 +616,12 @@ HEADERS: dict[str, tuple[Break, dict[str, object], dict[str, Any], type[LigoErro
 
 
 @pytest.mark.parametrize("what", HEADERS)
-def test_plan_and_run_refuse_alike_and_leave_nothing(what: str, source: Path, place: Path) -> None:
+def test_plan_and_run_refuse_alike_and_leave_nothing(
+    what: str, source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change, target, sections, kind, text = HEADERS[what]
-    if kind is MissingExtra and any(map(importlib.util.find_spec, ("datasets", "sentencepiece"))):
-        pytest.skip(
-            "the extras datasets or sentencepiece are installed: what is said where they are missing cannot be seen"
-        )
+    if kind is MissingExtra:
+        not_installed(monkeypatch, "datasets", "sentencepiece")
     change(source, place)
     recipe = recipe_of(place, "./source", target, **sections)
     before = snapshot(place)

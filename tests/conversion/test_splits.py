@@ -155,7 +155,6 @@ def test_a_trained_source_is_known_by_all_that_it_sees(
     parts = compute_digests(plan, None, {}, Progress()).parts
     settings = plan.pretrain.settings.model_dump(mode="json")
     assert sha256_of({"data": parts["data"], "pretrain": settings, "held": held}) == plain
-    pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
     hub = [trained(data={"hub": {"id": f"org/{name}"}}) for name in ("one", "two")]
     assert len({*hub, plain}) == 3
 

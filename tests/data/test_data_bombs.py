@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -264,16 +263,14 @@ def test_a_deep_tree_has_an_end(globs: Measured, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> Iterator[Measured]:
-    parquet = ("pyarrow.parquet",) if importlib.util.find_spec("pyarrow") else ()
-    with Measured(*parquet, "ligo_convert.data.hf_datasets", "ligo_convert.data.text_files") as found:
+    with Measured("pyarrow.parquet", "ligo_convert.data.hf_datasets", "ligo_convert.data.text_files") as found:
         yield found
 
 
 def test_a_parquet_file_that_repeats_a_long_text_is_read_in_parts(rows: Measured, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need the extra `datasets`, which is not installed")
-    parquet = pytest.importorskip(
-        "pyarrow.parquet", reason="Parquet files need the extra `datasets`, which is not installed"
-    )
+    import pyarrow
+    from pyarrow import parquet
+
     texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4096, pyarrow.int32()), ["x " * 1_000_000])
     path = tmp_path / "many.parquet"
     parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import importlib
-import importlib.util
 import json
 import threading
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 import pytest
 from support.corpora import (
-    HAS_DATASETS,
     Data,
     Hub,
+    not_installed,
     python,
     slices,
     texts,
@@ -31,9 +30,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.mark.skipif(HAS_DATASETS, reason="datasets is installed: its absence cannot be tested")
 @pytest.mark.parametrize("data", [Data(hub=Hub(id="org/name")), Data(text=["*.parquet"])])
-def test_tables_without_the_package_name_the_extra(tmp_path: Path, data: Data) -> None:
+def test_tables_without_the_package_name_the_extra(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    not_installed(monkeypatch, "datasets")
     write(tmp_path / "a.parquet", b"PAR1")
     with pytest.raises(MissingExtra, match="needs the package datasets") as caught:
         check_data(data, base=tmp_path)
@@ -54,7 +53,6 @@ def parquet(path: Path, rows: list[Any], *, column: str = "text", group: int = 5
     return path
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_every_row_of_parquet_is_read_once_in_an_order_of_its_own(tmp_path: Path, tokenizer: Path) -> None:
     rows = [f"row {number} of the table, some words" for number in range(3000)]
     parquet(tmp_path / "a.parquet", rows[:1000])
@@ -74,7 +72,6 @@ def test_every_row_of_parquet_is_read_once_in_an_order_of_its_own(tmp_path: Path
     assert test.take([0])["input_ids"].shape == (1, 32)
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     write(tmp_path / "broken.parquet", b"PAR1 and nothing else")
     parquet(tmp_path / "other.parquet", ["x"], column="content")
@@ -92,7 +89,6 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         texts(tmp_path, "damaged.parquet")
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_a_folder_is_not_taken_for_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "org" / "name" / "a.txt", "text")
     monkeypatch.chdir(tmp_path)
@@ -163,7 +159,6 @@ for hub in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 @pytest.mark.slow
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)

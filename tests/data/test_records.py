@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.corpora import HAS_DATASETS, Data, Folder, Hub, slices, trained, write
+from support.corpora import Data, Folder, Hub, slices, trained, write
 
 from ligo_convert.data.chat_template import DATE, ChatTemplate, load_chat_template
 from ligo_convert.data.corpus import check_data, documents
@@ -258,7 +258,6 @@ def table(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "saved", "splits"])
 def test_every_kind_of_data_reads_the_same_column(kind: str, tmp_path: Path) -> None:
     import datasets
@@ -291,7 +290,6 @@ def test_every_kind_of_data_reads_the_same_column(kind: str, tmp_path: Path) -> 
     assert found != list(documents(data, base=tmp_path, seed=1))
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 def test_conversations_in_a_table(tmp_path: Path, tokenizer: Path) -> None:
     table(tmp_path / "a.parquet", chats(120))
     data = Data(text=["*.parquet"], format="chat")
@@ -301,7 +299,6 @@ def test_conversations_in_a_table(tmp_path: Path, tokenizer: Path) -> None:
     assert all(text.startswith("<|user|>\nWhat is") for text in found)
 
 
-@pytest.mark.skipif(not HAS_DATASETS, reason="the extra `datasets` is not installed")
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -328,7 +325,8 @@ def test_a_dataset_that_cannot_be_read_is_named(data: Data, says: str, tmp_path:
 
 
 def test_the_column_of_a_hub_dataset_may_stand_at_either_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+    import datasets
+
     rows = [{"body": f"row {number}"} for number in range(5)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(rows))
     for data in (

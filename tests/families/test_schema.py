@@ -290,6 +290,8 @@ def test_what_a_listed_architecture_computes_is_what_the_config_says() -> None:
         assert type(model.blocks[0].mlp.act).__name__ == activations[str(config["activation"])], name
         assert isinstance(model.fc_norm, torch.nn.Identity) != config["fc_norm"], name
         assert (model.num_classes, model.num_reg_tokens) == (config["num_classes"], config["reg_tokens"]), name
+        if config["global_pool"] == "map":
+            assert model.pool_include_prefix == config["pool_include_prefix"], name
 
 
 @pytest.mark.parametrize(

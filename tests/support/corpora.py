@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import ligo_convert
 from ligo_convert.data.corpus import check_data, documents
@@ -18,9 +18,13 @@ from ligo_convert.data.records import FormatName
 from ligo_convert.data.tokens import SplitSizes, token_splits
 from ligo_convert.data.train_tokenizer import train_tokenizer
 
-HAS_DATASETS = importlib.util.find_spec("datasets") is not None
-HAS_SENTENCEPIECE = importlib.util.find_spec("sentencepiece") is not None
 VOCABULARY = 400
+
+
+def not_installed(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages impossible to find and to import, as where they are not installed."""
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
 
 
 @dataclass(frozen=True, kw_only=True)

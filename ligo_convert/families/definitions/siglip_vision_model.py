@@ -16,6 +16,16 @@ PAPER = r"""@inproceedings{zhai2023sigmoid,
   url       = {https://arxiv.org/abs/2303.15343}
 }"""
 
+# The streams of the attention pool; `pooled` is what it returns.
+POOL_STREAMS = {
+    "pool_query": "heads*head_dim",
+    "pool_key": "heads*head_dim",
+    "pool_value": "heads*head_dim",
+    "pool_mlp": "mlp",
+    "pooled": "embed",
+}
+POOL_PRODUCT = ("pool_query", "pool_key")
+
 SIGLIP_VISION_MODEL = Family(
     name="siglip_vision_model",
     model_type="siglip_vision_model",
@@ -36,12 +46,7 @@ SIGLIP_VISION_MODEL = Family(
         "query": "heads*head_dim",
         "key": "heads*head_dim",
         "value": "heads*head_dim",
-        "pool_query": "heads*head_dim",
-        "pool_key": "heads*head_dim",
-        "pool_value": "heads*head_dim",
-        "pool_mlp": "mlp",
-        # What the pool returns.
-        "pooled": "embed",
+        **POOL_STREAMS,
     },
     tensors={
         "vision_model.embeddings.patch_embedding.weight": "embed <- rgb patch patch",
@@ -97,7 +102,7 @@ SIGLIP_VISION_MODEL = Family(
         "vision_model.encoder.layers.{layer}.mlp.fc2",
     ),
     never_grown=("rgb", "patch", "image", "position"),
-    dot_products=(("query", "key"), ("pool_query", "pool_key")),
+    dot_products=(("query", "key"), POOL_PRODUCT),
     activation="hidden_act",
     function_irrelevant_keys=("attention_dropout", "initializer_range", "initializer_factor"),
     # The library draws each kind of module in another way.

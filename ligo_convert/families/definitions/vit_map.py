@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ligo_convert.families.definitions.siglip_vision_model import PAPER
+from ligo_convert.families.definitions.siglip_vision_model import PAPER, POOL_PRODUCT, POOL_STREAMS
 from ligo_convert.families.definitions.vit import VIT
 
 # Tensors of the other poolings; the head reads another stream.
 _WITHOUT = ("fc_norm", "norm", "dist_token", "head")
 
+_TANH = {"activation": "gelu_tanh"}
+_BASE = {"num_classes": 0}
+_LARGE = {**_BASE, "embed_dim": 1024, "depth": 24, "num_heads": 16}
+_SO400M = {**_BASE, "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362}
+_GIANT = {**_BASE, "embed_dim": 1536, "depth": 40, "num_heads": 16, **_TANH}
+
 VIT_MAP = replace(
     VIT,
     name="vit_map",
     model_type="vit_map",
-    streams={
-        **VIT.streams,
-        "pool_query": "heads*head_dim",
-        "pool_key": "heads*head_dim",
-        "pool_value": "heads*head_dim",
-        "pool_mlp": "mlp",
-        # What the pool returns.
-        "pooled": "embed",
-    },
+    streams={**VIT.streams, **POOL_STREAMS},
     tensors={
         **{name: layout for name, layout in VIT.tensors.items() if not name.startswith(_WITHOUT)},
         "norm.weight": "embed gain",
@@ -50,7 +48,7 @@ VIT_MAP = replace(
     # The head reads what the pool returns without a norm, so that methods which scale the stream are not exact there.
     norm=replace(VIT.norm, head="norm", beside=("pooled",), activated_streams=("pooled",)),
     pooled=("attn_pool.q", "attn_pool.proj", "attn_pool.mlp.fc1", "attn_pool.mlp.fc2", "head"),
-    dot_products=(("query", "key"), ("pool_query", "pool_key")),
+    dot_products=(*VIT.dot_products, POOL_PRODUCT),
     required_values={
         **{key: value for key, value in VIT.required_values.items() if key != "pool_include_prefix"},
         "global_pool": "map",
@@ -68,49 +66,16 @@ VIT_MAP = replace(
             "reg_tokens": 1,
             "pool_include_prefix": True,
         },
-        "vit_base_patch16_siglip_224": {"num_classes": 0},
-        "vit_base_patch16_siglip_256": {"img_size": 256, "num_classes": 0},
-        "vit_base_patch16_siglip_384": {"img_size": 384, "num_classes": 0},
-        "vit_base_patch16_siglip_512": {"img_size": 512, "num_classes": 0},
-        "vit_base_patch32_siglip_256": {"img_size": 256, "patch_size": 32, "num_classes": 0, "activation": "gelu_tanh"},
-        "vit_giantopt_patch16_siglip_256": {
-            "img_size": 256,
-            "num_classes": 0,
-            "embed_dim": 1536,
-            "depth": 40,
-            "num_heads": 16,
-            "activation": "gelu_tanh",
-        },
-        "vit_giantopt_patch16_siglip_384": {
-            "img_size": 384,
-            "num_classes": 0,
-            "embed_dim": 1536,
-            "depth": 40,
-            "num_heads": 16,
-            "activation": "gelu_tanh",
-        },
-        "vit_large_patch16_siglip_256": {
-            "img_size": 256,
-            "num_classes": 0,
-            "embed_dim": 1024,
-            "depth": 24,
-            "num_heads": 16,
-        },
-        "vit_large_patch16_siglip_384": {
-            "img_size": 384,
-            "num_classes": 0,
-            "embed_dim": 1024,
-            "depth": 24,
-            "num_heads": 16,
-        },
-        "vit_large_patch16_siglip_512": {
-            "img_size": 512,
-            "num_classes": 0,
-            "embed_dim": 1024,
-            "depth": 24,
-            "num_heads": 16,
-            "activation": "gelu_tanh",
-        },
+        "vit_base_patch16_siglip_224": _BASE,
+        "vit_base_patch16_siglip_256": {**_BASE, "img_size": 256},
+        "vit_base_patch16_siglip_384": {**_BASE, "img_size": 384},
+        "vit_base_patch16_siglip_512": {**_BASE, "img_size": 512},
+        "vit_base_patch32_siglip_256": {**_BASE, **_TANH, "img_size": 256, "patch_size": 32},
+        "vit_giantopt_patch16_siglip_256": {**_GIANT, "img_size": 256},
+        "vit_giantopt_patch16_siglip_384": {**_GIANT, "img_size": 384},
+        "vit_large_patch16_siglip_256": {**_LARGE, "img_size": 256},
+        "vit_large_patch16_siglip_384": {**_LARGE, "img_size": 384},
+        "vit_large_patch16_siglip_512": {**_LARGE, **_TANH, "img_size": 512},
         "vit_so150m_patch16_reg4_map_256": {
             "img_size": 256,
             "embed_dim": 896,
@@ -119,50 +84,11 @@ VIT_MAP = replace(
             "mlp_ratio": 2.572,
             "reg_tokens": 4,
         },
-        "vit_so400m_patch14_siglip_224": {
-            "patch_size": 14,
-            "num_classes": 0,
-            "embed_dim": 1152,
-            "depth": 27,
-            "num_heads": 16,
-            "mlp_ratio": 3.7362,
-        },
-        "vit_so400m_patch14_siglip_378": {
-            "img_size": 378,
-            "patch_size": 14,
-            "num_classes": 0,
-            "embed_dim": 1152,
-            "depth": 27,
-            "num_heads": 16,
-            "mlp_ratio": 3.7362,
-        },
-        "vit_so400m_patch16_siglip_256": {
-            "img_size": 256,
-            "num_classes": 0,
-            "embed_dim": 1152,
-            "depth": 27,
-            "num_heads": 16,
-            "mlp_ratio": 3.7362,
-            "activation": "gelu_tanh",
-        },
-        "vit_so400m_patch16_siglip_384": {
-            "img_size": 384,
-            "num_classes": 0,
-            "embed_dim": 1152,
-            "depth": 27,
-            "num_heads": 16,
-            "mlp_ratio": 3.7362,
-            "activation": "gelu_tanh",
-        },
-        "vit_so400m_patch16_siglip_512": {
-            "img_size": 512,
-            "num_classes": 0,
-            "embed_dim": 1152,
-            "depth": 27,
-            "num_heads": 16,
-            "mlp_ratio": 3.7362,
-            "activation": "gelu_tanh",
-        },
+        "vit_so400m_patch14_siglip_224": {**_SO400M, "patch_size": 14},
+        "vit_so400m_patch14_siglip_378": {**_SO400M, "img_size": 378, "patch_size": 14},
+        "vit_so400m_patch16_siglip_256": {**_SO400M, **_TANH, "img_size": 256},
+        "vit_so400m_patch16_siglip_384": {**_SO400M, **_TANH, "img_size": 384},
+        "vit_so400m_patch16_siglip_512": {**_SO400M, **_TANH, "img_size": 512},
     },
     paper=PAPER,
 )
