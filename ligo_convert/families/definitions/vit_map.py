@@ -1,4 +1,4 @@
-"""Vision transformers of timm with an attention pool (`global_pool: map`), such as the image towers of SigLIP (Zhai et al., 2023).
+"""Vision transformers of timm with an attention pool (Zhai et al., 2022; `global_pool: map`), such as the image towers of SigLIP.
 
 The pool is one attention of a learned latent to the normalised tokens, with a norm and feed-forward layers of its own; the head reads it.
 """
@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ligo_convert.families.definitions.siglip_vision_model import PAPER, POOL_PRODUCT, POOL_STREAMS
+from ligo_convert.families.definitions.siglip_vision_model import POOL_PRODUCT, POOL_STREAMS
 from ligo_convert.families.definitions.vit import VIT
+
+PAPER = r"""@inproceedings{zhai2022scaling,
+  title     = {Scaling Vision Transformers},
+  author    = {Zhai, Xiaohua and Kolesnikov, Alexander and Houlsby, Neil and Beyer, Lucas},
+  booktitle = {Conference on Computer Vision and Pattern Recognition},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2106.04560}
+}"""
 
 # Tensors of the other poolings; the head reads another stream.
 _WITHOUT = ("fc_norm", "norm", "dist_token", "head")
